@@ -1,0 +1,52 @@
+"""The `patchlake` command. Results on stdout, everything else on stderr; exit codes in `errors`."""
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from jobs import demo, evaluate, fit, ingest, score, status
+from jobs.console import log, set_up_logging
+from pipeline.errors import PatchlakeError, Stopped
+
+app = typer.Typer(
+    name="patchlake",
+    help="Find defects in images at the scale of a data lake. "
+    "Exit codes: 0 done, 1 unexpected error, 2 wrong usage or config, "
+    "3 done but fragments failed or too many error rows, 4 stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (ingest.ingest, fit.fit, score.score, evaluate.evaluate, status.status, demo.demo):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; exit with the code of what happened."""
+    set_up_logging()
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(standalone_mode=False)
+    except PatchlakeError as error:
+        log.error("%s", error)  # noqa: TRY400 - one clear message, no traceback
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave(Stopped("stopped; the same command goes on from here"))
+    except typer.TyperException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+def _leave(error: PatchlakeError) -> None:
+    log.error("%s", error)
+    sys.exit(error.exit_code)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Stopped("stopped by SIGTERM; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What fit and score share: fragments through the stages, counted, failures listed, summed up."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jobs.console import log, progress
+from pipeline.cluster.runner import Pipeline, Runner
+from pipeline.errors import FragmentsFailed
+from pipeline.lake import runs
+from pipeline.lake.fragments import Fragment
+from pipeline.lake.runs import Run, Summary
+from pipeline.stages.batch import FragmentBatch, FragmentResult
+
+_SHOWN = 5
+
+
+@dataclass
+class Tally:
+    """What came back from the fragments of this start."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, result: FragmentResult) -> None:
+        """Count one fragment."""
+        self.statuses.update(result.statuses)
+        self.duplicates += result.duplicates
+        for stage, seconds in result.seconds.items():
+            # Counter holds any number; its type only says int.
+            self.stage_seconds[stage] += seconds  # type: ignore[assignment]
+        if result.failure is not None:
+            self.failed[result.key] = result.failure
+
+
+def drive(runner: Runner, run: Run, pending: Sequence[Fragment], pipeline: Pipeline) -> Tally:
+    """Pass the pending fragments through the pipeline; list those that fail."""
+    tally = Tally()
+    images = {fragment.key: fragment.images for fragment in pending}
+    paths = {fragment.key: fragment.path for fragment in pending}
+    rows = [FragmentBatch(fragment).to_arrow() for fragment in pending]
+    with progress(run.record.verb, sum(images.values()), "images") as advance:
+        for row in runner.run(rows, pipeline) if rows else ():
+            result = FragmentResult.from_arrow(row)
+            tally.add(result)
+            if result.failure is not None:
+                run.fail(result.key, result.failure)
+                log.warning(
+                    "fragment %s of %s failed: %s", result.key, paths[result.key], result.failure
+                )
+            advance(images[result.key])
+    return tally
+
+
+def summarise(
+    run: Run,
+    tally: Tally,
+    planned: Sequence[Fragment],
+    already_done: int,
+    *,
+    groups: Mapping[str, str],
+    parts: Sequence[str] = (),
+    removed_parts: Sequence[str] = (),
+) -> Summary:
+    """Return the run's summary, as of now."""
+    return Summary(
+        run=run.record.run,
+        verb=run.record.verb,
+        finished_at=runs.now(),
+        fragments=len(planned),
+        already_done=already_done,
+        failed_fragments=tally.failed,
+        images=sum(fragment.images for fragment in planned),
+        statuses=dict(sorted(tally.statuses.items())),
+        duplicate_image_ids=tally.duplicates,
+        seconds=time.monotonic() - tally.started,
+        stage_seconds={stage: float(s) for stage, s in sorted(tally.stage_seconds.items())},
+        removed_parts=list(removed_parts),
+        groups=dict(groups),
+        libraries=runs.library_versions(),
+        settings=run.record.settings,
+        parts=list(parts),
+    )
+
+
+def require_success(summary: Summary) -> None:
+    """Raise `FragmentsFailed` if a fragment failed or too many rows are errors: exit code 3."""
+    if summary.failed_fragments:
+        shown = list(summary.failed_fragments.items())[:_SHOWN]
+        listed = "; ".join(f"{key}: {error}" for key, error in shown)
+        raise FragmentsFailed(
+            f"{len(summary.failed_fragments)} of {summary.fragments} fragments failed and are tried "
+            f"again by the same command ({listed})"
+        )
+    limit = summary.settings.max_failed
+    if summary.error_rows > limit * summary.images:
+        raise FragmentsFailed(
+            f"{summary.error_rows} of {summary.images} images are error rows {summary.statuses}, "
+            f"max_failed is {limit}: see the column 'error'"
+        )

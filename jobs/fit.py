@@ -1,0 +1,263 @@
+"""fit: images/ of good parts -> model/."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from jobs import options
+from jobs.console import log, progress, show_table
+from jobs.driving import Tally, drive, require_success, summarise
+from pipeline.cluster.runner import Pipeline
+from pipeline.config import Scalar, Settings, digest
+from pipeline.errors import ConfigError, FragmentsFailed
+from pipeline.features.backbone import load_backbone
+from pipeline.images.geometry import Geometry
+from pipeline.lake import models, runs
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment
+from pipeline.lake.runs import Run
+from pipeline.methods import build, options_of
+from pipeline.methods.contract import Method
+from pipeline.stages.decode import Decode, Selection, Source
+from pipeline.stages.fit import EMBEDDINGS, Embedder, StoredCorpus, fit_group
+from pipeline.stages.plan import (
+    Plan,
+    keyed,
+    output_digest,
+    plan_fragments,
+    training_selections,
+)
+
+
+def fit(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Images table (folder or URI).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Where the model goes.")],
+    method: Annotated[str | None, typer.Option(help="Sets method.name.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="timm tag; sets backbone.name.")] = None,
+    weights: options.Weights = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of a paper: patchcore_paper.")
+    ] = None,
+    where: options.Where = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a different model.")
+    ] = False,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    runner: options.RunnerChoice = "ray",
+    address: options.Address = None,
+) -> None:
+    """Fit one model per group on its known-good images."""
+    flags = {
+        "method.name": method,
+        "backbone.name": backbone,
+        "backbone.weights": weights,
+        "preset": preset,
+    }
+    settings = options.read_settings(config, assignments, options.nested(flags))
+    run(
+        images,
+        model,
+        settings,
+        options.Execution(runner, address),
+        where=where,
+        overwrite=overwrite,
+    )
+
+
+def run(
+    images: str,
+    model: str,
+    settings: Settings,
+    execution: options.Execution,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+) -> models.Manifest:
+    """Fit and publish; return the manifest.
+
+    Raises:
+        FragmentsFailed: if a fragment or a group failed; the other groups are published.
+    """
+    lake, target = Folder.at(images), Folder.at(model)
+    target.sweep()
+    planned = _plan(lake, target, settings, where)
+    published = _published(target, planned, overwrite=overwrite)
+    if published is not None:
+        log.info("%s was fitted by this very run; nothing to do", target.root)
+        return published
+    job = runs.begin(target, planned.record, planned.plan.kept)
+    partials = job.name("partials/")
+    done = {entry.name for entry in target.find(partials)}
+    pending = [f for f in planned.plan.kept if f"{partials}{f.key}{EMBEDDINGS}" not in done]
+    embedder = Embedder(
+        model=target,
+        partials=partials,
+        backbone=settings.backbone,
+        method=settings.method.name,
+        method_options=planned.options,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        threads=execution.threads,
+    )
+    decode = Decode(planned.source, planned.selections, execution.threads)
+    with execution.start(settings.workers) as runner:
+        tally = drive(runner, job, pending, Pipeline(decode, embedder))
+    return _publish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
+
+
+@dataclass(frozen=True)
+class _Planned:
+    plan: Plan
+    source: Source
+    selections: Mapping[str, Selection]
+    method: Method
+    options: Mapping[str, Scalar]
+    # What the digest of a group's model covers besides its arrays.
+    identity: Mapping[str, object]
+    record: runs.RunRecord
+    weights_sha256: str
+
+
+def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -> _Planned:
+    """Check everything that can be wrong with the command, then cut the work."""
+    method = build(settings.method.name, settings.method.options())
+    geometry = Geometry(settings.image.resize, settings.image.crop)
+    plan = plan_fragments(lake, settings, where)
+    selections = training_selections(lake, plan.kept, settings.columns)
+    for group, selection in selections.items():
+        if selection == "unlabelled":
+            log.warning("group '%s' has no label at all: every image of it is taken as good", group)
+    weights_sha256 = load_backbone(settings.backbone, seed=settings.seed).weights_sha256
+    identity = {
+        "method": settings.method.name,
+        "options": options_of(method),
+        "geometry": {"resize": settings.image.resize, "crop": settings.image.crop},
+        "backbone": [settings.backbone.name, settings.backbone.layers, weights_sha256],
+        "seed": settings.seed,
+    }
+    version = digest({**identity, "output": output_digest(settings)})
+    plan = keyed(plan, {}, otherwise=version)
+    record = runs.RunRecord(
+        run=runs.identify(lake, version, where, [fragment.key for fragment in plan.kept]),
+        verb="fit",
+        images=lake.root,
+        where=where,
+        version=version[:12],
+        started_at=runs.now(),
+        settings=settings,
+    )
+    source = Source(lake, settings.columns, settings.image, geometry)
+    options_used = options_of(method)
+    log.info(
+        "fit of %s: %d groups, %d fragments, into %s",
+        lake.root,
+        len(plan.groups),
+        len(plan.kept),
+        target.root,
+    )
+    return _Planned(
+        plan, source, selections, method, options_used, identity, record, weights_sha256
+    )
+
+
+def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.Manifest | None:
+    """Return the manifest that this run has published already, if it is complete."""
+    if not target.exists(models.MANIFEST):
+        return None
+    present = models.read_manifest(target)
+    if present.run == planned.record.run:
+        return None if present.failed_groups else present
+    if not overwrite:
+        raise ConfigError(
+            f"{target.root} holds a different model (fitted {present.created_at:%Y-%m-%d %H:%M}); "
+            "choose another MODEL, or replace it with --overwrite"
+        )
+    return None
+
+
+def _publish(
+    target: Folder, planned: _Planned, job: Run, tally: Tally, already_done: int
+) -> models.Manifest:
+    """Fit each group, write `model.json` and the summary, and raise if anything is missing."""
+    by_group: dict[str, list[Fragment]] = {group: [] for group in planned.plan.groups}
+    for fragment in planned.plan.kept:
+        by_group[fragment.group].append(fragment)
+    fitted: dict[str, models.GroupRecord] = {}
+    failed: dict[str, str] = {}
+    for group, fragments in by_group.items():
+        broken = [fragment.key for fragment in fragments if fragment.key in tally.failed]
+        if broken:
+            failed[group] = f"fragments {broken} failed"
+            continue
+        try:
+            fitted[group] = _fit_group(target, planned, job, fragments)
+        except ConfigError as error:
+            failed[group] = str(error)
+    settings = planned.record.settings
+    manifest = models.Manifest(
+        format=models.FORMAT,
+        run=job.record.run,
+        created_at=job.record.started_at,
+        preset=settings.preset,
+        method=settings.method.name,
+        method_options=dict(planned.options),
+        backbone=models.Network(
+            name=settings.backbone.name,
+            layers=settings.backbone.layers,
+            weights=settings.backbone.weights,
+            weights_sha256=planned.weights_sha256,
+        ),
+        geometry=models.Geometry.of(settings.image),
+        groups=fitted,
+        failed_groups=failed,
+        libraries=runs.library_versions(),
+        settings=settings,
+    )
+    if fitted:
+        models.write_manifest(target, manifest)
+    digests = {group: record.digest for group, record in fitted.items()}
+    summary = summarise(job, tally, planned.plan.kept, already_done, groups=digests)
+    job.finish(summary)
+    _show(target, manifest)
+    if failed:
+        told = "; ".join(f"{group}: {reason}" for group, reason in failed.items())
+        raise FragmentsFailed(f"{len(failed)} of {len(by_group)} groups are not published ({told})")
+    target.remove(job.name("partials"), recursive=True)
+    require_success(summary)
+    return manifest
+
+
+def _fit_group(
+    target: Folder, planned: _Planned, job: Run, fragments: Sequence[Fragment]
+) -> models.GroupRecord:
+    corpus = StoredCorpus(target, job.name("partials/"), fragments)
+    seed = planned.record.settings.seed
+    with progress(f"coreset {fragments[0].group}", 100, "%") as advance:
+        shown = 0
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal shown
+            advance(100 * done // total - shown)
+            shown = 100 * done // total
+
+        return fit_group(planned.method, corpus, planned.identity, seed=seed, progress=on_progress)
+
+
+def _show(target: Folder, manifest: models.Manifest) -> None:
+    rows = [
+        [
+            group,
+            str(record.images),
+            str(sum(record.unusable_images.values())),
+            *(f"{record.facts.get(fact, 0):g}" for fact in ("patches", "bank_rows")),
+            f"{record.facts.get('covering_radius', 0):.4g}",
+            f"{sum(file.bytes for file in record.files) / 2**20:.1f} MiB",
+            record.digest[:12],
+        ]
+        for group, record in manifest.groups.items()
+    ]
+    header = ["group", "images", "unusable", "patches", "bank", "radius", "size", "model"]
+    show_table(f"{manifest.method} on {manifest.backbone.name}: {target.root}", header, rows)

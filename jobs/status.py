@@ -1,0 +1,103 @@
+"""status: what is done, failed and pending, from the files alone."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter
+
+from jobs.console import say, show_table
+from pipeline.errors import ConfigError
+from pipeline.lake import parts, runs
+from pipeline.lake.folder import Folder
+from pipeline.stages.fit import EMBEDDINGS
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run, as its files tell it."""
+
+    run: str
+    verb: str
+    started_at: str
+    # finished: it wrote its summary. open: it runs, or died; the same command goes on.
+    state: str
+    fragments: int
+    done: int
+    failed: int
+    pending: int
+    images: int
+    images_done: int
+    failures: dict[str, str]
+
+
+def status(
+    folder: Annotated[str, typer.Argument(metavar="SCORES|MODEL", help="Where the runs are.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is done, failed and pending."""
+    states = read(folder)
+    if as_json:
+        say(TypeAdapter(list[RunStatus]).dump_json(states, indent=1).decode())
+        return
+    header = ["run", "verb", "started", "state", "fragments", "done", "failed", "pending", "images"]
+    rows = [
+        [
+            s.run,
+            s.verb,
+            s.started_at[:19],
+            s.state,
+            str(s.fragments),
+            str(s.done),
+            str(s.failed),
+            str(s.pending),
+            f"{s.images_done} of {s.images}",
+        ]
+        for s in states
+    ]
+    show_table(Folder.at(folder).root, header, rows)
+    for state in states:
+        for key, error in state.failures.items():
+            say(f"{state.run} {key}: {error}")
+
+
+def read(folder: str) -> list[RunStatus]:
+    """Return the status of every run of a SCORES or MODEL, the newest last.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    target = Folder.at(folder)
+    states = runs.read_runs(target)
+    if not states:
+        raise ConfigError(f"{target.root} holds no run of patchlake")
+    return [_status(target, state) for state in states]
+
+
+def _status(target: Folder, state: runs.RunState) -> RunStatus:
+    record = state.record
+    if record.verb == "score":
+        keys = set(parts.committed(target, record.version))
+    elif state.summary is not None:
+        # A fit's partial results go when its model is published.
+        keys = {f.key for f in state.fragments} - set(state.failed)
+    else:
+        names = (entry.name for entry in target.find(f"_runs/{record.run}/partials"))
+        keys = {
+            n.rpartition("/")[2].removesuffix(EMBEDDINGS) for n in names if n.endswith(EMBEDDINGS)
+        }
+    done = [f for f in state.fragments if f.key in keys]
+    failed = {key: error for key, error in state.failed.items() if key not in keys}
+    return RunStatus(
+        run=record.run,
+        verb=record.verb,
+        started_at=record.started_at.isoformat(),
+        state="open" if state.summary is None else "finished",
+        fragments=len(state.fragments),
+        done=len(done),
+        failed=len(failed),
+        pending=len(state.fragments) - len(done) - len(failed),
+        images=sum(f.images for f in state.fragments),
+        images_done=sum(f.images for f in done),
+        failures=failed,
+    )

@@ -1,0 +1,127 @@
+"""`--runner ray`: the same stages as Ray Data operators. The only module that imports Ray.
+
+One row is one fragment, in a block of its own, through decode (tasks), infer (an actor pool) and
+publish (tasks). Only settings and URIs travel to actors, so that an actor that dies is started
+again anywhere. Durability is not Ray's business: see `pipeline.lake.parts`.
+
+Traps of Ray 2.60 that this avoids: `read_parquet` and `write_parquet` are not used (the new reader
+dies with its node, file names change on every run); stages do not raise for a fragment (user
+errors are not retried); CPUs are asked for whole (fractions can deadlock on small nodes).
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from pipeline.cluster.runner import Pipeline, Stage, Startable
+from pipeline.errors import ConfigError
+
+# A job that waits for spot GPUs is not stuck: Ray's own limit is 30 minutes.
+_NO_PROGRESS_S = 6 * 3600
+
+
+@dataclass(frozen=True)
+class RayRunner:
+    """Runs on the Ray that `connected` has set up. `workers`: infer actors; None, by resources."""
+
+    workers: int | None = None
+
+    def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
+        """Yield the last stage's row for each row, as they are done."""
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        dataset = _dataset(rows)
+        dataset = _map(dataset, pipeline.decode)
+        dataset = dataset.map_batches(
+            _Actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_args=(pipeline.infer,),
+            num_cpus=1,
+            num_gpus=1 if gpus else None,
+            compute=ActorPoolStrategy(size=min(self._actors(gpus), len(rows))),
+        )
+        if pipeline.publish:
+            dataset = _map(dataset, pipeline.publish)
+        return _rows(dataset)
+
+    def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
+        """Yield one stage's row for each row, as they are done."""
+        return _rows(_map(_dataset(rows), stage))
+
+    def _actors(self, gpus: int) -> int:
+        if self.workers:
+            return self.workers
+        if gpus:
+            return gpus
+        # On CPUs the network takes some 35 ms an image, decode and publish 10: about 3 to 1; and
+        # one CPU always stays free for them, or nothing would ever reach the actors.
+        cpus = int(ray.cluster_resources().get("CPU", 2))
+        return max(1, min(cpus - 1, cpus * 3 // 4))
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start a Ray of this process's own, for the length of the block.
+
+    Args:
+        address: As in `ray.init`; None starts a local one.
+
+    Raises:
+        ConfigError: if there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address is None:
+            # Two CPUs at least: one is held by the infer actor.
+            cpus = max(2, os.cpu_count() or 2)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address, log_to_driver=False)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster answers at '{address}': {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Actor:
+    """Starts a stage in the worker, and is called with one row at a time."""
+
+    def __init__(self, startable: Startable) -> None:
+        self._stage = startable.start()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self._stage(table)
+
+
+def _dataset(rows: Sequence[pa.Table]) -> Dataset:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    return ray.data.from_arrow(list(rows))
+
+
+def _map(dataset: Dataset, stage: Stage) -> Dataset:
+    # A partial, because Ray takes an object with __call__ for an actor's class.
+    function = partial(_call, stage)
+    return dataset.map_batches(function, batch_size=1, batch_format="pyarrow", num_cpus=1)
+
+
+def _call(stage: Stage, table: pa.Table) -> pa.Table:
+    return stage(table)
+
+
+def _rows(dataset: Dataset) -> Iterator[pa.Table]:
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for number in range(block.num_rows):
+            yield block.slice(number, 1)

@@ -1,0 +1,233 @@
+"""One typed tree of settings, from a preset, a YAML file, `--set a.b=c` and flags.
+
+Each source beats the one before it. An unknown name is an error that says the nearest known one;
+`method.*` beyond `method.name` belongs to the method's own dataclass (`pipeline.methods`).
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from pipeline.errors import ConfigError
+
+Scalar = bool | int | float | str | None
+# A nested mapping, as YAML gives it, before it is checked.
+Raw = Mapping[str, object]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageSettings(_Frozen):
+    """From an encoded file to the pixels that the backbone sees."""
+
+    # An integer is the shorter side; a pair [height, width] squashes. The whole image by default:
+    # a crop hides defects at the border (docs/architecture.md, "Geometry").
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] = (224, 224)
+    crop: PositiveInt | None = None
+    # 100 megapixels decode to 300 MB of RGB.
+    max_pixels: PositiveInt = 100_000_000
+    max_bytes: PositiveInt = 64 * 2**20
+    # A `uri` cell is read only below one of these: a table must not be able to name any file.
+    uri_prefixes: tuple[str, ...] = ()
+
+
+class BackboneSettings(_Frozen):
+    """The frozen network: a timm tag, where its weights are, and the layers that are read."""
+
+    # The paper's weights are torchvision's; timm's default for this name is another training.
+    name: str = "wide_resnet50_2.tv_in1k"
+    # None: the timm hub. "untrained": random, seeded. Else a path or URI of a safetensors file.
+    weights: str | None = None
+    # timm's `out_indices`: 2 and 3 are layer2 and layer3 of a ResNet.
+    layers: tuple[int, ...] = Field(default=(2, 3), min_length=1)
+
+
+class MethodSettings(BaseModel):
+    """The method's name; the other names are the fields of its dataclass."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Scalar]
+
+    name: str = "patchcore"
+
+    def options(self) -> dict[str, Scalar]:
+        """Return what is set beside the name."""
+        return dict(self.__pydantic_extra__)
+
+
+class ScoreSettings(_Frozen):
+    """What a scoring run writes beside the numbers."""
+
+    heatmaps: Literal["all", "anomalous", "none"] = "all"
+    # Fixes the rows' time; else it is the time at which the run was first started.
+    scored_at: datetime | None = None
+
+
+class ColumnSettings(_Frozen):
+    """Names of our columns in other people's tables, and columns to pass through to the scores."""
+
+    image_id: str = "image_id"
+    image: str = "image"
+    uri: str = "uri"
+    group: str = "group"
+    split: str = "split"
+    label: str = "label"
+    mask: str = "mask"
+    extra: tuple[str, ...] = ()
+
+
+class Settings(_Frozen):
+    """All settings. Those under `image` and `backbone` are fixed in a model once it is fitted."""
+
+    preset: str | None = None
+    seed: int = 0
+    fragment_images: PositiveInt = 256
+    # Images in one forward pass on a GPU. On a CPU images go one by one, which is faster
+    # (docs/architecture.md, "Same bytes") and makes the result independent of this number.
+    batch_size: PositiveInt = 32
+    # Inference workers on Ray; None: what the cluster has.
+    workers: PositiveInt | None = None
+    # Above this share of error rows in the plan the job ends with exit code 3.
+    max_failed: float = Field(default=0.01, ge=0, le=1)
+    image: ImageSettings = ImageSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    method: MethodSettings = MethodSettings()
+    score: ScoreSettings = ScoreSettings()
+    columns: ColumnSettings = ColumnSettings()
+
+
+PRESETS: dict[str, Raw] = {
+    # Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022, section 4.1:
+    # WideResNet-50 layers 2 and 3, 256 resize and 224 crop, Eq. 7, and the 10 % bank.
+    "patchcore_paper": {
+        "image": {"resize": 256, "crop": 224},
+        "backbone": {"name": "wide_resnet50_2.tv_in1k", "layers": [2, 3]},
+        "method": {
+            "name": "patchcore",
+            "embedding": "official",
+            "coreset_fraction": 0.1,
+            "image_score": "reweighted",
+        },
+    },
+}
+
+
+def load_settings(
+    text: str = "", assignments: Sequence[str] = (), flags: Raw | None = None
+) -> Settings:
+    """Return the settings of a YAML text, `a.b=c` assignments and flags, the last one winning.
+
+    Raises:
+        ConfigError: on an unknown name, a value of the wrong type, or text that is not YAML.
+    """
+    layers: list[Raw] = [_parse_yaml(text)]
+    layers += [_parse_assignment(assignment) for assignment in assignments]
+    layers.append(flags or {})
+    preset = next((layer["preset"] for layer in reversed(layers) if layer.get("preset")), None)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(f"preset '{preset}' is unknown{nearest(str(preset), PRESETS)}")
+        layers.insert(0, PRESETS[str(preset)])
+    merged: Raw = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    return check_settings(merged)
+
+
+def check_settings(raw: Raw) -> Settings:
+    """Return `raw` as settings, or raise `ConfigError` with every fault in one message."""
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(raw, fault) for fault in error.errors())) from None
+
+
+def digest(value: BaseModel | Raw) -> str:
+    """Return the SHA-256 (hex) of settings, in an order that does not depend on how they came."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for an unknown name, or the known ones where none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+
+
+def _parse_yaml(text: str) -> Raw:
+    try:
+        parsed = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config file is not YAML: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"the config file holds a {type(parsed).__name__}, not settings by name")
+    return parsed
+
+
+def _parse_assignment(assignment: str) -> Raw:
+    name, equals, value = assignment.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--set takes name=value, got '{assignment}'")
+    try:
+        nested: object = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {name}: the value is not YAML: {error}") from None
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    assert isinstance(nested, dict)
+    return nested
+
+
+def _merge(below: Raw, above: Raw) -> Raw:
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        both = isinstance(under, Mapping) and isinstance(value, Mapping)
+        merged[name] = _merge(under, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _describe(raw: Raw, fault: Mapping[str, object]) -> str:
+    location = fault["loc"]
+    assert isinstance(location, tuple)
+    # Pydantic adds the branch of a union to the location; a setting's name stops before it.
+    parts: list[str] = []
+    known: type[BaseModel] | None = Settings
+    for part in location:
+        if known is None or (parts and part not in known.model_fields and fault["type"] != _EXTRA):
+            break
+        parts.append(str(part))
+        inner = known.model_fields[part].annotation if part in known.model_fields else None
+        known = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    name = ".".join(parts)
+    if fault["type"] == _EXTRA:
+        return f"setting '{name}' is unknown{nearest(name, known_names())}"
+    value: object = raw
+    for part in parts:
+        value = value.get(part) if isinstance(value, Mapping) else value
+    return f"setting '{name}' is {value!r}: {fault['msg']}"
+
+
+_EXTRA = "extra_forbidden"
+
+
+def known_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings."""
+    names = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += known_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

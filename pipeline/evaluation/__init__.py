@@ -1,0 +1,1 @@
+"""Image AUROC, pixel AUROC and AUPRO, streamed."""

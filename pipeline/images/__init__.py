@@ -1,0 +1,1 @@
+"""Encoded images to pixels of one size, and the way back from model input to the image."""

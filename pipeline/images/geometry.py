@@ -1,0 +1,102 @@
+"""From the whole image to the model's input, and where that input lies in the image."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from pipeline.errors import ConfigError
+from pipeline.maths.resampling import bilinear_matrix, gaussian_matrix
+
+# Every paper here smooths the anomaly map with this sigma, in pixels of the model's input.
+MAP_SIGMA = 4.0
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """`resize`: the shorter side, or (height, width); then a square centre `crop`, or None."""
+
+    resize: int | tuple[int, int]
+    crop: int | None
+
+    def __post_init__(self) -> None:
+        smaller = self.resize if isinstance(self.resize, int) else min(self.resize)
+        if self.crop is not None and self.crop > smaller:
+            raise ConfigError(f"image.crop {self.crop} is larger than image.resize {self.resize}")
+        if self.crop is None and isinstance(self.resize, int):
+            raise ConfigError(
+                f"image.resize {self.resize} keeps the aspect ratio, so inputs differ in size; "
+                f"set image.crop, or image.resize=[{self.resize}, {self.resize}] to squash"
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the model's input, in pixels."""
+        if self.crop is not None:
+            return self.crop, self.crop
+        assert not isinstance(self.resize, int)
+        return self.resize
+
+    def apply(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the model's input. Bilinear with antialiasing, as in the papers' transforms."""
+        height, width = self._resized(image.width, image.height)
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        if self.crop is not None:
+            top, left = (height - self.crop) // 2, (width - self.crop) // 2
+            resized = resized.crop((left, top, left + self.crop, top + self.crop))
+        return np.asarray(resized)
+
+    def to_frame(
+        self,
+        anomaly_map: Float32[np.ndarray, "rows columns"],
+        image_size: tuple[int, int],
+        frame_size: tuple[int, int],
+    ) -> Float32[np.ndarray, "h w"]:
+        """Return the anomaly map over the whole image, at another size.
+
+        Bilinear to the model's input, Gaussian of sigma 4 there, then bilinear to the frame; the
+        three are linear and separable, so each axis is one matrix. Frame pixels outside a crop,
+        of which nothing is known, get the lowest value inside it.
+
+        Args:
+            anomaly_map: One distance a patch.
+            image_size: (width, height) of the image, pixels.
+            frame_size: (height, width) of the result, pixels.
+        """
+        input_height, input_width = self.input_size
+        height, width = self._resized(*image_size)
+        down, rows = _axis(anomaly_map.shape[0], input_height, height, frame_size[0])
+        across, columns = _axis(anomaly_map.shape[1], input_width, width, frame_size[1])
+        inside = (down @ anomaly_map @ across.T).astype(np.float32)
+        frame = np.full(frame_size, inside.min(), np.float32)
+        frame[rows, columns] = inside
+        return frame
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if not isinstance(self.resize, int):
+            return self.resize
+        # As torchvision: the longer side is truncated.
+        if width <= height:
+            return int(self.resize * height / width), self.resize
+        return self.resize, int(self.resize * width / height)
+
+
+@lru_cache(maxsize=64)
+def _axis(patches: int, input_size: int, resized: int, frame: int) -> tuple[np.ndarray, slice]:
+    """Return the operator of one axis, and which frame pixels it fills."""
+    offset = (resized - input_size) // 2
+    # Centres of the frame's pixels, in pixels of the resized image, that lie in the crop.
+    centres = (np.arange(frame) + 0.5) * resized / frame
+    inside = np.flatnonzero((centres >= offset) & (centres < offset + input_size))
+    smoothed = gaussian_matrix(input_size, MAP_SIGMA) @ bilinear_matrix(input_size, patches)
+    if input_size == resized:
+        sampled = bilinear_matrix(frame, input_size)
+    else:
+        whole = bilinear_matrix(frame, resized)[inside]
+        # A frame pixel at the rim of the crop takes what lies beyond it from the rim.
+        sampled = whole[:, offset : offset + input_size].copy()
+        sampled[:, 0] += whole[:, :offset].sum(axis=1)
+        sampled[:, -1] += whole[:, offset + input_size :].sum(axis=1)
+    return sampled @ smoothed, slice(int(inside[0]), int(inside[-1]) + 1)

@@ -1,0 +1,1 @@
+"""Nearest neighbours in the memory bank, and its faiss files."""

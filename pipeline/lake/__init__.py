@@ -1,0 +1,1 @@
+"""Settings, tables and errors aside, everything that touches storage: URIs, plan, parts, models."""

@@ -1,0 +1,234 @@
+"""A folder of the lake, on whatever fsspec opens: atomic puts, listings, removal.
+
+Only here is a URI turned into a filesystem. Credentials come from the environment or the
+instance's role, as s3fs finds them; a URI that carries them is refused, because URIs are logged
+and written to manifests.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+from urllib.parse import quote, unquote, urlsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError
+
+_TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file: its name relative to the folder, its size in bytes, and what changes when it does."""
+
+    name: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A path, `s3://bucket/prefix`, or any URI that fsspec opens. It need not exist yet."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        if "@" in urlsplit(self.uri).netloc:
+            shown = self.uri.rpartition("@")[2]
+            raise ConfigError(
+                f"the URI ending in '{shown}' carries credentials; "
+                "put them in the environment (AWS_ACCESS_KEY_ID, ...) or use the instance's role"
+            )
+
+    @classmethod
+    def at(cls, uri: str) -> "Folder":
+        """Return the folder under its normalised URI: workers have other working directories."""
+        return cls(cls(uri).root)
+
+    @cached_property
+    def _filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            filesystem, root = fsspec.url_to_fs(self.uri)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"'{self.uri}' cannot be opened: {error}") from None
+        return filesystem, str(root).rstrip("/") or "/"
+
+    @property
+    def root(self) -> str:
+        """The normalised URI: equal for two spellings of one folder."""
+        filesystem, root = self._filesystem
+        return root if self.is_local else str(filesystem.unstrip_protocol(root))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's disk."""
+        return isinstance(self._filesystem[0], LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Return the full path of a file in the folder, for messages and for other programs."""
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
+    def _inner(self, name: str) -> str:
+        return f"{self._filesystem[1].rstrip('/')}/{name}" if name else self._filesystem[1]
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading. Raises `FileNotFoundError`."""
+        return cast("BinaryIO", self._filesystem[0].open(self._inner(name), "rb"))
+
+    def read(self, name: str, *, at_most: int | None = None) -> bytes:
+        """Return a file's bytes, or its first `at_most`. Raises `FileNotFoundError`."""
+        with self.open(name) as file:
+            return file.read(-1 if at_most is None else at_most)
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is such a file or folder."""
+        return bool(self._filesystem[0].exists(self._inner(name)))
+
+    def entry(self, name: str) -> Entry:
+        """Return one file's entry. Raises `FileNotFoundError`."""
+        return _entry(name, self._filesystem[0].info(self._inner(name)))
+
+    def find(self, below: str = "") -> list[Entry]:
+        """Return all files below a sub-folder, sorted by name; none if it does not exist.
+
+        Temporary files are left out. Linear in the number of files below.
+        """
+        filesystem, _ = self._filesystem
+        filesystem.invalidate_cache()
+        prefix = self._inner("").rstrip("/") + "/"
+        found = filesystem.find(self._inner(below), detail=True)
+        entries = [
+            _entry(path.removeprefix(prefix), info)
+            for path, info in found.items()
+            if path.startswith(prefix) and not path.endswith(_TEMPORARY)
+        ]
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file, whole or not at all: a reader never sees a part of it."""
+        with self.writing(name) as file:
+            file.write(content)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Write a file as a stream; it appears, whole, when the block ends without an error."""
+        filesystem, _ = self._filesystem
+        if self.is_local:
+            with _writing_local(Path(self._inner(name))) as file:
+                yield file
+            return
+        # An object store shows an object when its upload is completed, never before.
+        file = filesystem.open(self._inner(name), "wb")
+        try:
+            yield file
+        except BaseException:
+            file.discard()
+            raise
+        file.close()
+        filesystem.invalidate_cache()
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put a file if there is none of that name; return whether this call put it."""
+        if not self.is_local:
+            try:
+                self._filesystem[0].pipe_file(self._inner(name), content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        target = Path(self._inner(name))
+        temporary = _temporary(target)
+        try:
+            _write_synced(temporary, content)
+            os.link(temporary, target)  # fails, atomically, where the target exists
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def remove(self, name: str, *, recursive: bool = False) -> None:
+        """Remove a file, or a sub-folder with all below it; what is absent is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem[0].rm(self._inner(name), recursive=recursive)
+
+    def sweep(self) -> None:
+        """Remove this host's temporary files whose process is gone. Local disks only."""
+        root = Path(self._inner(""))
+        if not self.is_local or not root.is_dir():
+            return
+        for temporary in root.rglob(f".*{_TEMPORARY}"):
+            host, _, pid = temporary.name.removesuffix(_TEMPORARY).rpartition(".")
+            if host.endswith(f".{socket.gethostname()}") and not _is_alive(int(pid)):
+                temporary.unlink(missing_ok=True)
+
+
+def escape(name: str) -> str:
+    """Return any text as one path component that hive readers decode again."""
+    quoted = quote(name, safe=" ")
+    return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
+
+
+def hive_keys(name: str) -> dict[str, str]:
+    """Return the `key=value` folders of a path, decoded."""
+    parts = (part.partition("=") for part in PurePosixPath(name).parts[:-1])
+    return {key: unquote(value) for key, equals, value in parts if equals}
+
+
+def _entry(name: str, info: dict[str, object]) -> Entry:
+    size = int(cast("int", info["size"]))
+    etag = info.get("ETag") or info.get("etag")
+    if etag:
+        return Entry(name, size, str(etag).strip('"'))
+    changed = info.get("mtime") or info.get("LastModified") or info.get("updated") or ""
+    return Entry(name, size, f"{size}-{changed}")
+
+
+@contextlib.contextmanager
+def _writing_local(target: Path) -> Iterator[BinaryIO]:
+    temporary = _temporary(target)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is durable only when the folder that holds the name is.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

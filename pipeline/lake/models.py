@@ -1,0 +1,158 @@
+"""The model folder: `model.json`, and per group files that carry their digest in the name.
+
+    model.json                                   written last; the only object that is replaced
+    g=<group>/state-<sha12>.safetensors          arrays of the method
+    g=<group>/index-00000-of-00001-<sha12>.faiss the memory bank
+    g=<group>/calibration-<sha12>.json           colour scale of the heatmaps
+    g=<group>/provenance-<sha12>.parquet         bank row -> image, y, x
+
+Nothing is pickled. Every file is checked against its SHA-256 before it is parsed.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.config import ImageSettings, Scalar, Settings, digest
+from pipeline.errors import ModelError
+from pipeline.lake.folder import Folder, escape
+
+FORMAT = 1
+MANIFEST = "model.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """One file of a model: what it is, and how to know that it is still that."""
+
+    role: str
+    name: str
+    bytes: int
+    sha256: str
+
+
+class GroupRecord(_Record):
+    """One group's model. `digest` is equal for equal method, geometry, weights and arrays."""
+
+    digest: str
+    images: int
+    unusable_images: dict[str, int]
+    # For example bank_rows, patches, covering_radius.
+    facts: dict[str, float]
+    files: list[FileRecord]
+
+
+class Geometry(_Record):
+    """`image.resize` and `image.crop` of the fit."""
+
+    resize: int | tuple[int, int]
+    crop: int | None
+
+    @classmethod
+    def of(cls, settings: ImageSettings) -> "Geometry":
+        """Return the part of the image settings that a model fixes."""
+        return cls(resize=settings.resize, crop=settings.crop)
+
+
+class Network(_Record):
+    """The backbone of the fit. `weights` is where it was; `weights_sha256` is what it was."""
+
+    name: str
+    layers: tuple[int, ...]
+    weights: str | None
+    weights_sha256: str
+
+
+class Manifest(_Record):
+    """`model.json`."""
+
+    format: int
+    # The fit that made it; the same fit again has nothing to do.
+    run: str
+    created_at: datetime
+    preset: str | None
+    method: str
+    method_options: dict[str, Scalar]
+    backbone: Network
+    geometry: Geometry
+    groups: dict[str, GroupRecord]
+    failed_groups: dict[str, str]
+    libraries: dict[str, str]
+    settings: Settings
+
+
+def read_manifest(model: Folder) -> Manifest:
+    """Return a model's manifest.
+
+    Raises:
+        ModelError: if there is none, or it is of another format.
+    """
+    try:
+        content = model.read(MANIFEST)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{model.root} has no {MANIFEST}: no model was published there; run `patchlake fit`"
+        ) from None
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise ModelError(
+            f"{model.path(MANIFEST)} is damaged or of another format: {error}"
+        ) from None
+    if manifest.format != FORMAT:
+        raise ModelError(
+            f"{model.path(MANIFEST)} is of format {manifest.format}, this patchlake reads {FORMAT}"
+        )
+    return manifest
+
+
+def write_manifest(model: Folder, manifest: Manifest) -> None:
+    """Publish: readers see the old model until this put, and the new one after it."""
+    model.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
+
+
+def write_files(model: Folder, group: str, contents: Mapping[str, bytes]) -> list[FileRecord]:
+    """Write a group's files, given as role (`state.safetensors`) -> content."""
+    records = []
+    for role, content in contents.items():
+        sha256 = hashlib.sha256(content).hexdigest()
+        stem, dot, suffix = role.rpartition(".")
+        name = f"g={escape(group)}/{stem}-{sha256[:12]}{dot}{suffix}"
+        model.write(name, content)
+        records.append(FileRecord(role=role, name=name, bytes=len(content), sha256=sha256))
+    return records
+
+
+def read_file(model: Folder, record: FileRecord) -> bytes:
+    """Return a file's content after checking it.
+
+    Raises:
+        ModelError: if it is absent or differs from what was written, by one bit or more.
+    """
+    try:
+        content = model.read(record.name)
+    except FileNotFoundError:
+        raise ModelError(f"{model.path(record.name)} is missing; fit again or restore it") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != record.sha256:
+        raise ModelError(
+            f"{model.path(record.name)} is damaged: SHA-256 {found[:12]}…, {MANIFEST} says "
+            f"{record.sha256[:12]}… ({len(content)} of {record.bytes} bytes); fit again or restore it"
+        )
+    return content
+
+
+def group_digest(identity: Mapping[str, object], files: list[FileRecord]) -> str:
+    """Return the digest of one group's model.
+
+    Args:
+        identity: Method, its settings, geometry, backbone and weights digest.
+        files: All its files; provenance is left out, as scores do not depend on it.
+    """
+    arrays = {f.role: f.sha256 for f in files if not f.role.startswith("provenance")}
+    return digest({**identity, "files": arrays})

@@ -1,0 +1,167 @@
+"""A run's record: what was planned, what failed, how it ended. `status` needs nothing else.
+
+_runs/<run>/run.json        written first, once: identity, and the time its rows carry
+_runs/<run>/plan.arrow      the fragments
+_runs/<run>/failed/<key>.json
+_runs/<run>/summary.json    written last
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.config import Settings, digest
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment, from_table, to_table
+
+LIBRARIES = ("patchlake", "torch", "timm", "numpy", "pyarrow", "faiss-cpu", "pillow", "ray")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what results can depend on."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+class RunRecord(BaseModel):
+    """The identity of a run, written once. Equal inputs and settings give an equal `run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    verb: str
+    images: str
+    where: str | None
+    # Of the score table or the fit: model and output settings, or the fit's settings.
+    version: str
+    started_at: datetime
+    settings: Settings
+
+
+class Summary(BaseModel):
+    """How a run ended, for people (`status`) and machines (`summary.json`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    verb: str
+    finished_at: datetime
+    fragments: int
+    # Of these, found done when the run was started (again).
+    already_done: int
+    failed_fragments: dict[str, str]
+    # Images of the whole plan, and of what this start did, by status.
+    images: int
+    statuses: dict[str, int]
+    duplicate_image_ids: int
+    seconds: float
+    stage_seconds: dict[str, float]
+    removed_parts: list[str]
+    groups: dict[str, str]
+    libraries: dict[str, str]
+    settings: Settings
+    parts: list[str]
+
+    @property
+    def error_rows(self) -> int:
+        """Rows without a score."""
+        return sum(count for status, count in self.statuses.items() if status != "ok")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run under SCORES or MODEL."""
+
+    folder: Folder
+    record: RunRecord
+
+    def name(self, file: str = "") -> str:
+        """Return the name of a file of the run, relative to SCORES or MODEL."""
+        return f"_runs/{self.record.run}/{file}"
+
+    def fail(self, key: str, message: str) -> None:
+        """List a fragment as failed."""
+        text = FailedFragment(key=key, error=message).model_dump_json(indent=1)
+        self.folder.write(self.name(f"failed/{key}.json"), text.encode())
+
+    def finish(self, summary: Summary) -> None:
+        """Write the summary: the run is over."""
+        self.folder.write(self.name("summary.json"), summary.model_dump_json(indent=1).encode())
+
+
+class FailedFragment(BaseModel):
+    """One file under `failed/`."""
+
+    key: str
+    error: str
+
+
+def begin(folder: Folder, record: RunRecord, fragments: Sequence[Fragment]) -> Run:
+    """Start a run, or adopt the one of the same identity with its stored time.
+
+    Failures of an earlier start are forgotten: those fragments are tried again.
+    """
+    run = Run(folder, record)
+    if not folder.create(run.name("run.json"), record.model_dump_json(indent=1).encode()):
+        stored = RunRecord.model_validate_json(folder.read(run.name("run.json")))
+        run = Run(folder, stored)
+    folder.remove(run.name("failed"), recursive=True)
+    folder.remove(run.name("summary.json"))
+    sink = io.BytesIO()
+    table = to_table(fragments)
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    folder.write(run.name("plan.arrow"), sink.getvalue())
+    return run
+
+
+def identify(images: Folder, version_digest: str, where: str | None, keys: Sequence[str]) -> str:
+    """Return a run's name: the same work has the same one."""
+    return digest(
+        {"images": images.root, "version": version_digest, "where": where, "keys": list(keys)}
+    )[:12]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the files of a run say."""
+
+    record: RunRecord
+    fragments: list[Fragment]
+    failed: dict[str, str]
+    summary: Summary | None
+
+
+def read_runs(folder: Folder) -> list[RunState]:
+    """Return all runs of a SCORES or MODEL, the newest last."""
+    names = [entry.name for entry in folder.find("_runs")]
+    states = []
+    for name in names:
+        if not name.endswith("/run.json"):
+            continue
+        run = name.removesuffix("run.json")
+        record = RunRecord.model_validate_json(folder.read(name))
+        failures = [n for n in names if n.startswith(f"{run}failed/")]
+        failed = [FailedFragment.model_validate_json(folder.read(n)) for n in failures]
+        summary = (
+            Summary.model_validate_json(folder.read(f"{run}summary.json"))
+            if f"{run}summary.json" in names
+            else None
+        )
+        fragments = (
+            from_table(pa.ipc.open_file(folder.read(f"{run}plan.arrow")).read_all())
+            if f"{run}plan.arrow" in names
+            else []
+        )
+        by_key = {failure.key: failure.error for failure in failed}
+        states.append(RunState(record, fragments, by_key, summary))
+    return sorted(states, key=lambda state: state.record.started_at)
+
+
+def now() -> datetime:
+    """Return the time, in UTC, to the microsecond that the tables keep."""
+    return datetime.now(UTC)

@@ -1,0 +1,215 @@
+"""What there is to ingest: image files in MVTec layout, in plain folders, or named by a manifest."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError, TableError
+from pipeline.lake.folder import Entry, Folder
+
+Layout = Literal["mvtec", "folder", "csv"]
+
+_MANIFESTS = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One file to ingest; the fields are those of `tables.SOURCE`."""
+
+    image_id: str
+    folder: str
+    name: str
+    version: str
+    bytes: int
+    group: str
+    split: str | None = None
+    label: str | None = None
+    mask: str | None = None
+    captured_at: datetime | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where the file is: the `source_uri` of its row."""
+        return f"{self.folder.rstrip('/')}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images in the order of their names, and files that are none, each with the reason."""
+
+    images: list[SourceImage] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def guess_layout(source: str) -> Layout:
+    """Return the layout of a source by looking at its names.
+
+    Raises:
+        ConfigError: if there is nothing there.
+    """
+    if source.endswith(_MANIFESTS):
+        return "csv"
+    entries = Folder(source).find()
+    if not entries:
+        raise ConfigError(f"{Folder(source).root} holds no file")
+    parts = [PurePosixPath(entry.name).parts for entry in entries]
+    return "mvtec" if any(p[-3:-1] == ("train", "good") for p in parts) else "folder"
+
+
+def list_images(
+    source: str, layout: Layout, group: str | None, prefixes: Sequence[str] = ()
+) -> Listing:
+    """Return what is to be ingested from a source.
+
+    Args:
+        source: A folder, or a manifest file.
+        layout: How names, labels and masks are found.
+        group: Of all images; None takes the folder's or the manifest's own.
+        prefixes: Where a manifest's absolute URIs may point.
+
+    Raises:
+        ConfigError: if there is nothing there, or an URI points outside the prefixes.
+        TableError: if a manifest has no `uri` column.
+    """
+    if layout == "csv":
+        return _list_manifest(source, group, prefixes)
+    folder = Folder.at(source)
+    entries = folder.find()
+    if not entries:
+        raise ConfigError(f"{folder.root} holds no file")
+    named = group or PurePosixPath(folder.root).name
+    if layout == "mvtec":
+        return _list_mvtec(folder, entries, group, named)
+    images = [SourceImage(e.name, folder.root, e.name, e.version, e.size, named) for e in entries]
+    return Listing(images)
+
+
+def _list_mvtec(
+    folder: Folder, entries: Sequence[Entry], group: str | None, default: str
+) -> Listing:
+    names = {entry.name for entry in entries}
+    listing = Listing()
+    for entry in entries:
+        # [category/] train|test|ground_truth / good|defect type / file
+        parts = PurePosixPath(entry.name).parts
+        above, split, label = parts[:-3], parts[-3] if len(parts) > 2 else "", parts[-2:-1]  # noqa: PLR2004
+        if split == "ground_truth":
+            continue
+        if split not in ("train", "test"):
+            listing.skipped.append(f"{folder.path(entry.name)}: not in train/good or test/TYPE")
+            continue
+        stem = PurePosixPath(entry.name).stem
+        mask = "/".join([*above, "ground_truth", label[0], f"{stem}_mask.png"])
+        listing.images.append(
+            SourceImage(
+                image_id=entry.name,
+                folder=folder.root,
+                name=entry.name,
+                version=entry.version,
+                bytes=entry.size,
+                group=group or ("/".join(above) if above else default),
+                split=split,
+                label=label[0],
+                mask=mask if mask in names else None,
+            )
+        )
+    return listing
+
+
+def _list_manifest(source: str, group: str | None, prefixes: Sequence[str]) -> Listing:
+    parent, _, file_name = source.rpartition("/")
+    base = Folder.at(parent or ".")
+    table = _read_manifest(base, file_name)
+    if "uri" not in table.column_names:
+        raise TableError(f"{source}: a manifest needs column 'uri', it has {table.column_names}")
+    allowed = [base.root, *prefixes]
+    listing = Listing()
+    for row in table.to_pylist():
+        uri = str(row["uri"])
+        folder, name = _locate(base, uri)
+        if not _is_below(Folder(folder).path(name), allowed):
+            raise ConfigError(
+                f"{source}: '{uri}' is outside {base.root} and of image.uri_prefixes "
+                f"{list(prefixes)}; add its prefix with --set image.uri_prefixes=[...]"
+            )
+        try:
+            entry = Folder(folder).entry(name)
+        except FileNotFoundError:
+            listing.skipped.append(f"{uri}: does not exist")
+            continue
+        listing.images.append(_of_manifest_row(row, entry, folder, group or file_name))
+    return listing
+
+
+def _of_manifest_row(row: dict[str, object], entry: Entry, folder: str, group: str) -> SourceImage:
+    def text(name: str) -> str | None:
+        return None if row.get(name) in (None, "") else str(row[name])
+
+    captured = row.get("captured_at")
+    return SourceImage(
+        image_id=text("image_id") or str(row["uri"]),
+        folder=folder,
+        name=entry.name,
+        version=entry.version,
+        bytes=entry.size,
+        group=text("group") or PurePosixPath(group).stem,
+        split=text("split"),
+        label=text("label"),
+        mask=text("mask_uri"),
+        captured_at=captured if isinstance(captured, datetime) else None,
+    )
+
+
+def _read_manifest(base: Folder, file_name: str) -> pa.Table:
+    try:
+        content = base.read(file_name)
+    except FileNotFoundError:
+        raise ConfigError(f"{base.path(file_name)} does not exist") from None
+    try:
+        if file_name.endswith(".parquet"):
+            return pq.read_table(io.BytesIO(content))
+        strings = dict.fromkeys(
+            ("image_id", "uri", "group", "split", "label", "mask_uri"), pa.string()
+        )
+        options = pa_csv.ConvertOptions(column_types=strings, strings_can_be_null=True)
+        return pa_csv.read_csv(io.BytesIO(content), convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise TableError(f"{base.path(file_name)} cannot be read: {error}") from None
+
+
+def _locate(base: Folder, uri: str) -> tuple[str, str]:
+    """Return (folder, name); a relative URI is relative to the manifest."""
+    if "://" in uri or uri.startswith("/"):
+        folder, _, name = uri.rpartition("/")
+        return folder or "/", name
+    return base.root, uri
+
+
+def _is_below(path: str, allowed: Sequence[str]) -> bool:
+    return ".." not in PurePosixPath(path).parts and any(
+        path.startswith(prefix.rstrip("/") + "/") for prefix in allowed
+    )
+
+
+def shards(images: Sequence[SourceImage], shard_bytes: int) -> Iterator[list[SourceImage]]:
+    """Cut images into the contents of Parquet files: of one group, of about `shard_bytes`."""
+    for group in sorted({image.group for image in images}):
+        shard: list[SourceImage] = []
+        size = 0
+        for image in images:
+            if image.group != group:
+                continue
+            if shard and size + image.bytes > shard_bytes:
+                yield shard
+                shard, size = [], 0
+            shard.append(image)
+            size += image.bytes
+        if shard:
+            yield shard

@@ -1,0 +1,1 @@
+"""Pure numpy: no files, no torch, no Ray."""

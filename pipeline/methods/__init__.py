@@ -1,0 +1,48 @@
+"""One paper a file: `patchcore.py` is the method "patchcore", and exports it as `METHOD`."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config import Scalar, nearest
+from pipeline.errors import ConfigError
+from pipeline.methods.contract import Method
+
+
+def names() -> list[str]:
+    """Return the methods there are: the modules of this package."""
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name != "contract"]
+
+
+def build(name: str, options: Mapping[str, Scalar]) -> Method:
+    """Return the method of that name with its settings.
+
+    Raises:
+        ConfigError: on an unknown method or setting, or a value of the wrong type.
+    """
+    if name not in names():
+        raise ConfigError(f"method.name '{name}' is unknown{nearest(name, names())}")
+    kind = importlib.import_module(f"{__name__}.{name}").METHOD
+    known = list(kind.__dataclass_fields__)
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"setting 'method.{option}' is unknown{nearest(option, [*known, 'name'])}"
+            )
+    try:
+        return cast("Method", TypeAdapter(kind).validate_python(dict(options)))
+    except ValidationError as error:
+        faults = (
+            f"setting 'method.{'.'.join(map(str, fault['loc'][:1]))}': {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ConfigError("; ".join(faults)) from None
+
+
+def options_of(method: Method) -> dict[str, Scalar]:
+    """Return all settings of a method, defaults included."""
+    return asdict(method)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,97 @@
+"""What a method is given, and what it gives back."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from pipeline.config import Scalar
+
+Progress = Callable[[int, int], None]
+Arrays = dict[str, np.ndarray]
+
+
+class Corpus(Protocol):
+    """The embedded normal images of one group, fragment by fragment in the plan's order."""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+
+    def embeddings(self) -> Iterator[Float32[np.ndarray, "images *embedding"]]:
+        """Yield each fragment's embeddings; may be called again."""
+
+
+class Search(Protocol):
+    """Nearest neighbours in the group's memory bank (`pipeline.index`)."""
+
+    @property
+    def size(self) -> int:
+        """Number of bank rows."""
+
+    def nearest(
+        self,
+        queries: Float32[np.ndarray, "queries dim"],
+        k: int,
+        *,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return L2 distances and bank rows of the k nearest, nearest first."""
+
+    def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
+        """Return bank rows."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit stores. Arrays and numbers only."""
+
+    # What scoring needs beside the bank.
+    state: Arrays
+    memory_bank: Float32[np.ndarray, "bank dim"]
+    # Of each bank row: image (its number in the corpus), y and x in the patch grid.
+    origin: Int64[np.ndarray, "bank 3"]
+    # For model.json: covering_radius, patches, ...
+    facts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number an image, and one a patch: raw distances, larger is worse."""
+
+    image_scores: Float32[np.ndarray, " images"]
+    anomaly_maps: Float32[np.ndarray, "images rows columns"]
+
+
+class Method(Protocol):
+    """A frozen dataclass of settings; one module of `pipeline.methods` each, found by its name."""
+
+    def embed(self, feature_maps: Sequence[Tensor]) -> Tensor:
+        """Return (images, ...) from the backbone's feature maps."""
+
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
+        """Return what is to be stored."""
+
+    def score(
+        self,
+        embeddings: Float32[np.ndarray, "images rows columns dim"],
+        state: Arrays,
+        search: Search,
+        *,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> Scores:
+        """Return the scores of each image, whatever the other images are.
+
+        `ignore` names bank rows that do not count: an image must not be its own neighbour when
+        training images are scored.
+        """
+
+
+class _Buildable(Protocol):
+    def __call__(self, **options: Scalar) -> Method: ...
+
+
+Build = _Buildable

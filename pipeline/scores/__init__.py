@@ -1,0 +1,1 @@
+"""Heatmaps and what they are scaled by."""

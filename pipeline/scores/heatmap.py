@@ -1,0 +1,87 @@
+"""Heatmaps: the anomaly map as colour over the picture, on one fixed scale per group.
+
+The scale comes from the training images, each measured against the bank without its own rows, so
+that a heatmap's colours mean the same every night and good parts stay uncoloured.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+# Longest side, in pixels.
+MAX_SIDE = 512
+
+# Dark violet over red and orange to pale yellow, evenly rising in lightness: readable in grey and
+# with colour-blind eyes. (position, red, green, blue)
+_COLOURS = np.array(
+    [
+        (0.0, 40, 10, 80),
+        (0.25, 120, 20, 110),
+        (0.5, 205, 50, 70),
+        (0.75, 245, 130, 20),
+        (1.0, 255, 245, 160),
+    ]
+)
+# At full strength the colour still lets the picture through.
+_OPACITY = 0.75
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """Distances at which colour begins (`low`) and is full (`high`), of the smoothed map."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of_normal(cls, peaks: Float32[np.ndarray, " images"]) -> "ColourScale":
+        """Return the scale from the highest point of each training image's smoothed map.
+
+        Colour begins where one normal image in twenty has its peak, and is full at twice that
+        distance: a doubled distance to anything known is as anomalous as a picture need show.
+        """
+        low = float(np.quantile(peaks, 0.95))
+        # All-equal images have distance 0 to one another; any positive width will do.
+        return cls(low, 2 * low if low > 0 else 1.0)
+
+    def strength(self, frame: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+        """Return 0 at `low` and below, 1 at `high` and above."""
+        return np.clip((frame - self.low) / (self.high - self.low), 0, 1).astype(np.float32)
+
+
+def picture_size(image: Image.Image) -> tuple[int, int]:
+    """Return (height, width) of the heatmap of an image: its shape, no side above `MAX_SIDE`."""
+    shrink = min(1.0, MAX_SIDE / max(image.size))
+    return max(1, round(image.height * shrink)), max(1, round(image.width * shrink))
+
+
+def overlay(
+    image: Image.Image, frame: Float32[np.ndarray, "h w"], scale: ColourScale
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the image, in grey, with colour where the map exceeds the scale's low end.
+
+    Args:
+        image: Upright RGB, of any size.
+        frame: The anomaly map at `picture_size(image)`.
+        scale: The group's.
+    """
+    height, width = frame.shape
+    grey = image.resize((width, height), Image.Resampling.BILINEAR).convert("L")
+    strength = scale.strength(frame)
+    colour = np.stack(
+        [np.interp(strength, _COLOURS[:, 0], _COLOURS[:, i]) for i in (1, 2, 3)], axis=-1
+    )
+    # Opacity rises faster than colour, so that the lower end is visible on bright pictures too.
+    opacity = _OPACITY * np.sqrt(strength)[..., None]
+    blended = np.asarray(grey, np.float32)[..., None] * (1 - opacity) + colour * opacity
+    return np.rint(blended).astype(np.uint8)
+
+
+def to_png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Return the picture as PNG."""
+    sink = io.BytesIO()
+    Image.fromarray(picture).save(sink, "PNG", compress_level=4)
+    return sink.getvalue()

@@ -1,0 +1,152 @@
+"""What one stage hands to the next: a fragment's rows and one array, as one Arrow row.
+
+A stage is a function of one such row. It never raises for the fragment's own fault: the fragment
+is given up with a message, later stages pass it on, and the job goes on with the others.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import PatchlakeError
+from pipeline.lake.fragments import Fragment
+from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT
+
+# Storage that does not answer may answer in a moment: after 0.5 and 2 s.
+_PAUSES_S = (0.5, 2.0)
+
+_NO_ROWS = pa.table({"status": pa.array([], pa.string())})
+
+
+@dataclass(frozen=True)
+class FragmentBatch:
+    """A fragment on its way: one row an image, and an array with an entry for each ok image."""
+
+    fragment: Fragment
+    rows: pa.Table = field(default_factory=lambda: _NO_ROWS)
+    array: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    failure: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_arrow(self) -> pa.Table:
+        """Return the batch as a one-row table of schema `FRAGMENT_BATCH`."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.rows.schema) as writer:
+            writer.write_table(self.rows)
+        array = np.ascontiguousarray(self.array)
+        columns = [
+            pa.array([self.fragment.to_json()], pa.string()),
+            _binary(sink.getvalue()),
+            _binary(pa.py_buffer(array)),
+            pa.array([str(array.dtype)]),
+            pa.array([list(array.shape)], pa.list_(pa.int64())),
+            pa.array([self.failure], pa.string()),
+            pa.array([list(self.seconds.items())], FRAGMENT_BATCH.field("seconds").type),
+        ]
+        return pa.Table.from_arrays(columns, schema=FRAGMENT_BATCH)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> "FragmentBatch":
+        """Return the batch that `to_arrow` wrote; the array is a read-only view, not a copy."""
+        row = {name: table.column(name)[0] for name in FRAGMENT_BATCH.names}
+        buffer = row["array"].as_buffer()
+        array = (
+            np.frombuffer(buffer, np.dtype(row["dtype"].as_py()))
+            if buffer.size
+            else np.empty(0, np.dtype(row["dtype"].as_py()))
+        )
+        return cls(
+            fragment=Fragment.from_json(row["fragment"].as_py()),
+            rows=pa.ipc.open_stream(row["rows"].as_buffer()).read_all(),
+            array=array.reshape(row["shape"].as_py()),
+            failure=row["failure"].as_py(),
+            seconds=dict(row["seconds"].as_py()),
+        )
+
+    def statuses(self) -> list[str]:
+        """Return the status of each row."""
+        return list(self.rows.column("status").to_pylist())
+
+
+@dataclass(frozen=True)
+class FragmentResult:
+    """The outcome of one fragment."""
+
+    key: str
+    statuses: Mapping[str, int]
+    duplicates: int
+    failure: str | None
+    seconds: Mapping[str, float]
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> "FragmentResult":
+        """Return the result that `result_of` wrote."""
+        row = table.to_pylist()[0]
+        return cls(
+            key=row["key"],
+            statuses=dict(row["statuses"]),
+            duplicates=row["duplicates"],
+            failure=row["failure"],
+            seconds=dict(row["seconds"]),
+        )
+
+
+def advance(
+    name: str, work: Callable[[FragmentBatch], FragmentBatch], table: pa.Table
+) -> FragmentBatch:
+    """Return the batch after `work`, or with the reason why it was given up.
+
+    Errors of storage are retried first. Errors that belong to the whole job (a wrong table, a
+    damaged model) are not one fragment's, and are raised.
+    """
+    batch = FragmentBatch.from_arrow(table)
+    if batch.failure is not None:
+        return batch
+    started = time.perf_counter()
+    for pause in (*_PAUSES_S, None):
+        try:
+            done = work(batch)
+        except PatchlakeError:
+            raise
+        except OSError as error:
+            if pause is not None:
+                time.sleep(pause)
+                continue
+            done = replace(batch, failure=_describe(name, error))
+        except Exception as error:  # noqa: BLE001 - the fragment is listed with it, see above
+            done = replace(batch, failure=_describe(name, error))
+        break
+    seconds = {**batch.seconds, name: time.perf_counter() - started}
+    if done.failure is not None:
+        return replace(
+            batch, rows=_NO_ROWS, array=np.empty(0), failure=done.failure, seconds=seconds
+        )
+    return replace(done, seconds=seconds)
+
+
+def result_of(batch: FragmentBatch) -> pa.Table:
+    """Return the outcome as a one-row table of schema `FRAGMENT_RESULT`."""
+    identities = Counter(
+        batch.rows.column("image_id").to_pylist() if "image_id" in batch.rows.column_names else []
+    )
+    row = {
+        "key": batch.fragment.key,
+        "statuses": list(Counter(batch.statuses()).items()),
+        "duplicates": sum(1 for count in identities.values() if count > 1),
+        "failure": batch.failure,
+        "seconds": list(batch.seconds.items()),
+    }
+    return pa.Table.from_pylist([row], schema=FRAGMENT_RESULT)
+
+
+def _binary(buffer: pa.Buffer) -> pa.Array:
+    offsets = np.array([0, buffer.size], np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), buffer])
+
+
+def _describe(name: str, error: Exception) -> str:
+    return f"{name}: {type(error).__name__}: {error}"

@@ -1,0 +1,124 @@
+"""compare: one part's scores against the labels and masks of its images.
+
+The metric frame is 256 x 256 of the whole image: the map is brought there by `Geometry.to_frame`,
+masks by nearest neighbour, above 127 being defect.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ImageError, TableError
+from pipeline.evaluation.pixels import PixelCurves
+from pipeline.evaluation.roc import auroc
+from pipeline.images.decode import decode_mask
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment
+from pipeline.stages.decode import Source
+
+FRAME = (256, 256)
+# Masks have soft edges: above the middle of 0..255 is defect.
+_MASK_THRESHOLD = 127
+_GOOD = "good"
+
+
+@dataclass
+class GroupMetrics:
+    """Accumulates one group's images; memory is 9 bytes an image and the histograms of pixels."""
+
+    scores: list[float] = field(default_factory=list)
+    is_anomalous: list[bool] = field(default_factory=list)
+    pixels: PixelCurves = field(default_factory=PixelCurves)
+    # Labelled images that are left out: without a score, and without a usable mask (pixels only).
+    unscored: int = 0
+    unmasked: int = 0
+
+    def image_auroc(self) -> float | None:
+        """Return the image AUROC; None if a class is absent."""
+        return auroc(np.asarray(self.scores, np.float64), np.asarray(self.is_anomalous, bool))
+
+
+def add_part(
+    metrics: dict[str, GroupMetrics], source: Source, scores: Folder, part: str, fragment: Fragment
+) -> None:
+    """Add the labelled rows of one part whose split is not train.
+
+    Raises:
+        TableError: if a part's rows are not those of its fragment.
+    """
+    with scores.open(part) as handle:
+        # As a file, not a dataset: the folder's `version=` is no column of ours.
+        scored = pq.ParquetFile(handle).read(columns=_SCORE_COLUMNS)
+    described = source.read(fragment, mask=True)
+    if scored.column("source_row").to_pylist() != described.column("source_row").to_pylist():
+        raise TableError(f"{scores.path(part)} has other rows than its fragment; score again")
+    group = metrics.setdefault(fragment.group, GroupMetrics())
+    for row, image in zip(_rows(scored), _rows(described), strict=True):
+        label = image.get("label")
+        if label is not None and image.get("split") != "train":
+            _add_image(group, source, row, image)
+
+
+_SCORE_COLUMNS = [
+    "source_row",
+    "image_score",
+    "anomaly_map",
+    "map_height",
+    "map_width",
+    "width",
+    "height",
+]
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, object]]:
+    # Lists of floats as arrays, not as Python objects: a map has 784 of them.
+    for batch in table.to_batches(max_chunksize=64):
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        for i in range(batch.num_rows):
+            yield {
+                name: column[i].values.to_numpy()
+                if name == "anomaly_map" and column[i].is_valid
+                else column[i].as_py()
+                for name, column in columns.items()
+            }
+
+
+def _add_image(
+    group: GroupMetrics, source: Source, row: dict[str, object], image: dict[str, object]
+) -> None:
+    score, anomaly_map = row["image_score"], row["anomaly_map"]
+    if not isinstance(score, float):
+        group.unscored += 1
+        return
+    is_anomalous = image["label"] != _GOOD
+    group.scores.append(score)
+    group.is_anomalous.append(is_anomalous)
+    if not isinstance(anomaly_map, np.ndarray):
+        return
+    mask = _mask(image.get("mask"), source, is_anomalous=is_anomalous)
+    if mask is None:
+        group.unmasked += 1
+        return
+    grid = anomaly_map.reshape(_number(row["map_height"]), _number(row["map_width"]))
+    size = (_number(row["width"]), _number(row["height"]))
+    group.pixels.add(source.geometry.to_frame(grid, size, FRAME), mask)
+
+
+def _mask(content: object, source: Source, *, is_anomalous: bool) -> np.ndarray | None:
+    if not is_anomalous:
+        return np.zeros(FRAME, bool)
+    if not isinstance(content, bytes):
+        return None
+    try:
+        mask = decode_mask(content, FRAME, max_pixels=source.limits.max_pixels)
+    except ImageError:
+        return None
+    return np.asarray(mask > _MASK_THRESHOLD)
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value

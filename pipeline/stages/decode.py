@@ -1,0 +1,179 @@
+"""decode: a fragment's rows out of Parquet, its images to pixels of the model's input size."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.config import ColumnSettings, ImageSettings
+from pipeline.errors import ImageError, TableError
+from pipeline.images.decode import decode_image
+from pipeline.images.geometry import Geometry
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment, group_rows, read_column_names
+from pipeline.stages.batch import FragmentBatch, advance
+
+# `all`: every row (score). `good`: label good, split not test (fit). `unlabelled`: split not test,
+# for a group without any label. `none`: every row, but no pixels, for a group without a model.
+Selection = Literal["all", "good", "unlabelled", "none"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images are and how they are read."""
+
+    images: Folder
+    columns: ColumnSettings
+    limits: ImageSettings
+    geometry: Geometry
+
+    def read(self, fragment: Fragment, *, mask: bool = False) -> pa.Table:
+        """Return a fragment's rows under our own column names, with `source_row`.
+
+        `uri`, `split` and `label` are null where the file lacks them.
+
+        Raises:
+            FileNotFoundError: if the file is gone.
+            TableError: if it lost a column since it was planned.
+        """
+        where = self.images.path(fragment.path)
+        with self.images.open(fragment.path) as handle:
+            file = pq.ParquetFile(handle)
+            names = read_column_names(file, self.columns, where)
+            if not mask:
+                names = [name for name in names if name != self.columns.mask]
+            pieces = list(group_rows(file, fragment, self.columns, names))
+        found = sum(len(numbers) for numbers, _ in pieces)
+        if found != fragment.images:
+            raise TableError(
+                f"{where} has {found} of the {fragment.images} rows that were planned for group "
+                f"'{fragment.group}'; it changed since: start again"
+            )
+        table = pa.Table.from_batches([batch for _, batch in pieces])
+        ours = {getattr(self.columns, name): name for name in _OURS}
+        extra = {name: table.column(name) for name in self.columns.extra}
+        table = table.rename_columns([ours.get(name, name) for name in table.column_names])
+        kept = table.select([name for name in table.column_names if name in _OURS])
+        for name, values in extra.items():
+            kept = kept.append_column(f"extra:{name}", values)
+        numbers = pa.chunked_array([numbers for numbers, _ in pieces], pa.int64())
+        return kept.append_column("source_row", numbers)
+
+    def open_image(self, row: dict[str, object]) -> Image.Image:
+        """Return the upright image of one row of `read`.
+
+        Raises:
+            ImageError: with the status and message for the row.
+            OSError: if storage fails otherwise than by saying that there is no such file.
+        """
+        content = row.get("image")
+        if content is None:
+            content = self._fetch(row.get("uri"))
+        assert isinstance(content, bytes)
+        return decode_image(
+            content, max_pixels=self.limits.max_pixels, max_bytes=self.limits.max_bytes
+        )
+
+    def _fetch(self, uri: object) -> bytes:
+        if not isinstance(uri, str):
+            raise ImageError("missing", "the row has neither image bytes nor a URI")
+        folder, _, name = uri.rpartition("/")
+        resolved = os.path.normpath(uri) if "://" not in uri else uri
+        prefixes = [prefix.rstrip("/") + "/" for prefix in self.limits.uri_prefixes]
+        allowed = any(resolved.startswith(prefix) for prefix in prefixes)
+        if not allowed or ".." in uri.split("/"):
+            raise ImageError(
+                "missing",
+                f"'{uri}' is below none of image.uri_prefixes {list(self.limits.uri_prefixes)}",
+            )
+        try:
+            return Folder(folder).read(name, at_most=self.limits.max_bytes + 1)
+        except FileNotFoundError:
+            raise ImageError("missing", f"'{uri}' does not exist") from None
+
+
+_OURS = ("image_id", "image", "uri", "group", "split", "label", "mask")
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Stage: the rows selected, each with status, error, width and height, and uint8 pixels."""
+
+    source: Source
+    # Group -> which of its rows; `all` where it is not named.
+    selections: dict[str, Selection]
+    threads: int = 1
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return the batch with rows and pixels (images, height, width, 3)."""
+        return advance("decode", self._decode, table).to_arrow()
+
+    def _decode(self, batch: FragmentBatch) -> FragmentBatch:
+        selection = self.selections.get(batch.fragment.group, "all")
+        rows = _select(self.source.read(batch.fragment), selection)
+        if selection == "none":
+            reason = f"the model has no group '{batch.fragment.group}'"
+            outcomes: list[_Outcome] = [_Outcome.failed("no_model", reason)] * len(rows)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                outcomes = list(pool.map(self._decode_row, rows.to_pylist()))
+        pixels = [o.pixels for o in outcomes if o.pixels is not None]
+        height, width = self.source.geometry.input_size
+        array = np.stack(pixels) if pixels else np.empty((0, height, width, 3), np.uint8)
+        return replace(batch, rows=_described(rows, outcomes), array=array)
+
+    def _decode_row(self, row: dict[str, object]) -> "_Outcome":
+        try:
+            image = self.source.open_image(row)
+        except ImageError as error:
+            return _Outcome.failed(error.status, str(error))
+        pixels = self.source.geometry.apply(image)
+        return _Outcome("ok", None, image.width, image.height, pixels)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    status: str
+    error: str | None
+    width: int | None
+    height: int | None
+    pixels: np.ndarray | None
+
+    @classmethod
+    def failed(cls, status: str, error: str) -> "_Outcome":
+        return cls(status, error, None, None, None)
+
+
+def _select(rows: pa.Table, selection: Selection) -> pa.Table:
+    if selection in ("all", "none"):
+        return rows
+    keep = pa.array(np.ones(len(rows), bool))
+    if "split" in rows.column_names:
+        is_test = pc.fill_null(pc.equal(rows.column("split"), "test"), False)  # noqa: FBT003
+        keep = pc.and_(keep, pc.invert(is_test))
+    if selection == "good":
+        keep = pc.and_(keep, pc.fill_null(pc.equal(rows.column("label"), "good"), False))  # noqa: FBT003
+    return rows.filter(keep)
+
+
+def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
+    """Return what later stages need of the rows: no encoded images, but what became of them."""
+    kept = [
+        n for n in rows.column_names if n in ("image_id", "source_row") or n.startswith("extra:")
+    ]
+    table = rows.select(kept)
+    for name, kind in (
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ):
+        table = table.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))
+    return table

@@ -1,0 +1,209 @@
+"""fit: embeddings of each fragment into the run's folder, then one model per group from them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from pipeline.config import BackboneSettings, Scalar
+from pipeline.errors import ConfigError
+from pipeline.features.backbone import Extractor, load_backbone
+from pipeline.images.geometry import Geometry
+from pipeline.index.exact import ExactSearch
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment
+from pipeline.lake.models import GroupRecord, group_digest
+from pipeline.methods import build
+from pipeline.methods.contract import Fitted, Method, Progress
+from pipeline.scores.heatmap import ColourScale
+from pipeline.stages.batch import FragmentBatch, advance, result_of
+from pipeline.stages.models import store_group
+from pipeline.tables import PROVENANCE
+
+# Training images that the colour scale is measured on, evenly spread: a 95 % quantile of 200
+# rests on 10 images above it.
+_SCALE_IMAGES = 200
+
+EMBEDDINGS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Settings of the embed stage; `start` loads the backbone and returns the stage."""
+
+    model: Folder
+    # Folder of the partial results, relative to MODEL.
+    partials: str
+    backbone: BackboneSettings
+    method: str
+    method_options: Mapping[str, Scalar]
+    seed: int
+    batch_size: int
+    threads: int = 1
+
+    def start(self) -> "Embed":
+        """Return the stage, with the backbone loaded."""
+        method = build(self.method, self.method_options)
+        backbone = load_backbone(self.backbone, seed=self.seed)
+        return Embed(self, Extractor(backbone, method.embed, self.batch_size, self.threads))
+
+
+class Embed:
+    """Stage: writes a fragment's embeddings and what they are of; returns its result."""
+
+    def __init__(self, settings: Embedder, extractor: Extractor) -> None:
+        self._settings = settings
+        self._extractor = extractor
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Store the fragment's embeddings; return one row of schema `FRAGMENT_RESULT`."""
+        return result_of(advance("embed", self._embed, table))
+
+    def _embed(self, batch: FragmentBatch) -> FragmentBatch:
+        is_ok = [status == "ok" for status in batch.statuses()]
+        used = batch.rows.filter(pa.array(is_ok, pa.bool_()))
+        described = _Described(
+            image_ids=used.column("image_id").to_pylist(),
+            source_rows=used.column("source_row").to_pylist(),
+            statuses=batch.statuses(),
+        )
+        content = save_safetensors({"embeddings": self._extractor(batch.array)})
+        # The embeddings last: they are the marker of a finished fragment.
+        name = f"{self._settings.partials}{batch.fragment.key}"
+        self._settings.model.write(f"{name}.json", json.dumps(asdict(described)).encode())
+        self._settings.model.write(f"{name}{EMBEDDINGS}", content)
+        return replace(batch, array=np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class _Described:
+    # Of the usable images.
+    image_ids: list[str]
+    source_rows: list[int]
+    # Of all images that were to be used.
+    statuses: list[str]
+
+
+@dataclass(frozen=True)
+class StoredCorpus:
+    """A group's embeddings as the embed stage left them, in the plan's order."""
+
+    model: Folder
+    partials: str
+    fragments: Sequence[Fragment]
+
+    @cached_property
+    def identities(self) -> list[tuple[str, str, int]]:
+        """(image_id, source_path, source_row) of each image of the corpus."""
+        return [
+            (image_id, fragment.path, row)
+            for fragment, described in zip(self.fragments, self._described, strict=True)
+            for image_id, row in zip(described.image_ids, described.source_rows, strict=True)
+        ]
+
+    @property
+    def unusable(self) -> dict[str, int]:
+        """The number of images that could not be used, by status."""
+        counts = Counter(status for part in self._described for status in part.statuses)
+        return {status: counts[status] for status in sorted(counts) if status != "ok"}
+
+    @property
+    def images(self) -> int:
+        """Number of usable images."""
+        return len(self.identities)
+
+    def embeddings(self) -> Iterator[Float32[np.ndarray, "images *embedding"]]:
+        """Yield each fragment's embeddings."""
+        for fragment, described in zip(self.fragments, self._described, strict=True):
+            if described.image_ids:
+                content = self.model.read(f"{self.partials}{fragment.key}{EMBEDDINGS}")
+                yield load_safetensors(content)["embeddings"]
+
+    @cached_property
+    def _described(self) -> list[_Described]:
+        return [
+            _Described(**json.loads(self.model.read(f"{self.partials}{fragment.key}.json")))
+            for fragment in self.fragments
+        ]
+
+
+def fit_group(
+    method: Method,
+    corpus: StoredCorpus,
+    identity: Mapping[str, object],
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> GroupRecord:
+    """Fit one group and write its files; return the record for `model.json`.
+
+    Args:
+        method: With its settings.
+        corpus: The group's training images.
+        identity: What the model's digest covers besides its arrays, `geometry` among it.
+        seed: Of whatever the method draws.
+        progress: Called with (done, total).
+
+    Raises:
+        ConfigError: if no image of the group can be used.
+    """
+    group = corpus.fragments[0].group
+    if corpus.images == 0:
+        raise ConfigError(
+            f"group '{group}' has no usable training image (label good, split not test); "
+            f"unusable: {corpus.unusable or 'none'}"
+        )
+    fitted = method.fit(corpus, seed=seed, progress=progress)
+    geometry = identity["geometry"]
+    assert isinstance(geometry, dict)
+    scale = _colour_scale(method, corpus, fitted, Geometry(**geometry))
+    files = store_group(corpus.model, group, fitted, scale, _provenance(corpus, fitted))
+    return GroupRecord(
+        digest=group_digest(identity, files),
+        images=corpus.images,
+        unusable_images=corpus.unusable,
+        facts=fitted.facts,
+        files=files,
+    )
+
+
+def _provenance(corpus: StoredCorpus, fitted: Fitted) -> pa.Table:
+    images = [corpus.identities[image] for image in fitted.origin[:, 0]]
+    columns = {
+        "bank_row": np.arange(len(images)),
+        "image_id": [image_id for image_id, _, _ in images],
+        "source_path": [path for _, path, _ in images],
+        "source_row": [row for _, _, row in images],
+        "y": fitted.origin[:, 1],
+        "x": fitted.origin[:, 2],
+    }
+    arrays = [pa.array(columns[f.name]).cast(f.type) for f in PROVENANCE]
+    return pa.Table.from_arrays(arrays, schema=PROVENANCE)
+
+
+def _colour_scale(
+    method: Method, corpus: StoredCorpus, fitted: Fitted, geometry: Geometry
+) -> ColourScale:
+    """Score training images against the bank without their own rows."""
+    search = ExactSearch.over(fitted.memory_bank)
+    step = max(1, -(-corpus.images // _SCALE_IMAGES))
+    height, width = geometry.input_size
+    peaks = []
+    number = 0
+    for embeddings in corpus.embeddings():
+        for embedding in embeddings:
+            own = np.flatnonzero(fitted.origin[:, 0] == number)
+            if number % step == 0 and len(own) < search.size:
+                scores = method.score(embedding[None], fitted.state, search, ignore=own)
+                anomaly_map = scores.anomaly_maps[0]
+                frame = geometry.to_frame(anomaly_map, (width, height), (height, width))
+                peaks.append(float(frame.max()))
+            number += 1
+    return ColourScale.of_normal(np.asarray(peaks or [0.0], np.float32))

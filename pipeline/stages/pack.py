@@ -1,0 +1,135 @@
+"""pack: image files into one Parquet file of the images table, the bytes untouched."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.images.decode import is_image
+from pipeline.lake.folder import Folder, escape
+from pipeline.lake.sources import SourceImage
+from pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
+
+# Of a Parquet file: between 128 and 512 MiB, so that listings stay short and reads parallel.
+FILE_BYTES = 256 * 2**20
+# Of a row group: what a reader holds in memory at once.
+_ROW_GROUP_BYTES = 32 * 2**20
+
+Row = dict[str, object]
+
+
+def to_packs(shards: Sequence[Sequence[SourceImage]]) -> list[pa.Table]:
+    """Return one row of schema `PACK` for each file to be written.
+
+    A file's name is a function of its sources, so that whoever writes it again replaces it.
+    """
+    packs = []
+    for shard in shards:
+        identity = "\n".join(f"{image.uri} {image.version}" for image in shard)
+        name = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        sources = pa.Table.from_pylist([asdict(image) for image in shard], schema=SOURCE)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, SOURCE) as writer:
+            writer.write_table(sources)
+        target = f"g={escape(shard[0].group)}/images-{name}.parquet"
+        row = {"target": target, "sources": sink.getvalue().to_pybytes()}
+        packs.append(pa.Table.from_pylist([row], schema=PACK))
+    return packs
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Stage: writes one file; returns one row of schema `PACK_RESULT`."""
+
+    images: Folder
+    fragment_images: int
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Write the Parquet file; if none of its sources is an image, there is none."""
+        target = table.column("target")[0].as_py()
+        sources = pa.ipc.open_stream(table.column("sources")[0].as_buffer()).read_all().to_pylist()
+        outcome = _Outcome()
+        with ExitStack() as stack:
+            writer: pq.ParquetWriter | None = None
+            for rows in self._row_groups(sources, outcome):
+                if writer is None:
+                    file = stack.enter_context(self.images.writing(target))
+                    writer = stack.enter_context(_writer(file))
+                writer.write_table(pa.Table.from_pylist(rows, schema=IMAGES))
+        return pa.Table.from_pylist([asdict(outcome)], schema=PACK_RESULT)
+
+    def _row_groups(self, sources: list[Row], outcome: "_Outcome") -> Iterator[list[Row]]:
+        """Yield rows of at most 32 MiB and one fragment, so that a fragment reads what it needs."""
+        rows: list[Row] = []
+        size = 0
+        for source in sources:
+            row = _read(SourceImage(**source), outcome)  # type: ignore[arg-type]
+            if row is None:
+                continue
+            added = sum(
+                len(cell) for cell in (row["image"], row["mask"]) if isinstance(cell, bytes)
+            )
+            if rows and (size + added > _ROW_GROUP_BYTES or len(rows) == self.fragment_images):
+                yield rows
+                rows, size = [], 0
+            rows.append(row)
+            size += added
+        if rows:
+            yield rows
+
+
+@dataclass
+class _Outcome:
+    images: int = 0
+    bytes: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def _read(source: SourceImage, outcome: _Outcome) -> Row | None:
+    folder = Folder(source.folder)
+    try:
+        content = folder.read(source.name)
+        mask = folder.read(source.mask) if source.mask else None
+    except FileNotFoundError as error:
+        outcome.skipped.append(f"{source.uri}: {error}")
+        return None
+    if not is_image(content):
+        outcome.skipped.append(f"{source.uri}: not an image ({len(content)} bytes)")
+        return None
+    outcome.images += 1
+    outcome.bytes += len(content)
+    return {
+        "image_id": source.image_id,
+        "image": content,
+        "group": source.group,
+        "split": source.split,
+        "label": source.label,
+        "mask": mask,
+        "captured_at": source.captured_at,
+        "source_uri": source.uri,
+        "source_version": source.version,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def _writer(file: object) -> pq.ParquetWriter:
+    # Encoded images do not compress again, and are never equal.
+    blobs = ("image", "mask")
+    others = [name for name in IMAGES.names if name not in blobs]
+    compression = {name: "none" if name in blobs else "zstd" for name in IMAGES.names}
+    return pq.ParquetWriter(file, IMAGES, compression=compression, use_dictionary=others)
+
+
+def known_sources(images: Folder, files: Sequence[str]) -> set[tuple[str, str]]:
+    """Return (source_uri, source_version) of all rows that were ingested before."""
+    known: set[tuple[str, str]] = set()
+    for name in files:
+        with images.open(name) as handle:
+            file = pq.ParquetFile(handle)
+            if "source_version" in file.schema_arrow.names:
+                table = file.read(columns=["source_uri", "source_version"])
+                known.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    return known

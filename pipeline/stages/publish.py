@@ -1,0 +1,134 @@
+"""publish: heatmaps, then the part file, whose presence means that the fragment is done."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+
+from pipeline.images.geometry import Geometry
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment
+from pipeline.lake.parts import heatmap_name, put_part
+from pipeline.scores.heatmap import ColourScale, overlay, picture_size, to_png
+from pipeline.stages.batch import FragmentBatch, advance, result_of
+from pipeline.stages.decode import Source
+from pipeline.tables import SCORES
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Stage: writes a fragment's heatmaps and part; returns its result."""
+
+    source: Source
+    scores: Folder
+    version: str
+    scored_at: datetime
+    heatmaps: Literal["all", "none"]
+    # Group -> digest of its model, and colour scale of its heatmaps.
+    model_ids: Mapping[str, str]
+    scales: Mapping[str, ColourScale]
+    threads: int = 1
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Commit the fragment; return one row of schema `FRAGMENT_RESULT`."""
+        return result_of(advance("publish", self._publish, table))
+
+    def _publish(self, batch: FragmentBatch) -> FragmentBatch:
+        fragment = batch.fragment
+        pictured = self.heatmaps == "all" and fragment.group in self.scales and len(batch.array)
+        if pictured:
+            self._write_heatmaps(batch)
+        table = self._score_table(batch, with_heatmaps=bool(pictured))
+        if len(table) != len(batch.rows):
+            raise AssertionError(f"{len(batch.rows)} rows came in, {len(table)} would go out")
+        put_part(self.scores, self.version, fragment, table)
+        return batch
+
+    def _score_table(self, batch: FragmentBatch, *, with_heatmaps: bool) -> pa.Table:
+        fragment, rows = batch.fragment, batch.rows
+        count = len(rows)
+        is_ok = [status == "ok" for status in batch.statuses()]
+        maps = iter(batch.array.reshape(len(batch.array), -1))
+        grid = batch.array.shape[1:]
+        source_rows = rows.column("source_row").to_pylist()
+        computed: dict[str, object] = {
+            "source_path": [fragment.path] * count,
+            "group": [fragment.group] * count,
+            "image_score": rows.column("image_score")
+            if "image_score" in rows.column_names
+            else [None] * count,
+            "anomaly_map": [next(maps) if ok else None for ok in is_ok],
+            "map_height": [grid[0] if ok else None for ok in is_ok],
+            "map_width": [grid[1] if ok else None for ok in is_ok],
+            "heatmap_path": [
+                heatmap_name(fragment, row) if ok and with_heatmaps else None
+                for ok, row in zip(is_ok, source_rows, strict=True)
+            ],
+            "model_id": [self.model_ids.get(fragment.group, "")] * count,
+            "scored_at": [self.scored_at] * count,
+        }
+        columns = []
+        for field in SCORES:
+            if field.name in computed:
+                values = computed[field.name]
+            elif field.name in rows.column_names:
+                values = rows.column(field.name)
+            else:
+                values = [None] * count
+            columns.append(_as(values, field.type))
+        table = pa.Table.from_arrays(columns, schema=SCORES)
+        for name in rows.column_names:
+            if name.startswith("extra:"):
+                table = table.append_column(name.removeprefix("extra:"), rows.column(name))
+        return table
+
+    def _write_heatmaps(self, batch: FragmentBatch) -> None:
+        """Read the images again: carrying them along would cost 0.8 MB an image in memory."""
+        wanted = {
+            row: anomaly_map
+            for row, anomaly_map in zip(
+                (
+                    row
+                    for row, status in zip(
+                        batch.rows.column("source_row").to_pylist(), batch.statuses(), strict=True
+                    )
+                    if status == "ok"
+                ),
+                batch.array,
+                strict=True,
+            )
+        }
+        rows = self.source.read(batch.fragment).to_pylist()
+        with ThreadPoolExecutor(self.threads) as pool:
+            drawn = (
+                pool.submit(self._write_heatmap, batch.fragment, row, wanted[row["source_row"]])
+                for row in rows
+                if row["source_row"] in wanted
+            )
+            for future in list(drawn):
+                future.result()
+
+    def _write_heatmap(
+        self,
+        fragment: Fragment,
+        row: dict[str, object],
+        anomaly_map: Float32[np.ndarray, "rows columns"],
+    ) -> None:
+        image = self.source.open_image(row)
+        geometry: Geometry = self.source.geometry
+        frame = geometry.to_frame(anomaly_map, image.size, picture_size(image))
+        png = to_png(overlay(image, frame, self.scales[fragment.group]))
+        source_row = row["source_row"]
+        assert isinstance(source_row, int)
+        self.scores.write(heatmap_name(fragment, source_row), png)
+
+
+def _as(values: object, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, pa.ChunkedArray):
+        return values.cast(kind)
+    return pa.array(values, kind)

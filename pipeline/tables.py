@@ -1,0 +1,218 @@
+"""Every Arrow schema of patchlake, once: the two public tables, and the rows between stages.
+
+Each field says what it holds in its `doc`; README's column lists are made from here
+(`python -m pipeline.tables`), and a test holds the two together. A field is non-null unless it
+is declared otherwise. Adding a nullable column keeps a table readable; anything else needs a new
+`OUTPUT_VERSION`.
+"""
+
+import pyarrow as pa
+
+from pipeline.errors import TableError
+
+# Raised when code changes results: it is part of every fragment's key.
+OUTPUT_VERSION = 1
+
+
+def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={"doc": doc})
+
+
+def _optional(name: str, kind: pa.DataType, doc: str) -> pa.Field:
+    return pa.field(name, kind, nullable=True, metadata={"doc": doc})
+
+
+_UTC = pa.timestamp("us", tz="UTC")
+
+IMAGES = pa.schema(
+    [
+        _field("image_id", pa.string(), "name of the image; for ingested files the path in SOURCE"),
+        _optional("image", pa.binary(), "the encoded file (JPEG, PNG, ...), untouched"),
+        _optional("uri", pa.string(), "where the encoded file is, when `image` is null"),
+        _field("group", pa.string(), "product or station: the images that share a model"),
+        _optional("split", pa.string(), "`train`, `test` or null"),
+        _optional("label", pa.string(), "`good`, a defect type, or null for unknown"),
+        _optional("mask", pa.binary(), "PNG of the defect, white on black, in the upright image"),
+        _optional("captured_at", _UTC, "when the picture was taken"),
+        _optional("source_uri", pa.string(), "the file that was ingested"),
+        _optional("source_version", pa.string(), "etag, or size and time, of that file"),
+        _optional("sha256", pa.string(), "of the encoded file"),
+    ]
+)
+
+REGION = pa.struct(
+    [
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("area", pa.int64()),
+        ("peak", pa.float32()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        _field("image_id", pa.string(), "as in the images table"),
+        _field("source_path", pa.string(), "Parquet file of the image, relative to IMAGES"),
+        _field("source_row", pa.int64(), "row in that file, from 0; with the path, the identity"),
+        _field("group", pa.string(), "as in the images table"),
+        _field(
+            "status",
+            pa.string(),
+            "`ok`, or why there is no score: `unreadable`, `too_large`, `unsupported`, `missing`, "
+            "`no_model`",
+        ),
+        _optional("error", pa.string(), "what was wrong, in words; null when ok"),
+        _optional("image_score", pa.float32(), "larger is worse; raw distance, never clamped"),
+        _optional("p_value", pa.float32(), "null until the model is calibrated"),
+        _optional("is_anomalous", pa.bool_(), "null until the model is calibrated"),
+        _optional("threshold", pa.float32(), "null until the model is calibrated"),
+        _optional("anomaly_map", pa.list_(pa.float32()), "distance of each patch, row by row"),
+        _optional("map_height", pa.int32(), "rows of the patch grid"),
+        _optional("map_width", pa.int32(), "columns of the patch grid"),
+        _optional("heatmap_path", pa.string(), "PNG overlaid on the image, relative to SCORES"),
+        _optional("regions", pa.list_(REGION), "null until the model is calibrated"),
+        _optional("width", pa.int32(), "pixels of the upright image"),
+        _optional("height", pa.int32(), "pixels of the upright image"),
+        _field("model_id", pa.string(), "digest of the group's model; empty for `no_model`"),
+        _field("scored_at", _UTC, "the run's time: one value for all of its rows"),
+    ]
+)
+
+PROVENANCE = pa.schema(
+    [
+        _field("bank_row", pa.int64(), "row of the memory bank, from 0"),
+        _field("image_id", pa.string(), "training image that the patch is from"),
+        _field("source_path", pa.string(), "Parquet file of that image, relative to IMAGES"),
+        _field("source_row", pa.int64(), "row in that file, from 0"),
+        _field("y", pa.int32(), "row in the patch grid"),
+        _field("x", pa.int32(), "column in the patch grid"),
+    ]
+)
+
+PLAN = pa.schema(
+    [
+        _field("key", pa.string(), "names the part; changes with anything that changes its bytes"),
+        _field("path", pa.string(), "Parquet file, relative to IMAGES"),
+        _field("version", pa.string(), "etag, or size and time, of the file"),
+        _field("group", pa.string(), "all rows of a fragment are of one group"),
+        _field("row_groups", pa.list_(pa.int32()), "row groups that hold the fragment"),
+        _field("start", pa.int64(), "first row, among the group's rows in these row groups"),
+        _field("images", pa.int64(), "number of rows"),
+    ]
+)
+
+# One row, between the stages of one fragment. The pixel and map arrays travel as one buffer, so
+# that Ray hands them over without a copy.
+FRAGMENT_BATCH = pa.schema(
+    [
+        _field("fragment", pa.string(), "the fragment, as JSON"),
+        _field("rows", pa.large_binary(), "Arrow IPC stream, one row an image"),
+        _field(
+            "array", pa.large_binary(), "uint8 pixels or float32 maps of the images that are ok"
+        ),
+        _field("dtype", pa.string(), "of `array`"),
+        _field("shape", pa.list_(pa.int64()), "of `array`"),
+        _optional("failure", pa.string(), "why the fragment was given up"),
+        _field("seconds", pa.map_(pa.string(), pa.float64()), "time spent, by stage"),
+    ]
+)
+
+# One row, a file to be ingested.
+SOURCE = pa.schema(
+    [
+        _field("image_id", pa.string(), "see IMAGES"),
+        _field("folder", pa.string(), "URI of the folder that `name` and `mask` are relative to"),
+        _field("name", pa.string(), "the image file"),
+        _field("version", pa.string(), "etag, or size and time"),
+        _field("bytes", pa.int64(), "size of the image file"),
+        _field("group", pa.string(), "see IMAGES"),
+        _optional("split", pa.string(), "see IMAGES"),
+        _optional("label", pa.string(), "see IMAGES"),
+        _optional("mask", pa.string(), "the mask's file"),
+        _optional("captured_at", _UTC, "see IMAGES"),
+    ]
+)
+
+# One row, the files that become one Parquet file.
+PACK = pa.schema(
+    [
+        _field("target", pa.string(), "name of the Parquet file, relative to IMAGES"),
+        _field("sources", pa.large_binary(), "Arrow IPC stream of schema SOURCE"),
+    ]
+)
+
+PACK_RESULT = pa.schema(
+    [
+        _field("images", pa.int64(), "rows written"),
+        _field("bytes", pa.int64(), "size of the encoded images"),
+        _field("skipped", pa.list_(pa.string()), "files that are not images, each with the reason"),
+    ]
+)
+
+# One row, the outcome of one fragment: all that comes back to the driver.
+FRAGMENT_RESULT = pa.schema(
+    [
+        _field("key", pa.string(), "of the fragment"),
+        _field("statuses", pa.map_(pa.string(), pa.int64()), "images by status"),
+        _field("duplicates", pa.int64(), "image_ids that occur more than once in the fragment"),
+        _optional("failure", pa.string(), "why the fragment was given up"),
+        _field("seconds", pa.map_(pa.string(), pa.float64()), "time spent, by stage"),
+    ]
+)
+
+
+def require_columns(schema: pa.Schema, wanted: dict[str, pa.Field], where: str) -> None:
+    """Raise one `TableError` that names every column that is absent or of another type.
+
+    Args:
+        schema: What the file has.
+        wanted: Column name in the file -> the field of ours that it stands for.
+        where: The file, for the message.
+    """
+    faults = []
+    for name, field in wanted.items():
+        if name not in schema.names:
+            near = ", ".join(schema.names)
+            faults.append(
+                f"column '{name}' ({field.name}) is missing; the file has: {near}. "
+                f"Map it with --set columns.{field.name}=NAME"
+            )
+        elif not _readable_as(schema.field(name).type, field.type):
+            found = schema.field(name).type
+            faults.append(f"column '{name}' is {found}, {field.name} needs {field.type}")
+    if faults:
+        raise TableError(f"{where}: " + "; ".join(faults))
+
+
+def _readable_as(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Other writers choose large, view or dictionary forms of the same type."""
+    types = pa.types
+    if types.is_dictionary(found):
+        found = found.value_type
+    if types.is_string(wanted):
+        return bool(
+            types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
+        )
+    if types.is_binary(wanted):
+        return bool(
+            types.is_binary(found) or types.is_large_binary(found) or types.is_binary_view(found)
+        )
+    both_times = types.is_timestamp(found) and types.is_timestamp(wanted)
+    return bool(found == wanted or types.is_null(found) or both_times)
+
+
+def markdown(schema: pa.Schema) -> str:
+    """Return the table of columns that README shows."""
+    lines = ["| column | type | what |", "|---|---|---|"]
+    for field in schema:
+        kind = str(field.type).replace("element: ", "").replace("child 0, ", "")
+        optional = "?" if field.nullable else ""
+        lines.append(f"| `{field.name}` | {kind}{optional} | {field.metadata[b'doc'].decode()} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for title, table in (("images", IMAGES), ("scores", SCORES)):
+        print(f"**{title}**\n\n{markdown(table)}\n")  # noqa: T201
