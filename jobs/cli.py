@@ -27,25 +27,18 @@ def main() -> None:
     """Run the command line; exit with the code of what happened."""
     set_up_logging()
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     try:
-        app(standalone_mode=False)
+        app()
     except PatchlakeError as error:
-        log.error("%s", error)  # noqa: TRY400 - one clear message, no traceback
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _leave(Stopped("stopped; the same command goes on from here"))
-    except typer.TyperException as error:
-        error.show()
+        # One clear message; a traceback is for faults of the program.
+        log.error("%s", error)
         sys.exit(error.exit_code)
 
 
-def _leave(error: PatchlakeError) -> None:
-    log.error("%s", error)
-    sys.exit(error.exit_code)
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Stopped("stopped by SIGTERM; the same command goes on from here")
+def _stop(number: int, _frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    raise Stopped(f"stopped by {name}; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import typer
 
 from jobs import evaluate, fit, ingest, options, score
 from jobs.console import log, say
-from pipeline.config import load_settings
 from pipeline.errors import ConfigError
 from pipeline.features.backbone import UNTRAINED, hub_has
 from pipeline.images.synthetic import write_products
@@ -34,7 +33,8 @@ def demo(
         log.info("drawing synthetic products into %s", pictures)
         write_products(Path(pictures), seed=0)
     used = _weights(weights)
-    settings = load_settings(flags={"backbone": {"name": _BACKBONE, "weights": used}})
+    flags = {"backbone": {"name": _BACKBONE, "weights": used}}
+    settings = options.read_settings(None, None, flags)
     with execution.start(None):
         ingest.run(pictures, images, None, None, settings, execution)
         fit.run(images, model, settings, execution, overwrite=True)

@@ -93,8 +93,8 @@ def require_success(summary: Summary) -> None:
         shown = list(summary.failed_fragments.items())[:_SHOWN]
         listed = "; ".join(f"{key}: {error}" for key, error in shown)
         raise FragmentsFailed(
-            f"{len(summary.failed_fragments)} of {summary.fragments} fragments failed and are tried "
-            f"again by the same command ({listed})"
+            f"{len(summary.failed_fragments)} of {summary.fragments} fragments failed; they are "
+            f"tried again by the same command ({listed})"
         )
     limit = summary.settings.max_failed
     if summary.error_rows > limit * summary.images:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import log, progress, say, show_table
 from jobs import options
+from jobs.console import log, progress, say, show_table
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry

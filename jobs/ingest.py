@@ -91,9 +91,7 @@ def _report(target: Folder, fresh: list, written: int, skipped: list[str]) -> No
     ids = [image.image_id for image in fresh]
     repeated = len(ids) - len(set(ids))
     if repeated:
-        log.warning(
-            "%d image_ids occur more than once; rows are told apart by file and row", repeated
-        )
+        log.warning("%d image_ids occur more than once; rows are told apart by file", repeated)
     say(
         f"ingested {written} images into {target.root}; skipped {len(skipped)} files that are no images"
     )

@@ -1,6 +1,7 @@
 """Options that several verbs share, and how they become settings and a runner."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ import typer
 from pipeline.cluster.runner import Runner
 from pipeline.config import Raw, Settings, load_settings
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import split_uri
 
 RunnerName = Literal["ray", "local"]
 
@@ -58,8 +59,6 @@ class Execution:
     @property
     def threads(self) -> int:
         """Threads of one stage: all cores here; one CPU a task on Ray."""
-        import os
-
         return (os.cpu_count() or 1) if self.runner == "local" else 1
 
     @contextmanager
@@ -80,17 +79,27 @@ def read_settings(config: str | None, assignments: Sequence[str] | None, flags: 
     """Return the effective settings. Raises `ConfigError`."""
     text = ""
     if config is not None:
-        parent, _, name = config.rpartition("/")
+        folder, name = split_uri(config)
         try:
-            text = Folder(parent or ".").read(name).decode()
+            text = folder.read(name).decode()
         except FileNotFoundError:
             raise ConfigError(f"config file '{config}' does not exist") from None
         except UnicodeDecodeError:
             raise ConfigError(f"config file '{config}' is not UTF-8 text") from None
-    return load_settings(text, assignments or (), flags)
+    return _with_full_weights(load_settings(text, assignments or (), flags))
 
 
-def nested(flags: dict[str, object]) -> Raw:
+def _with_full_weights(settings: Settings) -> Settings:
+    """Return the settings with a full path of the weights: workers run in other folders."""
+    weights = settings.backbone.weights
+    if weights in (None, "untrained"):
+        return settings
+    folder, name = split_uri(str(weights))
+    backbone = settings.backbone.model_copy(update={"weights": folder.path(name)})
+    return settings.model_copy(update={"backbone": backbone})
+
+
+def nested(flags: Mapping[str, object]) -> Raw:
     """Return dotted names that were given (not None) as a tree."""
     tree: dict[str, object] = {}
     for name, value in flags.items():

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, parts, runs
 from pipeline.lake.folder import Folder
-from pipeline.stages.decode import Decode, Source
+from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.infer import Scorer, load_checked_backbone
 from pipeline.stages.models import load_group, load_scale
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
@@ -133,7 +133,7 @@ def _plan(lake: Folder, model: Folder, settings: Settings, where: str | None) ->
 def _require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
     """Refuse settings that the model has fixed otherwise; defaults stand for what it has."""
     fresh = Settings()
-    asked = {
+    asked: dict[str, tuple[object, object, object]] = {
         "image.resize": (settings.image.resize, fresh.image.resize, manifest.geometry.resize),
         "image.crop": (settings.image.crop, fresh.image.crop, manifest.geometry.crop),
         "backbone.name": (settings.backbone.name, fresh.backbone.name, manifest.backbone.name),
@@ -162,7 +162,9 @@ def _pipeline(
         for group in planned.plan.groups
         if group in planned.manifest.groups
     }
-    without = {group: "none" for group in planned.plan.groups if group not in groups}
+    without: dict[str, Selection] = {
+        group: "none" for group in planned.plan.groups if group not in groups
+    }
     publish = Publish(
         source=planned.source,
         scores=target,
@@ -185,7 +187,7 @@ def _finish(
     done = parts.committed(target, job.record.version)
     kept = planned.plan.kept
     # Files of which `--where` keeps a part are left alone: their other fragments are not new.
-    removed = parts.remove_superseded(target, job.record.version, planned.plan.every, done)
+    removed = parts.remove_superseded(target, planned.plan.every, done)
     summary = summarise(
         job,
         tally,

@@ -99,7 +99,7 @@ class Settings(_Frozen):
     max_failed: float = Field(default=0.01, ge=0, le=1)
     image: ImageSettings = ImageSettings()
     backbone: BackboneSettings = BackboneSettings()
-    method: MethodSettings = MethodSettings()
+    method: MethodSettings = MethodSettings.model_validate({})
     score: ScoreSettings = ScoreSettings()
     columns: ColumnSettings = ColumnSettings()
 

@@ -1,6 +1,6 @@
 """`--runner local`: the stages in this process, one fragment after the other.
 
-The next fragment is decoded while the present one is in the network.
+The next fragment is decoded, and the one before written, while the present one is in the network.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,28 @@ class LocalRunner:
     def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row, in order."""
         infer = pipeline.infer.start()
-        with ThreadPoolExecutor(1) as ahead:
-            upcoming: Future[pa.Table] | None = (
-                ahead.submit(pipeline.decode, rows[0]) if rows else None
-            )
+        publish = pipeline.publish or _as_it_is
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+            decoded = _submit(ahead, pipeline.decode, rows[:1])
+            published: list[Future[pa.Table]] = []
             for number in range(len(rows)):
-                assert upcoming is not None
-                decoded = upcoming.result()
-                later = number + 1
-                upcoming = ahead.submit(pipeline.decode, rows[later]) if later < len(rows) else None
-                done = infer(decoded)
-                yield pipeline.publish(done) if pipeline.publish else done
+                pixels = decoded[0].result()
+                decoded = _submit(ahead, pipeline.decode, rows[number + 1 : number + 2])
+                done = infer(pixels)
+                yield from (future.result() for future in published)
+                published = _submit(behind, publish, [done])
+            yield from (future.result() for future in published)
 
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield one stage's row for each row, in order."""
         return map(stage, rows)
+
+
+def _submit(
+    pool: ThreadPoolExecutor, stage: Stage, rows: Sequence[pa.Table]
+) -> list[Future[pa.Table]]:
+    return [pool.submit(stage, row) for row in rows]
+
+
+def _as_it_is(table: pa.Table) -> pa.Table:
+    return table

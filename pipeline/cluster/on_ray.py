@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import pyarrow as pa
 import ray
@@ -35,7 +36,7 @@ class RayRunner:
 
     def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row, as they are done."""
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+        gpus = _resource("GPU")
         dataset = _dataset(rows)
         dataset = _map(dataset, pipeline.decode)
         dataset = dataset.map_batches(
@@ -62,7 +63,7 @@ class RayRunner:
             return gpus
         # On CPUs the network takes some 35 ms an image, decode and publish 10: about 3 to 1; and
         # one CPU always stays free for them, or nothing would ever reach the actors.
-        cpus = int(ray.cluster_resources().get("CPU", 2))
+        cpus = _resource("CPU")
         return max(1, min(cpus - 1, cpus * 3 // 4))
 
 
@@ -104,6 +105,10 @@ class _Actor:
         return self._stage(table)
 
 
+def _resource(name: str) -> int:
+    return int(ray.cluster_resources().get(name, 0))  # type: ignore[no-untyped-call]
+
+
 def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -122,6 +127,7 @@ def _call(stage: Stage, table: pa.Table) -> pa.Table:
 
 
 def _rows(dataset: Dataset) -> Iterator[pa.Table]:
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for block in cast("Iterator[pa.Table]", blocks):
         for number in range(block.num_rows):
             yield block.slice(number, 1)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pipeline.config import BackboneSettings, nearest
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import split_uri
 
 UNTRAINED = "untrained"
 
@@ -93,7 +94,7 @@ class Extractor:
 
     def __call__(
         self, pixels: UInt8[np.ndarray, "images h w 3"]
-    ) -> Float32[np.ndarray, "images *e"]:
+    ) -> Float32[np.ndarray, "images ..."]:
         """Return the embedding of each image."""
         if len(pixels) == 0:
             return np.empty((0, 0, 0, 0), np.float32)
@@ -112,7 +113,7 @@ class Extractor:
         return kept
 
 
-def _create(settings: BackboneSettings, seed: int, **options: object) -> torch.nn.Module:
+def _create(settings: BackboneSettings, seed: int, **options: Any) -> torch.nn.Module:  # noqa: ANN401 - timm's
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -168,21 +169,15 @@ def _from_file(settings: BackboneSettings, uri: str, seed: int) -> torch.nn.Modu
 @contextmanager
 def _as_local_file(uri: str) -> Iterator[Path]:
     """Yield the file itself if it is local, else a copy that goes when the block ends."""
-    parent, _, name = uri.rpartition("/")
-    folder = Folder(parent or ".")
-    try:
-        if folder.is_local:
-            path = Path(folder.path(name))
-            if not path.is_file():
-                raise FileNotFoundError(path)
-            yield path
-            return
-        content = folder.read(name)
-    except FileNotFoundError:
-        raise ConfigError(f"backbone.weights '{uri}' does not exist") from None
+    folder, name = split_uri(uri)
+    if not folder.exists(name):
+        raise ConfigError(f"backbone.weights '{uri}' does not exist")
+    if folder.is_local:
+        yield Path(folder.path(name))
+        return
     with tempfile.TemporaryDirectory() as copy:
         path = Path(copy) / name
-        path.write_bytes(content)
+        path.write_bytes(folder.read(name))
         yield path
 
 

@@ -59,7 +59,8 @@ def official_embedding(feature_maps: Sequence[Tensor]) -> Tensor:
     kernel[1, 1] = 0.2
     weights = kernel.expand(channels[0], 1, 3, 3)
     near = functional.conv2d(fine, weights, padding=1, groups=channels[0])
-    pairs = _pool(coarse, 3).unflatten(1, (channels[1] // 2, 2)).mean(dim=2)
+    pooled = _pool(coarse, 3)
+    pairs = (pooled[:, 0::2] + pooled[:, 1::2]) / 2
     return torch.cat([near, _align(pairs, fine.shape[-2:])], dim=1).permute(0, 2, 3, 1)
 
 

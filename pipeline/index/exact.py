@@ -74,7 +74,8 @@ class ExactSearch:
 
     def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
         """Return bank rows."""
-        return self.bank[rows]
+        vectors: np.ndarray = self.bank[rows]
+        return vectors
 
     def _nearest_block(
         self, queries: np.ndarray, k: int, ignore: np.ndarray | None
@@ -88,11 +89,10 @@ class ExactSearch:
         norms = np.linalg.norm(centred[:, :-1], axis=1)
         largest = np.sqrt(self._augmented[:, -1].max())
         error = queries.shape[1] * 2**-24 * largest * (2 * norms + largest)
-        if k == 1:
-            limit = ranked.min(axis=1)
-        else:
-            limit = np.partition(ranked, k - 1, axis=1)[:, k - 1]
-        query, row = np.nonzero(ranked <= (limit + 2 * error)[:, None])
+        limit = ranked.min(axis=1) if k == 1 else np.partition(ranked, k - 1, axis=1)[:, k - 1]
+        # Flat, then divided: np.nonzero of two axes takes half as long as the product itself.
+        near = np.flatnonzero(ranked <= (limit + 2 * error)[:, None])
+        query, row = np.divmod(near, len(self.bank))
         difference = queries[query].astype(np.float64) - self.bank[row]
         squared = np.einsum("nd,nd->n", difference, difference)
         # By query, then distance, then row: the first k of each query are its neighbours.

@@ -1,9 +1,9 @@
 """The memory bank as faiss files: flat L2 indexes, global row ids in shard order."""
 
+import faiss
 import numpy as np
 from jaxtyping import Float32
 
-import faiss
 from pipeline.errors import ModelError
 
 # One shard stays well under what object stores take in a single put.

@@ -168,6 +168,12 @@ class Folder:
                 temporary.unlink(missing_ok=True)
 
 
+def split_uri(uri: str) -> tuple[Folder, str]:
+    """Return the folder and the name of one file's path or URI."""
+    parent, slash, name = uri.rpartition("/")
+    return Folder.at(parent or slash or "."), name
+
+
 def escape(name: str) -> str:
     """Return any text as one path component that hive readers decode again."""
     quoted = quote(name, safe=" ")

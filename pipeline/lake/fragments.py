@@ -120,13 +120,13 @@ def group_rows(
         for batch in file.iter_batches(batch_size=64, row_groups=[row_group], columns=wanted):
             numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
             first += batch.num_rows
-            mine = pc.fill_null(pc.equal(_text(batch.column(columns.group)), fragment.group), False)
-            numbers, batch = numbers.filter(mine), batch.filter(mine)
-            begin = min(max(fragment.start - passed, 0), batch.num_rows)
-            end = min(max(fragment.start + fragment.images - passed, 0), batch.num_rows)
-            passed += batch.num_rows
+            mine = pc.equal(_text(batch.column(columns.group)), fragment.group)
+            numbers, rows = numbers.filter(mine), batch.filter(mine)
+            begin = min(max(fragment.start - passed, 0), rows.num_rows)
+            end = min(max(fragment.start + fragment.images - passed, 0), rows.num_rows)
+            passed += rows.num_rows
             if end > begin:
-                yield numbers[begin:end], batch.slice(begin, end - begin).select(names)
+                yield numbers[begin:end], rows.slice(begin, end - begin).select(names)
             if passed >= fragment.start + fragment.images:
                 return
 
@@ -181,7 +181,8 @@ def _slices(
     total = sum(rows for _, rows in holding)
     for begin in range(0, total, size):
         end = min(begin + size, total)
-        touched, before, first = [], 0, 0
+        touched: list[int] = []
+        before = first = 0
         for row_group, rows in holding:
             if before < end and before + rows > begin:
                 if not touched:

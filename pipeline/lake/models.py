@@ -142,7 +142,7 @@ def read_file(model: Folder, record: FileRecord) -> bytes:
     if found != record.sha256:
         raise ModelError(
             f"{model.path(record.name)} is damaged: SHA-256 {found[:12]}…, {MANIFEST} says "
-            f"{record.sha256[:12]}… ({len(content)} of {record.bytes} bytes); fit again or restore it"
+            f"{record.sha256[:12]}… ({len(content)} of {record.bytes} bytes); fit again"
         )
     return content
 

@@ -51,15 +51,14 @@ def committed(scores: Folder, version: str) -> dict[str, str]:
 
 
 def remove_superseded(
-    scores: Folder, version: str, fragments: Iterable[Fragment], done: dict[str, str]
+    scores: Folder, fragments: Iterable[Fragment], done: dict[str, str]
 ) -> list[str]:
     """Remove parts of older contents of the files in the plan, once the new ones are all done.
 
     Args:
         scores: The score table.
-        version: Only this version's parts are touched.
         fragments: All fragments of the files in question.
-        done: What is committed now, from `committed`.
+        done: What is committed now for one version, from `committed`.
 
     Returns:
         The names of the removed parts.

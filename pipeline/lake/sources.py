@@ -1,4 +1,4 @@
-"""What there is to ingest: image files in MVTec layout, in plain folders, or named by a manifest."""
+"""What there is to ingest: files in MVTec layout, in plain folders, or named by a manifest."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, TableError
-from pipeline.lake.folder import Entry, Folder
+from pipeline.lake.folder import Entry, Folder, split_uri
 
 Layout = Literal["mvtec", "folder", "csv"]
 
@@ -124,8 +124,7 @@ def _list_mvtec(
 
 
 def _list_manifest(source: str, group: str | None, prefixes: Sequence[str]) -> Listing:
-    parent, _, file_name = source.rpartition("/")
-    base = Folder.at(parent or ".")
+    base, file_name = split_uri(source)
     table = _read_manifest(base, file_name)
     if "uri" not in table.column_names:
         raise TableError(f"{source}: a manifest needs column 'uri', it has {table.column_names}")

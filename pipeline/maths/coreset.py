@@ -142,7 +142,7 @@ class _State:
         self.indices.append(row)
 
     def flush(self, threshold: float) -> int:
-        """Bring all rows with a bound above the threshold up to date; return how many there were."""
+        """Bring rows with a bound above the threshold up to date; return how many there were."""
         stale = np.flatnonzero((self.bound > threshold) & (self.seen < self.count))
         stale = stale[np.argsort(self.seen[stale], kind="stable")]
         for begin in range(0, len(stale), _FLUSH_ROWS):
@@ -201,4 +201,5 @@ class _State:
 
 def _squared(left: np.ndarray, right: np.ndarray) -> Float32[np.ndarray, " rows"]:
     difference = left - right
-    return np.einsum("nd,nd->n", difference, difference)
+    squared: np.ndarray = np.einsum("nd,nd->n", difference, difference)
+    return squared

@@ -21,7 +21,7 @@ class Corpus(Protocol):
     def images(self) -> int:
         """Number of images."""
 
-    def embeddings(self) -> Iterator[Float32[np.ndarray, "images *embedding"]]:
+    def embeddings(self) -> Iterator[Float32[np.ndarray, "images ..."]]:
         """Yield each fragment's embeddings; may be called again."""
 
 

@@ -112,7 +112,8 @@ class PatchCore:
         largest = lengths.max(axis=1, keepdims=True)
         log_sum = largest[:, 0] + np.log(np.exp(lengths - largest).sum(axis=1))
         weight = 1 - np.exp(distances - log_sum)
-        return (weight * distances).astype(np.float32)
+        reweighted: np.ndarray = (weight * distances).astype(np.float32)
+        return reweighted
 
 
 def _all_patches(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:

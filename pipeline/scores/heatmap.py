@@ -49,7 +49,8 @@ class ColourScale:
 
     def strength(self, frame: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
         """Return 0 at `low` and below, 1 at `high` and above."""
-        return np.clip((frame - self.low) / (self.high - self.low), 0, 1).astype(np.float32)
+        strength: np.ndarray = np.clip((frame - self.low) / (self.high - self.low), 0, 1)
+        return strength.astype(np.float32)
 
 
 def picture_size(image: Image.Image) -> tuple[int, int]:
@@ -77,7 +78,8 @@ def overlay(
     # Opacity rises faster than colour, so that the lower end is visible on bright pictures too.
     opacity = _OPACITY * np.sqrt(strength)[..., None]
     blended = np.asarray(grey, np.float32)[..., None] * (1 - opacity) + colour * opacity
-    return np.rint(blended).astype(np.uint8)
+    picture: np.ndarray = np.rint(blended).astype(np.uint8)
+    return picture
 
 
 def to_png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:

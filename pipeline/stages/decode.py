@@ -1,7 +1,7 @@
 """decode: a fragment's rows out of Parquet, its images to pixels of the model's input size."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -108,7 +108,7 @@ class Decode:
 
     source: Source
     # Group -> which of its rows; `all` where it is not named.
-    selections: dict[str, Selection]
+    selections: Mapping[str, Selection]
     threads: int = 1
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -119,7 +119,7 @@ class StoredCorpus:
         """Number of usable images."""
         return len(self.identities)
 
-    def embeddings(self) -> Iterator[Float32[np.ndarray, "images *embedding"]]:
+    def embeddings(self) -> Iterator[Float32[np.ndarray, "images ..."]]:
         """Yield each fragment's embeddings."""
         for fragment, described in zip(self.fragments, self._described, strict=True):
             if described.image_ids:

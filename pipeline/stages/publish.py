@@ -89,26 +89,15 @@ class Publish:
 
     def _write_heatmaps(self, batch: FragmentBatch) -> None:
         """Read the images again: carrying them along would cost 0.8 MB an image in memory."""
-        wanted = {
-            row: anomaly_map
-            for row, anomaly_map in zip(
-                (
-                    row
-                    for row, status in zip(
-                        batch.rows.column("source_row").to_pylist(), batch.statuses(), strict=True
-                    )
-                    if status == "ok"
-                ),
-                batch.array,
-                strict=True,
-            )
-        }
+        is_ok = np.array([status == "ok" for status in batch.statuses()])
+        numbers = batch.rows.column("source_row").to_numpy()[is_ok]
+        maps = dict(zip(numbers.tolist(), batch.array, strict=True))
         rows = self.source.read(batch.fragment).to_pylist()
         with ThreadPoolExecutor(self.threads) as pool:
             drawn = (
-                pool.submit(self._write_heatmap, batch.fragment, row, wanted[row["source_row"]])
+                pool.submit(self._write_heatmap, batch.fragment, row, maps[row["source_row"]])
                 for row in rows
-                if row["source_row"] in wanted
+                if row["source_row"] in maps
             )
             for future in list(drawn):
                 future.result()
