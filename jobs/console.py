@@ -75,12 +75,13 @@ def _logged(what: str, total: int, unit: str) -> Advance:
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a result table on stdout."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
 

@@ -9,6 +9,7 @@ dies with its node, file names change on every run); stages do not raise for a f
 errors are not retried); CPUs are asked for whole (fractions can deadlock on small nodes).
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from pipeline.cluster.runner import Pipeline, Stage, Startable
 from pipeline.errors import ConfigError
 
+# Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, one 100-megapixel image is 300 MB while
+# it is resized. Declared, it also keeps Ray from fusing decode into the actors: it fuses what asks
+# for the same resources, and decoding would then wait for the network instead of running ahead.
+_DECODE_BYTES = 512 * 2**20
+
 # A job that waits for spot GPUs is not stuck: Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600
 
@@ -38,7 +44,7 @@ class RayRunner:
         """Yield the last stage's row for each row, as they are done."""
         gpus = _resource("GPU")
         dataset = _dataset(rows)
-        dataset = _map(dataset, pipeline.decode)
+        dataset = _map(dataset, pipeline.decode, memory=_DECODE_BYTES)
         dataset = dataset.map_batches(
             _Actor,
             batch_size=1,
@@ -111,15 +117,19 @@ def _resource(name: str) -> int:
 
 def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     context = DataContext.get_current()
+    # Progress is the job's own (jobs.console); Ray's would tell it twice.
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     return ray.data.from_arrow(list(rows))
 
 
-def _map(dataset: Dataset, stage: Stage) -> Dataset:
+def _map(dataset: Dataset, stage: Stage, memory: float | None = None) -> Dataset:
     # A partial, because Ray takes an object with __call__ for an actor's class.
     function = partial(_call, stage)
-    return dataset.map_batches(function, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    return dataset.map_batches(
+        function, batch_size=1, batch_format="pyarrow", num_cpus=1, memory=memory
+    )
 
 
 def _call(stage: Stage, table: pa.Table) -> pa.Table:

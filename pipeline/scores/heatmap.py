@@ -14,15 +14,14 @@ from PIL import Image
 # Longest side, in pixels.
 MAX_SIDE = 512
 
-# Dark violet over red and orange to pale yellow, evenly rising in lightness: readable in grey and
-# with colour-blind eyes. (position, red, green, blue)
+# Violet over magenta and orange to pale yellow, rising in lightness: readable in grey and with
+# colour-blind eyes. (position, red, green, blue)
 _COLOURS = np.array(
     [
-        (0.0, 40, 10, 80),
-        (0.25, 120, 20, 110),
-        (0.5, 205, 50, 70),
-        (0.75, 245, 130, 20),
-        (1.0, 255, 245, 160),
+        (0.0, 110, 20, 140),
+        (0.35, 205, 40, 110),
+        (0.7, 250, 120, 40),
+        (1.0, 255, 245, 150),
     ]
 )
 # At full strength the colour still lets the picture through.
@@ -40,12 +39,13 @@ class ColourScale:
     def of_normal(cls, peaks: Float32[np.ndarray, " images"]) -> "ColourScale":
         """Return the scale from the highest point of each training image's smoothed map.
 
-        Colour begins where one normal image in twenty has its peak, and is full at twice that
-        distance: a doubled distance to anything known is as anomalous as a picture need show.
+        Colour begins at the peak of the 95th percentile, so that one normal image in twenty has a
+        coloured spot, and is full at one and a half times that distance. On real tiles the
+        clearest defects reach 1.6 times.
         """
         low = float(np.quantile(peaks, 0.95))
         # All-equal images have distance 0 to one another; any positive width will do.
-        return cls(low, 2 * low if low > 0 else 1.0)
+        return cls(low, 1.5 * low if low > 0 else 1.0)
 
     def strength(self, frame: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
         """Return 0 at `low` and below, 1 at `high` and above."""
