@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from jobs import options
@@ -12,7 +13,7 @@ from jobs.driving import Tally, drive, require_success, summarise
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Scalar, Settings, digest
 from pipeline.errors import ConfigError, FragmentsFailed
-from pipeline.features.backbone import load_backbone
+from pipeline.features.backbone import Extractor, load_backbone
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
@@ -130,7 +131,10 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     for group, selection in selections.items():
         if selection == "unlabelled":
             log.warning("group '%s' has no label at all: every image of it is taken as good", group)
-    weights_sha256 = load_backbone(settings.backbone, seed=settings.seed).weights_sha256
+    backbone = load_backbone(settings.backbone, seed=settings.seed)
+    # One black image shows here, not in every worker, whether method and backbone go together.
+    Extractor(backbone, method.embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
+    weights_sha256 = backbone.weights_sha256
     identity = {
         "method": settings.method.name,
         "options": options_of(method),

@@ -1,5 +1,6 @@
 """ingest: folders, archives' contents, tables of URIs -> images/ (Parquet)."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import list_tables
-from pipeline.lake.sources import Layout, guess_layout, list_images, shards
+from pipeline.lake.sources import Layout, SourceImage, guess_layout, list_images, shards
 from pipeline.stages.pack import FILE_BYTES, Pack, known_sources, to_packs
 
 _SHOWN = 10
@@ -83,7 +84,9 @@ def _existing(target: Folder) -> list[str]:
         return []
 
 
-def _report(target: Folder, fresh: list, written: int, skipped: list[str]) -> None:  # type: ignore[type-arg]
+def _report(
+    target: Folder, fresh: Sequence[SourceImage], written: int, skipped: Sequence[str]
+) -> None:
     for line in skipped[:_SHOWN]:
         log.warning("skipped %s", line)
     if len(skipped) > _SHOWN:
@@ -92,6 +95,4 @@ def _report(target: Folder, fresh: list, written: int, skipped: list[str]) -> No
     repeated = len(ids) - len(set(ids))
     if repeated:
         log.warning("%d image_ids occur more than once; rows are told apart by file", repeated)
-    say(
-        f"ingested {written} images into {target.root}; skipped {len(skipped)} files that are no images"
-    )
+    say(f"ingested {written} images into {target.root}; {len(skipped)} files are no images")

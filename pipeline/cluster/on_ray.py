@@ -23,7 +23,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PatchlakeError
 
 # Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, one 100-megapixel image is 300 MB while
 # it is resized. Declared, it also keeps Ray from fusing decode into the actors: it fuses what asks
@@ -137,6 +137,14 @@ def _call(stage: Stage, table: pa.Table) -> pa.Table:
 
 
 def _rows(dataset: Dataset) -> Iterator[pa.Table]:
+    try:
+        yield from _blocks(dataset)
+    except ray.exceptions.RayTaskError as error:
+        # A fault of the whole job, raised in a worker, is told like one raised here.
+        raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
+
+
+def _blocks(dataset: Dataset) -> Iterator[pa.Table]:
     blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     for block in cast("Iterator[pa.Table]", blocks):
         for number in range(block.num_rows):

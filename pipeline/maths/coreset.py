@@ -10,14 +10,16 @@ bound by memory. Here a row's distance to the selected set is kept as an upper b
 true for the first `seen[i]` centres: it can only fall. Why the sequence is that of plain greedy:
 
 1. *Flush*: rows whose bound exceeds a threshold are measured against the centres that they have
-   not seen, in one matrix product. All others are at most `threshold` away.
+   not seen. All others are at most `threshold` away.
 2. *Pool*: the rows with the largest, now exact, distances. Every row outside the pool is at most
    `tau` away, now and for ever.
 3. *Local greedy* in the pool: while its farthest row is farther than `tau`, no row outside can be
    the next centre, and the pool alone decides. When it is not, flush again.
 
-Inside the pool distances are direct differences, so that the order does not hang on the rounding
-of matrix products; two candidates whose distances agree to about 1e-6 may still change places.
+A matrix product only rules out centres that cannot be nearer, given its rounding; the others are
+measured by direct differences of the rows as they are given. So neither an offset nor a far row
+nor the BLAS kernel changes the order, equal distances are ties, and coinciding rows have distance
+0; two candidates whose distances agree to about 1e-6 may still change places.
 """
 
 from collections.abc import Callable
@@ -32,6 +34,8 @@ Progress = Callable[[int, int], None]
 _POOL = 2048
 # Rows x centres of one matrix product of a flush: 1024 x 8192 float32 = 32 MiB.
 _FLUSH_ROWS, _FLUSH_CENTRES = 1024, 8192
+# Pairs that are measured at a time: 4096 x 1536 float32 = 24 MiB, three times.
+_PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -100,14 +104,13 @@ def greedy(
 class _State:
     """Rows as (x - mean, 1) and centres as (-2 c, |c|^2): one product gives |x - c|^2 - |x|^2."""
 
+    given: Float32[np.ndarray, "rows dim"]
     rows: Float32[np.ndarray, "rows dim_1"]
     norms: Float32[np.ndarray, " rows"]
+    # Squared distance to the nearest of the first `seen` centres, by direct differences.
     bound: Float32[np.ndarray, " rows"]
     seen: np.ndarray
-    nearest: np.ndarray
     centres: Float32[np.ndarray, "size dim_1"]
-    # Largest error of a squared distance out of a matrix product, see `of`.
-    slack: float
     indices: list[int] = field(default_factory=list)
 
     @classmethod
@@ -121,15 +124,12 @@ class _State:
         augmented[:, dim] = 1
         norms = np.einsum("nd,nd->n", augmented[:, :dim], augmented[:, :dim])
         return cls(
+            given=rows,
             rows=augmented,
             norms=norms,
             bound=np.full(count, np.inf, np.float32),
             seen=np.zeros(count, np.int32),
-            nearest=np.zeros(count, np.int32),
             centres=np.empty((size, dim + 1), np.float32),
-            # A float32 dot product of length d errs by about sqrt(d) * 2^-24 * |x||c|, and
-            # |x||c| <= max |x|^2; eight times that is beyond what blocked sums reach.
-            slack=8 * float(np.sqrt(dim + 1)) * 2**-24 * float(norms.max()),
         )
 
     @property
@@ -152,13 +152,34 @@ class _State:
             for first in range(int(self.seen[block[0]]), self.count, _FLUSH_CENTRES):
                 last = min(first + _FLUSH_CENTRES, self.count)
                 product = rows @ self.centres[first:last].T
-                best = product.argmin(axis=1)
-                found = product[np.arange(len(block)), best] + self.norms[block]
-                closer = found < self.bound[block]
-                self.bound[block[closer]] = np.maximum(found[closer], 0)
-                self.nearest[block[closer]] = best[closer] + first
+                slack = self.slack(block)
+                limit = np.minimum(
+                    self.bound[block] - self.norms[block], product.min(axis=1) + slack
+                )
+                # Flat, then divided: np.nonzero of two axes is several times slower.
+                near = np.flatnonzero(product <= (limit + slack)[:, None])
+                row, centre = np.divmod(near, last - first)
+                self.measure(block[row], first + centre)
             self.seen[block] = self.count
         return len(stale)
+
+    def slack(self, block: np.ndarray) -> Float32[np.ndarray, " block"]:
+        """Return the largest error of a product with a centre nearer than the bound.
+
+        A float32 dot product of length d errs by about sqrt(d) * 2^-24 * |x||c|, and such a
+        centre has |c| <= |x| + |x - c|; eight times that is beyond what blocked sums reach.
+        """
+        reach = np.sqrt(self.norms[block]) + np.sqrt(self.bound[block])
+        slack: np.ndarray = np.float32(8 * np.sqrt(self.rows.shape[1]) * 2**-24) * reach * reach
+        return slack
+
+    def measure(self, rows: np.ndarray, centres: np.ndarray) -> None:
+        """Lower the bound of each row to its distance to the centre beside it."""
+        selected = np.asarray(self.indices)[centres]
+        for begin in range(0, len(rows), _PAIRS):
+            some = rows[begin : begin + _PAIRS]
+            direct = _squared(self.given[some], self.given[selected[begin : begin + _PAIRS]])
+            np.minimum.at(self.bound, some, direct)
 
     def pool(self, threshold: float) -> tuple[np.ndarray, float]:
         """Return the farthest rows, and a distance that none of the others exceeds."""
@@ -173,9 +194,8 @@ class _State:
 
     def select(self, pool: np.ndarray, tau: float, size: int, radii: list[float]) -> bool:
         """Greedy inside the pool, at least one centre; return whether to go on."""
-        rows, norms = self.rows[pool], self.norms[pool]
-        assigned = np.asarray(self.indices)[self.nearest[pool]]
-        distance = _squared(rows[:, :-1], self.rows[assigned, :-1])
+        rows, norms, given = self.rows[pool], self.norms[pool], self.given[pool]
+        distance, slack = self.bound[pool], self.slack(pool)
         picked = 0
         while True:
             farthest = int(distance.argmax())
@@ -189,11 +209,9 @@ class _State:
             picked += 1
             # Only where the product says that the new centre may be nearer is it measured.
             product = rows @ self.centres[self.count - 1] + norms
-            closer = np.flatnonzero(product < distance + self.slack)
-            direct = _squared(rows[closer, :-1], rows[farthest, :-1])
-            nearer = direct < distance[closer]
-            distance[closer[nearer]] = direct[nearer]
-            self.nearest[pool[closer[nearer]]] = self.count - 1
+            closer = np.flatnonzero(product < distance + slack)
+            direct = _squared(given[closer], given[farthest])
+            distance[closer] = np.minimum(distance[closer], direct)
         self.bound[pool] = distance
         self.seen[pool] = self.count
         return True

@@ -53,7 +53,7 @@ class Publish:
         fragment, rows = batch.fragment, batch.rows
         count = len(rows)
         is_ok = [status == "ok" for status in batch.statuses()]
-        maps = iter(batch.array.reshape(len(batch.array), -1))
+        maps = (anomaly_map.ravel() for anomaly_map in batch.array)
         grid = batch.array.shape[1:]
         source_rows = rows.column("source_row").to_pylist()
         computed: dict[str, object] = {

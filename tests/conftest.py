@@ -1,0 +1,147 @@
+"""Shared fixtures: one lake and one model of tiny synthetic images, and one Ray, per session."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from jobs import cli, console, fit, ingest, options, score
+from pipeline.config import Settings, load_settings
+from pipeline.images.synthetic import write_products
+
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")
+
+ASSETS = Path(__file__).resolve().parents[2] / "shared"
+LOCAL = options.Execution("local", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, visibly, what needs real weights and images where there are none."""
+    if ASSETS.is_dir():
+        return
+    skip = pytest.mark.skip(reason=f"no real weights and images at {ASSETS}")
+    for item in items:
+        if "assets" in item.keywords:
+            item.add_marker(skip)
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command line printed and exited with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def patchlake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command line in this process, as the `patchlake` script does."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(*arguments: object) -> CommandResult:
+        monkeypatch.setattr(sys, "argv", ["patchlake", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return CommandResult(code, captured.out, captured.err)
+
+    yield run
+    # What the script sets for its process must not outlive the test.
+    console.log.handlers.clear()
+    console.log.propagate = True
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+# 64 px and a ten-layer network: a millisecond an image, and every code path of the real thing.
+TINY = {
+    "image": {"resize": [64, 64]},
+    "backbone": {"name": "resnet10t.c3_in1k", "weights": "untrained"},
+    "method": {"coreset_fraction": 0.1},
+    "fragment_images": 10,
+    "score": {"scored_at": "2026-01-01T00:00:00Z"},
+}
+TINY_FLAGS = (
+    *("--set", "image.resize=[64, 64]", "--set", "backbone.name=resnet10t.c3_in1k"),
+    *("--set", "backbone.weights=untrained", "--set", "method.coreset_fraction=0.1"),
+    *("--set", "fragment_images=10", "--set", "score.scored_at=2026-01-01T00:00:00Z"),
+    *("--runner", "local"),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Settings:
+    return load_settings(flags=TINY)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two products in MVTec layout: 12 + 4 + 3 x 2 images each."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_products(root, seed=1, train=12, good=4, defects=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def images(pictures: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Settings) -> Path:
+    """The same as a lake: 44 images, two groups."""
+    root = tmp_path_factory.mktemp("images")
+    ingest.run(str(pictures), str(root), None, None, tiny, LOCAL)
+    return root
+
+
+@pytest.fixture(scope="session")
+def model(images: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Settings) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    fit.run(str(images), str(root), tiny, LOCAL)
+    return root
+
+
+@pytest.fixture(scope="session")
+def scores(
+    images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Settings
+) -> Path:
+    """The undisturbed result of the local runner."""
+    root = tmp_path_factory.mktemp("scores")
+    score.run(str(images), str(model), str(root), tiny, LOCAL)
+    return root
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray of our own for the whole session."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+
+    # Unix sockets allow 107 characters: pytest's own folders are too deep for Ray's.
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="pl", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            "local",
+            num_cpus=3,
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+
+
+def output_files(scores: Path) -> dict[str, bytes]:
+    """Everything a score table holds, but the record of its runs."""
+    files = (path for path in scores.rglob("*") if path.is_file())
+    found = {str(path.relative_to(scores)): path.read_bytes() for path in files}
+    return {name: content for name, content in found.items() if not name.startswith("_runs")}

@@ -1,0 +1,91 @@
+"""status tells from the files alone what is done, failed and pending, running or dead."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import score, status
+from pipeline.config import Settings
+from tests.conftest import LOCAL, TINY_FLAGS, output_files
+from tests.jobs.test_bad_input import JPEG
+
+
+def test_a_finished_run_is_all_done(scores: Path, model: Path, patchlake):
+    result = patchlake("status", scores, "--json")
+    assert result.code == 0
+    (run,) = json.loads(result.out)
+    assert run["verb"] == "score"
+    assert run["state"] == "finished"
+    assert (run["fragments"], run["done"], run["failed"], run["pending"]) == (6, 6, 0, 0)
+    assert run["images"] == run["images_done"] == 44
+    assert run["run"] in patchlake("status", scores).out
+    (run,) = json.loads(patchlake("status", model, "--json").out)
+    assert (run["verb"], run["state"], run["done"]) == ("fit", "finished", 6)
+
+
+def test_what_a_dead_run_left_is_pending(
+    images: Path, model: Path, tmp_path: Path, tiny: Settings
+):
+    summary = score.run(str(images), str(model), str(tmp_path), tiny, LOCAL)
+    # What a killed driver leaves: parts missing, and no summary.
+    for part in summary.parts[:2]:
+        (tmp_path / part).unlink()
+    next(tmp_path.glob("_runs/*/summary.json")).unlink()
+    (run,) = status.read(str(tmp_path))
+    assert (run.state, run.done, run.pending) == ("open", 4, 2)
+
+
+def test_a_failed_fragment_is_listed_with_its_error_and_tried_again(
+    images: Path, model: Path, tmp_path: Path, patchlake
+):
+    # A file in the place of a folder: the heatmaps of one fragment cannot be written.
+    lake = tmp_path / "images"
+    lake.mkdir()
+    for name in ("a", "b"):
+        rows = {"image_id": [name], "image": [JPEG], "group": ["woven_cloth"]}
+        pq.write_table(pa.table(rows), lake / f"{name}.parquet")
+    scores = tmp_path / "scores"
+    command = ("score", lake, model, scores, *TINY_FLAGS)
+    assert patchlake(*command).code == 0
+    lost = next(scores.glob("version=*/*.parquet"))
+    key = lost.stem.rpartition("-")[2]
+    lost.unlink()
+    for picture in (scores / "_heatmaps" / key).iterdir():
+        picture.unlink()
+    (scores / "_heatmaps" / key).rmdir()
+    (scores / "_heatmaps" / key).write_text("in the way")
+    result = patchlake(*command)
+    assert result.code == 3
+    assert key in result.err
+    (run,) = json.loads(patchlake("status", scores, "--json").out)
+    assert (run["done"], run["failed"], run["pending"]) == (1, 1, 0)
+    assert "publish" in run["failures"][key]
+    (scores / "_heatmaps" / key).unlink()
+    assert patchlake(*command).code == 0
+    assert json.loads(patchlake("status", scores, "--json").out)[0]["failed"] == 0
+
+
+def test_sigterm_stops_with_exit_code_4_and_the_same_command_goes_on(
+    images: Path, model: Path, scores: Path, tmp_path: Path
+):
+    command = [
+        *(sys.executable, "-m", "jobs.cli", "score", str(images), str(model), str(tmp_path)),
+        *TINY_FLAGS,
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("version=*/**/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (0, 4), err
+    if process.returncode == 4:
+        assert "goes on from here" in err
+    subprocess.run(command, check=True, capture_output=True)
+    assert output_files(tmp_path) == output_files(scores)
