@@ -131,9 +131,9 @@ def load_settings(
     layers: list[Raw] = [_parse_yaml(text)]
     layers += [_parse_assignment(assignment) for assignment in assignments]
     layers.append(flags or {})
-    preset = next((layer["preset"] for layer in reversed(layers) if layer.get("preset")), None)
+    preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), None)
     if preset is not None:
-        if preset not in PRESETS:
+        if str(preset) not in PRESETS:
             raise ConfigError(f"preset '{preset}' is unknown{nearest(str(preset), PRESETS)}")
         layers.insert(0, PRESETS[str(preset)])
     merged: Raw = {}
@@ -164,11 +164,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
 
 
+# PyYAML leaves a date such as 2026-13-01 to datetime, which raises ValueError.
+_NOT_YAML = (yaml.YAMLError, ValueError)
+
+
 def _parse_yaml(text: str) -> Raw:
     try:
-        parsed = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        parsed = yaml.safe_load(text)
+    except _NOT_YAML as error:
         raise ConfigError(f"the config file is not YAML: {error}") from None
+    if parsed is None:
+        return {}
     if not isinstance(parsed, dict):
         raise ConfigError(f"the config file holds a {type(parsed).__name__}, not settings by name")
     return parsed
@@ -180,7 +186,7 @@ def _parse_assignment(assignment: str) -> Raw:
         raise ConfigError(f"--set takes name=value, got '{assignment}'")
     try:
         nested: object = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"--set {name}: the value is not YAML: {error}") from None
     for part in reversed(name.split(".")):
         nested = {part: nested}
@@ -201,17 +207,18 @@ def _describe(raw: Raw, fault: Mapping[str, object]) -> str:
     location = fault["loc"]
     assert isinstance(location, tuple)
     # Pydantic adds the branch of a union to the location; a setting's name stops before it.
-    parts: list[str] = []
+    parts: list[object] = []
     known: type[BaseModel] | None = Settings
     for part in location:
-        if known is None or (parts and part not in known.model_fields and fault["type"] != _EXTRA):
+        if known is None:
             break
-        parts.append(str(part))
+        parts.append(part)
         inner = known.model_fields[part].annotation if part in known.model_fields else None
         known = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
-    name = ".".join(parts)
+    name = ".".join(map(str, parts))
     if fault["type"] == _EXTRA:
-        return f"setting '{name}' is unknown{nearest(name, known_names())}"
+        names = {*known_names(), *Settings.model_fields}
+        return f"setting '{name}' is unknown{nearest(name, names)}"
     value: object = raw
     for part in parts:
         value = value.get(part) if isinstance(value, Mapping) else value

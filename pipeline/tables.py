@@ -6,6 +6,8 @@ is declared otherwise. Adding a nullable column keeps a table readable; anything
 `OUTPUT_VERSION`.
 """
 
+import re
+
 import pyarrow as pa
 
 from pipeline.errors import TableError
@@ -207,7 +209,7 @@ def markdown(schema: pa.Schema) -> str:
     """Return the table of columns that README shows."""
     lines = ["| column | type | what |", "|---|---|---|"]
     for field in schema:
-        kind = str(field.type).replace("element: ", "").replace("child 0, ", "")
+        kind = re.sub(r"\bfloat\b", "float32", str(field.type)).replace("item: ", "")
         optional = "?" if field.nullable else ""
         lines.append(f"| `{field.name}` | {kind}{optional} | {field.metadata[b'doc'].decode()} |")
     return "\n".join(lines)

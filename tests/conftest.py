@@ -3,10 +3,13 @@
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
@@ -119,14 +122,12 @@ def scores(
 
 
 @pytest.fixture(scope="session")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     """One Ray of our own for the whole session."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
     # Unix sockets allow 107 characters: pytest's own folders are too deep for Ray's.
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="pl", ignore_cleanup_errors=True) as folder:
         ray.init(
             "local",
@@ -145,3 +146,15 @@ def output_files(scores: Path) -> dict[str, bytes]:
     files = (path for path in scores.rglob("*") if path.is_file())
     found = {str(path.relative_to(scores)): path.read_bytes() for path in files}
     return {name: content for name, content in found.items() if not name.startswith("_runs")}
+
+
+def read_scores(scores: Path) -> pa.Table:
+    """All parts, as an analyst would read them."""
+    files = sorted(scores.glob("version=*/**/*.parquet"))
+    return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+
+
+def by_place(scores: Path) -> dict[tuple[str, int], dict[str, object]]:
+    """Rows of the score table by their identity."""
+    rows = read_scores(scores).to_pylist()
+    return {(row["source_path"], row["source_row"]): row for row in rows}

@@ -10,6 +10,7 @@ What each kind of file means here:
 """
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,9 +18,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import (  # noqa: F401 - importing a plugin is what makes Pillow know its format
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
-    ImageOps,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
@@ -56,7 +57,7 @@ def decode_image(content: bytes, *, max_pixels: int, max_bytes: int) -> Image.Im
                 f"the image has {width}x{height} pixels, image.max_pixels is {max_pixels}",
             )
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(_upright(image))
 
 
 def is_image(content: bytes) -> bool:
@@ -80,6 +81,24 @@ def decode_mask(
     image = decode_image(content, max_pixels=max_pixels, max_bytes=max_pixels)
     height, width = size
     return np.asarray(image.convert("L").resize((width, height), Image.Resampling.NEAREST))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also writes all EXIF tags back, and fails where one is odd.
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
+
+
+# By EXIF orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,13 +7,14 @@ and written to manifests.
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -21,6 +22,9 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import ConfigError
 
 _TEMPORARY = ".tmp"
+# user@ or key:secret@ after any scheme of a chain (simplecache::s3://...). A secret may have
+# slashes, and so is told from a port, which is digits.
+_CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Folder:
     uri: str
 
     def __post_init__(self) -> None:
-        if "@" in urlsplit(self.uri).netloc:
+        if _CREDENTIALS.search(self.uri):
             shown = self.uri.rpartition("@")[2]
             raise ConfigError(
                 f"the URI ending in '{shown}' carries credentials; "
@@ -57,6 +61,8 @@ class Folder:
             filesystem, root = fsspec.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"'{self.uri}' cannot be opened: {error}") from None
+        if isinstance(filesystem, LocalFileSystem):
+            root = os.path.normpath(root)
         return filesystem, str(root).rstrip("/") or "/"
 
     @property
@@ -91,8 +97,11 @@ class Folder:
         return bool(self._filesystem[0].exists(self._inner(name)))
 
     def entry(self, name: str) -> Entry:
-        """Return one file's entry. Raises `FileNotFoundError`."""
-        return _entry(name, self._filesystem[0].info(self._inner(name)))
+        """Return one file's entry. Raises `FileNotFoundError`, also for a folder."""
+        info = self._filesystem[0].info(self._inner(name))
+        if info["type"] == "directory":
+            raise FileNotFoundError(f"{self.path(name)} is a folder")
+        return _entry(name, info)
 
     def find(self, below: str = "") -> list[Entry]:
         """Return all files below a sub-folder, sorted by name; none if it does not exist.
@@ -164,7 +173,8 @@ class Folder:
             return
         for temporary in root.rglob(f".*{_TEMPORARY}"):
             host, _, pid = temporary.name.removesuffix(_TEMPORARY).rpartition(".")
-            if host.endswith(f".{socket.gethostname()}") and not _is_alive(int(pid)):
+            ours = host.endswith(f".{socket.gethostname()}") and pid.isdecimal()
+            if ours and not _is_alive(int(pid)):
                 temporary.unlink(missing_ok=True)
 
 
@@ -191,8 +201,8 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return Entry(name, size, str(etag).strip('"'))
-    changed = info.get("mtime") or info.get("LastModified") or info.get("updated") or ""
-    return Entry(name, size, f"{size}-{changed}")
+    times = (info.get(key) for key in ("mtime", "LastModified", "updated", "created"))
+    return Entry(name, size, f"{size}-{next(filter(None, times), '')}")
 
 
 @contextlib.contextmanager
@@ -218,7 +228,12 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 def _temporary(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
+    name = f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}"
+    temporary = target.with_name(name)
+    # Left by a killed process whose id came back (1 in a container), it may be a hard link of a
+    # published file, which must not be written through.
+    temporary.unlink(missing_ok=True)
+    return temporary
 
 
 def _sync_folder(folder: Path) -> None:

@@ -153,7 +153,10 @@ def _cut(
     with images.open(entry.name) as handle:
         try:
             file = pq.ParquetFile(handle)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
+            # Of Arrow's complaints about a footer some are OSErrors, without an errno.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise TableError(f"{images.path(entry.name)} is not Parquet: {error}") from None
         read_column_names(file, columns, images.path(entry.name))
         counts = _groups_of_row_groups(file, columns.group, images.path(entry.name))

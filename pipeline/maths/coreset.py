@@ -35,7 +35,7 @@ _POOL = 2048
 # Rows x centres of one matrix product of a flush: 1024 x 8192 float32 = 32 MiB.
 _FLUSH_ROWS, _FLUSH_CENTRES = 1024, 8192
 # Pairs that are measured at a time: 4096 x 1536 float32 = 24 MiB, three times.
-_PAIRS = 4096
+_PAIRS = 256
 
 
 @dataclass(frozen=True)

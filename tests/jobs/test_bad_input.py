@@ -12,9 +12,13 @@ from PIL import Image
 
 from jobs import options, score
 from pipeline.config import Settings, load_settings
+from pipeline.images.geometry import Geometry
+from pipeline.lake.folder import Folder
+from pipeline.stages.batch import FragmentBatch, FragmentResult, result_of
+from pipeline.stages.decode import Decode, Source
+from pipeline.stages.plan import plan_fragments
 from pipeline.tables import IMAGES
-from tests.conftest import LOCAL, TINY, TINY_FLAGS
-from tests.jobs.test_end_to_end import by_place, read_scores
+from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, read_scores
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -58,13 +62,9 @@ CASES = {
     "palette": Case(encoded(picture("P")), "ok"),
     "RGBA": Case(encoded(picture("RGBA")), "ok"),
     "EXIF-rotated": Case(rotated(), "ok", size=(48, 64)),
-    "animated": Case(
-        encoded(picture(), "GIF", save_all=True, append_images=[picture("L")]), "ok"
-    ),
+    "animated": Case(encoded(picture(), "GIF", save_all=True, append_images=[picture("L")]), "ok"),
     "1x1": Case(encoded(Image.new("RGB", (1, 1))), "ok", size=(1, 1)),
-    "20000x20000": Case(
-        encoded(Image.new("1", (20000, 20000))), "too_large", "20000x20000", None
-    ),
+    "20000x20000": Case(encoded(Image.new("1", (20000, 20000))), "too_large", "20000x20000", None),
     "float TIFF": Case(encoded(picture("F"), "TIFF"), "unsupported", "mode F", None),
     "null cell": Case(None, "missing", "neither", None),
 }
@@ -174,7 +174,11 @@ def test_extra_columns_are_passed_through(model: Path, tmp_path: Path, tiny: Set
     pq.write_table(table, tmp_path / "images" / "images.parquet")
     flags = TINY | {"columns": {"extra": ["station", "lot"]}, "max_failed": 1.0}
     score.run(
-        str(tmp_path / "images"), str(model), str(tmp_path / "scores"), load_settings(flags=flags), LOCAL
+        str(tmp_path / "images"),
+        str(model),
+        str(tmp_path / "scores"),
+        load_settings(flags=flags),
+        LOCAL,
     )
     rows = read_scores(tmp_path / "scores").to_pylist()
     assert [(row["station"], row["lot"]) for row in rows] == [("left", 7), (None, 8)]
@@ -228,9 +232,7 @@ def test_other_weights_than_those_of_the_fit_are_refused(
     assert "not weights of 'resnet10t.c3_in1k'" in result.err
 
 
-def test_uris_are_read_below_the_configured_prefixes_only(
-    model: Path, tmp_path: Path, patchlake
-):
+def test_uris_are_read_below_the_configured_prefixes_only(model: Path, tmp_path: Path, patchlake):
     allowed, secret = tmp_path / "allowed", tmp_path / "secret"
     for folder in (allowed, secret):
         folder.mkdir()
@@ -267,19 +269,15 @@ def test_a_model_or_lake_that_is_not_there_is_one_message(
     assert result.code == 2
     assert "patchlake ingest" in result.err
     assert patchlake("status", tmp_path / "s").code == 2
-    assert "calibrated" in patchlake("score", images, model, tmp_path / "s", "--heatmaps", "anomalous").err
+    assert (
+        "calibrated"
+        in patchlake("score", images, model, tmp_path / "s", "--heatmaps", "anomalous").err
+    )
 
 
-def test_a_vanished_input_file_fails_its_fragment_and_the_rest_is_done(
-    images: Path, model: Path, tmp_path: Path, tiny: Settings, patchlake
+def test_a_file_that_vanishes_between_plan_and_read_fails_its_fragment(
+    tmp_path: Path, tiny: Settings
 ):
-    """The file goes between plan and read: its folder is planned, then emptied by the stage."""
-    from pipeline.lake.folder import Folder
-    from pipeline.stages.batch import FragmentBatch, FragmentResult, result_of
-    from pipeline.stages.decode import Decode, Source
-    from pipeline.images.geometry import Geometry
-    from pipeline.stages.plan import plan_fragments
-
     write_lake(tmp_path / "images", {"a": JPEG}, "woven_cloth")
     lake = Folder.at(str(tmp_path / "images"))
     fragment = plan_fragments(lake, tiny, None).kept[0]

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,19 +13,9 @@ from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import read_manifest
 from pipeline.tables import IMAGES, SCORES
-from tests.conftest import LOCAL, TINY, output_files
+from tests.conftest import LOCAL, TINY, by_place, output_files, read_scores
 
 PRODUCTS = ["brushed_plate", "woven_cloth"]
-
-
-def read_scores(scores: Path) -> pa.Table:
-    files = sorted(scores.glob("version=*/**/*.parquet"))
-    return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
-
-
-def by_place(scores: Path) -> dict[tuple[str, int], dict[str, object]]:
-    rows = read_scores(scores).to_pylist()
-    return {(row["source_path"], row["source_row"]): row for row in rows}
 
 
 def test_ingest_writes_the_images_table_with_the_bytes_untouched(images: Path, pictures: Path):
@@ -194,7 +183,14 @@ def test_the_papers_geometry_and_embedding_run_as_a_preset(
     pictures: Path, tmp_path: Path, patchlake
 ):
     # A smaller network than the preset's: the official embedding refuses it, concat takes it.
-    flags = ("--preset", "patchcore_paper", "--runner", "local", "--set", "backbone.weights=untrained")
+    flags = (
+        "--preset",
+        "patchcore_paper",
+        "--runner",
+        "local",
+        "--set",
+        "backbone.weights=untrained",
+    )
     lake = tmp_path / "images"
     patchlake("ingest", pictures / "woven_cloth", lake, "--runner", "local")
     refused = patchlake("fit", lake, tmp_path / "model", *flags, "--backbone", "resnet18.tv_in1k")
@@ -278,9 +274,7 @@ def test_a_group_without_labels_is_fitted_on_all_its_images_and_says_so(
     assert manifest.groups["cloth"].images == 12
 
 
-def test_an_existing_different_model_needs_overwrite(
-    images: Path, tmp_path: Path, tiny: Settings
-):
+def test_an_existing_different_model_needs_overwrite(images: Path, tmp_path: Path, tiny: Settings):
     fit.run(str(images), str(tmp_path), tiny, LOCAL)
     before = output_files(tmp_path)
     fit.run(str(images), str(tmp_path), tiny, LOCAL)

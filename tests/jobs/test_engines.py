@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow.dataset as ds
 import pytest
 
-from tests.jobs.test_end_to_end import read_scores
+from tests.conftest import read_scores
 
 
 @pytest.fixture(scope="module")

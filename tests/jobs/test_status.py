@@ -29,9 +29,7 @@ def test_a_finished_run_is_all_done(scores: Path, model: Path, patchlake):
     assert (run["verb"], run["state"], run["done"]) == ("fit", "finished", 6)
 
 
-def test_what_a_dead_run_left_is_pending(
-    images: Path, model: Path, tmp_path: Path, tiny: Settings
-):
+def test_what_a_dead_run_left_is_pending(images: Path, model: Path, tmp_path: Path, tiny: Settings):
     summary = score.run(str(images), str(model), str(tmp_path), tiny, LOCAL)
     # What a killed driver leaves: parts missing, and no summary.
     for part in summary.parts[:2]:
