@@ -13,7 +13,6 @@ from pipeline.images.synthetic import write_products
 
 # Small enough for a laptop without a GPU: two minutes on two cores.
 _BACKBONE = "resnet18.tv_in1k"
-_SHOWN = 6
 
 
 def demo(
@@ -67,7 +66,12 @@ def _show_paths(folder: Path, scores: str) -> None:
         raise ConfigError(f"{scores} holds no part")
     columns = ["image_id", "image_score", "heatmap_path"]
     rows = [row for path in found for row in pq.ParquetFile(path).read(columns=columns).to_pylist()]
-    worst = sorted(rows, key=lambda row: -(row["image_score"] or 0))[:_SHOWN]
+    # The worst image of each folder: of each defect of each product, and of the good ones.
+    worst = {str(Path(row["image_id"]).parent): row for row in sorted(rows, key=_image_score)}
     say("heatmaps worth opening:")
-    for row in worst:
+    for _, row in sorted(worst.items()):
         say(f"  {scores}/{row['heatmap_path']}  {row['image_id']}  score {row['image_score']:.2f}")
+
+
+def _image_score(row: dict[str, float | None]) -> float:
+    return row["image_score"] or 0

@@ -1,6 +1,7 @@
 """fit: images/ of good parts -> model/."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from jobs import options
 from jobs.console import log, progress, show_table
 from jobs.driving import Tally, drive, require_success, summarise
-from pipeline.cluster.runner import Pipeline
+from pipeline.cluster.runner import Pipeline, Runner
 from pipeline.config import Scalar, Settings, digest
 from pipeline.errors import ConfigError, FragmentsFailed
 from pipeline.features.backbone import Extractor, load_backbone
@@ -30,6 +31,8 @@ from pipeline.stages.plan import (
     plan_fragments,
     training_selections,
 )
+
+_FACTS = ("patches", "bank_rows", "covering_radius")
 
 
 def fit(
@@ -106,7 +109,10 @@ def run(
     decode = Decode(planned.source, planned.selections, execution.threads)
     with execution.start(settings.workers) as runner:
         tally = drive(runner, job, pending, Pipeline(decode, embedder))
-    return _publish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
+        fitted, failed = _fit_groups(target, planned, job, tally, runner)
+    manifest = _manifest(planned, job, fitted, failed)
+    already_done = len(planned.plan.kept) - len(pending)
+    return _publish(target, planned, job, tally, manifest, already_done)
 
 
 @dataclass(frozen=True)
@@ -182,13 +188,14 @@ def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.
     return None
 
 
-def _publish(
-    target: Folder, planned: _Planned, job: Run, tally: Tally, already_done: int
-) -> models.Manifest:
-    """Fit each group, write `model.json` and the summary, and raise if anything is missing."""
+def _fit_groups(
+    target: Folder, planned: _Planned, job: Run, tally: Tally, runner: Runner
+) -> tuple[dict[str, models.GroupRecord], dict[str, str]]:
+    """Return the groups that were fitted, and why the others were not."""
     by_group: dict[str, list[Fragment]] = {group: [] for group in planned.plan.groups}
     for fragment in planned.plan.kept:
         by_group[fragment.group].append(fragment)
+    settings = planned.record.settings
     fitted: dict[str, models.GroupRecord] = {}
     failed: dict[str, str] = {}
     for group, fragments in by_group.items():
@@ -196,12 +203,46 @@ def _publish(
         if broken:
             failed[group] = f"fragments {broken} failed"
             continue
+        corpus = StoredCorpus(
+            model=target,
+            partials=job.name("partials/"),
+            fragments=fragments,
+            workers=runner,
+            memory_budget=settings.memory_budget or _half_of_memory(),
+            threads=os.cpu_count() or 1,
+        )
         try:
-            fitted[group] = _fit_group(target, planned, job, fragments)
+            fitted[group] = _fit_group(planned, corpus)
         except ConfigError as error:
             failed[group] = str(error)
+    return fitted, failed
+
+
+def _fit_group(planned: _Planned, corpus: StoredCorpus) -> models.GroupRecord:
+    seed = planned.record.settings.seed
+    with progress(f"coreset of {corpus.fragments[0].group}", 100, "%") as advance:
+        shown = 0
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal shown
+            advance(100 * done // total - shown)
+            shown = 100 * done // total
+
+        return fit_group(planned.method, corpus, planned.identity, seed=seed, progress=on_progress)
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _manifest(
+    planned: _Planned,
+    job: Run,
+    fitted: dict[str, models.GroupRecord],
+    failed: dict[str, str],
+) -> models.Manifest:
     settings = planned.record.settings
-    manifest = models.Manifest(
+    return models.Manifest(
         format=models.FORMAT,
         run=job.record.run,
         created_at=job.record.started_at,
@@ -220,34 +261,31 @@ def _publish(
         libraries=runs.library_versions(),
         settings=settings,
     )
-    if fitted:
+
+
+def _publish(
+    target: Folder,
+    planned: _Planned,
+    job: Run,
+    tally: Tally,
+    manifest: models.Manifest,
+    already_done: int,
+) -> models.Manifest:
+    """Write `model.json` and the summary, and raise if anything is missing."""
+    if manifest.groups:
         models.write_manifest(target, manifest)
-    digests = {group: record.digest for group, record in fitted.items()}
+    digests = {group: record.digest for group, record in manifest.groups.items()}
     summary = summarise(job, tally, planned.plan.kept, already_done, groups=digests)
     job.finish(summary)
     _show(target, manifest)
+    failed = manifest.failed_groups
     if failed:
         told = "; ".join(f"{group}: {reason}" for group, reason in failed.items())
-        raise FragmentsFailed(f"{len(failed)} of {len(by_group)} groups are not published ({told})")
+        total = len(failed) + len(manifest.groups)
+        raise FragmentsFailed(f"{len(failed)} of {total} groups are not published ({told})")
     target.remove(job.name("partials"), recursive=True)
     require_success(summary)
     return manifest
-
-
-def _fit_group(
-    target: Folder, planned: _Planned, job: Run, fragments: Sequence[Fragment]
-) -> models.GroupRecord:
-    corpus = StoredCorpus(target, job.name("partials/"), fragments)
-    seed = planned.record.settings.seed
-    with progress(f"coreset {fragments[0].group}", 100, "%") as advance:
-        shown = 0
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal shown
-            advance(100 * done // total - shown)
-            shown = 100 * done // total
-
-        return fit_group(planned.method, corpus, planned.identity, seed=seed, progress=on_progress)
 
 
 def _show(target: Folder, manifest: models.Manifest) -> None:
@@ -256,12 +294,17 @@ def _show(target: Folder, manifest: models.Manifest) -> None:
             group,
             str(record.images),
             str(sum(record.unusable_images.values())),
-            *(f"{record.facts.get(fact, 0):g}" for fact in ("patches", "bank_rows")),
-            f"{record.facts.get('covering_radius', 0):.4g}",
+            *(_shown(record.facts.get(fact)) for fact in _FACTS),
             f"{sum(file.bytes for file in record.files) / 2**20:.1f} MiB",
             record.digest[:12],
         ]
         for group, record in manifest.groups.items()
     ]
-    header = ["group", "images", "unusable", "patches", "bank", "radius", "size", "model"]
+    header = ["group", "images", "unusable", *_FACTS, "size", "model"]
     show_table(f"{manifest.method} on {manifest.backbone.name}: {target.root}", header, rows)
+
+
+def _shown(fact: float | str | None) -> str:
+    if fact is None:
+        return "-"
+    return fact if isinstance(fact, str) else f"{fact:.6g}"

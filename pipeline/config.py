@@ -95,6 +95,8 @@ class Settings(_Frozen):
     batch_size: PositiveInt = 32
     # Inference workers on Ray; None: what the cluster has.
     workers: PositiveInt | None = None
+    # Bytes that one process may hold of a fit's rows; None: half of this machine's memory.
+    memory_budget: PositiveInt | None = None
     # Above this share of error rows in the plan the job ends with exit code 3.
     max_failed: float = Field(default=0.01, ge=0, le=1)
     image: ImageSettings = ImageSettings()

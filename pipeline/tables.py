@@ -181,16 +181,18 @@ def require_columns(schema: pa.Schema, wanted: dict[str, pa.Field], where: str) 
                 f"column '{name}' ({field.name}) is missing; the file has: {near}. "
                 f"Map it with --set columns.{field.name}=NAME"
             )
-        elif not _readable_as(schema.field(name).type, field.type):
+        elif not _readable_as(schema.field(name).type, field):
             found = schema.field(name).type
             faults.append(f"column '{name}' is {found}, {field.name} needs {field.type}")
     if faults:
         raise TableError(f"{where}: " + "; ".join(faults))
 
 
-def _readable_as(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Other writers choose large, view or dictionary forms of the same type."""
-    types = pa.types
+def _readable_as(found: pa.DataType, field: pa.Field) -> bool:
+    """Other writers choose large, view or dictionary forms of one type, and null for no value."""
+    types, wanted = pa.types, field.type
+    if types.is_null(found):
+        return bool(field.nullable)
     if types.is_dictionary(found):
         found = found.value_type
     if types.is_string(wanted):
@@ -202,7 +204,7 @@ def _readable_as(found: pa.DataType, wanted: pa.DataType) -> bool:
             types.is_binary(found) or types.is_large_binary(found) or types.is_binary_view(found)
         )
     both_times = types.is_timestamp(found) and types.is_timestamp(wanted)
-    return bool(found == wanted or types.is_null(found) or both_times)
+    return bool(found == wanted or both_times)
 
 
 def markdown(schema: pa.Schema) -> str:

@@ -3,18 +3,22 @@
 The next fragment is decoded, and the one before written, while the present one is in the network.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic
 
 import pyarrow as pa
 
-from pipeline.cluster.runner import Pipeline, Stage
+from pipeline.cluster.runner import M, Members, Pipeline, Stage, T
 
 
 @dataclass(frozen=True)
 class LocalRunner:
     """Runs everything here."""
+
+    processes: int = 1
 
     def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row, in order."""
@@ -34,6 +38,23 @@ class LocalRunner:
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield one stage's row for each row, in order."""
         return map(stage, rows)
+
+    def each(self, calls: Sequence[Callable[[], T]]) -> Sequence[T]:
+        """Return the result of each call."""
+        return [call() for call in calls]
+
+    @contextmanager
+    def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Members[M]]:
+        """Hold all the things here."""
+        yield _Here([start() for start in starts])
+
+
+@dataclass(frozen=True)
+class _Here(Generic[M]):
+    things: Sequence[M]
+
+    def ask(self, question: Callable[[M], T]) -> Sequence[T]:
+        return [question(thing) for thing in self.things]
 
 
 def _submit(

@@ -11,19 +11,22 @@ errors are not retried); CPUs are asked for whole (fractions can deadlock on sma
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, Generic, cast
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.cluster.runner import Pipeline, Stage, Startable
+from pipeline.cluster.runner import M, Members, Pipeline, Stage, Startable, T
 from pipeline.errors import ConfigError, PatchlakeError
+
+# Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
+_Reference = Any
 
 # Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, one 100-megapixel image is 300 MB while
 # it is resized. Declared, it also keeps Ray from fusing decode into the actors: it fuses what asks
@@ -61,6 +64,37 @@ class RayRunner:
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield one stage's row for each row, as they are done."""
         return _rows(_map(_dataset(rows), stage))
+
+    @property
+    def processes(self) -> int:
+        """Infer workers hold what has to be held."""
+        return self._actors(_resource("GPU"))
+
+    def each(self, calls: Sequence[Callable[[], T]]) -> Sequence[T]:
+        """Return the result of each call, as tasks of one CPU."""
+        task: Any = ray.remote(num_cpus=1)(_run)
+        # Ray keeps what waits in the driver: a few a CPU are enough to keep all busy.
+        limit = 2 * max(1, _resource("CPU"))
+        found: dict[int, T] = {}
+        pending: dict[_Reference, int] = {}
+        for number, call in enumerate(calls):
+            if len(pending) == limit:
+                _collect(pending, found)
+            pending[task.remote(call)] = number
+        while pending:
+            _collect(pending, found)
+        return [found[number] for number in range(len(calls))]
+
+    @contextmanager
+    def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Members[M]]:
+        """Start an actor each. They hold memory and answer in turns, so they ask for no CPU."""
+        kind: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_Member)
+        actors = [kind.remote(start) for start in starts]
+        try:
+            yield _Elsewhere(actors)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
     def _actors(self, gpus: int) -> int:
         if self.workers:
@@ -109,6 +143,38 @@ class _Actor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._stage(table)
+
+
+class _Member(Generic[M]):
+    """An actor that holds a thing and answers questions about it."""
+
+    def __init__(self, start: Callable[[], M]) -> None:
+        self._thing = start()
+
+    def answer(self, question: Callable[[M], T]) -> T:
+        return question(self._thing)
+
+
+@dataclass(frozen=True)
+class _Elsewhere(Generic[M]):
+    actors: Sequence[Any]
+
+    def ask(self, question: Callable[[M], T]) -> Sequence[T]:
+        # Put once: the question carries arrays, and every actor gets the same one.
+        shared = ray.put(question)
+        answers: Sequence[T] = ray.get([actor.answer.remote(shared) for actor in self.actors])
+        return answers
+
+
+def _run(call: Callable[[], T]) -> T:
+    return call()
+
+
+def _collect(pending: dict[_Reference, int], found: dict[int, T]) -> None:
+    """Move what is done first from `pending` to `found`."""
+    done, _ = ray.wait(list(pending), num_returns=1)
+    for reference in done:
+        found[pending.pop(reference)] = ray.get(reference)
 
 
 def _resource(name: str) -> int:

@@ -1,10 +1,15 @@
 """What the two runners have in common: their interface."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
+
+T = TypeVar("T")
+M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
 
 # A function of one one-row table.
 Stage = Callable[[pa.Table], pa.Table]
@@ -26,11 +31,28 @@ class Pipeline:
     publish: Stage | None = None
 
 
+class Members(Protocol[M_co]):
+    """Things that live in workers."""
+
+    def ask(self, question: Callable[[M_co], T]) -> Sequence[T]:
+        """Return each one's answer, in their order."""
+
+
 class Runner(Protocol):
-    """Passes rows through a pipeline, in any order."""
+    """Where work is done. What is passed to it must be settings, paths and small arrays."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that can hold something in memory at the same time."""
 
     def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row, as they are done."""
 
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield one stage's row for each row, as they are done."""
+
+    def each(self, calls: Sequence[Callable[[], T]]) -> Sequence[T]:
+        """Return the result of each call, in their order."""
+
+    def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Members[M]]:
+        """Start a thing in a worker each; they go when the block ends."""

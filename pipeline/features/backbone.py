@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.config import BackboneSettings, nearest
@@ -59,7 +60,8 @@ def load_backbone(settings: BackboneSettings, *, seed: int = 0) -> Backbone:
     import timm
 
     if settings.name not in timm.list_models(pretrained=True) + timm.list_models():
-        near = nearest(settings.name, timm.list_models(f"{settings.name[:4]}*", pretrained=True))
+        family = timm.list_models(f"{settings.name[:4].lower()}*", pretrained=True)
+        near = nearest(settings.name, family) if family else ""
         raise ConfigError(f"backbone.name '{settings.name}' is not a timm model{near}")
     if settings.weights == UNTRAINED:
         network = _create(settings, seed, pretrained=False)
@@ -153,6 +155,8 @@ def _from_file(settings: BackboneSettings, uri: str, seed: int) -> torch.nn.Modu
             network = _create(
                 settings, seed, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
             )
+        except SafetensorError as error:
+            raise ConfigError(f"'{uri}' is not a safetensors file: {error}") from None
         except (RuntimeError, KeyError) as error:
             first = str(error).strip().splitlines()[-1].strip()
             raise ConfigError(f"'{uri}' is not weights of '{settings.name}': {first}") from None

@@ -85,8 +85,8 @@ def decode_mask(
 
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also writes all EXIF tags back, and fails where one is odd.
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    return image if turn is None else image.transpose(turn)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 # By EXIF orientation; 1 is upright.
@@ -116,6 +116,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+# What decoders were seen to raise for damaged bytes: besides the obvious ones, OverflowError for an
+# offset, struct.error and AttributeError for EXIF tags of another type in a turned TIFF.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    struct.error,
+)
+
+
 @contextmanager
 def _as_image_errors() -> Iterator[None]:
     """Turn what Pillow and its codecs raise for a bad file into one `ImageError`."""
@@ -125,5 +140,5 @@ def _as_image_errors() -> Iterator[None]:
         yield
     except UnidentifiedImageError:
         raise ImageError("unreadable", "the bytes are not an image of a known kind") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+    except _BROKEN as error:
         raise ImageError("unreadable", f"the image is broken: {error}") from None

@@ -44,7 +44,7 @@ class Geometry:
         height, width = self._resized(image.width, image.height)
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         if self.crop is not None:
-            top, left = (height - self.crop) // 2, (width - self.crop) // 2
+            top, left = _offset(height, self.crop), _offset(width, self.crop)
             resized = resized.crop((left, top, left + self.crop, top + self.crop))
         return np.asarray(resized)
 
@@ -83,13 +83,21 @@ class Geometry:
         return self.resize, int(self.resize * width / height)
 
 
+def _offset(resized: int, crop: int) -> int:
+    # As torchvision's CenterCrop: a half is rounded to the even number.
+    return round((resized - crop) / 2)
+
+
 @lru_cache(maxsize=64)
 def _axis(patches: int, input_size: int, resized: int, frame: int) -> tuple[np.ndarray, slice]:
     """Return the operator of one axis, and which frame pixels it fills."""
-    offset = (resized - input_size) // 2
+    offset = _offset(resized, input_size)
     # Centres of the frame's pixels, in pixels of the resized image, that lie in the crop.
     centres = (np.arange(frame) + 0.5) * resized / frame
     inside = np.flatnonzero((centres >= offset) & (centres < offset + input_size))
+    if not inside.size:
+        # The crop of a long image lies between the centres of a coarse frame's pixels.
+        inside = np.array([int((offset + input_size / 2) * frame / resized)])
     smoothed = gaussian_matrix(input_size, MAP_SIGMA) @ bilinear_matrix(input_size, patches)
     if input_size == resized:
         sampled = bilinear_matrix(frame, input_size)

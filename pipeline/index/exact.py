@@ -13,6 +13,8 @@ from jaxtyping import Float32, Int64
 
 # Queries x bank of one product: 16 M float32 = 64 MiB.
 _PRODUCT = 16 * 2**20
+# Pairs measured at once: 4096 x 1024 float64 = 32 MiB.
+_PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,7 @@ class ExactSearch:
         Raises:
             ValueError: if fewer than k rows remain, or the dimensions differ.
         """
-        left = len(self.bank) - (0 if ignore is None else len(ignore))
-        if k > left or queries.shape[1] != self.bank.shape[1]:
-            raise ValueError(
-                f"{k} neighbours of {queries.shape[1]} dimensions from "
-                f"{left} rows of {self.bank.shape[1]}"
-            )
+        check_asked(self.bank, queries, k, ignore)
         size = max(1, _PRODUCT // len(self.bank))
         distances = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
@@ -93,10 +90,49 @@ class ExactSearch:
         # Flat, then divided: np.nonzero of two axes takes half as long as the product itself.
         near = np.flatnonzero(ranked <= (limit + 2 * error)[:, None])
         query, row = np.divmod(near, len(self.bank))
-        difference = queries[query].astype(np.float64) - self.bank[row]
-        squared = np.einsum("nd,nd->n", difference, difference)
-        # By query, then distance, then row: the first k of each query are its neighbours.
-        order = np.lexsort((row, squared, query))
-        first = np.searchsorted(query[order], np.arange(len(queries)))
-        chosen = order[first[:, None] + np.arange(k)]
-        return np.sqrt(squared[chosen]).astype(np.float32), row[chosen]
+        return measured(queries, self.bank, query, row, k)
+
+
+def check_asked(
+    bank: Float32[np.ndarray, "bank dim"],
+    queries: Float32[np.ndarray, "queries query_dim"],
+    k: int,
+    ignore: Int64[np.ndarray, " ignored"] | None,
+) -> None:
+    """Raise ValueError if fewer than k rows remain, or the dimensions differ."""
+    left = len(bank) - (0 if ignore is None else len(np.unique(ignore)))
+    if k > left or queries.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"{k} neighbours of {queries.shape[1]} dimensions from "
+            f"{left} rows of {bank.shape[1]}"
+        )
+
+
+def measured(
+    queries: Float32[np.ndarray, "queries dim"],
+    bank: Float32[np.ndarray, "bank dim"],
+    query: Int64[np.ndarray, " pairs"],
+    row: Int64[np.ndarray, " pairs"],
+    k: int,
+) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    """Return distances and rows of the k nearest among candidate pairs, by direct differences.
+
+    Every exact search ends here, so that they agree to the bit whatever proposed the candidates.
+
+    Args:
+        queries: In the units of the bank.
+        bank: The rows.
+        query: Of each pair; rising, and every query with at least k pairs.
+        row: Of each pair.
+        k: Neighbours of each query; ties go to the lowest row.
+    """
+    squared = np.empty(len(query))
+    for begin in range(0, len(query), _PAIRS):
+        pairs = slice(begin, begin + _PAIRS)
+        difference = queries[query[pairs]].astype(np.float64) - bank[row[pairs]]
+        squared[pairs] = np.einsum("nd,nd->n", difference, difference)
+    # By query, then distance, then row: the first k of each query are its neighbours.
+    order = np.lexsort((row, squared, query))
+    first = np.searchsorted(query[order], np.arange(len(queries)))
+    chosen = order[first[:, None] + np.arange(k)]
+    return np.sqrt(squared[chosen]).astype(np.float32), row[chosen]

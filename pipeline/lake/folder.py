@@ -201,8 +201,8 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return Entry(name, size, str(etag).strip('"'))
-    times = (info.get(key) for key in ("mtime", "LastModified", "updated", "created"))
-    return Entry(name, size, f"{size}-{next(filter(None, times), '')}")
+    changed = info.get("mtime") or info.get("LastModified") or info.get("updated") or ""
+    return Entry(name, size, f"{size}-{changed}")
 
 
 @contextlib.contextmanager

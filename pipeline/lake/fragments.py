@@ -117,7 +117,8 @@ def group_rows(
     passed = 0
     for row_group in fragment.row_groups:
         first = sum(file.metadata.row_group(i).num_rows for i in range(row_group))
-        for batch in file.iter_batches(batch_size=64, row_groups=[row_group], columns=wanted):
+        for read in file.iter_batches(batch_size=64, row_groups=[row_group], columns=wanted):
+            batch = _without_views(read)
             numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
             first += batch.num_rows
             mine = pc.equal(_text(batch.column(columns.group)), fragment.group)
@@ -222,6 +223,15 @@ def _groups_of_row_groups(file: pq.ParquetFile, column: str, where: str) -> list
         counted = pc.value_counts(values.combine_chunks()).to_pylist()
         counts.append({pair["values"]: pair["counts"] for pair in counted})
     return counts
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return string and binary views as plain ones: Arrow 26 cannot filter views."""
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return pa.RecordBatch.from_arrays(
+        [column.cast(plain.get(column.type, column.type)) for column in batch.columns],
+        names=batch.schema.names,
+    )
 
 
 def _text(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

@@ -43,7 +43,7 @@ class GroupRecord(_Record):
     images: int
     unusable_images: dict[str, int]
     # For example bank_rows, patches, covering_radius.
-    facts: dict[str, float]
+    facts: dict[str, float | str]
     files: list[FileRecord]
 
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Literal
@@ -130,38 +130,44 @@ def _list_manifest(source: str, group: str | None, prefixes: Sequence[str]) -> L
         raise TableError(f"{source}: a manifest needs column 'uri', it has {table.column_names}")
     allowed = [base.root, *prefixes]
     listing = Listing()
-    for row in table.to_pylist():
-        uri = str(row["uri"])
-        folder, name = _locate(base, uri)
-        if not _is_below(Folder(folder).path(name), allowed):
+    for number, row in enumerate(table.to_pylist()):
+        if _text(row, "uri") is None:
+            listing.skipped.append(f"{source}: row {number} has no uri")
+            continue
+        uris = [uri for uri in (_text(row, "uri"), _text(row, "mask_uri")) if uri is not None]
+        located = _locate([_path(base, uri) for uri in uris], allowed)
+        if located is None:
+            named = "' with mask '".join(uris)
             raise ConfigError(
-                f"{source}: '{uri}' is outside {base.root} and of image.uri_prefixes "
+                f"{source}: '{named}' is outside {base.root} and of image.uri_prefixes "
                 f"{list(prefixes)}; add its prefix with --set image.uri_prefixes=[...]"
             )
+        folder, (name, *masks) = located
         try:
             entry = Folder(folder).entry(name)
         except FileNotFoundError:
-            listing.skipped.append(f"{uri}: does not exist")
+            listing.skipped.append(f"{uris[0]}: does not exist")
             continue
-        listing.images.append(_of_manifest_row(row, entry, folder, group or file_name))
+        image = _of_manifest_row(row, entry, folder, group or file_name)
+        listing.images.append(replace(image, mask=masks[0]) if masks else image)
     return listing
 
 
-def _of_manifest_row(row: dict[str, object], entry: Entry, folder: str, group: str) -> SourceImage:
-    def text(name: str) -> str | None:
-        return None if row.get(name) in (None, "") else str(row[name])
+def _text(row: dict[str, object], name: str) -> str | None:
+    return None if row.get(name) in (None, "") else str(row[name])
 
+
+def _of_manifest_row(row: dict[str, object], entry: Entry, folder: str, group: str) -> SourceImage:
     captured = row.get("captured_at")
     return SourceImage(
-        image_id=text("image_id") or str(row["uri"]),
+        image_id=_text(row, "image_id") or str(row["uri"]),
         folder=folder,
         name=entry.name,
         version=entry.version,
         bytes=entry.size,
-        group=text("group") or PurePosixPath(group).stem,
-        split=text("split"),
-        label=text("label"),
-        mask=text("mask_uri"),
+        group=_text(row, "group") or PurePosixPath(group).stem,
+        split=_text(row, "split"),
+        label=_text(row, "label"),
         captured_at=captured if isinstance(captured, datetime) else None,
     )
 
@@ -183,18 +189,23 @@ def _read_manifest(base: Folder, file_name: str) -> pa.Table:
         raise TableError(f"{base.path(file_name)} cannot be read: {error}") from None
 
 
-def _locate(base: Folder, uri: str) -> tuple[str, str]:
-    """Return (folder, name); a relative URI is relative to the manifest."""
+def _path(base: Folder, uri: str) -> str:
+    """Return the normalised URI; a relative one is relative to the manifest."""
     if "://" in uri or uri.startswith("/"):
         folder, _, name = uri.rpartition("/")
-        return folder or "/", name
-    return base.root, uri
+        return Folder(folder or "/").path(name)
+    return base.path(uri)
 
 
-def _is_below(path: str, allowed: Sequence[str]) -> bool:
-    return ".." not in PurePosixPath(path).parts and any(
-        path.startswith(prefix.rstrip("/") + "/") for prefix in allowed
-    )
+def _locate(paths: Sequence[str], allowed: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Return the first allowed folder above all paths, and their names in it."""
+    if any(".." in PurePosixPath(path).parts for path in paths):
+        return None
+    for folder in allowed:
+        prefix = folder.rstrip("/") + "/"
+        if all(path.startswith(prefix) for path in paths):
+            return folder, [path.removeprefix(prefix) for path in paths]
+    return None
 
 
 def shards(images: Sequence[SourceImage], shard_bytes: int) -> Iterator[list[SourceImage]]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pipeline.config import nearest
 from pipeline.errors import ConfigError
 
-_Value = str | float | tuple[str | float, ...]
 Where = Callable[[Mapping[str, str]], bool]
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
@@ -25,6 +24,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
     ast.Gt: operator.gt,  # type: ignore[dict-item]
     ast.GtE: operator.ge,  # type: ignore[dict-item]
 }
+_LISTS = (ast.Tuple, ast.List)
 
 
 def parse_where(text: str | None) -> Where:
@@ -49,11 +49,31 @@ def _check(node: ast.expr, text: str) -> None:
             _check(value, text)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         _check(node.operand, text)
-    elif not isinstance(node, ast.Compare):
+    elif isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        for comparison, left, right in zip(node.ops, sides, sides[1:], strict=False):
+            _check_comparison(comparison, left, right, ast.unparse(node))
+    else:
         raise ConfigError(
             f"--where {text!r}: '{ast.unparse(node)}' is not a comparison; "
             "write for example: dt >= '2026-11-20' and group == 'tile'"
         )
+
+
+def _check_comparison(comparison: ast.cmpop, left: ast.expr, right: ast.expr, text: str) -> None:
+    for side in (left, right):
+        for value in side.elts if isinstance(side, _LISTS) else [side]:
+            literal = isinstance(value, ast.Constant) and isinstance(value.value, str | int | float)
+            if not literal and not isinstance(value, ast.Name):
+                raise ConfigError(
+                    f"--where: '{ast.unparse(value)}' is neither a name nor a literal"
+                )
+    lists = [isinstance(side, _LISTS) for side in (left, right)]
+    if isinstance(comparison, ast.In | ast.NotIn):
+        if lists != [False, True]:
+            raise ConfigError(f"--where: '{text}' needs a list in parentheses after 'in'")
+    elif type(comparison) not in _COMPARISONS or any(lists):
+        raise ConfigError(f"--where: '{text}' is not a comparison of two values")
 
 
 def _holds(node: ast.expr, keys: Mapping[str, str]) -> bool:
@@ -63,29 +83,22 @@ def _holds(node: ast.expr, keys: Mapping[str, str]) -> bool:
     if isinstance(node, ast.UnaryOp):
         return not _holds(node.operand, keys)
     assert isinstance(node, ast.Compare)
-    left = _value(node.left, keys)
-    for comparison, right_node in zip(node.ops, node.comparators, strict=True):
-        right = _value(right_node, keys)
-        if not _compare(comparison, left, right, ast.unparse(node)):
-            return False
-        left = right
-    return True
+    sides = [node.left, *node.comparators]
+    return all(
+        _compare(comparison, left, right, keys)
+        for comparison, left, right in zip(node.ops, sides, sides[1:], strict=False)
+    )
 
 
-def _compare(comparison: ast.cmpop, left: _Value, right: _Value, text: str) -> bool:
-    if isinstance(comparison, ast.In | ast.NotIn):
-        if not isinstance(right, tuple):
-            raise ConfigError(f"--where: '{text}' needs a list in parentheses after 'in'")
-        inside = any(_same(left, item) for item in right)
+def _compare(
+    comparison: ast.cmpop, left: ast.expr, right: ast.expr, keys: Mapping[str, str]
+) -> bool:
+    value = _value(left, keys)
+    if isinstance(right, _LISTS):
+        items = [_value(item, keys) for item in right.elts]
+        inside = any(operator.eq(*_as_same_kind(value, item)) for item in items)
         return inside == isinstance(comparison, ast.In)
-    compare = _COMPARISONS.get(type(comparison))
-    if compare is None or isinstance(left, tuple) or isinstance(right, tuple):
-        raise ConfigError(f"--where: '{text}' is not a comparison of two values")
-    return compare(*_as_same_kind(left, right))
-
-
-def _same(left: _Value, right: str | float) -> bool:
-    return not isinstance(left, tuple) and operator.eq(*_as_same_kind(left, right))
+    return _COMPARISONS[type(comparison)](*_as_same_kind(value, _value(right, keys)))
 
 
 def _as_same_kind(left: str | float, right: str | float) -> tuple[object, object]:
@@ -98,14 +111,11 @@ def _as_same_kind(left: str | float, right: str | float) -> tuple[object, object
         raise ConfigError(f"--where compares the number and the text {left!r}, {right!r}") from None
 
 
-def _value(node: ast.expr, keys: Mapping[str, str]) -> _Value:
+def _value(node: ast.expr, keys: Mapping[str, str]) -> str | float:
     if isinstance(node, ast.Name):
         if node.id not in keys:
             raise ConfigError(f"--where: '{node.id}' is no partition key{nearest(node.id, keys)}")
         return keys[node.id]
-    if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
-        return node.value
-    if isinstance(node, ast.Tuple | ast.List):
-        items = [_value(item, keys) for item in node.elts]
-        return tuple(item for item in items if not isinstance(item, tuple))
-    raise ConfigError(f"--where: '{ast.unparse(node)}' is neither a name nor a literal")
+    assert isinstance(node, ast.Constant)
+    assert isinstance(node.value, str | int | float)
+    return node.value

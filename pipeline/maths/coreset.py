@@ -6,36 +6,39 @@ at most twice the smallest possible one. Differences from the paper: distances a
 full space, not in a random projection, and the first centre is given.
 
 Plain greedy measures every row against each new centre, one matrix-vector product a step, and is
-bound by memory. Here a row's distance to the selected set is kept as an upper bound `bound[i]`,
-true for the first `seen[i]` centres: it can only fall. Why the sequence is that of plain greedy:
+bound by memory. Here each row keeps its distance to the first `seen` centres, which can only fall
+as centres are added. Why the sequence is that of plain greedy:
 
-1. *Flush*: rows whose bound exceeds a threshold are measured against the centres that they have
-   not seen. All others are at most `threshold` away.
-2. *Pool*: the rows with the largest, now exact, distances. Every row outside the pool is at most
-   `tau` away, now and for ever.
-3. *Local greedy* in the pool: while its farthest row is farther than `tau`, no row outside can be
-   the next centre, and the pool alone decides. When it is not, flush again.
+1. *Flush* (`Shard.farthest`): rows whose bound exceeds a threshold are measured against the
+   centres that they have not seen, many at once, in a matrix product. All others are nearer.
+2. *Pool*: the farthest rows, whose bounds are now their distances. Every row outside the pool is
+   at most `tau` away, now and for ever.
+3. *Local greedy* (`_pick`): while the farthest row of the pool is farther than `tau`, no row
+   outside can be the next centre, so the pool alone decides. When it is not, flush again.
 
-A matrix product only rules out centres that cannot be nearer, given its rounding; the others are
-measured by direct differences of the rows as they are given. So neither an offset nor a far row
-nor the BLAS kernel changes the order, equal distances are ties, and coinciding rows have distance
-0; two candidates whose distances agree to about 1e-6 may still change places.
+A matrix product only proposes: where its rounding leaves several centres possible as the nearest,
+they are measured by direct differences, and so is every candidate before it is compared. So the
+order does not depend on blocks, threads, the BLAS kernel or how the rows are sharded, and ties go
+to the lowest index.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int64
+from threadpoolctl import threadpool_limits
 
 Progress = Callable[[int, int], None]
 
-# Rows in a pool. Time is flat between 512 and 4096 (docs/architecture.md, "Coreset").
+# Rows in a pool. Time is flat between 512 and 4096.
 _POOL = 2048
-# Rows x centres of one matrix product of a flush: 1024 x 8192 float32 = 32 MiB.
-_FLUSH_ROWS, _FLUSH_CENTRES = 1024, 8192
-# Pairs that are measured at a time: 4096 x 1536 float32 = 24 MiB, three times.
-_PAIRS = 256
+# Centres between two looks at what has left a pool.
+_TRIM_EVERY = 32
+# Rows x centres of one product of a flush: 1024 x 4096 float32 = 16 MiB a thread.
+_BLOCK_ROWS, _BLOCK_CENTRES = 1024, 4096
 
 
 @dataclass(frozen=True)
@@ -50,23 +53,49 @@ class Coreset:
     radii: Float32[np.ndarray, " size"]
 
 
+@dataclass(frozen=True)
+class Farthest:
+    """A shard's answer: its farthest rows, and how far its other rows are at most.
+
+    Distances are squared. `tau` is 0 or more, and -1 where there are no others. `reach` bounds
+    the distance of every row, for choosing a threshold.
+    """
+
+    rows: Float32[np.ndarray, "pool dim"]
+    indices: Int64[np.ndarray, " pool"]
+    distances: Float32[np.ndarray, " pool"]
+    tau: float
+    reach: float
+
+
+class Rows(Protocol):
+    """Shards of the rows, wherever they are."""
+
+    def farthest(
+        self, centres: Float32[np.ndarray, "new dim"], threshold: float
+    ) -> Sequence[Farthest]:
+        """Add centres, and return each shard's rows that are farther than the threshold."""
+
+
 def greedy(
     rows: Float32[np.ndarray, "rows dim"],
     size: int,
     *,
     start: int = 0,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> Coreset:
     """Return `size` rows, each the farthest from those before it; ties go to the lowest index.
 
     It ends early, with fewer rows, when every row coincides with a selected one. At most
-    O(rows * size * dim) time; memory beside `rows` is one copy of them, 16 bytes a row, and
-    64 MiB of buffers.
+    O(rows * size * dim) time; memory beside `rows` is 12 bytes a row, the centres twice, and
+    20 MiB of buffers a thread.
 
     Args:
-        rows: Not changed.
+        rows: Not copied, not changed.
         size: From 1 to the number of rows.
         start: The first centre.
+        threads: Change no result.
         progress: Called with (selected, size) now and then.
 
     Raises:
@@ -74,150 +103,315 @@ def greedy(
     """
     if not 1 <= size <= len(rows) or not 0 <= start < len(rows):
         raise ValueError(f"size {size} and start {start} do not fit {len(rows)} rows")
-    state = _State.of(rows, size)
-    state.append(start)
-    radii: list[float] = []
+    # Blocks are the parallel tasks; a BLAS with threads of its own would only fight them.
+    with threadpool_limits(1, "blas"):
+        shards = Shards([Shard(rows, pool=_POOL, threads=threads)])
+        return select(shards, rows[start], start, size, progress)
+
+
+def select(
+    shards: Rows,
+    first: Float32[np.ndarray, " dim"],
+    start: int,
+    size: int,
+    progress: Progress | None = None,
+) -> Coreset:
+    """Return the greedy coreset of sharded rows: the same for any sharding.
+
+    Args:
+        shards: All rows; a round of this function asks each shard once.
+        first: The row of index `start`.
+        start: Index of the first centre.
+        size: At most the number of rows.
+        progress: Called with (selected, size) after each round.
+    """
+    picked = _Picked([start], [])
+    centres = first[None]
     threshold, share = -1.0, 0.9
-    while len(radii) < size:
-        stale = state.flush(threshold)
-        pool, tau = state.pool(threshold)
-        if len(pool) == 0:
-            farthest = float(state.bound.max())
-            if farthest == 0:
-                radii.append(0.0)
-                break
-            threshold = share * farthest
-            continue
-        if not state.select(pool, tau, size, radii):
+    while True:
+        answers = shards.farthest(centres, threshold)
+        tau = max(*(answer.tau for answer in answers), threshold, 0.0)
+        largest = max(float(answer.distances.max(initial=0)) for answer in answers)
+        if largest <= threshold:
+            # Nothing is that far any more; a reach of 0 means that nothing is anywhere.
+            reach = max(answer.reach for answer in answers)
+            threshold = share * min(reach, threshold)
+            centres = centres[:0]
+            if threshold > 0:
+                continue
+        centres = _pick(answers, tau, size, picked)
+        if len(picked.squared_radii) == size or picked.squared_radii[-1:] == [0.0]:
             break
-        # Aim at a flush that touches between one and three pools.
-        share = min(0.97, share + 0.05) if stale > 3 * _POOL else max(0.3, share - 0.05)
+        # Aim at answers between one and three quarters of what a pool holds.
+        candidates = sum(len(answer.indices) for answer in answers)
+        share = min(0.97, share + 0.05) if candidates >= _POOL else max(0.3, share - 0.1)
         threshold = share * tau
         if progress is not None:
-            progress(state.count, size)
-    return Coreset(
-        np.asarray(state.indices[: state.count], np.int64), np.sqrt(np.asarray(radii, np.float32))
-    )
+            progress(len(picked.indices), size)
+    radii = np.sqrt(np.asarray(picked.squared_radii, np.float32))
+    return Coreset(np.asarray(picked.indices, np.int64), radii)
 
 
 @dataclass
-class _State:
-    """Rows as (x - mean, 1) and centres as (-2 c, |c|^2): one product gives |x - c|^2 - |x|^2."""
+class _Picked:
+    indices: list[int]
+    # One behind the indices: the radius after a centre is known when the next one is.
+    squared_radii: list[float]
 
-    given: Float32[np.ndarray, "rows dim"]
-    rows: Float32[np.ndarray, "rows dim_1"]
-    norms: Float32[np.ndarray, " rows"]
-    # Squared distance to the nearest of the first `seen` centres, by direct differences.
-    bound: Float32[np.ndarray, " rows"]
-    seen: np.ndarray
-    centres: Float32[np.ndarray, "size dim_1"]
-    indices: list[int] = field(default_factory=list)
+
+def _pick(
+    answers: Sequence[Farthest], tau: float, size: int, picked: _Picked
+) -> Float32[np.ndarray, "new dim"]:
+    """Greedy among the candidates while one is farther than `tau`; return the new centres.
+
+    The first of them is the farthest row of all, also when it is not farther than `tau`.
+    """
+    distances = np.concatenate([answer.distances for answer in answers])
+    indices = np.concatenate([answer.indices for answer in answers])
+    # By index, so that the first of equals is the lowest; and only what can be picked.
+    order = np.argsort(indices)
+    order = order[distances[order] >= min(tau, distances.max(initial=0.0))]
+    rows = np.concatenate([answer.rows for answer in answers])[order]
+    pool = _Pool.of(rows, indices[order], distances[order])
+    chosen: list[np.ndarray] = []
+    while True:
+        farthest, largest = pool.farthest()
+        # At 0 with tau at 0 every row is a centre's equal, and that is the last radius.
+        if chosen and largest <= tau and tau > 0:
+            break
+        picked.squared_radii.append(largest)
+        if len(picked.squared_radii) == size or largest == 0:
+            break
+        picked.indices.append(int(pool.indices[farthest]))
+        chosen.append(pool.rows[farthest])
+        pool.lower(farthest)
+        if len(chosen) % _TRIM_EVERY == 0:
+            pool = pool.trimmed(tau)
+    return np.stack(chosen) if chosen else rows[:0]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Candidates about their mean, as (x, 1): one product with (-2c, |c|^2) ranks distances."""
+
+    rows: Float32[np.ndarray, "pool dim"]
+    indices: Int64[np.ndarray, " pool"]
+    distances: Float32[np.ndarray, " pool"]
+    augmented: Float32[np.ndarray, "pool dim_1"]
+    norms: Float32[np.ndarray, " pool"]
+    errors: Float32[np.ndarray, " pool"]
 
     @classmethod
-    def of(cls, rows: np.ndarray, size: int) -> "_State":
-        count, dim = rows.shape
-        augmented = np.empty((count, dim + 1), np.float32)
+    def of(cls, rows: np.ndarray, indices: np.ndarray, distances: np.ndarray) -> "_Pool":
+        mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1], np.float32)
+        augmented = _augment(rows, mean)
+        norms = _norms(augmented[:, :-1])
+        errors = _error(norms, float(norms.max(initial=0)), rows.shape[1])
+        return cls(rows, indices, distances, augmented, norms, errors)
+
+    def farthest(self) -> tuple[int, float]:
+        """Return the position of the farthest candidate, the first of equals, and its distance."""
+        if len(self.distances) == 0:
+            return -1, 0.0
+        position = int(self.distances.argmax())
+        return position, float(self.distances[position])
+
+    def lower(self, centre: int) -> None:
+        """Lower the distances to those to the new centre, where it is nearer."""
+        negative = self.augmented[centre] * -2
+        negative[-1] = self.norms[centre]
+        product = self.augmented @ negative
+        product += self.norms
+        near = np.flatnonzero(product <= self.distances + self.errors)
+        direct = _squared(self.rows[near], self.rows[centre])
+        self.distances[near] = np.minimum(self.distances[near], direct)
+
+    def trimmed(self, tau: float) -> "_Pool":
+        """Return the pool without what can no longer be picked, once that is a quarter of it."""
+        keep = self.distances > tau
+        if np.count_nonzero(keep) > 0.75 * len(keep):
+            return self
+        fields = (self.rows, self.indices, self.distances, self.augmented, self.norms, self.errors)
+        return _Pool(*(values[keep] for values in fields))
+
+
+class Shard:
+    """Some of the rows, each with its nearest centre so far and about how far that is."""
+
+    def __init__(
+        self,
+        rows: Float32[np.ndarray, "rows dim"],
+        *,
+        pool: int = _POOL,
+        offset: int = 0,
+        threads: int = 1,
+    ) -> None:
+        """Hold `rows`, whose global indices begin at `offset`; answer at most `pool` of them."""
+        self._rows = rows
+        self._offset = offset
+        self._pool = pool
+        self._threads = threads
         # Centred, because |x|^2 + |c|^2 - 2 x.c loses digits where the mean is far from zero.
-        np.subtract(
-            rows, rows.mean(axis=0, dtype=np.float64).astype(np.float32), out=augmented[:, :dim]
+        self._mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._centres = _Centres(self._mean)
+        # 12 bytes a row. `bound` is within `slack` of the distance to `nearest`.
+        self._bound = np.full(len(rows), np.inf, np.float32)
+        self._nearest = np.zeros(len(rows), np.int32)
+        self._seen = np.zeros(len(rows), np.int32)
+        self._slack = 0.0
+
+    def farthest(self, centres: Float32[np.ndarray, "new dim"], threshold: float) -> Farthest:
+        """Add centres; return the rows that are farther than the threshold, at most `pool`."""
+        self._centres.extend(centres)
+        limit = threshold - self._slack
+        self._flush(limit)
+        above = np.flatnonzero(self._bound > limit)
+        tau = -1.0
+        if len(above) > self._pool:
+            bounds = self._bound[above]
+            cut = len(above) - self._pool - 1
+            highest_left = float(np.partition(bounds, cut)[cut])
+            tau = highest_left + self._slack
+            chosen = above[bounds > highest_left]
+            largest = float(self._measure(chosen).max(initial=0))
+            if largest <= tau:
+                # More rows than a pool are equally far, within rounding: measure all of them.
+                # The lowest of the farthest is the next to be picked, and one is enough.
+                near = above[self._bound[above] >= largest - self._slack]
+                measured = self._measure(near)
+                chosen, tau = near[measured.argmax()][None], float(measured.max())
+            above = chosen
+        return Farthest(
+            rows=self._rows[above],
+            indices=above + self._offset,
+            distances=self._measure(above),
+            tau=tau,
+            reach=float(self._bound.max(initial=0)),
         )
-        augmented[:, dim] = 1
-        norms = np.einsum("nd,nd->n", augmented[:, :dim], augmented[:, :dim])
-        return cls(
-            given=rows,
-            rows=augmented,
-            norms=norms,
-            bound=np.full(count, np.inf, np.float32),
-            seen=np.zeros(count, np.int32),
-            centres=np.empty((size, dim + 1), np.float32),
-        )
 
-    @property
-    def count(self) -> int:
-        return len(self.indices)
+    def take(self, index: int) -> Float32[np.ndarray, "found dim"]:
+        """Return the row of a global index, or no row where it is another shard's."""
+        local = index - self._offset
+        is_here = 0 <= local < len(self._rows)
+        row: np.ndarray = self._rows[local : local + 1] if is_here else self._rows[:0]
+        return row
 
-    def append(self, row: int) -> None:
-        self.centres[self.count, :-1] = -2 * self.rows[row, :-1]
-        self.centres[self.count, -1] = self.norms[row]
-        self.indices.append(row)
+    def _measure(self, rows: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, " some"]:
+        """Replace bounds by direct differences to the nearest centre, and return them."""
+        for begin in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[begin : begin + _BLOCK_ROWS]
+            nearest = self._centres.plain[self._nearest[block]]
+            self._bound[block] = _squared(self._rows[block], nearest)
+        measured: np.ndarray = self._bound[rows]
+        return measured
 
-    def flush(self, threshold: float) -> int:
-        """Bring rows with a bound above the threshold up to date; return how many there were."""
-        stale = np.flatnonzero((self.bound > threshold) & (self.seen < self.count))
-        stale = stale[np.argsort(self.seen[stale], kind="stable")]
-        for begin in range(0, len(stale), _FLUSH_ROWS):
-            block = stale[begin : begin + _FLUSH_ROWS]
-            whole = len(block) == len(self.rows)
-            rows = self.rows if whole else self.rows[block]
-            for first in range(int(self.seen[block[0]]), self.count, _FLUSH_CENTRES):
-                last = min(first + _FLUSH_CENTRES, self.count)
-                product = rows @ self.centres[first:last].T
-                slack = self.slack(block)
-                limit = np.minimum(
-                    self.bound[block] - self.norms[block], product.min(axis=1) + slack
-                )
-                # Flat, then divided: np.nonzero of two axes is several times slower.
-                near = np.flatnonzero(product <= (limit + slack)[:, None])
-                row, centre = np.divmod(near, last - first)
-                self.measure(block[row], first + centre)
-            self.seen[block] = self.count
-        return len(stale)
+    def _flush(self, limit: float) -> None:
+        stale = np.flatnonzero((self._bound > limit) & (self._seen < self._centres.count))
+        # Rows that have seen the same centres share a product.
+        stale = stale[np.argsort(self._seen[stale], kind="stable")]
+        blocks = [stale[i : i + _BLOCK_ROWS] for i in range(0, len(stale), _BLOCK_ROWS)]
+        with ThreadPoolExecutor(self._threads) as pool:
+            slacks = list(pool.map(self._flush_block, blocks))
+        self._slack = max([self._slack, *slacks])
+        self._seen[stale] = self._centres.count
 
-    def slack(self, block: np.ndarray) -> Float32[np.ndarray, " block"]:
-        """Return the largest error of a product with a centre nearer than the bound.
+    def _flush_block(self, block: Int64[np.ndarray, " block"]) -> float:
+        augmented = _augment(self._rows[block], self._mean)
+        norms = _norms(augmented[:, :-1])
+        errors = _error(norms, self._centres.largest_norm, len(self._mean))
+        first = int(self._seen[block].min())
+        for begin in range(first, self._centres.count, _BLOCK_CENTRES):
+            end = min(begin + _BLOCK_CENTRES, self._centres.count)
+            product = augmented @ self._centres.augmented[begin:end].T
+            product += norms[:, None]
+            self._lower(block, product, errors, begin)
+        return float(errors.max())
 
-        A float32 dot product of length d errs by about sqrt(d) * 2^-24 * |x||c|, and such a
-        centre has |c| <= |x| + |x - c|; eight times that is beyond what blocked sums reach.
-        """
-        reach = np.sqrt(self.norms[block]) + np.sqrt(self.bound[block])
-        slack: np.ndarray = np.float32(8 * np.sqrt(self.rows.shape[1]) * 2**-24) * reach * reach
-        return slack
+    def _lower(
+        self, block: np.ndarray, product: np.ndarray, errors: np.ndarray, begin: int
+    ) -> None:
+        """Lower a block's bounds by the distances, from a product, to centres `begin` onwards."""
+        before = self._bound[block]
+        limit = np.minimum(product.min(axis=1), before) + errors
+        near = np.flatnonzero(product <= limit[:, None])
+        row, centre = np.divmod(near, product.shape[1])
+        # One candidate, new or old, is the nearest for certain. Several are measured.
+        old = np.isfinite(before) & (before <= limit)
+        contested = np.bincount(row, minlength=len(block)) + old > 1
+        sure = ~contested[row]
+        self._bound[block[row[sure]]] = np.maximum(product.ravel()[near[sure]], 0)
+        self._nearest[block[row[sure]]] = centre[sure] + begin
+        kept = np.flatnonzero(contested & old)
+        row = np.concatenate([kept, row[~sure]])
+        centre = np.concatenate([self._nearest[block[kept]], centre[~sure] + begin])
+        direct = _squared(self._rows[block[row]], self._centres.plain[centre])
+        # The last write to a row counts: sort so that it is the nearest, and the first of equals.
+        order = np.lexsort((-centre, -direct, row))
+        self._bound[block[row[order]]] = direct[order]
+        self._nearest[block[row[order]]] = centre[order]
 
-    def measure(self, rows: np.ndarray, centres: np.ndarray) -> None:
-        """Lower the bound of each row to its distance to the centre beside it."""
-        selected = np.asarray(self.indices)[centres]
-        for begin in range(0, len(rows), _PAIRS):
-            some = rows[begin : begin + _PAIRS]
-            direct = _squared(self.given[some], self.given[selected[begin : begin + _PAIRS]])
-            np.minimum.at(self.bound, some, direct)
 
-    def pool(self, threshold: float) -> tuple[np.ndarray, float]:
-        """Return the farthest rows, and a distance that none of the others exceeds."""
-        above = np.flatnonzero(self.bound > threshold)
-        if len(above) <= _POOL:
-            return above, max(threshold, 0.0)
-        bounds = self.bound[above]
-        tau = float(np.partition(bounds, len(above) - _POOL - 1)[len(above) - _POOL - 1])
-        pool = above[bounds > tau]
-        # More rows than a pool are equally far: the lowest of them is the next centre.
-        return (pool, tau) if len(pool) else (above[bounds.argmax()][None], tau)
+class _Centres:
+    """The centres so far, as they are and as (-2 (c - mean), |c - mean|^2)."""
 
-    def select(self, pool: np.ndarray, tau: float, size: int, radii: list[float]) -> bool:
-        """Greedy inside the pool, at least one centre; return whether to go on."""
-        rows, norms, given = self.rows[pool], self.norms[pool], self.given[pool]
-        distance, slack = self.bound[pool], self.slack(pool)
-        picked = 0
-        while True:
-            farthest = int(distance.argmax())
-            largest = float(distance[farthest])
-            if largest == 0 or (picked and largest <= tau):
-                break
-            radii.append(largest)
-            if len(radii) == size:
-                return False
-            self.append(int(pool[farthest]))
-            picked += 1
-            # Only where the product says that the new centre may be nearer is it measured.
-            product = rows @ self.centres[self.count - 1] + norms
-            closer = np.flatnonzero(product < distance + slack)
-            direct = _squared(given[closer], given[farthest])
-            distance[closer] = np.minimum(distance[closer], direct)
-        self.bound[pool] = distance
-        self.seen[pool] = self.count
-        return True
+    def __init__(self, mean: Float32[np.ndarray, " dim"]) -> None:
+        self.count = 0
+        self.plain = np.empty((256, len(mean)), np.float32)
+        self.augmented = np.empty((256, len(mean) + 1), np.float32)
+        self.largest_norm = 0.0
+        self._mean = mean
+
+    def extend(self, centres: Float32[np.ndarray, "new dim"]) -> None:
+        count = self.count + len(centres)
+        while count > len(self.plain):
+            self.plain = np.concatenate([self.plain, np.empty_like(self.plain)])
+            self.augmented = np.concatenate([self.augmented, np.empty_like(self.augmented)])
+        new = slice(self.count, count)
+        self.plain[new] = centres
+        centred = centres - self._mean
+        norms = _norms(centred)
+        self.augmented[new, :-1] = -2 * centred
+        self.augmented[new, -1] = norms
+        self.largest_norm = max(self.largest_norm, float(norms.max(initial=0)))
+        self.count = count
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards in this process."""
+
+    shards: Sequence[Shard] = field(default_factory=list)
+
+    def farthest(
+        self, centres: Float32[np.ndarray, "new dim"], threshold: float
+    ) -> Sequence[Farthest]:
+        """Return each shard's answer."""
+        return [shard.farthest(centres, threshold) for shard in self.shards]
+
+
+def _augment(rows: np.ndarray, mean: np.ndarray) -> Float32[np.ndarray, "rows dim_1"]:
+    augmented = np.empty((len(rows), rows.shape[1] + 1), np.float32)
+    np.subtract(rows, mean, out=augmented[:, :-1])
+    augmented[:, -1] = 1
+    return augmented
+
+
+def _norms(rows: np.ndarray) -> Float32[np.ndarray, " rows"]:
+    norms: np.ndarray = np.einsum("nd,nd->n", rows, rows)
+    return norms
 
 
 def _squared(left: np.ndarray, right: np.ndarray) -> Float32[np.ndarray, " rows"]:
     difference = left - right
-    squared: np.ndarray = np.einsum("nd,nd->n", difference, difference)
-    return squared
+    return _norms(difference)
+
+
+def _error(norms: np.ndarray, largest_norm: float, dim: int) -> Float32[np.ndarray, " rows"]:
+    """Return twice what rounding can change in |x|^2 + |c|^2 - 2 x.c and in the direct difference.
+
+    A float32 dot product of length d errs by at most d 2^-24 |x||c|, so the three terms together
+    by d 2^-24 (|x| + |c|)^2; one more d 2^-24 of the distance is for the direct difference.
+    """
+    reach = np.sqrt(norms) + np.sqrt(np.float32(largest_norm))
+    error: np.ndarray = np.float32(4 * (dim + 1) * 2.0**-24) * reach * reach
+    return error

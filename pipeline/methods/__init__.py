@@ -12,10 +12,13 @@ from pipeline.config import Scalar, nearest
 from pipeline.errors import ConfigError
 from pipeline.methods.contract import Method
 
+# Modules of this package that are not a paper.
+_SHARED = {"contract", "selection"}
+
 
 def names() -> list[str]:
     """Return the methods there are: the modules of this package."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name != "contract"]
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED]
 
 
 def build(name: str, options: Mapping[str, Scalar]) -> Method:

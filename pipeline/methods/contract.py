@@ -1,8 +1,9 @@
 """What a method is given, and what it gives back."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -12,6 +13,16 @@ from pipeline.config import Scalar
 
 Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
+M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
+T = TypeVar("T")
+
+
+class Held(Protocol[M_co]):
+    """Things that workers hold in memory, each over some consecutive fragments."""
+
+    def ask(self, question: Callable[[M_co], T]) -> Sequence[T]:
+        """Return each one's answer, in the order of the fragments."""
 
 
 class Corpus(Protocol):
@@ -21,8 +32,38 @@ class Corpus(Protocol):
     def images(self) -> int:
         """Number of images."""
 
+    @property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of one image's embedding."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that can hold a part of the corpus each."""
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that one process may hold."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of this process."""
+
     def embeddings(self) -> Iterator[Float32[np.ndarray, "images ..."]]:
         """Yield each fragment's embeddings; may be called again."""
+
+    def each(self, work: Callable[[Float32[np.ndarray, "images ..."], int], T]) -> Sequence[T]:
+        """Return the results of `work` on each fragment, done by the workers, in order.
+
+        `work` is called with a fragment's embeddings and the number of its first image.
+        """
+
+    def held(
+        self, start: Callable[[Float32[np.ndarray, "images ..."], int], M], members: int
+    ) -> AbstractContextManager[Held[M]]:
+        """Start `members` things on the workers, each of its share of the fragments.
+
+        `start` is called with the share's embeddings and the number of its first image.
+        """
 
 
 class Search(Protocol):
@@ -55,7 +96,7 @@ class Fitted:
     # Of each bank row: image (its number in the corpus), y and x in the patch grid.
     origin: Int64[np.ndarray, "bank 3"]
     # For model.json: covering_radius, patches, ...
-    facts: dict[str, float]
+    facts: dict[str, float | str]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.models import GroupRecord, group_digest
 from pipeline.methods import build
-from pipeline.methods.contract import Fitted, Method, Progress
+from pipeline.methods.contract import Fitted, Held, M, Method, Progress, T
 from pipeline.scores.heatmap import ColourScale
 from pipeline.stages.batch import FragmentBatch, advance, result_of
 from pipeline.stages.models import store_group
@@ -98,6 +100,10 @@ class StoredCorpus:
     model: Folder
     partials: str
     fragments: Sequence[Fragment]
+    workers: "Workers"
+    # Bytes that one process may hold, and threads of this one.
+    memory_budget: int
+    threads: int
 
     @cached_property
     def identities(self) -> list[tuple[str, str, int]]:
@@ -119,12 +125,47 @@ class StoredCorpus:
         """Number of usable images."""
         return len(self.identities)
 
+    @cached_property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of one image's embedding."""
+        return next(self.embeddings()).shape[1:]
+
+    @property
+    def processes(self) -> int:
+        """Processes that can hold a part of the corpus each."""
+        return self.workers.processes
+
     def embeddings(self) -> Iterator[Float32[np.ndarray, "images ..."]]:
         """Yield each fragment's embeddings."""
-        for fragment, described in zip(self.fragments, self._described, strict=True):
-            if described.image_ids:
-                content = self.model.read(f"{self.partials}{fragment.key}{EMBEDDINGS}")
-                yield load_safetensors(content)["embeddings"]
+        for name, _ in self._named:
+            yield _load(self.model, [name])
+
+    def each(self, work: Callable[[Float32[np.ndarray, "images ..."], int], T]) -> Sequence[T]:
+        """Return the results of `work` on each fragment, in order."""
+        calls = [partial(_work_on, self.model, [name], first, work) for name, first in self._named]
+        return self.workers.each(calls)
+
+    def held(
+        self, start: Callable[[Float32[np.ndarray, "images ..."], int], M], members: int
+    ) -> AbstractContextManager[Held[M]]:
+        """Start `members` things, or fewer where there are fewer fragments."""
+        shares = np.array_split(np.arange(len(self._named)), min(members, len(self._named)))
+        starts = []
+        for share in shares:
+            names = [self._named[i][0] for i in share]
+            starts.append(partial(_work_on, self.model, names, self._named[share[0]][1], start))
+        return self.workers.members(starts)
+
+    @cached_property
+    def _named(self) -> list[tuple[str, int]]:
+        """Name of the embeddings, and number of the first image, of each fragment that has any."""
+        counts = [len(described.image_ids) for described in self._described]
+        firsts = np.cumsum([0, *counts])
+        return [
+            (f"{self.partials}{fragment.key}{EMBEDDINGS}", int(first))
+            for fragment, count, first in zip(self.fragments, counts, firsts, strict=False)
+            if count
+        ]
 
     @cached_property
     def _described(self) -> list[_Described]:
@@ -132,6 +173,34 @@ class StoredCorpus:
             _Described(**json.loads(self.model.read(f"{self.partials}{fragment.key}.json")))
             for fragment in self.fragments
         ]
+
+
+class Workers(Protocol):
+    """Where a corpus has its work done: what a runner offers."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that can hold something in memory at the same time."""
+
+    def each(self, calls: Sequence[Callable[[], T]]) -> Sequence[T]:
+        """Return the result of each call, in their order."""
+
+    def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Held[M]]:
+        """Start a thing in a worker each."""
+
+
+def _load(model: Folder, names: Sequence[str]) -> Float32[np.ndarray, "images ..."]:
+    arrays = [load_safetensors(model.read(name))["embeddings"] for name in names]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _work_on(
+    model: Folder,
+    names: Sequence[str],
+    first: int,
+    work: Callable[[Float32[np.ndarray, "images ..."], int], T],
+) -> T:
+    return work(_load(model, names), first)
 
 
 def fit_group(

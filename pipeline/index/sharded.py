@@ -1,0 +1,182 @@
+"""Exact search over a bank that is spread over several processes, by a min-merge.
+
+Each shard answers with float64 squared distances of its own k nearest. Those are the numbers by
+which `ExactSearch` orders a whole bank, and float32 distances are not: rows that differ in float64
+may tie in float32, and the merge would then take another row than the whole bank gives, which
+Eq. 7 of PatchCore would show. So distances and rows are those of the unsharded search, bit for bit.
+
+How the shards are asked is the caller's: nothing here knows of processes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from pipeline.index.exact import ExactSearch
+
+# Squared distances and global rows (queries, k) of one shard, nearest first; where a shard has
+# fewer than k rows: inf, -1. 16 bytes a neighbour: an image of 784 patches moves 12.5 KB a shard.
+Answer = tuple[Float64[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]
+# (queries, k, ignored global rows) -> an answer of every shard.
+Ask = Callable[[np.ndarray, int, np.ndarray | None], Sequence[Answer]]
+# Shard number -> global rows, to shard number -> those rows' vectors.
+Fetch = Callable[[Mapping[int, np.ndarray]], Mapping[int, np.ndarray]]
+
+
+class Neighbours(Protocol):
+    """What a shard needs of a search: `ExactSearch`, or one that ends in the same distances."""
+
+    @property
+    def size(self) -> int:
+        """Number of bank rows."""
+
+    def nearest(
+        self,
+        queries: Float32[np.ndarray, "queries dim"],
+        k: int,
+        *,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return L2 distances and bank rows of the k nearest, nearest first."""
+
+    def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
+        """Return bank rows."""
+
+
+@dataclass(frozen=True)
+class ShardMember:
+    """One shard: the bank's rows from `offset` on."""
+
+    offset: int
+    search: Neighbours
+
+    @classmethod
+    def over(cls, rows: Float32[np.ndarray, "rows dim"], offset: int) -> "ShardMember":
+        """Return an exact shard. At least one row."""
+        return cls(offset, ExactSearch.over(rows))
+
+    def answer(
+        self,
+        queries: Float32[np.ndarray, "queries dim"],
+        k: int,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> Answer:
+        """Return the k nearest of this shard's rows, by global row; see `Answer`.
+
+        Args:
+            queries: In the units of the bank.
+            k: May exceed the shard's rows.
+            ignore: Global rows; those of other shards do not matter here.
+        """
+        own = None if ignore is None else np.unique(ignore) - self.offset
+        if own is not None:
+            own = own[(own >= 0) & (own < self.search.size)]
+        found = min(k, self.search.size - (0 if own is None else len(own)))
+        squared = np.full((len(queries), k), np.inf)
+        rows = np.full((len(queries), k), -1, np.int64)
+        if found > 0:
+            _, local = self.search.nearest(queries, found, ignore=own)
+            squared[:, :found] = squared_distances(queries, self.search.vectors(local))
+            rows[:, :found] = local + self.offset
+        return squared, rows
+
+    def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
+        """Return the vectors of global rows, all of this shard."""
+        return self.search.vectors(rows - self.offset)
+
+
+@dataclass(frozen=True)
+class ShardedSearch:
+    """Searches shards as if they were one bank."""
+
+    # Rows of each shard; shard 0 begins with global row 0.
+    sizes: tuple[int, ...]
+    ask: Ask
+    fetch: Fetch
+
+    @property
+    def size(self) -> int:
+        """Number of bank rows."""
+        return sum(self.sizes)
+
+    def nearest(
+        self,
+        queries: Float32[np.ndarray, "queries dim"],
+        k: int,
+        *,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return L2 distances (not squared) and bank rows of the k nearest, nearest first.
+
+        All queries visit all shards.
+
+        Args:
+            queries: In the units of the bank.
+            k: At most the number of bank rows that are not ignored.
+            ignore: Bank rows to leave out.
+
+        Raises:
+            ValueError: if fewer than k rows remain.
+        """
+        left = self.size - (0 if ignore is None else len(ignore))
+        if k > left:
+            raise ValueError(f"{k} neighbours from {left} rows in {len(self.sizes)} shards")
+        return merge_nearest(self.ask(queries, k, ignore))
+
+    def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
+        """Return bank rows, fetched from the shards that hold them and from no other."""
+        flat = rows.ravel()
+        shard = np.searchsorted(list(accumulate(self.sizes)), flat, side="right")
+        # Without rows, shard 0 is asked for none: only a shard knows the dimension.
+        wanted = {int(one): flat[shard == one] for one in np.unique(shard)} or {0: flat}
+        fetched = self.fetch(wanted)
+        dim = next(iter(fetched.values())).shape[-1]
+        vectors = np.empty((len(flat), dim), np.float32)
+        for one in wanted:
+            vectors[shard == one] = fetched[one]
+        return vectors.reshape(*rows.shape, dim)
+
+
+def merge_nearest(
+    answers: Sequence[Answer],
+) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    """Return L2 distances (not squared) and global rows of the k nearest over all shards.
+
+    Ties go to the lowest row. The order of the answers does not matter.
+
+    Args:
+        answers: Of at least one shard, all to the same queries and k.
+    """
+    k = answers[0][0].shape[1]
+    squared, rows = lowest(
+        np.concatenate([answer[0] for answer in answers], axis=1),
+        np.concatenate([answer[1] for answer in answers], axis=1),
+        k,
+    )
+    return np.sqrt(squared).astype(np.float32), rows
+
+
+def lowest(
+    squared: Float64[np.ndarray, "queries candidates"],
+    rows: Int64[np.ndarray, "queries candidates"],
+    k: int,
+) -> Answer:
+    """Return the first k candidates of each query by distance, then row."""
+    order = np.lexsort((rows, squared), axis=-1)[:, :k]
+    return np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def squared_distances(
+    queries: Float32[np.ndarray, "queries dim"],
+    vectors: Float32[np.ndarray, "queries candidates dim"],
+) -> Float64[np.ndarray, "queries candidates"]:
+    """Return |query - vector|^2 by direct differences, to the bit what `ExactSearch` compares."""
+    difference = queries.astype(np.float64)[:, None, :] - vectors
+    # The same sum over the same layout as in ExactSearch: another order of additions, another bit.
+    flat = difference.reshape(-1, queries.shape[1])
+    squared: np.ndarray = np.einsum("nd,nd->n", flat, flat)
+    return squared.reshape(vectors.shape[:2])

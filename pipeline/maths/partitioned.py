@@ -1,0 +1,97 @@
+"""A coreset of more rows than one memory holds: parts select, and their union is selected again.
+
+Malkomes et al., "Fast Distributed k-Center Clustering with Outliers on Massive Data", NeurIPS 2015
+(greedy on each part, then on the union: a 4-approximation with local coresets of the final size);
+Ceccarello et al., "Solving k-center Clustering (with Outliers) in MapReduce and Streaming", VLDB
+2019 (larger local coresets bring it towards 2). Here the local sizes follow from how many rows the
+union may have, so that the proven bound is computed, not assumed.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from pipeline.maths.coreset import Progress, Shard, greedy
+
+T = TypeVar("T")
+
+Rows = Float32[np.ndarray, "rows dim"]
+
+
+class Parts(Protocol):
+    """The rows, in parts that fit a memory each, wherever they are."""
+
+    def each(self, work: Callable[[Rows], T]) -> Iterable[T]:
+        """Yield the result of `work` on each part, in the order of the parts."""
+
+
+@dataclass(frozen=True)
+class PartitionedCoreset:
+    """Selected rows, as indices into the parts one after the other.
+
+    `radius` is the covering radius; `bound` is what is known of it without looking again: every row
+    has a local centre within its part's radius, and that has a centre within the union's.
+    """
+
+    indices: Int64[np.ndarray, " size"]
+    radius: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class _Local:
+    rows: Rows
+    indices: Int64[np.ndarray, " local"]
+    radius: float
+    # Rows of the part.
+    total: int
+
+
+def partitioned(
+    parts: Parts, size: int, share: float, *, threads: int = 1, progress: Progress | None = None
+) -> PartitionedCoreset:
+    """Return `size` rows selected from the local coresets of all parts.
+
+    A function of the parts in their order: who works on them, and when, does not matter. Two passes
+    over the rows, for selecting and for the radius.
+
+    Args:
+        parts: Not empty, as a whole.
+        size: At most the rows of the union.
+        share: Of each part's rows that goes into the union, 0..1; at least one row of each does.
+        threads: Of the selection from the union; changes no result.
+        progress: Called with (selected, size) during that selection.
+    """
+    locals_ = list(parts.each(partial(_select_locally, share=share)))
+    union = np.concatenate([local.rows for local in locals_])
+    offsets = np.cumsum([0, *(local.total for local in locals_)])
+    indices = np.concatenate(
+        [local.indices + offset for local, offset in zip(locals_, offsets, strict=False)]
+    )
+    chosen = greedy(union, min(size, len(union)), threads=threads, progress=progress)
+    centres = union[chosen.indices]
+    return PartitionedCoreset(
+        indices=indices[chosen.indices],
+        radius=covering_radius(parts, centres),
+        bound=max(local.radius for local in locals_) + float(chosen.radii[-1]),
+    )
+
+
+def covering_radius(parts: Parts, centres: Float32[np.ndarray, "centres dim"]) -> float:
+    """Return the largest distance of any row to its nearest centre."""
+    return max(parts.each(partial(_radius, centres=centres)))
+
+
+def _select_locally(rows: Rows, share: float) -> _Local:
+    size = min(len(rows), max(1, int(np.ceil(len(rows) * share))))
+    selected = greedy(rows, size)
+    return _Local(rows[selected.indices], selected.indices, float(selected.radii[-1]), len(rows))
+
+
+def _radius(rows: Rows, centres: Float32[np.ndarray, "centres dim"]) -> float:
+    # A threshold below 0 brings every bound up to date, so that the reach is exact.
+    return float(np.sqrt(Shard(rows, pool=1).farthest(centres, -1.0).reach))

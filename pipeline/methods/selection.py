@@ -1,0 +1,179 @@
+"""How a coreset is selected from a corpus of any size: three ways, chosen from a byte estimate.
+
+* `driver`: all rows in this process;
+* `distributed`: rows held by the workers, the same indices as `driver`;
+* `partitioned`: rows are read part by part, an approximation with a proven bound.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from pipeline.maths.coreset import Farthest, Progress, Shard, greedy, select
+from pipeline.maths.partitioned import partitioned
+from pipeline.maths.projection import gaussian_projection
+from pipeline.methods.contract import Corpus, Held, T
+
+log = logging.getLogger("patchlake")
+
+Strategy = Literal["auto", "driver", "distributed", "partitioned"]
+Rows = Float32[np.ndarray, "rows dim"]
+
+# Candidates of all shards together in one round; a small shard still offers a few.
+_POOL, _LEAST_POOL = 4096, 128
+# Memory of a row beside its values: a float32 bound and an int32 count.
+_ROW_STATE_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected rows, numbered through the corpus, and how they were selected."""
+
+    indices: Int64[np.ndarray, " size"]
+    facts: dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Settings of a selection. `projection`: dimensions to select in; None, all of them."""
+
+    strategy: Strategy
+    projection: int | None
+    seed: int
+
+    def select(self, corpus: Corpus, size: int, progress: Progress | None = None) -> Selection:
+        """Return `size` rows of the corpus, whose embeddings are (images, rows, columns, dim)."""
+        rows = _Patches(corpus, self._project(corpus.embedding_shape[-1]))
+        strategy = self._choose(rows, corpus)
+        facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
+        if strategy == "partitioned":
+            # The union may fill half of what a process may hold.
+            share = min(1.0, corpus.memory_budget / 2 / rows.nbytes)
+            chosen = partitioned(rows, size, share, threads=corpus.threads, progress=progress)
+            facts |= {"covering_radius": chosen.radius, "radius_bound": chosen.bound}
+            return Selection(chosen.indices, facts)
+        start = int(np.random.default_rng(self.seed).integers(rows.count))
+        if strategy == "driver":
+            selected = greedy(
+                rows.gather(), size, start=start, threads=corpus.threads, progress=progress
+            )
+        else:
+            with rows.held() as shards:
+                first = np.concatenate(shards.ask(partial(Shard.take, index=start)))[0]
+                selected = select(_HeldRows(shards), first, start, size, progress)
+        facts["covering_radius"] = float(selected.radii[-1])
+        return Selection(selected.indices, facts)
+
+    def _project(self, dim: int) -> np.ndarray | None:
+        if self.projection is None or self.projection >= dim:
+            return None
+        return gaussian_projection(dim, self.projection, np.random.default_rng(self.seed))
+
+    def _choose(self, rows: "_Patches", corpus: Corpus) -> Strategy:
+        budget, needed = corpus.memory_budget, rows.nbytes + rows.count * _ROW_STATE_BYTES
+        strategy: Strategy = self.strategy
+        if strategy == "auto":
+            strategy = "driver" if needed <= budget else "partitioned"
+            if budget < needed <= budget * corpus.processes:
+                strategy = "distributed"
+        log.info(
+            "coreset: %d patches of %d dimensions are %.2f GiB, memory_budget is %.2f GiB for each "
+            "of %d processes: %s%s",
+            rows.count,
+            rows.dim,
+            needed / 2**30,
+            budget / 2**30,
+            corpus.processes,
+            strategy,
+            "" if self.strategy == "auto" else " (as set)",
+        )
+        return strategy
+
+
+class _Patches:
+    """A corpus as rows: one patch each, projected if so wished."""
+
+    def __init__(self, corpus: Corpus, projection: np.ndarray | None) -> None:
+        self._corpus = corpus
+        self._projection = projection
+        height, width, dim = corpus.embedding_shape
+        self.count = corpus.images * height * width
+        self.dim = dim if projection is None else projection.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dim * 4
+
+    def gather(self) -> Rows:
+        rows = np.empty((self.count, self.dim), np.float32)
+        filled = 0
+        for embeddings in self._corpus.embeddings():
+            part = _as_rows(embeddings, self._projection)
+            rows[filled : filled + len(part)] = part
+            filled += len(part)
+        return rows
+
+    def each(self, work: Callable[[Rows], T]) -> Sequence[T]:
+        return self._corpus.each(partial(_on_rows, projection=self._projection, work=work))
+
+    def held(self) -> AbstractContextManager[Held[Shard]]:
+        members = self._corpus.processes
+        pool = max(_LEAST_POOL, _POOL // members)
+        start = partial(_start_shard, projection=self._projection, pool=pool)
+        return self._corpus.held(start, members)
+
+
+@dataclass(frozen=True)
+class _HeldRows:
+    shards: Held[Shard]
+
+    def farthest(
+        self, centres: Float32[np.ndarray, "new dim"], threshold: float
+    ) -> Sequence[Farthest]:
+        return self.shards.ask(partial(Shard.farthest, centres=centres, threshold=threshold))
+
+
+def gather_rows(corpus: Corpus, indices: Int64[np.ndarray, " size"]) -> Rows:
+    """Return the patches of the given numbers, in their order.
+
+    One pass over the corpus on the workers; only the wanted rows come back.
+    """
+    gathered = np.empty((len(indices), corpus.embedding_shape[-1]), np.float32)
+    for positions, rows in corpus.each(partial(_take, indices=indices)):
+        gathered[positions] = rows
+    return gathered
+
+
+def _take(embeddings: np.ndarray, first: int, *, indices: np.ndarray) -> tuple[np.ndarray, Rows]:
+    rows = _as_rows(embeddings, None)
+    local = indices - first * (len(rows) // len(embeddings))
+    positions = np.flatnonzero((local >= 0) & (local < len(rows)))
+    return positions, rows[local[positions]]
+
+
+def _on_rows(
+    embeddings: np.ndarray,
+    first: int,  # noqa: ARG001 - parts are numbered by whoever merges them
+    *,
+    projection: np.ndarray | None,
+    work: Callable[[Rows], T],
+) -> T:
+    return work(_as_rows(embeddings, projection))
+
+
+def _start_shard(
+    embeddings: np.ndarray, first: int, *, projection: np.ndarray | None, pool: int
+) -> Shard:
+    rows = _as_rows(embeddings, projection)
+    return Shard(rows, pool=pool, offset=first * (len(rows) // max(1, len(embeddings))))
+
+
+def _as_rows(embeddings: np.ndarray, projection: np.ndarray | None) -> Rows:
+    rows = embeddings.reshape(-1, embeddings.shape[-1])
+    return rows if projection is None else rows @ projection

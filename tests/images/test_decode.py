@@ -1,0 +1,335 @@
+"""Untrusted bytes: every odd file has one meaning, every bad one a status, and nothing else escapes.
+
+Pillow warns (UserWarning) about damaged EXIF and TIFF tags; the property test ignores that.
+"""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, TiffImagePlugin
+
+from pipeline.errors import ImageError
+from pipeline.images.decode import decode_image, decode_mask, is_image
+
+RNG = np.random.default_rng(0)
+# 16 x 24 with no symmetry, of flat 8 x 8 blocks, which survive JPEG.
+UPRIGHT = np.kron(RNG.integers(0, 256, (2, 3, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+PICTURE = Image.fromarray(UPRIGHT)
+
+
+def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def _decode(content: bytes) -> np.ndarray:
+    image = decode_image(content, max_pixels=10_000, max_bytes=1_000_000)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def _status(content: bytes, **limits: int) -> str:
+    with pytest.raises(ImageError) as raised:
+        decode_image(content, **{"max_pixels": 10_000, "max_bytes": 1_000_000, **limits})
+    assert str(raised.value)
+    return raised.value.status
+
+
+JPEG = _encode(PICTURE, "JPEG", quality=95, subsampling=0)
+PNG = _encode(PICTURE, "PNG")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        JPEG[: len(JPEG) // 2],
+        JPEG[:30],
+        PNG[:-30],
+        PNG[: PNG.index(b"IDAT") + 10],
+        b"",
+        b"\0" * 1000,
+        b"this is a text, whatever its name ends in",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        _encode(PICTURE, "EPS"),
+        _encode(PICTURE, "PDF"),
+        _encode(PICTURE, "ICO"),
+    ],
+    ids="jpeg half,jpeg head,png tail,png half,empty,zeros,text,svg,eps,pdf,ico".split(","),
+)
+def test_what_is_no_whole_raster_image_is_unreadable(content):
+    assert _status(content) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(np.ones((4, 4), np.float32)),
+        Image.fromarray(np.ones((4, 4), np.int32)),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_pixels_of_32_bits_are_unsupported(image):
+    assert _status(_encode(image, "TIFF")) == "unsupported"
+
+
+def _png(width: int, height: int, data: bytes) -> bytes:
+    """A 1-bit grey PNG."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(name, body) for name, body in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    )
+
+
+def test_a_decompression_bomb_is_refused_from_its_header():
+    # Its pixels are broken: whoever decodes one finds it unreadable instead.
+    assert _status(_png(20_000, 20_000, b"broken")) == "too_large"
+    assert _status(_png(20_000, 20_000, b"broken"), max_pixels=400_000_000) == "unreadable"
+    whole = zlib.compress(bytes(16 * 3))
+    assert _status(_png(16, 16, whole), max_pixels=255) == "too_large"
+    small = decode_image(_png(16, 16, whole), max_pixels=256, max_bytes=1000)
+    assert small.size == (16, 16)
+
+
+def test_a_first_frame_beyond_the_gif_header_is_held_against_the_limit_too():
+    content = bytearray(_encode(PICTURE, "GIF"))
+    content[6:10] = struct.pack("<HH", 1, 1)
+    assert _status(bytes(content), max_pixels=100) == "too_large"
+
+
+def test_too_many_bytes_are_refused_unread():
+    assert _status(b"x" * 11, max_bytes=10) == "too_large"
+    assert _status(b"x" * 10, max_bytes=10) == "unreadable"
+    assert decode_image(PNG, max_pixels=10_000, max_bytes=len(PNG)).size == (24, 16)
+
+
+def test_is_image_looks_at_the_beginning_only():
+    for content in (JPEG, JPEG[:-100], PNG, _png(20_000, 20_000, b"broken")):
+        assert is_image(content)
+    for content in (b"", b"\0" * 1000, b"text", _encode(PICTURE, "EPS"), JPEG[:2]):
+        assert not is_image(content)
+
+
+# --- what odd kinds mean
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("PPM", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("JPEG2000", {}, 0),
+        ("JPEG", {"quality": 95, "subsampling": 0}, 3),
+        ("JPEG", {"quality": 95, "subsampling": 0, "progressive": True}, 3),
+    ],
+)
+def test_every_kind_gives_the_picture(kind, options, tolerance):
+    decoded = _decode(_encode(PICTURE, kind, **options))
+    assert np.abs(decoded.astype(int) - UPRIGHT).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bit_grey_is_the_full_range_onto_8_bits(kind, order):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    image = Image.fromarray(levels.astype(order))
+    assert image.mode.startswith("I;16")
+    decoded = _decode(_encode(image, kind))
+    assert np.array_equal(decoded, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
+    # Not by the content's own range: a dark picture stays dark.
+    dark = Image.fromarray(np.full((2, 2), 300, order))
+    assert np.unique(_decode(_encode(dark, kind))).tolist() == [1]
+
+
+def test_a_cmyk_jpeg_has_the_colours_of_the_rgb_one():
+    content = _encode(PICTURE.convert("CMYK"), "JPEG", quality=95, subsampling=0)
+    assert np.abs(_decode(content).astype(int) - UPRIGHT).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP"])
+def test_a_palette_is_looked_up(kind):
+    assert np.array_equal(_decode(_encode(PICTURE.quantize(6), kind)), UPRIGHT)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_palette_entry_is_black(kind):
+    palette = PICTURE.quantize(6)
+    entry = palette.getpixel((0, 0))
+    expected = np.where((np.asarray(palette) == entry)[..., None], 0, UPRIGHT)
+    assert np.array_equal(_decode(_encode(palette, kind, transparency=entry)), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_alpha_is_blended_over_black(mode, kind):
+    alpha = np.zeros(UPRIGHT.shape[:2], np.uint8)
+    alpha[:8], alpha[8:, :8] = 255, 128
+    image = PICTURE.convert(mode)
+    image.putalpha(Image.fromarray(alpha))
+    opaque = np.asarray(PICTURE.convert(mode[:-1]).convert("RGB"))
+    expected = opaque * (alpha[..., None] / 255)
+    # WebP keeps what is under alpha 0 or not; it is black either way.
+    decoded = _decode(_encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert np.abs(decoded - expected).max() <= 1
+    assert decoded[-1, -1].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("transparent", [(0, 0, 0), (10, 20, 30)])
+def test_a_transparent_colour_is_black(transparent):
+    image = PICTURE.copy()
+    image.paste((10, 20, 30), (0, 0, 8, 8))
+    expected = np.array(image)
+    if transparent == (10, 20, 30):
+        expected[:8, :8] = 0
+    assert np.array_equal(_decode(_encode(image, "PNG", transparency=transparent)), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
+def test_one_bit_is_black_and_white(kind):
+    bits = UPRIGHT[..., 0] > 127
+    decoded = _decode(_encode(Image.fromarray(bits), kind))
+    assert np.array_equal(decoded, np.repeat(bits[..., None], 3, axis=2) * 255)
+
+
+# By EXIF orientation: how the upright picture lies in the file (EXIF 2.32, 4.6.4 A).
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT),
+    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_every_exif_orientation_gives_the_same_upright_picture(kind, options, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    decoded = _decode(_encode(stored, kind, exif=exif, **options))
+    assert decoded.shape == UPRIGHT.shape
+    assert np.abs(decoded.astype(int) - UPRIGHT).max() <= (3 if kind == "JPEG" else 0)
+
+
+def test_an_odd_exif_tag_does_not_cost_the_picture():
+    # Make (0x010f) is a text; here it is a fraction, which Pillow reads but cannot write.
+    tags = struct.pack(">HHHIHHHHII", 2, 0x010F, 5, 1, 0, 38, 0x0112, 3, 1, 6 << 16)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">I", 8) + tags + struct.pack(">III", 0, 1, 2)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[6]))
+    decoded = _decode(_encode(stored, "JPEG", quality=95, subsampling=0, exif=exif))
+    assert np.abs(decoded.astype(int) - UPRIGHT).max() <= 3
+
+
+@pytest.mark.parametrize("options", [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})])
+def test_of_an_animation_the_first_frame_counts(options):
+    kind, more = options
+    frames = [PICTURE.quantize(6), PICTURE.transpose(Image.Transpose.ROTATE_180).quantize(6)]
+    frames = frames if kind == "GIF" else [frame.convert("RGB") for frame in frames]
+    content = _encode(frames[0], kind, save_all=True, append_images=frames[1:], **more)
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.n_frames == 2
+    assert np.array_equal(_decode(content), UPRIGHT)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
+def test_one_pixel_is_an_image(kind):
+    assert _decode(_encode(Image.new("RGB", (1, 1), (255, 255, 255)), kind)).tolist() == [
+        [[255] * 3]
+    ]
+
+
+def test_a_mask_is_resized_without_new_values():
+    mask = np.zeros((4, 6), np.uint8)
+    mask[1:3, 2:5] = 255
+    expected = np.kron(mask, np.ones((3, 2), np.uint8))
+    for image in (Image.fromarray(mask), Image.fromarray(mask).convert("1")):
+        resized = decode_mask(_encode(image, "PNG"), (12, 12), max_pixels=1000)
+        assert np.array_equal(resized, expected)
+    with pytest.raises(ImageError):
+        decode_mask(b"text", (12, 12), max_pixels=1000)
+
+
+# --- whatever the bytes are
+
+
+def _samples() -> list[bytes]:
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010F: "make", 0x011A: TiffImagePlugin.IFDRational(72)})
+    palette = PICTURE.quantize(6)
+    turned = PICTURE.transpose(Image.Transpose.ROTATE_180)
+    grey16 = Image.fromarray(RNG.integers(0, 2**16, (9, 9)).astype(np.uint16))
+    return [
+        _encode(PICTURE, "JPEG", exif=exif),
+        _encode(PICTURE.convert("CMYK"), "JPEG", progressive=True),
+        _encode(PICTURE, "PNG", exif=exif),
+        _encode(palette, "PNG", transparency=3),
+        _encode(grey16, "PNG"),
+        _encode(palette, "GIF", save_all=True, append_images=[turned.quantize(6)], transparency=1),
+        _encode(PICTURE, "TIFF", exif=exif),
+        _encode(PICTURE, "TIFF", exif=exif, compression="tiff_lzw"),
+        _encode(palette, "TIFF", compression="packbits"),
+        _encode(PICTURE, "WEBP", exif=exif),
+        _encode(PICTURE, "WEBP", lossless=True, save_all=True, append_images=[turned]),
+        _encode(PICTURE, "BMP"),
+        _encode(grey16, "PPM"),
+        _encode(PICTURE, "JPEG2000"),
+    ]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """An image with some bytes overwritten, and perhaps the end or a piece cut out."""
+    content = bytearray(draw(st.sampled_from(_samples())))
+    # Headers and tags, where damage does most, are in the first 300 bytes or the last.
+    near = st.integers(0, 300) | st.integers(-300, -1)
+    places = near.map(lambda place: place % len(content)) | st.integers(0, len(content) - 1)
+    pieces = st.binary(min_size=1, max_size=1) | st.sampled_from([b"\0" * 4, b"\xff" * 4])
+    for place, piece in draw(st.lists(st.tuples(places, pieces), max_size=6)):
+        content[place : place + len(piece)] = piece
+    if draw(st.booleans()):
+        del content[draw(places) :][: draw(st.sampled_from([1, 3, len(content)]))]
+    return bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@given(damaged() | st.binary(max_size=300))
+@settings(max_examples=400)
+def test_any_bytes_are_an_image_or_an_image_error(content):
+    try:
+        image = decode_image(content, max_pixels=100_000, max_bytes=10_000)
+    except ImageError as error:
+        assert error.status in {"unreadable", "too_large", "unsupported"}
+        assert str(error)
+    else:
+        assert image.mode == "RGB"
+        assert image.width * image.height <= 100_000

@@ -1,0 +1,247 @@
+"""Greedy k-centre, against a plain float64 loop and the laws of farthest-first selection."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.maths.coreset import Shard, Shards, greedy, select
+
+# Two candidates whose distances agree to this are the same to float32.
+NEAR_TIE = 1e-6
+# More rows than are looked at together.
+POOL = 2048
+
+
+def normal(rng, count, dim):
+    return rng.normal(size=(count, dim))
+
+
+def clustered(rng, count, dim):
+    centres = rng.normal(size=(5, dim)) * 1000
+    return centres[rng.integers(5, size=count)] + rng.normal(size=(count, dim))
+
+
+def duplicated(rng, count, dim):
+    return rng.normal(size=(7, dim))[rng.integers(7, size=count)]
+
+
+def collinear(rng, count, dim):
+    return rng.normal(size=(count, 1)) * rng.normal(size=dim)
+
+
+def offset(rng, count, dim):
+    return rng.normal(size=(count, dim)) + 1e5 * rng.normal(size=dim)
+
+
+def one_far_away(rng, count, dim):
+    rows = rng.normal(size=(count, dim)) * 1e-3
+    rows[count // 2] = 1e5
+    return rows
+
+
+KINDS = (normal, clustered, duplicated, collinear, offset, one_far_away)
+
+
+@st.composite
+def selections(draw, counts, dims, sizes):
+    """Rows of one of the kinds, how many to select, and the first."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kind, count, dim = draw(st.sampled_from(KINDS)), draw(counts), draw(dims)
+    size = draw(st.one_of(sizes.map(lambda size: min(size, count)), st.just(count)))
+    return kind(rng, count, dim).astype(np.float32), size, draw(st.integers(0, count - 1))
+
+
+@st.composite
+def grids(draw):
+    """Integer rows with many exact ties and duplicates; every distance is exact in float32."""
+    count, dim = draw(st.integers(1, 80)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows = rng.integers(0, draw(st.integers(1, 6)), size=(count, dim)).astype(np.float32)
+    return rows, draw(st.integers(1, count)), draw(st.integers(0, count - 1))
+
+
+def plain_greedy(rows, size, start):
+    """Algorithm 1, one pass over all rows a step; ties to the lowest index."""
+    exact = rows.astype(np.float64)
+    indices, radii = [start], []
+    distance = np.full(len(rows), np.inf)
+    while True:
+        away = exact - exact[indices[-1]]
+        distance = np.minimum(distance, np.einsum("nd,nd->n", away, away))
+        radii.append(np.sqrt(distance.max()))
+        if len(indices) == size or radii[-1] == 0:
+            return np.array(indices), np.array(radii)
+        indices.append(int(distance.argmax()))
+
+
+def assert_follows_plain_greedy(rows, size, start, found):
+    """Each pick is the farthest row in float64 given those before it, but for near ties."""
+    exact = rows.astype(np.float64)
+    assert found.indices[0] == start
+    assert len(found.indices) == len(found.radii) == len(set(found.indices.tolist()))
+    distance = np.full(len(rows), np.inf)
+    for step, index in enumerate(found.indices):
+        farthest = distance.max()
+        assert distance[index] >= farthest * (1 - NEAR_TIE) ** 2, step
+        away = exact - exact[index]
+        distance = np.minimum(distance, np.einsum("nd,nd->n", away, away))
+        assert found.radii[step] == pytest.approx(np.sqrt(distance.max()), rel=NEAR_TIE), step
+    assert len(found.indices) == size or distance.max() == 0
+
+
+@given(selections(counts=st.integers(1, 120), dims=st.integers(1, 40), sizes=st.integers(1, 40)))
+def test_every_pick_is_the_farthest_row(selection):
+    rows, size, start = selection
+    assert_follows_plain_greedy(rows, size, start, greedy(rows, size, start=start))
+
+
+@given(
+    selections(
+        counts=st.integers(POOL, 2 * POOL + 1), dims=st.integers(1, 8), sizes=st.integers(1, 60)
+    ).filter(lambda selection: selection[1] <= 60)
+)
+@settings(max_examples=40)
+def test_every_pick_is_the_farthest_row_of_more_than_a_pool(selection):
+    rows, size, start = selection
+    assert_follows_plain_greedy(rows, size, start, greedy(rows, size, start=start))
+
+
+@pytest.mark.parametrize("kind", [normal, clustered])
+def test_every_pick_is_the_farthest_of_30000_rows(kind):
+    rows = kind(np.random.default_rng(0), 30_000, 32).astype(np.float32)
+    assert_follows_plain_greedy(rows, 600, 3, greedy(rows, 600, start=3))
+
+
+def test_rows_that_wait_for_thousands_of_centres_are_still_measured_against_all():
+    # The dense cluster is not looked at again before the 9,000 others are selected.
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(1000, 2)) * 1e-5 + 3
+    rows = np.concatenate([dense, rng.uniform(-10, 10, size=(9000, 2))]).astype(np.float32)
+    assert_follows_plain_greedy(rows, 9500, 0, greedy(rows, 9500))
+
+
+@given(grids())
+def test_ties_go_to_the_lowest_index(grid):
+    rows, size, start = grid
+    indices, radii = plain_greedy(rows, size, start)
+
+    found = greedy(rows, size, start=start)
+
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.radii, radii.astype(np.float32))
+
+
+@pytest.mark.parametrize("sides", [3, 12])
+def test_ties_go_to_the_lowest_index_of_more_than_a_pool(sides):
+    # 27 distinct rows, 220 times each: the largest distance is shared by more than a pool.
+    rows = np.random.default_rng(0).integers(0, sides, size=(6000, 3)).astype(np.float32)
+    indices, radii = plain_greedy(rows, 400, 17)
+
+    found = greedy(rows, 400, start=17)
+
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.radii, radii.astype(np.float32))
+
+
+def test_when_all_rows_are_equally_far_the_lowest_are_selected():
+    found = greedy(np.eye(POOL + 100, dtype=np.float32), 12, start=5)
+
+    assert found.indices.tolist() == [5, 0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    np.testing.assert_array_equal(found.radii, np.sqrt(np.full(12, 2, np.float32)))
+
+
+@pytest.mark.parametrize("repeats", [3, 1000])
+def test_duplicates_end_the_selection_at_radius_zero(repeats):
+    distinct = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    rows = np.tile(distinct, (repeats, 1))
+
+    found = greedy(rows, 41)
+
+    assert sorted(found.indices.tolist()) == list(range(40))
+    assert found.radii[-1] == 0
+    assert found.radii[-2] > 0
+
+
+@pytest.mark.parametrize("count", [1, 5, POOL + 1])
+def test_rows_that_are_all_equal_give_one_row(count):
+    found = greedy(np.full((count, 3), 0.1, np.float32), count, start=count - 1)
+
+    assert found.indices.tolist() == [count - 1]
+    assert found.radii.tolist() == [0]
+
+
+@given(selections(counts=st.integers(1, 120), dims=st.integers(1, 8), sizes=st.integers(1, 120)))
+def test_radii_do_not_rise_and_every_prefix_is_the_coreset_of_its_size(selection):
+    rows, size, start = selection
+    found = greedy(rows, size, start=start)
+    assert (np.diff(found.radii) <= 0).all()
+    for shorter in {1, (len(found.indices) + 1) // 2}:
+        prefix = greedy(rows, shorter, start=start)
+        np.testing.assert_array_equal(prefix.indices, found.indices[:shorter])
+        np.testing.assert_array_equal(prefix.radii, found.radii[:shorter])
+
+
+@given(
+    st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(3, 9), st.integers(1, 3), st.data()
+)
+def test_the_radius_is_at_most_twice_the_smallest_possible(seed, kind, count, size, data):
+    rows = kind(np.random.default_rng(seed), count, 2).astype(np.float32)
+    found = greedy(rows, size, start=data.draw(st.integers(0, count - 1)))
+    between = np.linalg.norm(rows[:, None].astype(np.float64) - rows, axis=2)
+    best = min(between[:, list(c)].min(axis=1).max() for c in combinations(range(count), size))
+    assert found.radii[-1] <= 2 * best * (1 + NEAR_TIE)
+
+
+@given(
+    selections(counts=st.integers(2, 150), dims=st.integers(1, 8), sizes=st.integers(1, 60)),
+    st.integers(1, 12),
+    st.data(),
+)
+def test_neither_the_cut_into_shards_nor_the_pool_changes_the_selection(selection, pool, data):
+    rows, size, start = selection
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(rows) - 1), max_size=4)))
+    shards = [
+        Shard(rows[begin:end], pool=pool, offset=begin)
+        for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True)
+    ]
+
+    found = select(Shards(shards), rows[start], start, size)
+
+    whole = greedy(rows, size, start=start)
+    np.testing.assert_array_equal(found.indices, whole.indices)
+    np.testing.assert_array_equal(found.radii, whole.radii)
+
+
+def test_threads_do_not_change_the_selection():
+    rows = normal(np.random.default_rng(0), 3 * POOL, 16).astype(np.float32)
+    one, two = (greedy(rows, 200, threads=threads) for threads in (1, 2))
+    np.testing.assert_array_equal(one.indices, two.indices)
+    np.testing.assert_array_equal(one.radii, two.radii)
+
+
+def test_rows_are_not_changed():
+    rows = normal(np.random.default_rng(0), 3000, 4).astype(np.float32)
+    rows.setflags(write=False)
+    before = rows.copy()
+    greedy(rows, 100)
+    np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.parametrize(("size", "start"), [(0, 0), (-1, 0), (4, 0), (2, 3), (2, -1)])
+def test_a_size_or_start_that_does_not_fit_is_named(size, start):
+    with pytest.raises(ValueError, match=f"size {size} and start {start} do not fit 3 rows"):
+        greedy(np.zeros((3, 2), np.float32), size, start=start)
+
+
+def test_progress_rises_towards_the_size():
+    calls = []
+    rows = normal(np.random.default_rng(0), 3 * POOL, 4).astype(np.float32)
+    greedy(rows, 1000, progress=lambda *call: calls.append(call))
+    done = [selected for selected, _ in calls]
+    assert len(done) > 2
+    assert done == sorted(set(done))
+    assert {size for _, size in calls} == {1000}
+    assert done[-1] <= 1000

@@ -1,0 +1,297 @@
+"""PatchCore on small random patches, against the equations of the paper."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from pipeline.features import patches
+from pipeline.index.exact import ExactSearch
+from pipeline.methods import build, names, options_of
+from pipeline.methods.patchcore import PatchCore
+
+
+@dataclass(frozen=True)
+class FakeHeld:
+    members: list
+
+    def ask(self, question):
+        return [question(member) for member in self.members]
+
+
+@dataclass(frozen=True)
+class FakeCorpus:
+    """Fragments in memory, and workers that are this process."""
+
+    fragments: list[np.ndarray]
+    workers: int = 2
+    memory_budget: int = 2**30
+    threads: int = 1
+
+    @property
+    def images(self):
+        return sum(map(len, self.fragments))
+
+    @property
+    def embedding_shape(self):
+        return self.fragments[0].shape[1:]
+
+    def embeddings(self):
+        return iter(self.fragments)
+
+    def each(self, work):
+        return [work(f, n) for f, n in zip(self.fragments, self.firsts(), strict=True)]
+
+    def firsts(self):
+        return np.cumsum([0, *map(len, self.fragments)])[:-1].tolist()
+
+    @contextmanager
+    def held(self, start, members):
+        shares = np.array_split(np.arange(len(self.fragments)), members)
+        yield FakeHeld(
+            [
+                start(np.concatenate([self.fragments[i] for i in share]), self.firsts()[share[0]])
+                for share in shares
+                if len(share)
+            ]
+        )
+
+
+def random_embeddings(images, *, seed=0, height=4, width=5, dim=6):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(images, height, width, dim)).astype(np.float32)
+
+
+def fitted(embeddings, *, seed=0, **options):
+    return PatchCore(**options).fit(FakeCorpus([embeddings]), seed=seed)
+
+
+def scores(embeddings, bank, *, ignore=None, **options):
+    return PatchCore(**options).score(embeddings, {}, ExactSearch.over(bank), ignore=ignore)
+
+
+@pytest.mark.parametrize("image_score", ["max", "reweighted"])
+@pytest.mark.parametrize("images", [3, 150])
+def test_a_training_image_scores_exactly_zero_when_every_patch_is_kept(images, image_score):
+    # Far from the origin, and 150 x 20 patches are more than a coreset's pool.
+    embeddings = random_embeddings(images) + np.float32(1000)
+    embeddings[1] = embeddings[0]
+    bank = fitted(embeddings, coreset_fraction=1.0).memory_bank
+
+    found = scores(embeddings, bank, image_score=image_score)
+
+    assert (found.anomaly_maps == 0).all()
+    assert (found.image_scores == 0).all()
+    assert len(bank) == (images - 1) * 20
+
+
+@given(st.integers(1, 6), st.floats(0.01, 1), st.integers(0, 9))
+def test_bank_rows_are_patches_and_origin_says_which(images, fraction, seed):
+    embeddings = random_embeddings(images)
+
+    found = fitted(embeddings, seed=seed, coreset_fraction=fraction)
+
+    image, y, x = found.origin.T
+    np.testing.assert_array_equal(found.memory_bank, embeddings[image, y, x])
+    assert len(np.unique(found.origin, axis=0)) == len(found.origin)
+    assert len(found.memory_bank) == max(1, int(images * 20 * fraction))
+
+
+def test_facts_are_of_the_bank():
+    embeddings = random_embeddings(10)
+    found = fitted(embeddings, coreset_fraction=0.1)
+    farthest = scores(embeddings, found.memory_bank).anomaly_maps.max()
+    assert found.facts["patches"] == 200
+    assert found.facts["bank_rows"] == len(found.memory_bank) == 20
+    assert found.facts["covering_radius"] == pytest.approx(farthest)
+
+
+def test_max_bank_rows_caps_the_fraction():
+    embeddings = random_embeddings(10)
+    capped = fitted(embeddings, coreset_fraction=0.5, max_bank_rows=7)
+    whole = fitted(embeddings, coreset_fraction=0.5)
+    np.testing.assert_array_equal(capped.memory_bank, whole.memory_bank[:7])
+
+
+@given(
+    st.sets(st.integers(1, 8)),
+    st.integers(0, 5),
+    st.sampled_from(["driver", "distributed"]),
+    st.integers(1, 4),
+)
+def test_neither_the_cut_into_fragments_nor_the_workers_change_the_bank(
+    cuts, seed, coreset, workers
+):
+    embeddings = random_embeddings(9)
+    whole = fitted(embeddings, seed=seed, coreset_fraction=0.2, coreset="driver")
+    corpus = FakeCorpus(np.split(embeddings, sorted(cuts)), workers)
+
+    cut = PatchCore(coreset_fraction=0.2, coreset=coreset).fit(corpus, seed=seed)
+
+    np.testing.assert_array_equal(cut.memory_bank, whole.memory_bank)
+    np.testing.assert_array_equal(cut.origin, whole.origin)
+    assert cut.facts == whole.facts | {"coreset": coreset}
+
+
+def test_the_seed_decides_the_first_patch():
+    embeddings = random_embeddings(9)
+    firsts = {tuple(fitted(embeddings, seed=seed).origin[0]) for seed in range(8)}
+    assert len(firsts) > 4
+
+
+def test_scores_are_distances_to_the_nearest_bank_row_and_their_maximum():
+    embeddings, bank = random_embeddings(3), random_embeddings(1, seed=1).reshape(20, 6)
+    between = np.linalg.norm(embeddings[..., None, :].astype(np.float64) - bank, axis=-1)
+
+    found = scores(embeddings, bank)
+
+    np.testing.assert_allclose(found.anomaly_maps, between.min(axis=-1), rtol=1e-6)
+    np.testing.assert_array_equal(found.image_scores, found.anomaly_maps.max(axis=(1, 2)))
+
+
+def equation_7(patches_of_image, bank, b):
+    """s as the paper writes it, in float64, where exp overflows at 709."""
+    between = np.linalg.norm(patches_of_image[:, None].astype(np.float64) - bank, axis=2)
+    worst = between.min(axis=1).argmax()
+    nearest = between[worst].argmin()
+    around = np.argsort(
+        np.linalg.norm(bank.astype(np.float64) - bank[nearest], axis=1), kind="stable"
+    )[:b]
+    s_star = between[worst, nearest]
+    return (1 - np.exp(s_star) / np.exp(between[worst, around]).sum()) * s_star
+
+
+@given(
+    st.integers(0, 2**32),
+    st.integers(2, 12),
+    st.integers(2, 9),
+    st.sampled_from([0.01, 1.0, 10.0, 30.0]),
+)
+def test_reweighted_scores_equal_equation_7(seed, rows, b, scale):
+    # At a scale of 30 distances are beyond 88, where exp overflows float32.
+    embeddings = random_embeddings(3, seed=seed) * np.float32(scale)
+    bank = random_embeddings(1, seed=seed + 1).reshape(20, 6)[:rows] * np.float32(scale)
+    expected = [equation_7(image.reshape(-1, 6), bank, b) for image in embeddings]
+
+    plain = scores(embeddings, bank)
+    found = scores(embeddings, bank, image_score="reweighted", reweight_neighbours=b)
+
+    np.testing.assert_allclose(found.image_scores, expected, rtol=1e-4)
+    assert (found.image_scores >= 0).all()
+    assert (found.image_scores <= plain.image_scores).all()
+    np.testing.assert_array_equal(found.anomaly_maps, plain.anomaly_maps)
+
+
+def test_the_weight_is_one_minus_one_in_b_where_all_distances_are_equal():
+    # At a distance of 1700, beyond exp of float64 too.
+    bank = np.eye(4, dtype=np.float32) * 2000
+    centre = np.full((1, 1, 1, 4), 500, np.float32)
+    s_star = scores(centre, bank).image_scores[0]
+    found = scores(centre, bank, image_score="reweighted", reweight_neighbours=4)
+    assert found.image_scores[0] == pytest.approx(0.75 * s_star, rel=1e-4)
+
+
+def test_a_bank_of_one_row_gives_the_plain_score():
+    embeddings, bank = random_embeddings(3), np.zeros((1, 6), np.float32)
+    np.testing.assert_array_equal(
+        scores(embeddings, bank, image_score="reweighted").image_scores,
+        scores(embeddings, bank).image_scores,
+    )
+
+
+@given(st.sets(st.integers(0, 19), max_size=19), st.sampled_from(["max", "reweighted"]))
+def test_ignored_bank_rows_are_as_if_they_were_not_there(ignored, image_score):
+    embeddings, bank = random_embeddings(2), random_embeddings(1, seed=1).reshape(20, 6)
+    kept = np.delete(bank, sorted(ignored), axis=0)
+
+    found = scores(
+        embeddings, bank, ignore=np.array(sorted(ignored), np.int64), image_score=image_score
+    )
+
+    expected = scores(embeddings, kept, image_score=image_score)
+    np.testing.assert_array_equal(found.anomaly_maps, expected.anomaly_maps)
+    np.testing.assert_array_equal(found.image_scores, expected.image_scores)
+
+
+@given(
+    st.lists(st.integers(0, 7), max_size=8),
+    st.sampled_from(["max", "reweighted"]),
+    st.sampled_from([1, 1000]),
+)
+def test_an_image_scores_the_same_among_any_others(order, image_score, scale):
+    embeddings = random_embeddings(8) * np.float32(scale)
+    bank = random_embeddings(2, seed=1).reshape(40, 6) * np.float32(scale)
+
+    batch = scores(embeddings[order], bank, image_score=image_score)
+
+    assert batch.anomaly_maps.shape == (len(order), 4, 5)
+    for position, number in enumerate(order):
+        alone = scores(embeddings[number : number + 1], bank, image_score=image_score)
+        assert batch.image_scores[position] == alone.image_scores[0]
+        np.testing.assert_array_equal(batch.anomaly_maps[position], alone.anomaly_maps[0])
+
+
+def maps_of(*channels):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn((1, count, 4, 4), generator=generator) for count in channels]
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "expected"),
+    [
+        ((512, 1024), {}, patches.official_embedding),
+        ((512, 1024), {"embedding": "official"}, patches.official_embedding),
+        ((512, 1024), {"embedding": "concat"}, patches.concat_embedding),
+        ((512, 1024), {"neighbourhood": 5}, lambda maps: patches.concat_embedding(maps, 5)),
+        ((64, 128), {"neighbourhood": 1}, lambda maps: patches.concat_embedding(maps, 1)),
+        ((64, 128), {}, patches.concat_embedding),
+    ],
+)
+def test_the_official_embedding_is_used_where_it_is_defined(channels, options, expected):
+    maps = maps_of(*channels)
+    torch.testing.assert_close(PatchCore(**options).embed(maps), expected(maps), rtol=0, atol=0)
+
+
+def test_the_official_embedding_is_refused_where_it_is_not_defined():
+    with pytest.raises(ConfigError, match=r"\(64, 128\)"):
+        PatchCore(embedding="official").embed(maps_of(64, 128))
+
+
+def test_settings_come_back_complete():
+    assert "patchcore" in names()
+    method = build("patchcore", {"coreset_fraction": 0.1, "image_score": "reweighted"})
+    assert method == PatchCore(coreset_fraction=0.1, image_score="reweighted")
+    assert build("patchcore", options_of(method)) == method
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"coreset_fracton": 0.1},
+            "'method.coreset_fracton' is unknown; did you mean 'coreset_fraction'",
+        ),
+        ({"coreset_fraction": 0}, "'method.coreset_fraction': .*greater than 0"),
+        ({"coreset_fraction": 1.5}, "'method.coreset_fraction': .*less than or equal to 1"),
+        ({"coreset_fraction": "much"}, "'method.coreset_fraction': .*number"),
+        ({"max_bank_rows": 0}, "'method.max_bank_rows'"),
+        ({"max_bank_rows": 10.5}, "'method.max_bank_rows'"),
+        ({"neighbourhood": 2}, "'method.neighbourhood': .*1, 3, 5"),
+        ({"reweight_neighbours": 1}, "'method.reweight_neighbours'"),
+        ({"image_score": "mean"}, "'method.image_score': .*'max' or 'reweighted'"),
+        ({"embedding": "pca", "max_bank_rows": -1}, "'method.embedding'.*; .*max_bank_rows"),
+    ],
+)
+def test_a_wrong_setting_is_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build("patchcore", options)
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ConfigError, match="'patchcor' is unknown; did you mean 'patchcore'"):
+        build("patchcor", {})

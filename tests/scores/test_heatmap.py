@@ -1,0 +1,101 @@
+"""Heatmaps: one scale, colour above its low end only, at the picture's shape."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from pipeline.scores.heatmap import MAX_SIDE, ColourScale, overlay, picture_size, to_png
+
+distances = st.floats(0, 1000, width=32)
+SCALE = ColourScale(2.0, 3.0)
+
+
+def random_image(width, height):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@given(arrays.arrays(np.float32, (3, 4), elements=distances))
+def test_strength_rises_from_0_at_low_to_1_at_high(frame):
+    strength = SCALE.strength(frame)
+    assert strength.dtype == np.float32
+    assert (strength[frame <= 2] == 0).all()
+    assert (strength[frame >= 3] == 1).all()
+    between = (frame > 2) & (frame < 3)
+    np.testing.assert_allclose(strength[between], frame[between] - 2, atol=1e-6)
+
+
+@given(arrays.arrays(np.float32, st.integers(1, 40), elements=distances))
+def test_at_most_one_normal_image_in_twenty_is_coloured(peaks):
+    scale = ColourScale.of_normal(peaks)
+    assert (peaks > scale.low).sum() <= np.ceil(len(peaks) / 20)
+    assert scale.low <= peaks.max()
+    assert scale.high > scale.low
+
+
+def test_colour_is_full_at_one_and_a_half_times_the_low_end():
+    scale = ColourScale.of_normal(np.full(10, 4, np.float32))
+    assert scale == ColourScale(4.0, 6.0)
+
+
+def test_peaks_that_are_all_zero_still_make_a_scale():
+    scale = ColourScale.of_normal(np.zeros(5, np.float32))
+    np.testing.assert_array_equal(
+        scale.strength(np.array([[0, 0.5, 2]], np.float32)), np.array([[0, 0.5, 1]], np.float32)
+    )
+
+
+def test_a_normal_map_leaves_the_grey_picture():
+    image = random_image(30, 20)
+    grey = np.asarray(image.convert("L"))
+
+    picture = overlay(image, np.full((20, 30), 2.0, np.float32), SCALE)
+
+    assert (picture.dtype, picture.shape) == (np.uint8, (20, 30, 3))
+    np.testing.assert_array_equal(picture, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_only_what_is_above_the_low_end_is_coloured():
+    image = random_image(30, 20)
+    frame = np.zeros((20, 30), np.float32)
+    frame[4:9, 10:16] = 10
+    grey = overlay(image, np.zeros_like(frame), SCALE)
+
+    picture = overlay(image, frame, SCALE)
+
+    is_coloured = (picture != grey).any(axis=2)
+    np.testing.assert_array_equal(is_coloured, frame > 0)
+    # The far end of the scale is pale yellow: much red, little blue.
+    red, _, blue = picture[4:9, 10:16].reshape(-1, 3).T.astype(int)
+    assert (red > blue + 50).all()
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_a_heatmap_keeps_the_shape_and_no_side_exceeds_512(width, height):
+    rows, columns = picture_size(Image.new("1", (width, height)))
+    longest = max(width, height)
+    assert max(rows, columns) == min(longest, MAX_SIDE)
+    shrink = max(1, longest / MAX_SIDE)
+    for side, wanted in ((rows, height / shrink), (columns, width / shrink)):
+        # Half a pixel of rounding; a sliver keeps one pixel.
+        assert abs(side - wanted) <= 0.5 or side == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (1024, 768)])
+def test_any_image_is_painted_at_its_picture_size(size):
+    image = random_image(*size)
+    shape = picture_size(image)
+    picture = overlay(image, np.full(shape, 2.5, np.float32), SCALE)
+    assert picture.shape == (*shape, 3)
+
+
+def test_png_decodes_to_the_same_picture():
+    picture = np.asarray(random_image(31, 17))
+    with Image.open(io.BytesIO(to_png(picture))) as decoded:
+        assert decoded.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(decoded), picture)
