@@ -1,5 +1,6 @@
 """What fit and score share: fragments through the stages, counted, failures listed, summed up."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -102,3 +103,8 @@ def require_success(summary: Summary) -> None:
             f"{summary.error_rows} of {summary.images} images are error rows {summary.statuses}, "
             f"max_failed is {limit}: see the column 'error'"
         )
+
+
+def half_of_memory() -> int:
+    """Return half of this machine's memory, in bytes: the default of `memory_budget`."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -10,7 +10,7 @@ import typer
 
 from jobs import options
 from jobs.console import log, progress, show_table
-from jobs.driving import Tally, drive, require_success, summarise
+from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
 from pipeline.cluster.runner import Pipeline, Runner
 from pipeline.config import Scalar, Settings, digest
 from pipeline.errors import ConfigError, FragmentsFailed
@@ -146,6 +146,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         "options": options_of(method),
         "geometry": {"resize": settings.image.resize, "crop": settings.image.crop},
         "backbone": [settings.backbone.name, settings.backbone.layers, weights_sha256],
+        "index": settings.index.model_dump(mode="json"),
         "seed": settings.seed,
     }
     version = digest({**identity, "output": output_digest(settings)})
@@ -208,7 +209,7 @@ def _fit_groups(
             partials=job.name("partials/"),
             fragments=fragments,
             workers=runner,
-            memory_budget=settings.memory_budget or _half_of_memory(),
+            memory_budget=settings.memory_budget or half_of_memory(),
             threads=os.cpu_count() or 1,
         )
         try:
@@ -219,7 +220,7 @@ def _fit_groups(
 
 
 def _fit_group(planned: _Planned, corpus: StoredCorpus) -> models.GroupRecord:
-    seed = planned.record.settings.seed
+    settings = planned.record.settings
     with progress(f"coreset of {corpus.fragments[0].group}", 100, "%") as advance:
         shown = 0
 
@@ -228,11 +229,7 @@ def _fit_group(planned: _Planned, corpus: StoredCorpus) -> models.GroupRecord:
             advance(100 * done // total - shown)
             shown = 100 * done // total
 
-        return fit_group(planned.method, corpus, planned.identity, seed=seed, progress=on_progress)
-
-
-def _half_of_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return fit_group(planned.method, corpus, planned.identity, settings, on_progress)
 
 
 def _manifest(

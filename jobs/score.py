@@ -1,5 +1,6 @@
 """score: images/ + model/ -> scores/ (Parquet) and heatmaps."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -7,8 +8,8 @@ import typer
 
 from jobs import options
 from jobs.console import log, say, show_table
-from jobs.driving import Tally, drive, require_success, summarise
-from pipeline.cluster.runner import Pipeline
+from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from pipeline.cluster.runner import Pipeline, Runner
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
@@ -16,7 +17,7 @@ from pipeline.lake import models, parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.infer import Scorer, load_checked_backbone
-from pipeline.stages.models import load_group, load_scale
+from pipeline.stages.models import Holders, load_scale, shard_starts, verify_group
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
 from pipeline.stages.publish import Publish
 
@@ -72,8 +73,10 @@ def run(
         len(planned.plan.kept) - len(pending),
         target.root,
     )
-    with execution.start(settings.workers) as runner:
-        tally = drive(runner, job, pending, _pipeline(planned, target, job, execution))
+    with execution.start(settings.workers) as runner, ExitStack() as stack:
+        holders = _hold_large_banks(planned, settings, runner, stack) if pending else {}
+        pipeline = _pipeline(planned, target, job, execution, holders)
+        tally = drive(runner, job, pending, pipeline)
     return _finish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
 
 
@@ -106,7 +109,7 @@ def _plan(lake: Folder, model: Folder, settings: Settings, where: str | None) ->
     digests = {group: record.digest for group, record in manifest.groups.items()}
     for group in plan.groups:
         if group in manifest.groups:
-            load_group(model, manifest.groups[group])
+            verify_group(model, manifest.groups[group])
         else:
             log.warning("the model has no group '%s': its rows get status no_model", group)
     output = output_digest(settings)
@@ -153,8 +156,27 @@ def _require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
             )
 
 
+def _hold_large_banks(
+    planned: _Planned, settings: Settings, runner: Runner, stack: ExitStack
+) -> dict[str, Holders]:
+    """Start, for each group whose bank exceeds `memory_budget`, the processes that share it."""
+    holders: dict[str, Holders] = {}
+    budget = settings.memory_budget or half_of_memory()
+    for group in planned.plan.groups:
+        record = planned.manifest.groups.get(group)
+        starts = shard_starts(planned.model, record, budget) if record else []
+        if starts:
+            log.info("the bank of group '%s' is spread over %d processes", group, len(starts))
+            holders[group] = stack.enter_context(runner.members(starts))
+    return holders
+
+
 def _pipeline(
-    planned: _Planned, target: Folder, job: runs.Run, execution: options.Execution
+    planned: _Planned,
+    target: Folder,
+    job: runs.Run,
+    execution: options.Execution,
+    holders: dict[str, Holders],
 ) -> Pipeline:
     settings = job.record.settings
     groups = {
@@ -176,7 +198,12 @@ def _pipeline(
         threads=execution.threads,
     )
     scorer = Scorer(
-        planned.model, planned.manifest, planned.weights, settings.batch_size, execution.threads
+        model=planned.model,
+        manifest=planned.manifest,
+        weights=planned.weights,
+        batch_size=settings.batch_size,
+        threads=execution.threads,
+        holders=holders,
     )
     return Pipeline(Decode(planned.source, without, execution.threads), scorer, publish)
 

@@ -63,6 +63,18 @@ class MethodSettings(BaseModel):
         return dict(self.__pydantic_extra__)
 
 
+class IndexSettings(_Frozen):
+    """How the memory bank is stored and searched."""
+
+    kind: Literal["exact", "hnsw", "ivf"] = "exact"
+    # efSearch of HNSW (64) or nprobe of IVF (16); None: those.
+    effort: PositiveInt | None = None
+    # An approximate index that finds the nearest row less often, of held-out patches, is refused.
+    min_recall: float = Field(default=0.99, ge=0, le=1)
+    # One file of the bank stays well under what object stores take in a single put.
+    shard_bytes: PositiveInt = 256 * 2**20
+
+
 class ScoreSettings(_Frozen):
     """What a scoring run writes beside the numbers."""
 
@@ -95,13 +107,15 @@ class Settings(_Frozen):
     batch_size: PositiveInt = 32
     # Inference workers on Ray; None: what the cluster has.
     workers: PositiveInt | None = None
-    # Bytes that one process may hold of a fit's rows; None: half of this machine's memory.
+    # Bytes that one process may hold of a fit's rows, or of a memory bank and its search; None:
+    # half of this machine's memory.
     memory_budget: PositiveInt | None = None
     # Above this share of error rows in the plan the job ends with exit code 3.
     max_failed: float = Field(default=0.01, ge=0, le=1)
     image: ImageSettings = ImageSettings()
     backbone: BackboneSettings = BackboneSettings()
     method: MethodSettings = MethodSettings.model_validate({})
+    index: IndexSettings = IndexSettings()
     score: ScoreSettings = ScoreSettings()
     columns: ColumnSettings = ColumnSettings()
 

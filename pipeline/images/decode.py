@@ -116,8 +116,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# What decoders were seen to raise for damaged bytes: besides the obvious ones, OverflowError for an
-# offset, struct.error and AttributeError for EXIF tags of another type in a turned TIFF.
+# What decoders raise for damaged bytes; for example TypeError and OverflowError for an offset in
+# TIFF that is a text, or beyond 63 bits.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -126,7 +126,6 @@ _BROKEN = (
     LookupError,
     TypeError,
     ArithmeticError,
-    AttributeError,
     struct.error,
 )
 

@@ -91,20 +91,14 @@ def _offset(resized: int, crop: int) -> int:
 @lru_cache(maxsize=64)
 def _axis(patches: int, input_size: int, resized: int, frame: int) -> tuple[np.ndarray, slice]:
     """Return the operator of one axis, and which frame pixels it fills."""
-    offset = _offset(resized, input_size)
-    # Centres of the frame's pixels, in pixels of the resized image, that lie in the crop.
-    centres = (np.arange(frame) + 0.5) * resized / frame
-    inside = np.flatnonzero((centres >= offset) & (centres < offset + input_size))
+    # Centres of the frame's pixels, in pixels of the input.
+    centres = (np.arange(frame) + 0.5) * (resized / frame) - _offset(resized, input_size)
+    inside = np.flatnonzero((centres >= 0) & (centres < input_size))
     if not inside.size:
         # The crop of a long image lies between the centres of a coarse frame's pixels.
-        inside = np.array([int((offset + input_size / 2) * frame / resized)])
+        inside = np.abs(centres - input_size / 2).argmin(keepdims=True)
+    # As `bilinear_matrix`, at places that need not span the axis.
+    places = np.clip(centres[inside] - 0.5, 0, input_size - 1)
+    sampled = np.maximum(1.0 - np.abs(places[:, np.newaxis] - np.arange(input_size)), 0.0)
     smoothed = gaussian_matrix(input_size, MAP_SIGMA) @ bilinear_matrix(input_size, patches)
-    if input_size == resized:
-        sampled = bilinear_matrix(frame, input_size)
-    else:
-        whole = bilinear_matrix(frame, resized)[inside]
-        # A frame pixel at the rim of the crop takes what lies beyond it from the rim.
-        sampled = whole[:, offset : offset + input_size].copy()
-        sampled[:, 0] += whole[:, :offset].sum(axis=1)
-        sampled[:, -1] += whole[:, offset + input_size :].sum(axis=1)
     return sampled @ smoothed, slice(int(inside[0]), int(inside[-1]) + 1)

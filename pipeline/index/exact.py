@@ -103,8 +103,7 @@ def check_asked(
     left = len(bank) - (0 if ignore is None else len(np.unique(ignore)))
     if k > left or queries.shape[1] != bank.shape[1]:
         raise ValueError(
-            f"{k} neighbours of {queries.shape[1]} dimensions from "
-            f"{left} rows of {bank.shape[1]}"
+            f"{k} neighbours of {queries.shape[1]} dimensions from {left} rows of {bank.shape[1]}"
         )
 
 

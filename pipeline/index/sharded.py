@@ -122,7 +122,7 @@ class ShardedSearch:
         Raises:
             ValueError: if fewer than k rows remain.
         """
-        left = self.size - (0 if ignore is None else len(ignore))
+        left = self.size - (0 if ignore is None else len(np.unique(ignore)))
         if k > left:
             raise ValueError(f"{k} neighbours from {left} rows in {len(self.sizes)} shards")
         return merge_nearest(self.ask(queries, k, ignore))

@@ -12,6 +12,7 @@ Nothing is pickled. Every file is checked against its SHA-256 before it is parse
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -42,6 +43,8 @@ class GroupRecord(_Record):
     digest: str
     images: int
     unusable_images: dict[str, int]
+    # How the bank's files are searched.
+    index: Literal["exact", "hnsw", "ivf"]
     # For example bank_rows, patches, covering_radius.
     facts: dict[str, float | str]
     files: list[FileRecord]

@@ -66,7 +66,7 @@ class Selector:
         else:
             with rows.held() as shards:
                 first = np.concatenate(shards.ask(partial(Shard.take, index=start)))[0]
-                selected = select(_HeldRows(shards), first, start, size, progress)
+                selected = select(HeldRows(shards), first, start, size, progress)
         facts["covering_radius"] = float(selected.radii[-1])
         return Selection(selected.indices, facts)
 
@@ -130,12 +130,15 @@ class _Patches:
 
 
 @dataclass(frozen=True)
-class _HeldRows:
+class HeldRows:
+    """Shards that workers hold, as the rows of a selection."""
+
     shards: Held[Shard]
 
     def farthest(
         self, centres: Float32[np.ndarray, "new dim"], threshold: float
     ) -> Sequence[Farthest]:
+        """Return each shard's answer."""
         return self.shards.ask(partial(Shard.farthest, centres=centres, threshold=threshold))
 
 

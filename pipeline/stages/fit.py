@@ -14,11 +14,11 @@ from jaxtyping import Float32
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from pipeline.config import BackboneSettings, Scalar
+from pipeline.config import BackboneSettings, Scalar, Settings
 from pipeline.errors import ConfigError
 from pipeline.features.backbone import Extractor, load_backbone
 from pipeline.images.geometry import Geometry
-from pipeline.index.exact import ExactSearch
+from pipeline.index.choose import search_over
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.models import GroupRecord, group_digest
@@ -26,12 +26,15 @@ from pipeline.methods import build
 from pipeline.methods.contract import Fitted, Held, M, Method, Progress, T
 from pipeline.scores.heatmap import ColourScale
 from pipeline.stages.batch import FragmentBatch, advance, result_of
-from pipeline.stages.models import store_group
+from pipeline.stages.models import bank_files, measured_quality, store_group
 from pipeline.tables import PROVENANCE
 
 # Training images that the colour scale is measured on, evenly spread: a 95 % quantile of 200
 # rests on 10 images above it.
 _SCALE_IMAGES = 200
+
+# Patches on which an approximate index is held against exact search: one missed in 2000 is seen.
+_HELD_OUT_PATCHES = 2000
 
 EMBEDDINGS = ".safetensors"
 
@@ -207,8 +210,7 @@ def fit_group(
     method: Method,
     corpus: StoredCorpus,
     identity: Mapping[str, object],
-    *,
-    seed: int,
+    settings: Settings,
     progress: Progress | None = None,
 ) -> GroupRecord:
     """Fit one group and write its files; return the record for `model.json`.
@@ -217,11 +219,11 @@ def fit_group(
         method: With its settings.
         corpus: The group's training images.
         identity: What the model's digest covers besides its arrays, `geometry` among it.
-        seed: Of whatever the method draws.
+        settings: Its `seed` and `index`.
         progress: Called with (done, total).
 
     Raises:
-        ConfigError: if no image of the group can be used.
+        ConfigError: if no image of the group can be used, or its index is below the recall asked.
     """
     group = corpus.fragments[0].group
     if corpus.images == 0:
@@ -229,18 +231,41 @@ def fit_group(
             f"group '{group}' has no usable training image (label good, split not test); "
             f"unusable: {corpus.unusable or 'none'}"
         )
-    fitted = method.fit(corpus, seed=seed, progress=progress)
+    fitted = method.fit(corpus, seed=settings.seed, progress=progress)
+    bank = bank_files(fitted, settings.index)
+    facts = dict(fitted.facts)
+    if settings.index.kind != "exact":
+        queries = _held_out(corpus, fitted)
+        facts |= asdict(measured_quality(fitted, bank, settings.index, queries))
     geometry = identity["geometry"]
     assert isinstance(geometry, dict)
     scale = _colour_scale(method, corpus, fitted, Geometry(**geometry))
-    files = store_group(corpus.model, group, fitted, scale, _provenance(corpus, fitted))
+    described = (scale, _provenance(corpus, fitted))
+    files = store_group(corpus.model, group, fitted.state, bank, described)
     return GroupRecord(
         digest=group_digest(identity, files),
         images=corpus.images,
         unusable_images=corpus.unusable,
-        facts=fitted.facts,
+        index=settings.index.kind,
+        facts=facts,
         files=files,
     )
+
+
+def _held_out(corpus: StoredCorpus, fitted: Fitted) -> Float32[np.ndarray, "queries dim"]:
+    """Return normal patches that are not in the bank, evenly spread."""
+    rows, taken = [], {tuple(place) for place in fitted.origin.tolist()}
+    _, height, width = (corpus.images, *corpus.embedding_shape[:2])
+    step = max(1, corpus.images * height * width // _HELD_OUT_PATCHES)
+    number = 0
+    for embeddings in corpus.embeddings():
+        flat = embeddings.reshape(-1, embeddings.shape[-1])
+        for local in range(-number % step, len(flat), step):
+            image, patch = divmod(number + local, height * width)
+            if (image, *divmod(patch, width)) not in taken:
+                rows.append(flat[local])
+        number += len(flat)
+    return np.stack(rows) if rows else np.empty((0, fitted.memory_bank.shape[1]), np.float32)
 
 
 def _provenance(corpus: StoredCorpus, fitted: Fitted) -> pa.Table:
@@ -261,7 +286,7 @@ def _colour_scale(
     method: Method, corpus: StoredCorpus, fitted: Fitted, geometry: Geometry
 ) -> ColourScale:
     """Score training images against the bank without their own rows."""
-    search = ExactSearch.over(fitted.memory_bank)
+    search = search_over(fitted.memory_bank)
     step = max(1, -(-corpus.images // _SCALE_IMAGES))
     height, width = geometry.input_size
     peaks = []

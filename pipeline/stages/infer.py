@@ -4,7 +4,8 @@ The one stage that is expensive to start: an actor on Ray, built once by a `Scor
 URIs, which are all that travels to it.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +19,13 @@ from pipeline.lake.models import Manifest
 from pipeline.methods import build
 from pipeline.methods.contract import Method
 from pipeline.stages.batch import FragmentBatch, advance
-from pipeline.stages.models import GroupModel, load_group
+from pipeline.stages.models import (
+    GroupModel,
+    Holders,
+    load_group,
+    load_state,
+    sharded_search,
+)
 
 # Models of this many groups stay loaded; fragments come in path order, so groups rarely alternate.
 _MODELS = 4
@@ -34,6 +41,8 @@ class Scorer:
     weights: str | None
     batch_size: int
     threads: int = 1
+    # Group -> who holds its bank, where it does not fit one process.
+    holders: Mapping[str, Holders] = field(default_factory=dict)
 
     def start(self) -> "Infer":
         """Return the stage, with the backbone loaded and checked."""
@@ -49,8 +58,8 @@ class Infer:
     def __init__(self, scorer: Scorer, method: Method, extractor: Extractor) -> None:
         self._method = method
         self._extractor = extractor
-        self._groups = scorer.manifest.groups
-        self._load = lru_cache(_MODELS)(lambda group: load_group(scorer.model, self._groups[group]))
+        self._scorer = scorer
+        self._load = lru_cache(_MODELS)(self._load_group)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with scores and float32 maps (images, rows, columns)."""
@@ -76,6 +85,14 @@ class Infer:
         column[is_ok] = scores
         rows = batch.rows.append_column("image_score", pa.array(column, pa.float32(), mask=~is_ok))
         return replace(batch, rows=rows, array=maps)
+
+    def _load_group(self, group: str) -> GroupModel:
+        scorer = self._scorer
+        record = scorer.manifest.groups[group]
+        if group in scorer.holders:
+            search = sharded_search(scorer.holders[group], record)
+            return GroupModel(load_state(scorer.model, record), search)
+        return load_group(scorer.model, record, scorer.threads)
 
 
 def load_checked_backbone(manifest: Manifest, weights: str | None) -> Backbone:

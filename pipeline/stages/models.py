@@ -1,24 +1,38 @@
-"""A group's model between memory and the model folder."""
+"""A group's model between memory and the model folder, whole or spread over processes."""
 
 import io
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from pipeline.config import IndexSettings
+from pipeline.errors import ConfigError
+from pipeline.index.approximate import ApproximateSearch, Quality, measure
+from pipeline.index.choose import search_over
 from pipeline.index.exact import ExactSearch
-from pipeline.index.shards import from_shards, to_shards
+from pipeline.index.sharded import Answer, ShardedSearch, ShardMember
+from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, GroupRecord, read_file, write_files
-from pipeline.methods.contract import Arrays, Fitted
+from pipeline.methods.contract import Arrays, Fitted, Search
 from pipeline.scores.heatmap import ColourScale
 
 _STATE = "state.safetensors"
 _CALIBRATION = "calibration.json"
 _PROVENANCE = "provenance.parquet"
+_BANK = ".faiss"
+
+_KINDS: Mapping[str, Kind] = {"exact": "flat", "hnsw": "hnsw", "ivf": "ivf"}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,33 +40,184 @@ class GroupModel:
     """What scoring needs of one group."""
 
     state: Arrays
-    search: ExactSearch
+    search: Search
+
+
+def bank_files(fitted: Fitted, settings: IndexSettings) -> dict[str, bytes]:
+    """Return the memory bank as faiss files, role -> content."""
+    return to_shards(
+        fitted.memory_bank,
+        kind=_KINDS[settings.kind],
+        effort=settings.effort,
+        shard_bytes=settings.shard_bytes,
+    )
+
+
+def measured_quality(
+    fitted: Fitted, files: dict[str, bytes], settings: IndexSettings, queries: np.ndarray
+) -> Quality:
+    """Return how well an approximate index finds what exact search finds.
+
+    Args:
+        fitted: With the bank.
+        files: From `bank_files`.
+        settings: Name the recall below which the index is refused.
+        queries: Normal patches that are not in the bank.
+
+    Raises:
+        ConfigError: if the recall is lower.
+    """
+    found = ApproximateSearch.over(load_shards(files, kind=_KINDS[settings.kind]))
+    quality = measure(found, ExactSearch.over(fitted.memory_bank), queries)
+    if quality.recall_at_1 < settings.min_recall:
+        raise ConfigError(
+            f"index.kind={settings.kind} finds the nearest of {len(fitted.memory_bank)} rows for "
+            f"{quality.recall_at_1:.4f} of {quality.queries} held-out patches, index.min_recall is "
+            f"{settings.min_recall}; scores would be too high by "
+            f"{quality.max_score_error_relative:.1%} at worst. Raise index.effort, lower "
+            "index.min_recall, or use index.kind=exact"
+        )
+    return quality
 
 
 def store_group(
-    model: Folder, group: str, fitted: Fitted, scale: ColourScale, provenance: pa.Table
+    model: Folder,
+    group: str,
+    state: Arrays,
+    bank: Mapping[str, bytes],
+    described: tuple[ColourScale, pa.Table],
 ) -> list[FileRecord]:
-    """Write a group's files; it counts only once `model.json` names them."""
+    """Write a group's files; it counts only once `model.json` names them.
+
+    Args:
+        model: The model folder.
+        group: Its name.
+        state: Arrays of the method.
+        bank: From `bank_files`.
+        described: Colour scale, and provenance of the bank's rows.
+    """
+    scale, provenance = described
     sink = io.BytesIO()
     pq.write_table(provenance, sink, compression="zstd")
     contents = {
-        _STATE: save_safetensors(fitted.state),
-        **to_shards(fitted.memory_bank),
+        _STATE: save_safetensors(state),
+        **bank,
         _CALIBRATION: json.dumps({"low": scale.low, "high": scale.high}).encode(),
         _PROVENANCE: sink.getvalue(),
     }
     return write_files(model, group, contents)
 
 
-def load_group(model: Folder, record: GroupRecord) -> GroupModel:
-    """Return a group's arrays, each file checked. Raises `ModelError`."""
-    by_role = {file.role: file for file in record.files}
-    shards = {role: read_file(model, f) for role, f in by_role.items() if role.endswith(".faiss")}
-    state = load_safetensors(read_file(model, by_role[_STATE]))
-    return GroupModel(state=state, search=ExactSearch.over(from_shards(shards)))
+def verify_group(model: Folder, record: GroupRecord) -> None:
+    """Read and check every file of a group, one at a time. Raises `ModelError`."""
+    for file in record.files:
+        read_file(model, file)
+
+
+def load_group(model: Folder, record: GroupRecord, threads: int) -> GroupModel:
+    """Return a group's arrays and a search over its bank, each file checked.
+
+    An exact bank is searched in whichever way is fastest here; all ways give the same numbers.
+
+    Raises:
+        ModelError: if a file is missing or damaged.
+    """
+    shards = {file.role: read_file(model, file) for file in _bank_records(record)}
+    kind = _KINDS[record.index]
+    search: Search = (
+        search_over(from_shards(shards), threads=threads)
+        if kind == "flat"
+        else ApproximateSearch.over(load_shards(shards, kind=kind))
+    )
+    return GroupModel(load_state(model, record), search)
+
+
+def load_state(model: Folder, record: GroupRecord) -> Arrays:
+    """Return the arrays of the method. Raises `ModelError`."""
+    state: Arrays = load_safetensors(read_file(model, _record(record, _STATE)))
+    return state
 
 
 def load_scale(model: Folder, record: GroupRecord) -> ColourScale:
     """Return the colour scale of a group's heatmaps. Raises `ModelError`."""
-    file = next(file for file in record.files if file.role == _CALIBRATION)
-    return ColourScale(**json.loads(read_file(model, file)))
+    return ColourScale(**json.loads(read_file(model, _record(record, _CALIBRATION))))
+
+
+class Holders(Protocol):
+    """Processes that hold a shard each."""
+
+    def ask(self, question: Callable[[ShardMember], T]) -> Sequence[T]:
+        """Return each one's answer, in the order of the shards."""
+
+
+def shard_starts(
+    model: Folder, record: GroupRecord, memory_budget: int
+) -> list[Callable[[], ShardMember]]:
+    """Return what starts each shard of a bank that does not fit one process; none where it does.
+
+    A bank is searched beside a centred copy, so it counts twice. A shard is at least one file
+    (`index.shard_bytes`). Approximate indexes are not sharded: they are for one machine's memory.
+    """
+    files = _bank_records(record)
+    needed = 2 * sum(file.bytes for file in files)
+    if needed <= memory_budget or record.index != "exact" or len(files) == 1:
+        return []
+    count = min(len(files), -(-needed // memory_budget))
+    rows = [len(part) for part in np.array_split(np.arange(_bank_rows(record)), len(files))]
+    starts: list[Callable[[], ShardMember]] = []
+    for numbers in np.array_split(np.arange(len(files)), count):
+        mine = [files[number] for number in numbers]
+        starts.append(partial(_start_shard, model, mine, sum(rows[: numbers[0]])))
+    return starts
+
+
+def sharded_search(holders: Holders, record: GroupRecord) -> ShardedSearch:
+    """Return the search over shards that were started from `shard_starts`."""
+    sizes = tuple(holders.ask(_size))
+    assert sum(sizes) == _bank_rows(record)
+
+    def ask(queries: np.ndarray, k: int, ignore: np.ndarray | None) -> Sequence[Answer]:
+        return holders.ask(partial(_answer, queries=queries, k=k, ignore=ignore))
+
+    def fetch(wanted: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
+        by_offset = {sum(sizes[:shard]): rows for shard, rows in wanted.items()}
+        found = holders.ask(partial(_vectors, wanted=by_offset))
+        return {shard: vectors for shard, vectors in enumerate(found) if shard in wanted}
+
+    return ShardedSearch(sizes, ask, fetch)
+
+
+def _start_shard(model: Folder, files: Sequence[FileRecord], offset: int) -> ShardMember:
+    contents = {file.role: read_file(model, file) for file in files}
+    banks = [from_shards({_alone(role): content}) for role, content in contents.items()]
+    return ShardMember.over(np.concatenate(banks), offset)
+
+
+def _alone(role: str) -> str:
+    # One file of several, read as a bank of its own.
+    return f"index-00000-of-00001{_BANK}" if role.endswith(_BANK) else role
+
+
+def _size(member: ShardMember) -> int:
+    return member.search.size
+
+
+def _answer(member: ShardMember, queries: np.ndarray, k: int, ignore: np.ndarray | None) -> Answer:
+    return member.answer(queries, k, ignore)
+
+
+def _vectors(member: ShardMember, wanted: Mapping[int, np.ndarray]) -> np.ndarray:
+    return member.vectors(wanted.get(member.offset, np.empty(0, np.int64)))
+
+
+def _bank_records(record: GroupRecord) -> list[FileRecord]:
+    found = [file for file in record.files if file.role.endswith(_BANK)]
+    return sorted(found, key=lambda file: file.role)
+
+
+def _bank_rows(record: GroupRecord) -> int:
+    return int(record.facts["bank_rows"])
+
+
+def _record(record: GroupRecord, role: str) -> FileRecord:
+    return next(file for file in record.files if file.role == role)

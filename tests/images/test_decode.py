@@ -1,8 +1,9 @@
-"""Untrusted bytes: every odd file has one meaning, every bad one a status, and nothing else escapes.
+"""Untrusted bytes: an odd file has one meaning, a bad one a status, and nothing else escapes.
 
 Pillow warns (UserWarning) about damaged EXIF and TIFF tags; the property test ignores that.
 """
 
+import contextlib
 import io
 import struct
 import zlib
@@ -45,25 +46,37 @@ JPEG = _encode(PICTURE, "JPEG", quality=95, subsampling=0)
 PNG = _encode(PICTURE, "PNG")
 
 
+def _tiff(offset_type: int, offset: int) -> bytes:
+    """1 x 2 grey pixels, which are at 8; eight bytes of 0xff are at 10."""
+    short, long = 3, 4
+    tags = [(256, short, 1 << 16), (257, short, 2 << 16), (258, short, 8 << 16)]
+    tags += [(259, short, 1 << 16), (262, short, 1 << 16), (273, offset_type, offset)]
+    tags += [(277, short, 1 << 16), (279, long, 2)]
+    entries = b"".join(struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    head = b"MM\0*" + struct.pack(">I", 18) + b"\x10\xf0" + b"\xff" * 8
+    return head + struct.pack(">H", len(tags)) + entries + bytes(4)
+
+
 # --- what is refused
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        JPEG[: len(JPEG) // 2],
-        JPEG[:30],
-        PNG[:-30],
-        PNG[: PNG.index(b"IDAT") + 10],
-        b"",
-        b"\0" * 1000,
-        b"this is a text, whatever its name ends in",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        _encode(PICTURE, "EPS"),
-        _encode(PICTURE, "PDF"),
-        _encode(PICTURE, "ICO"),
+        pytest.param(JPEG[:-30], id="jpeg without end"),
+        pytest.param(JPEG[:30], id="jpeg head"),
+        pytest.param(PNG[:-30], id="png without end"),
+        pytest.param(PNG[: PNG.index(b"IDAT") + 10], id="png head"),
+        pytest.param(_tiff(2, 8), id="tiff offset is a text"),
+        pytest.param(_tiff(16, 10), id="tiff offset of 64 bits"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\0" * 1000, id="zeros"),
+        pytest.param(b"this is a text, whatever its name ends in", id="text"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", id="svg"),
+        pytest.param(_encode(PICTURE, "EPS"), id="eps"),
+        pytest.param(_encode(PICTURE, "PDF"), id="pdf"),
+        pytest.param(_encode(PICTURE, "ICO"), id="ico"),
     ],
-    ids="jpeg half,jpeg head,png tail,png half,empty,zeros,text,svg,eps,pdf,ico".split(","),
 )
 def test_what_is_no_whole_raster_image_is_unreadable(content):
     assert _status(content) == "unreadable"
@@ -118,7 +131,7 @@ def test_too_many_bytes_are_refused_unread():
 
 
 def test_is_image_looks_at_the_beginning_only():
-    for content in (JPEG, JPEG[:-100], PNG, _png(20_000, 20_000, b"broken")):
+    for content in (JPEG, JPEG[:-30], PNG, _png(20_000, 20_000, b"broken")):
         assert is_image(content)
     for content in (b"", b"\0" * 1000, b"text", _encode(PICTURE, "EPS"), JPEG[:2]):
         assert not is_image(content)
@@ -154,8 +167,8 @@ def test_16_bit_grey_is_the_full_range_onto_8_bits(kind, order):
     decoded = _decode(_encode(image, kind))
     assert np.array_equal(decoded, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
     # Not by the content's own range: a dark picture stays dark.
-    dark = Image.fromarray(np.full((2, 2), 300, order))
-    assert np.unique(_decode(_encode(dark, kind))).tolist() == [1]
+    dark = Image.fromarray(np.array([[0, 256, 257, 513, 514]], order))
+    assert _decode(_encode(dark, kind))[0, :, 0].tolist() == [0, 0, 1, 1, 2]
 
 
 def test_a_cmyk_jpeg_has_the_colours_of_the_rgb_one():
@@ -241,6 +254,10 @@ def test_every_exif_orientation_gives_the_same_upright_picture(kind, options, or
     assert np.abs(decoded.astype(int) - UPRIGHT).max() <= (3 if kind == "JPEG" else 0)
 
 
+def test_a_plain_tiff_is_read_so_that_a_damaged_one_says_something():
+    assert _decode(_tiff(4, 8))[:, 0, 0].tolist() == [0x10, 0xF0]
+
+
 def test_an_odd_exif_tag_does_not_cost_the_picture():
     # Make (0x010f) is a text; here it is a fraction, which Pillow reads but cannot write.
     tags = struct.pack(">HHHIHHHHII", 2, 0x010F, 5, 1, 0, 38, 0x0112, 3, 1, 6 << 16)
@@ -306,10 +323,13 @@ def _samples() -> list[bytes]:
     ]
 
 
+SAMPLES = _samples()
+
+
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
     """An image with some bytes overwritten, and perhaps the end or a piece cut out."""
-    content = bytearray(draw(st.sampled_from(_samples())))
+    content = bytearray(draw(st.sampled_from(SAMPLES)))
     # Headers and tags, where damage does most, are in the first 300 bytes or the last.
     near = st.integers(0, 300) | st.integers(-300, -1)
     places = near.map(lambda place: place % len(content)) | st.integers(0, len(content) - 1)
@@ -323,13 +343,11 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @given(damaged() | st.binary(max_size=300))
-@settings(max_examples=400)
+@settings(max_examples=300)
 def test_any_bytes_are_an_image_or_an_image_error(content):
-    try:
+    image = None
+    with contextlib.suppress(ImageError):
         image = decode_image(content, max_pixels=100_000, max_bytes=10_000)
-    except ImageError as error:
-        assert error.status in {"unreadable", "too_large", "unsupported"}
-        assert str(error)
-    else:
+    if image is not None:
         assert image.mode == "RGB"
         assert image.width * image.height <= 100_000

@@ -97,7 +97,7 @@ def _reference(
 
 
 @given(maps, st.tuples(sides, sides), st.tuples(sides, sides))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_the_frame_of_a_squashed_image_is_resized_smoothed_and_resized(
     anomaly_map, input_size, frame_size
 ):
@@ -122,7 +122,7 @@ def test_the_frame_of_a_cropped_image_has_the_lowest_value_outside_the_crop(
 
 
 @pytest.mark.parametrize("geometry", [SQUASH, PAPER], ids=["whole image", "crop"])
-@pytest.mark.parametrize("size", [(300, 300), (640, 400), (400, 640)], ids=str)
+@pytest.mark.parametrize("size", [(150, 150), (160, 100), (100, 160)], ids=str)
 @given(st.integers(2, 25), st.integers(2, 25))
 @settings(max_examples=10)
 def test_a_hot_patch_lies_in_the_frame_where_it_lies_in_the_image(geometry, size, row, column):
@@ -135,11 +135,11 @@ def test_a_hot_patch_lies_in_the_frame_where_it_lies_in_the_image(geometry, size
     coordinates[..., 1] = np.linspace(0, 255, height)[:, None]
     seen = geometry.apply(Image.fromarray(coordinates))
     patch = seen[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].mean(axis=(0, 1)) / 255
-    for frame_size in ((height, width), (256, 256)):
+    for frame_size in ((height, width), (128, 128)):
         frame = geometry.to_frame(anomaly_map, size, frame_size)
         y, x = np.unravel_index(frame.argmax(), frame.shape)
-        assert abs((x + 0.5) / frame_size[1] - patch[0]) < 0.01
-        assert abs((y + 0.5) / frame_size[0] - patch[1]) < 0.01
+        assert abs((x + 0.5) / frame_size[1] - patch[0]) < 0.015
+        assert abs((y + 0.5) / frame_size[0] - patch[1]) < 0.015
 
 
 @pytest.mark.parametrize(

@@ -144,10 +144,27 @@ def test_distances_are_those_of_the_rows_and_never_below_the_exact_ones(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_does_not_depend_on_the_other_queries(kind, searches, held_out):
-    together = searches[kind].nearest(held_out[:60], 3)
-    alone = [searches[kind].nearest(query, 3) for query in held_out[:60, None]]
-    assert_equal_answers(together, tuple(map(np.concatenate, zip(*alone, strict=True))))
+def test_an_answer_does_not_depend_on_the_other_queries(kind, bank):
+    # From 2,667 queries of 48 dimensions on, faiss 1.15 compares queries with centroids by a
+    # matrix product, which at 3,000 from the origin chooses other lists than differences do.
+    search, queries = stored(bank + 3000, kind, effort=1), clustered(3000, seed=5) + 3000
+    distances, rows = search.nearest(queries, 3)
+    for number in range(0, 3000, 50):
+        alone = search.nearest(queries[number : number + 1], 3)
+        assert_equal_answers((distances[number : number + 1], rows[number : number + 1]), alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_tie_in_float32_are_ordered_in_float64(kind):
+    rng = np.random.default_rng(0)
+    # Around each query six rows whose distances are 1, but for the rounding of their coordinates.
+    queries = rng.integers(-3, 4, size=(100, 48)).astype(np.float32)
+    around = rng.normal(size=(6, 100, 48))
+    around /= np.linalg.norm(around, axis=2, keepdims=True)
+    bank = (queries + around).astype(np.float32).reshape(-1, 48)
+
+    search = stored(bank, kind, effort=10_000)
+    assert_equal_answers(search.nearest(queries, 1), ExactSearch.over(bank).nearest(queries, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,7 +212,7 @@ def test_what_cannot_be_answered_is_refused(searches):
     with pytest.raises(ValueError, match="4001 neighbours of 48 dimensions from 4000 rows of 48"):
         search.nearest(np.zeros((1, 48), np.float32), 4001)
     with pytest.raises(ValueError, match="1 neighbours of 5 dimensions from 3999 rows of 48"):
-        search.nearest(np.zeros((1, 5), np.float32), 1, ignore=np.array([0]))
+        search.nearest(np.zeros((1, 5), np.float32), 1, ignore=np.array([7, 7]))
 
 
 @dataclass(frozen=True)

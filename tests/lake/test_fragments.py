@@ -71,7 +71,7 @@ runs = st.lists(st.tuples(st.sampled_from(["a", "b", "ä/.."]), st.integers(1, 7
     text_type=st.sampled_from(TEXT_TYPES),
     write_statistics=st.booleans(),
 )
-@settings(max_examples=50)
+@settings(max_examples=40)
 def test_fragments_hold_every_row_once_in_file_order(
     files, row_group_size, fragment_images, text_type, write_statistics
 ):

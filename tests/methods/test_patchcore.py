@@ -26,10 +26,10 @@ class FakeHeld:
 
 @dataclass(frozen=True)
 class FakeCorpus:
-    """Fragments in memory, and workers that are this process."""
+    """Fragments in memory, and processes that are all this one."""
 
     fragments: list[np.ndarray]
-    workers: int = 2
+    processes: int = 2
     memory_budget: int = 2**30
     threads: int = 1
 
@@ -124,12 +124,12 @@ def test_max_bank_rows_caps_the_fraction():
     st.sampled_from(["driver", "distributed"]),
     st.integers(1, 4),
 )
-def test_neither_the_cut_into_fragments_nor_the_workers_change_the_bank(
-    cuts, seed, coreset, workers
+def test_neither_the_cut_into_fragments_nor_the_processes_change_the_bank(
+    cuts, seed, coreset, processes
 ):
     embeddings = random_embeddings(9)
     whole = fitted(embeddings, seed=seed, coreset_fraction=0.2, coreset="driver")
-    corpus = FakeCorpus(np.split(embeddings, sorted(cuts)), workers)
+    corpus = FakeCorpus(np.split(embeddings, sorted(cuts)), processes)
 
     cut = PatchCore(coreset_fraction=0.2, coreset=coreset).fit(corpus, seed=seed)
 

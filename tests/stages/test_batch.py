@@ -125,14 +125,14 @@ def test_an_error_of_the_whole_job_is_raised():
 
 
 def test_a_result_counts_statuses_and_repeated_ids():
-    rows = rows_of("ok", "ok", "missing", "ok", "ok", ids=["a", "b", "a", "a", "c"])
+    rows = rows_of("ok", "ok", "missing", "ok", "ok", ids=["a", "b", "a", "a", "b"])
     table = result_of(FragmentBatch(FRAGMENT, rows, seconds={"read": 0.25}))
 
     assert table.schema.equals(FRAGMENT_RESULT)
     assert FragmentResult.from_arrow(table) == FragmentResult(
         key=FRAGMENT.key,
         statuses={"ok": 4, "missing": 1},
-        duplicates=1,
+        duplicates=2,
         failure=None,
         seconds={"read": 0.25},
     )

@@ -1,0 +1,55 @@
+"""The kernel is chosen where every core is an AMD one with AVX-512, and nowhere else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.blas import choose_kernel
+
+AVX512 = "avx512f avx512dq avx512bw avx512vl avx512cd"
+
+
+def cpuinfo(folder: Path, *cores: tuple[str, str]) -> Path:
+    text = "\n\n".join(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}" for vendor, flags in cores)
+    (folder / "cpuinfo").write_text(text)
+    return folder / "cpuinfo"
+
+
+@pytest.mark.parametrize(
+    ("cores", "chosen"),
+    [
+        ([("AuthenticAMD", AVX512)], "SKYLAKEX"),
+        ([("AuthenticAMD", AVX512), ("AuthenticAMD", "avx2")], None),
+        ([("AuthenticAMD", "avx2 avx512f")], None),
+        ([("GenuineIntel", AVX512)], None),
+        ([], None),
+    ],
+)
+def test_the_choice_follows_vendor_and_flags(
+    cores: list[tuple[str, str]],
+    chosen: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    assert choose_kernel(cpuinfo(tmp_path, *cores)) == chosen
+    assert os.environ.get("OPENBLAS_CORETYPE") == chosen
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+
+
+def test_an_explicit_setting_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "HASWELL")
+    assert choose_kernel(cpuinfo(tmp_path, ("AuthenticAMD", AVX512))) == "HASWELL"
+
+
+def test_no_cpuinfo_means_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    assert choose_kernel(tmp_path / "absent") is None
+
+
+def test_the_command_chooses_before_numpy_is_imported():
+    code = "import sys; import jobs.__main__; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

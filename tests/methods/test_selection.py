@@ -1,0 +1,113 @@
+"""Where a coreset is selected changes no index; where it cannot be exact, its bound is kept."""
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import fit, options
+from pipeline.cluster.local import LocalRunner
+from pipeline.config import Settings, load_settings
+from pipeline.lake.folder import Folder
+from pipeline.lake.models import GroupRecord, read_manifest
+from pipeline.maths.coreset import Shard, greedy, select
+from pipeline.methods.selection import HeldRows
+from tests.conftest import LOCAL, TINY
+
+
+def fitted(images: Path, out: Path, execution: options.Execution, **flags: object):
+    settings = load_settings(flags=TINY | {"fragment_images": 3} | flags)
+    fit.run(str(images), str(out), settings, execution)
+    return read_manifest(Folder(str(out))).groups
+
+
+def bank_of(group: GroupRecord) -> set[tuple[str, str]]:
+    return {(file.role, file.sha256) for file in group.files if "calibration" not in file.role}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_a_distributed_coreset_is_the_drivers(workers: int, images: Path, tmp_path: Path):
+    method = {"coreset_fraction": 0.1, "coreset": "driver"}
+    driver = fitted(images, tmp_path / "a", LOCAL, method=method)
+    method = {"coreset_fraction": 0.1, "coreset": "distributed"}
+
+    class Several(options.Execution):
+        """As many holders as a cluster would have, in this process."""
+
+        def start(self, _workers: int | None):  # type: ignore[override]
+            return nullcontext(LocalRunner(processes=workers))
+
+    spread = fitted(images, tmp_path / "b", Several("local", None), method=method)
+    for name, group in driver.items():
+        assert bank_of(group) == bank_of(spread[name])
+        assert group.facts["covering_radius"] == spread[name].facts["covering_radius"]
+        assert spread[name].facts["coreset"] == "distributed"
+
+
+@pytest.mark.ray
+def test_a_fit_on_ray_can_hold_its_rows_in_actors(images: Path, tmp_path: Path, local_ray: None):
+    method = {"coreset_fraction": 0.1, "coreset": "driver"}
+    driver = fitted(images, tmp_path / "a", LOCAL, method=method)
+    method = {"coreset_fraction": 0.1, "coreset": "distributed"}
+    ray = options.Execution("ray", None)
+    spread = fitted(images, tmp_path / "b", ray, method=method, workers=2)
+    assert {name: bank_of(group) for name, group in driver.items()} == {
+        name: bank_of(group) for name, group in spread.items()
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("shards", [1, 2, 7, 16])
+def test_actors_select_the_sequence_of_one_process(shards: int, local_ray: None):
+    from pipeline.cluster.on_ray import RayRunner
+
+    rows = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
+    pieces = np.array_split(rows, shards)
+    offsets = np.cumsum([0, *map(len, pieces)])
+    starts = [
+        partial(Shard, piece, pool=256, offset=int(offset))
+        for piece, offset in zip(pieces, offsets, strict=False)
+    ]
+    whole = greedy(rows, 500, start=5)
+    with RayRunner().members(starts) as actors:
+        split = select(HeldRows(actors), rows[5], 5, 500)
+    np.testing.assert_array_equal(split.indices, whole.indices)
+    np.testing.assert_array_equal(split.radii, whole.radii)
+
+
+def test_rows_beyond_the_memory_budget_are_selected_in_parts(
+    images: Path, tmp_path: Path, tiny: Settings, caplog: pytest.LogCaptureFixture
+):
+    # 12 images of 8 x 8 patches of 384 float32 are 1.2 MB; a budget of 300 kB is a quarter.
+    caplog.set_level("INFO", logger="patchlake")
+    groups = fitted(images, tmp_path, LOCAL, memory_budget=300_000)
+    assert "partitioned" in caplog.text
+    for group in groups.values():
+        assert group.facts["coreset"] == "partitioned"
+        radius, bound = group.facts["covering_radius"], group.facts["radius_bound"]
+        assert 0 < float(radius) <= float(bound)
+        assert group.facts["bank_rows"] == 76
+
+
+@pytest.mark.ray
+def test_a_partitioned_coreset_does_not_depend_on_the_runner(
+    images: Path, tmp_path: Path, local_ray: None
+):
+    method = {"coreset_fraction": 0.1, "coreset": "partitioned"}
+    here = fitted(images, tmp_path / "a", LOCAL, method=method, memory_budget=300_000)
+    ray = options.Execution("ray", None)
+    there = fitted(images, tmp_path / "b", ray, method=method, memory_budget=300_000)
+    assert {name: group.digest for name, group in here.items()} == {
+        name: group.digest for name, group in there.items()
+    }
+
+
+def test_a_projected_selection_keeps_full_rows(images: Path, tmp_path: Path):
+    method = {"coreset_fraction": 0.1, "projection": 16}
+    groups = fitted(images, tmp_path, LOCAL, method=method)
+    for group in groups.values():
+        sizes = [file.bytes for file in group.files if file.role.endswith(".faiss")]
+        dim = (sum(sizes)) / 4 / float(group.facts["bank_rows"])
+        assert np.round(dim, -1) == 380 or dim > 380
