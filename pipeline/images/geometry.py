@@ -7,8 +7,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ImageError
 from pipeline.maths.resampling import bilinear_matrix, gaussian_matrix
+
+# Of the resized image, before its crop: a strip of 1 x 100000 pixels whose shorter side becomes 256
+# would take 20 GB.
+_MAX_RESIZED_PIXELS = 100_000_000
 
 # Every paper here smooths the anomaly map with this sigma, in pixels of the model's input.
 MAP_SIGMA = 4.0
@@ -40,8 +44,18 @@ class Geometry:
         return self.resize
 
     def apply(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-        """Return the model's input. Bilinear with antialiasing, as in the papers' transforms."""
+        """Return the model's input. Bilinear with antialiasing, as in the papers' transforms.
+
+        Raises:
+            ImageError: if the whole image, resized, would be too large for a crop of it.
+        """
         height, width = self._resized(image.width, image.height)
+        if height * width > _MAX_RESIZED_PIXELS:
+            raise ImageError(
+                "too_large",
+                f"{image.width}x{image.height} pixels become {width}x{height} with image.resize "
+                f"{self.resize}; at most {_MAX_RESIZED_PIXELS} are resized",
+            )
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         if self.crop is not None:
             top, left = _offset(height, self.crop), _offset(width, self.crop)

@@ -29,6 +29,7 @@ class ExactSearch:
     @classmethod
     def over(cls, bank: Float32[np.ndarray, "bank dim"]) -> "ExactSearch":
         """Return a search over the bank, which is kept beside one centred copy."""
+        bank = np.ascontiguousarray(bank)
         mean = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
         augmented = np.empty((bank.shape[0], bank.shape[1] + 1), np.float32)
         np.subtract(bank, mean, out=augmented[:, :-1])

@@ -7,6 +7,7 @@ same bytes under the same name, so reruns, retries and late writers are harmless
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -18,6 +19,8 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 
 _SOURCE = "_source.json"
+# Anything else in the folder is somebody else's.
+_PART = re.compile(r"part-[0-9a-f]{12}-[0-9a-f]{20}\.parquet")
 
 
 def part_name(version: str, fragment: Fragment) -> str:
@@ -47,7 +50,7 @@ def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) 
 def committed(scores: Folder, version: str) -> dict[str, str]:
     """Return key -> part name of all that is done for a version. One listing."""
     names = (entry.name for entry in scores.find(f"version={version}"))
-    return {_key_of(name): name for name in names if name.endswith(".parquet")}
+    return {_key_of(name): name for name in names if _PART.fullmatch(PurePosixPath(name).name)}
 
 
 def remove_superseded(

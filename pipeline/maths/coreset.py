@@ -199,15 +199,13 @@ class _Pool:
     distances: Float32[np.ndarray, " pool"]
     augmented: Float32[np.ndarray, "pool dim_1"]
     norms: Float32[np.ndarray, " pool"]
-    errors: Float32[np.ndarray, " pool"]
 
     @classmethod
     def of(cls, rows: np.ndarray, indices: np.ndarray, distances: np.ndarray) -> "_Pool":
         mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1], np.float32)
         augmented = _augment(rows, mean)
         norms = _norms(augmented[:, :-1])
-        errors = _error(norms, float(norms.max(initial=0)), rows.shape[1])
-        return cls(rows, indices, distances, augmented, norms, errors)
+        return cls(rows, indices, distances, augmented, norms)
 
     def farthest(self) -> tuple[int, float]:
         """Return the position of the farthest candidate, the first of equals, and its distance."""
@@ -222,7 +220,8 @@ class _Pool:
         negative[-1] = self.norms[centre]
         product = self.augmented @ negative
         product += self.norms
-        near = np.flatnonzero(product <= self.distances + self.errors)
+        error = _error(self.norms, self.distances, float(self.norms[centre]), self.rows.shape[1])
+        near = np.flatnonzero(product <= self.distances + error)
         direct = _squared(self.rows[near], self.rows[centre])
         self.distances[near] = np.minimum(self.distances[near], direct)
 
@@ -231,12 +230,12 @@ class _Pool:
         keep = self.distances > tau
         if np.count_nonzero(keep) > 0.75 * len(keep):
             return self
-        fields = (self.rows, self.indices, self.distances, self.augmented, self.norms, self.errors)
+        fields = (self.rows, self.indices, self.distances, self.augmented, self.norms)
         return _Pool(*(values[keep] for values in fields))
 
 
 class Shard:
-    """Some of the rows, each with its nearest centre so far and about how far that is."""
+    """Some of the rows, each with its nearest centre so far and how far that is at most."""
 
     def __init__(
         self,
@@ -254,30 +253,27 @@ class Shard:
         # Centred, because |x|^2 + |c|^2 - 2 x.c loses digits where the mean is far from zero.
         self._mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._centres = _Centres(self._mean)
-        # 12 bytes a row. `bound` is within `slack` of the distance to `nearest`.
+        # 12 bytes a row. `bound` exceeds the distance to `nearest` by rounding at most, never less.
         self._bound = np.full(len(rows), np.inf, np.float32)
         self._nearest = np.zeros(len(rows), np.int32)
         self._seen = np.zeros(len(rows), np.int32)
-        self._slack = 0.0
 
     def farthest(self, centres: Float32[np.ndarray, "new dim"], threshold: float) -> Farthest:
         """Add centres; return the rows that are farther than the threshold, at most `pool`."""
         self._centres.extend(centres)
-        limit = threshold - self._slack
-        self._flush(limit)
-        above = np.flatnonzero(self._bound > limit)
+        self._flush(threshold)
+        above = np.flatnonzero(self._bound > threshold)
         tau = -1.0
         if len(above) > self._pool:
             bounds = self._bound[above]
             cut = len(above) - self._pool - 1
-            highest_left = float(np.partition(bounds, cut)[cut])
-            tau = highest_left + self._slack
-            chosen = above[bounds > highest_left]
+            tau = float(np.partition(bounds, cut)[cut])
+            chosen = above[bounds > tau]
             largest = float(self._measure(chosen).max(initial=0))
             if largest <= tau:
                 # More rows than a pool are equally far, within rounding: measure all of them.
                 # The lowest of the farthest is the next to be picked, and one is enough.
-                near = above[self._bound[above] >= largest - self._slack]
+                near = above[self._bound[above] >= largest]
                 measured = self._measure(near)
                 chosen, tau = near[measured.argmax()][None], float(measured.max())
             above = chosen
@@ -305,41 +301,38 @@ class Shard:
         measured: np.ndarray = self._bound[rows]
         return measured
 
-    def _flush(self, limit: float) -> None:
-        stale = np.flatnonzero((self._bound > limit) & (self._seen < self._centres.count))
+    def _flush(self, threshold: float) -> None:
+        stale = np.flatnonzero((self._bound > threshold) & (self._seen < self._centres.count))
         # Rows that have seen the same centres share a product.
         stale = stale[np.argsort(self._seen[stale], kind="stable")]
         blocks = [stale[i : i + _BLOCK_ROWS] for i in range(0, len(stale), _BLOCK_ROWS)]
         with ThreadPoolExecutor(self._threads) as pool:
-            slacks = list(pool.map(self._flush_block, blocks))
-        self._slack = max([self._slack, *slacks])
+            for _ in pool.map(self._flush_block, blocks):
+                pass
         self._seen[stale] = self._centres.count
 
-    def _flush_block(self, block: Int64[np.ndarray, " block"]) -> float:
+    def _flush_block(self, block: Int64[np.ndarray, " block"]) -> None:
         augmented = _augment(self._rows[block], self._mean)
         norms = _norms(augmented[:, :-1])
-        errors = _error(norms, self._centres.largest_norm, len(self._mean))
         first = int(self._seen[block].min())
         for begin in range(first, self._centres.count, _BLOCK_CENTRES):
             end = min(begin + _BLOCK_CENTRES, self._centres.count)
             product = augmented @ self._centres.augmented[begin:end].T
             product += norms[:, None]
-            self._lower(block, product, errors, begin)
-        return float(errors.max())
+            error = _error(norms, self._bound[block], self._centres.largest_norm, len(self._mean))
+            self._lower(block, product, error, begin)
 
-    def _lower(
-        self, block: np.ndarray, product: np.ndarray, errors: np.ndarray, begin: int
-    ) -> None:
+    def _lower(self, block: np.ndarray, product: np.ndarray, error: np.ndarray, begin: int) -> None:
         """Lower a block's bounds by the distances, from a product, to centres `begin` onwards."""
         before = self._bound[block]
-        limit = np.minimum(product.min(axis=1), before) + errors
-        near = np.flatnonzero(product <= limit[:, None])
+        limit = np.minimum(product.min(axis=1) + error, before)
+        near = np.flatnonzero(product <= (limit + error)[:, None])
         row, centre = np.divmod(near, product.shape[1])
         # One candidate, new or old, is the nearest for certain. Several are measured.
-        old = np.isfinite(before) & (before <= limit)
+        old = np.isfinite(before) & (before - 2 * error <= limit)
         contested = np.bincount(row, minlength=len(block)) + old > 1
         sure = ~contested[row]
-        self._bound[block[row[sure]]] = np.maximum(product.ravel()[near[sure]], 0)
+        self._bound[block[row[sure]]] = (product.ravel()[near] + error[row])[sure]
         self._nearest[block[row[sure]]] = centre[sure] + begin
         kept = np.flatnonzero(contested & old)
         row = np.concatenate([kept, row[~sure]])
@@ -402,16 +395,23 @@ def _norms(rows: np.ndarray) -> Float32[np.ndarray, " rows"]:
 
 
 def _squared(left: np.ndarray, right: np.ndarray) -> Float32[np.ndarray, " rows"]:
-    difference = left - right
-    return _norms(difference)
+    squared = _norms(left - right)
+    # Below the normal numbers a square has few digits or none: rows that near are equal.
+    squared[squared < np.finfo(np.float32).tiny] = 0
+    return squared
 
 
-def _error(norms: np.ndarray, largest_norm: float, dim: int) -> Float32[np.ndarray, " rows"]:
-    """Return twice what rounding can change in |x|^2 + |c|^2 - 2 x.c and in the direct difference.
+def _error(
+    norms: np.ndarray, bounds: np.ndarray, largest_norm: float, dim: int
+) -> Float32[np.ndarray, " rows"]:
+    """Return what rounding can change in |x|^2 + |c|^2 - 2 x.c, for any c that can be nearer.
 
     A float32 dot product of length d errs by at most d 2^-24 |x||c|, so the three terms together
-    by d 2^-24 (|x| + |c|)^2; one more d 2^-24 of the distance is for the direct difference.
+    by d 2^-24 (|x| + |c|)^2; as much again is for the direct difference that it is held against.
+    A centre nearer than the bound has |c| <= |x| + sqrt(bound); one that is longer is so far
+    beyond that its own rounding cannot bring it back. So one outlier does not blur all others.
     """
-    reach = np.sqrt(norms) + np.sqrt(np.float32(largest_norm))
-    error: np.ndarray = np.float32(4 * (dim + 1) * 2.0**-24) * reach * reach
-    return error
+    lengths = np.sqrt(norms)
+    reach = lengths + np.minimum(lengths + np.sqrt(bounds), np.sqrt(np.float32(largest_norm)))
+    error: np.ndarray = np.float32(2 * (dim + 1) * 2.0**-24) * reach * reach
+    return error + np.finfo(np.float32).tiny

@@ -46,6 +46,10 @@ class PatchCore:
     # b of Eq. 7.
     reweight_neighbours: Annotated[int, Field(ge=2)] = 9
 
+    def __post_init__(self) -> None:
+        if self.embedding == "official" and self.neighbourhood != 3:  # noqa: PLR2004
+            raise ValueError("the official embedding is defined for neighbourhood 3")
+
     def embed(self, feature_maps: Sequence[Tensor]) -> Tensor:
         """Return patch embeddings (images, rows, columns, dim)."""
         channels = tuple(maps.shape[1] for maps in feature_maps)

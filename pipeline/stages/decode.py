@@ -64,6 +64,9 @@ class Source:
         for name, values in extra.items():
             kept = kept.append_column(f"extra:{name}", values)
         numbers = pa.chunked_array([numbers for numbers, _ in pieces], pa.int64())
+        kept = kept.set_column(
+            kept.column_names.index("image_id"), "image_id", _named(kept, fragment, numbers)
+        )
         return kept.append_column("source_row", numbers)
 
     def open_image(self, row: dict[str, object]) -> Image.Image:
@@ -99,6 +102,15 @@ class Source:
             raise ImageError("missing", f"'{uri}' does not exist") from None
 
 
+def _named(rows: pa.Table, fragment: Fragment, numbers: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the image_ids; a row without one is called by its place."""
+    ids = rows.column("image_id").cast(pa.string())
+    if ids.null_count == 0:
+        return ids
+    places = pa.array([f"{fragment.path}:{number}" for number in numbers.to_pylist()])
+    return pc.coalesce(ids, pa.chunked_array([places]))
+
+
 _OURS = ("image_id", "image", "uri", "group", "split", "label", "mask")
 
 
@@ -132,9 +144,9 @@ class Decode:
     def _decode_row(self, row: dict[str, object]) -> "_Outcome":
         try:
             image = self.source.open_image(row)
+            pixels = self.source.geometry.apply(image)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
-        pixels = self.source.geometry.apply(image)
         return _Outcome("ok", None, image.width, image.height, pixels)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jobs import options, score
 from pipeline.config import Settings, load_settings
+from pipeline.errors import ImageError
 from pipeline.images.geometry import Geometry
 from pipeline.lake.folder import Folder
 from pipeline.stages.batch import FragmentBatch, FragmentResult, result_of
@@ -286,3 +287,18 @@ def test_a_file_that_vanishes_between_plan_and_read_fails_its_fragment(
     batch = FragmentBatch.from_arrow(decode(FragmentBatch(fragment).to_arrow()))
     assert "FileNotFoundError" in str(batch.failure)
     assert FragmentResult.from_arrow(result_of(batch)).failure == batch.failure
+
+
+def test_a_row_without_an_id_is_called_by_its_place(model: Path, tmp_path: Path, patchlake):
+    (tmp_path / "images").mkdir()
+    table = pa.table({"image_id": ["a", None], "image": [JPEG, JPEG], "group": ["woven_cloth"] * 2})
+    pq.write_table(table, tmp_path / "images" / "images.parquet")
+    command = ("score", tmp_path / "images", model, tmp_path / "scores", *TINY_FLAGS)
+    assert patchlake(*command).code == 0
+    rows = read_scores(tmp_path / "scores").to_pylist()
+    assert [row["image_id"] for row in rows] == ["a", "images.parquet:1"]
+
+
+def test_a_strip_that_would_grow_beyond_memory_is_too_large():
+    with pytest.raises(ImageError, match="256x25600000|25600000x256"):
+        Geometry(256, 224).apply(Image.new("RGB", (1, 100_000)))

@@ -1,0 +1,74 @@
+"""The search for GPUs, on the device "cpu", against the dense search."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.index import accelerated
+from pipeline.index.accelerated import AcceleratedSearch
+from pipeline.index.exact import ExactSearch
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
+
+
+def rows(count: int, *, rank: int, offset: float, seed: int) -> np.ndarray:
+    basis = np.random.default_rng(99).standard_normal((rank, 64))
+    values = np.random.default_rng(seed).standard_normal((count, rank)) @ basis
+    return (values + offset).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("k", [1, 3, 9])
+@pytest.mark.parametrize(("rank", "offset"), [(5, 0.0), (64, 0.0), (20, 1000.0)])
+def test_results_equal_the_dense_search_to_the_bit(device, k, rank, offset, monkeypatch):
+    # Blocks of 25 queries, so that there are several.
+    monkeypatch.setattr(accelerated, "_SCORES", 50_000)
+    bank = rows(2000, rank=rank, offset=offset, seed=0)
+    normal = rows(60, rank=rank, offset=offset, seed=1)
+    queries = np.concatenate([normal, bank[:30], normal + 50 * normal[::-1], bank[:30] + 1e-3])
+    search = AcceleratedSearch.over(bank, torch.device(device))
+
+    for ignore in (None, np.arange(0, 2000, 7)):
+        expected, expected_rows = ExactSearch.over(bank).nearest(queries, k, ignore=ignore)
+        distances, found = search.nearest(queries, k, ignore=ignore)
+        np.testing.assert_array_equal(found, expected_rows)
+        np.testing.assert_array_equal(distances, expected)
+
+
+def test_ties_go_to_the_lowest_row_and_a_bank_of_one_row_works():
+    bank = np.repeat(rows(50, rank=20, offset=0.0, seed=0), 4, axis=0)
+    search = AcceleratedSearch.over(bank, torch.device("cpu"))
+    distances, found = search.nearest(bank[::4], 2)
+    np.testing.assert_array_equal(found[:, 0], np.arange(0, 200, 4))
+    np.testing.assert_array_equal(found[:, 1], np.arange(1, 200, 4))
+    assert not distances.any()
+
+    one = AcceleratedSearch.over(bank[:1], torch.device("cpu"))
+    assert one.nearest(bank, 1)[1].tolist() == [[0]] * 200
+    assert one.size == 1
+    np.testing.assert_array_equal(one.vectors(np.array([0])), bank[:1])
+
+
+def test_the_product_alone_would_find_other_neighbours():
+    """What the measuring is for: without it this data has wrong rows."""
+    bank = rows(2000, rank=64, offset=0.0, seed=0)
+    queries = rows(300, rank=64, offset=0.0, seed=1)
+    search = AcceleratedSearch.over(bank, torch.device("cpu"))
+    centred = torch.from_numpy(queries - bank.mean(axis=0)).bfloat16()
+    scores = search._squared - 2 * (centred @ search._rounded.T).float()
+    assert (scores.argmin(dim=1).numpy() != search.nearest(queries, 1)[1][:, 0]).any()
+
+
+def test_too_many_neighbours_are_refused():
+    search = AcceleratedSearch.over(np.zeros((3, 4), np.float32), torch.device("cpu"))
+    with pytest.raises(ValueError, match="4 neighbours"):
+        search.nearest(np.zeros((1, 4), np.float32), 4)

@@ -1,0 +1,282 @@
+"""The pruned search gives the dense search's results to the bit, whatever the data."""
+
+from time import process_time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from pipeline.index import bounds, choose
+from pipeline.index.bounds import Projection, principal_directions
+from pipeline.index.choose import search_over
+from pipeline.index.exact import ExactSearch
+from pipeline.index.pruned import PrunedSearch
+from tests.conftest import ASSETS
+
+DIM = 96
+
+
+def low_rank(rng: np.random.Generator, rows: int) -> np.ndarray:
+    basis = np.random.default_rng(7).standard_normal((12, DIM))
+    spread = 0.8 ** np.arange(12)
+    exact = (rng.standard_normal((rows, 12)) * spread) @ basis
+    return (exact + 0.05 * rng.standard_normal((rows, DIM))).astype(np.float32)
+
+
+def exactly_low_rank(rng: np.random.Generator, rows: int) -> np.ndarray:
+    basis = np.random.default_rng(7).standard_normal((5, DIM))
+    return (rng.standard_normal((rows, 5)) @ basis).astype(np.float32)
+
+
+def isotropic(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return rng.standard_normal((rows, DIM)).astype(np.float32)
+
+
+def clustered(rng: np.random.Generator, rows: int) -> np.ndarray:
+    centres = 10 * np.random.default_rng(7).standard_normal((20, DIM))
+    chosen = centres[rng.integers(20, size=rows)]
+    return (chosen + rng.standard_normal((rows, DIM))).astype(np.float32)
+
+
+def duplicated(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return np.resize(low_rank(np.random.default_rng(7), max(1, rows // 5)), (rows, DIM))
+
+
+def offset(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return low_rank(rng, rows) + np.float32(3000)
+
+
+def constant(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return np.full((rows, DIM), 2.5, np.float32)
+
+
+KINDS = [low_rank, exactly_low_rank, isotropic, clustered, duplicated, offset, constant]
+kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+def assert_same(search: PrunedSearch, queries: np.ndarray, k: int, ignore=None) -> None:
+    distances, rows = search.nearest(queries, k, ignore=ignore)
+    expected, expected_rows = search.dense.nearest(queries, k, ignore=ignore)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(distances, expected)
+
+
+def queries_for(kind, rng: np.random.Generator, bank: np.ndarray, count: int) -> np.ndarray:
+    """Normal ones, bank rows, points between two, and defects near and far."""
+    normal = kind(rng, count)
+    some = bank[rng.integers(len(bank), size=count)]
+    others = bank[rng.integers(len(bank), size=count)]
+    far = normal + rng.choice([3, 1e2, 1e5], (count, 1)) * rng.standard_normal((count, DIM))
+    return np.concatenate([normal, some, (some + others) / 2, far]).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+@pytest.mark.parametrize("components", [32, 64, 256])
+@kinds
+def test_results_equal_the_dense_search_to_the_bit(kind, components, k):
+    rng = np.random.default_rng(k)
+    bank = kind(rng, 6000)
+    search = PrunedSearch.over(ExactSearch.over(bank), components, threads=2)
+    assert_same(search, queries_for(kind, rng, bank, 150), k)
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    rows=st.integers(1, 60),
+    queries=st.integers(0, 40),
+    kind=st.sampled_from(KINDS),
+    components=st.sampled_from([1, 8, 32, 128]),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_small_banks_and_ignored_rows_equal_the_dense_search(
+    seed, rows, queries, kind, components, data
+):
+    rng = np.random.default_rng(seed)
+    bank = kind(rng, rows)
+    ignore = np.array(sorted(data.draw(st.sets(st.integers(0, rows - 1), max_size=rows - 1))), int)
+    k = data.draw(st.integers(1, min(9, rows - len(ignore))))
+    search = PrunedSearch.over(ExactSearch.over(bank), components, threads=1)
+    assert_same(search, queries_for(kind, rng, bank, queries), k, ignore if len(ignore) else None)
+
+
+@pytest.mark.parametrize("k", [1, 9])
+@kinds
+def test_rows_that_are_ignored_are_never_neighbours(kind, k):
+    rng = np.random.default_rng(3)
+    bank = kind(rng, 6000)
+    # The queries' own rows, on both sides of a border between tiles.
+    ignore = np.concatenate([np.arange(40), np.arange(2980, 3020)])
+    search = PrunedSearch.over(ExactSearch.over(bank), 32, threads=1)
+    assert_same(search, bank[ignore], k, ignore)
+    assert not np.isin(search.nearest(bank[ignore], k, ignore=ignore)[1], ignore).any()
+
+
+@kinds
+def test_a_bound_is_never_above_the_distance(kind):
+    """The law that the search rests on, in the terms in which it is used."""
+    rng = np.random.default_rng(5)
+    bank = kind(rng, 800)
+    queries = queries_for(kind, rng, bank, 100)
+    projection = Projection.onto(bank, principal_directions(bank), 32)
+    left, right = projection.of_queries(queries), projection.of_bank(bank)
+    difference = queries[:, None].astype(np.float64) - bank
+    distance = np.linalg.norm(difference, axis=2)
+    drift = left.drift[:, None] + right.drift
+
+    exact = left.exact[:, None].astype(np.float64) - right.exact
+    assert (np.linalg.norm(exact, axis=2) <= distance * (1 + 1e-12) + drift).all()
+    steps = left.bytes[:, None].astype(np.float64) - right.bytes
+    error = left.error[:, None] + right.error
+    assert (projection.step * np.linalg.norm(steps, axis=2) <= distance + drift + error).all()
+
+
+def test_bounds_leave_few_rows_of_low_rank_data(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    search = PrunedSearch.over(ExactSearch.over(low_rank(rng, 6000)), 32, threads=1)
+    queries = low_rank(rng, 200)
+    query, _ = search._survivors(queries, 1, None)
+    assert 200 <= len(query) <= 220
+
+
+def test_a_block_that_cannot_be_pruned_goes_dense(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    search = PrunedSearch.over(ExactSearch.over(isotropic(rng, 6000)), 8, threads=1)
+    queries = isotropic(rng, 200)
+    assert search._survivors(queries, 1, None) is None
+    assert_same(search, queries, 1)
+
+
+def test_far_defects_do_not_spoil_the_bounds_of_others_in_other_blocks():
+    rng = np.random.default_rng(0)
+    search = PrunedSearch.over(ExactSearch.over(low_rank(rng, 6000)), 32, threads=1)
+    queries = low_rank(rng, 800)
+    queries[:5] += 1e4
+    assert_same(search, queries, 1)
+    assert search._survivors(queries[400:], 1, None) is not None
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("queries", [0, 1, 391, 784, 1201])
+def test_blocks_and_threads_change_nothing(threads, queries):
+    rng = np.random.default_rng(0)
+    bank = low_rank(rng, 5500)
+    asked = low_rank(rng, queries)
+    search = PrunedSearch.over(ExactSearch.over(bank), 32, threads=threads)
+    assert_same(search, asked, 1)
+
+
+def test_distances_near_zero_have_no_error_of_the_product():
+    rng = np.random.default_rng(0)
+    bank = offset(rng, 3000)
+    queries = bank[:50].copy()
+    queries[:, 0] = np.nextafter(queries[:, 0], np.float32(1e9))
+    distances, rows = PrunedSearch.over(ExactSearch.over(bank), 32, threads=1).nearest(queries, 1)
+    expected = np.linalg.norm(queries.astype(np.float64) - bank[:50], axis=1)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(50))
+    np.testing.assert_allclose(distances[:, 0], expected, rtol=1e-6)
+
+
+def test_too_few_rows_or_other_dimensions_are_refused():
+    search = PrunedSearch.over(ExactSearch.over(np.zeros((4, 8), np.float32)), 4, threads=1)
+    queries = np.zeros((2, 8), np.float32)
+    with pytest.raises(ValueError, match="4 neighbours of 8 dimensions from 3 rows of 8"):
+        search.nearest(queries, 4, ignore=np.array([1]))
+    with pytest.raises(ValueError, match="1 neighbours of 7 dimensions from 4 rows of 8"):
+        search.nearest(queries[:, :7], 1)
+
+
+@kinds
+def test_a_choice_changes_no_result(kind):
+    rng = np.random.default_rng(1)
+    bank = kind(rng, 1500)
+    search = search_over(bank, threads=1)
+    assert search.components in (0, *choose.COMPONENTS)
+    assert search.components < DIM
+    assert_same(search, queries_for(kind, rng, bank, 50), 1)
+
+
+def test_what_prunes_is_chosen_and_what_does_not_is_not():
+    rng = np.random.default_rng(1)
+    basis = 0.8 ** np.arange(64)[:, None] * rng.standard_normal((64, 512))
+    low = (rng.standard_normal((8000, 64)) @ basis).astype(np.float32)
+    high = rng.standard_normal((8000, 512)).astype(np.float32)
+    if bounds.products_are_exact():
+        assert search_over(low, low[:300] + np.float32(0.1), threads=1).components > 0
+    assert search_over(high, threads=1).components == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 511])
+def test_small_banks_are_searched_densely(rows):
+    bank = low_rank(np.random.default_rng(0), rows)
+    search = search_over(bank)
+    assert (search.components, search.size) == (0, rows)
+    assert_same(search, bank, 1)
+    np.testing.assert_array_equal(search.vectors(np.array([[0]])), bank[[[0]]])
+
+
+def test_without_an_exact_product_of_bytes_the_search_is_dense(monkeypatch: pytest.MonkeyPatch):
+    def saturate(queries: np.ndarray, tile: np.ndarray, out: np.ndarray) -> None:
+        # As processors without VNNI: pairs of products in 16 bits.
+        pairs = queries.astype(np.int32)[:, None, :128] * tile.astype(np.int32)[None, :, :128]
+        pairs = pairs.reshape(*pairs.shape[:2], 64, 2).sum(axis=3)
+        out[:] = np.clip(pairs, -(2**15), 2**15 - 1).sum(axis=2)
+
+    monkeypatch.setattr(bounds, "multiply", saturate)
+    bounds.products_are_exact.cache_clear()
+    try:
+        assert not bounds.products_are_exact()
+        assert search_over(low_rank(np.random.default_rng(0), 1000)).components == 0
+    finally:
+        bounds.products_are_exact.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patch embeddings of real tiles: of training images, of good and of defective ones."""
+    from pipeline.config import BackboneSettings
+    from pipeline.features.backbone import Extractor, load_backbone
+    from pipeline.images.decode import decode_image
+    from pipeline.images.geometry import Geometry
+    from pipeline.methods.patchcore import PatchCore
+
+    weights = str(ASSETS / "weights/resnet18.safetensors")
+    settings = BackboneSettings(name="resnet18.tv_in1k", weights=weights, layers=(2, 3))
+    extract = Extractor(load_backbone(settings), PatchCore().embed)
+    geometry = Geometry((224, 224), None)
+
+    def embed(folder: str, count: int) -> np.ndarray:
+        paths = sorted((ASSETS / "data/magnetic_tile" / folder).iterdir())
+        images = [
+            decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8)
+            for path in paths[:: len(paths) // count][:count]
+        ]
+        embeddings = extract(np.stack([geometry.apply(image) for image in images]))
+        return embeddings.reshape(-1, embeddings.shape[-1])
+
+    return embed("train/good", 40), embed("test/good", 3), embed("test/crack", 3)
+
+
+@pytest.mark.assets
+def test_real_tiles_equal_the_dense_search_and_are_faster(tiles):
+    train, good, cracks = tiles
+    bank = train[np.random.default_rng(0).permutation(len(train))[:12000]]
+    with threadpool_limits(1):
+        search = search_over(bank, good, threads=1)
+        for queries in (good, cracks):
+            for k in (1, 9):
+                assert_same(search, queries, k)
+        if not bounds.products_are_exact():
+            pytest.skip("no fast product of bytes on this processor")
+        # Processor seconds, in turns: other processes take time from both.
+        pruned, dense = [], []
+        for _ in range(5):
+            for times, one in ((pruned, search), (dense, search.dense)):
+                start = process_time()
+                one.nearest(good, 1)
+                times.append(process_time() - start)
+    assert search.components > 0
+    # The benchmark has the real figure, about 4.
+    assert min(dense) > 2 * min(pruned)
