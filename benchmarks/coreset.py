@@ -136,9 +136,8 @@ def compare(arguments: argparse.Namespace, command: list[str]) -> None:
             runs[name].append(spawn(name, peers[name], command))
     size = int(arguments.rows * arguments.fraction)
     ours = statistics.median(run["seconds"] for run in runs["ours"])
-    print(
-        f"{arguments.rows} rows, {size} picks, OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE')}"
-    )
+    kernel = os.environ.get("OPENBLAS_CORETYPE")
+    print(f"{arguments.rows} rows, {size} picks, OPENBLAS_CORETYPE={kernel}")
     for name in names:
         seconds = statistics.median(run["seconds"] for run in runs[name])
         picks = len(runs[name][0]["indices"])

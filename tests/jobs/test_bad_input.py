@@ -300,5 +300,5 @@ def test_a_row_without_an_id_is_called_by_its_place(model: Path, tmp_path: Path,
 
 
 def test_a_strip_that_would_grow_beyond_memory_is_too_large():
-    with pytest.raises(ImageError, match="256x25600000|25600000x256"):
+    with pytest.raises(ImageError, match="256x25600000"):
         Geometry(256, 224).apply(Image.new("RGB", (1, 100_000)))

@@ -1,4 +1,4 @@
-"""How the bank is stored and searched: exact by default, approximate when asked, spread if large."""
+"""How a bank is stored and searched: exactly, approximately when asked, spread if large."""
 
 from pathlib import Path
 
