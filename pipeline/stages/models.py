@@ -10,11 +10,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from pipeline.config import IndexSettings
 from pipeline.errors import ConfigError
+from pipeline.index.accelerated import AcceleratedSearch
 from pipeline.index.approximate import ApproximateSearch, Quality, measure
 from pipeline.index.choose import search_over
 from pipeline.index.exact import ExactSearch
@@ -123,13 +125,17 @@ def load_group(model: Folder, record: GroupRecord, threads: int) -> GroupModel:
         ModelError: if a file is missing or damaged.
     """
     shards = {file.role: read_file(model, file) for file in _bank_records(record)}
-    kind = _KINDS[record.index]
-    search: Search = (
-        search_over(from_shards(shards), threads=threads)
-        if kind == "flat"
-        else ApproximateSearch.over(load_shards(shards, kind=kind))
-    )
-    return GroupModel(load_state(model, record), search)
+    return GroupModel(load_state(model, record), _search(shards, record.index, threads))
+
+
+def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
+    kind = _KINDS[index]
+    if kind != "flat":
+        return ApproximateSearch.over(load_shards(shards, kind=kind))
+    bank = from_shards(shards)
+    if torch.cuda.is_available():
+        return AcceleratedSearch.over(bank, torch.device("cuda"))
+    return search_over(bank, threads=threads)
 
 
 def load_state(model: Folder, record: GroupRecord) -> Arrays:
