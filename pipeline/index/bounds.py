@@ -31,11 +31,12 @@ class Coordinates:
     """Rows in the coordinates of the bound.
 
     `error` bounds the distance from `exact` to `bytes` times the step, `drift` that from `exact`
-    to what the mathematics says, and `squared` is the sum of the squared bytes.
+    to what the mathematics says, and `squared` is the sum of the squared bytes. In a bank more
+    bytes follow, which times (127, ..., 127, 1) give half of `squared`, rounded down.
     """
 
     exact: Float32[np.ndarray, "rows coordinates"]
-    bytes: Int8[np.ndarray, "rows coordinates"]
+    bytes: Int8[np.ndarray, "rows coordinates_or_more"]
     squared: Int32[np.ndarray, " rows"]
     error: Float64[np.ndarray, " rows"]
     drift: Float64[np.ndarray, " rows"]
@@ -77,10 +78,12 @@ class Projection:
             self._of(bank[begin : begin + _PROJECTED], np.float64)
             for begin in range(0, len(bank), _PROJECTED)
         ]
+        squared = np.concatenate([block.squared for block in blocks])
+        values = np.concatenate([block.bytes for block in blocks])
         return Coordinates(
             np.concatenate([block.exact for block in blocks]),
-            np.concatenate([block.bytes for block in blocks]),
-            np.concatenate([block.squared for block in blocks]),
+            np.concatenate([values, _as_bytes(squared // 2)], axis=1),
+            squared,
             np.concatenate([block.error for block in blocks]),
             np.concatenate([block.drift for block in blocks]),
         )
@@ -149,6 +152,13 @@ def principal_directions(bank: Float32[np.ndarray, "bank dim"]) -> Float64[np.nd
     rows -= rows.mean(axis=0)
     _, directions = np.linalg.eigh(rows.T @ rows)
     return np.ascontiguousarray(directions[:, ::-1])
+
+
+def _as_bytes(numbers: Int32[np.ndarray, " rows"]) -> Int8[np.ndarray, "rows bytes"]:
+    """Return bytes that times (127, ..., 127, 1) give the numbers, which are 0 or more."""
+    whole, remainder = np.divmod(numbers, 127)
+    steps = 127 * np.arange(whole.max() // 127 + 1)
+    return np.column_stack([np.clip(whole[:, None] - steps, 0, 127), remainder]).astype(np.int8)
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:

@@ -37,6 +37,10 @@ class Block:
         self._queries = queries
         self._k = k
         self._coordinates = projection.of_queries(queries)
+        # Times the bank's bytes: half the row's squared length less the product, in one product.
+        self._bytes = np.full((len(queries), bank.bytes.shape[1]), 127, np.int8)
+        np.negative(self._coordinates.bytes, out=self._bytes[:, : bank.exact.shape[1]])
+        self._bytes[:, -1] = 1
         drift = self._coordinates.drift + bank.drift.max()
         self._drift = drift
         self._slack = drift + self._coordinates.error + bank.error.max()
@@ -56,9 +60,9 @@ class Block:
         count = len(self._queries) * width
         shape = (len(self._queries), width)
         scores, mask = self._scores[:count].reshape(shape), self._mask[:count].reshape(shape)
-        multiply(self._coordinates.bytes, self._bank.bytes[begin:end], scores)
-        # |s i(q) - s i(c)|^2 = s^2 (|i(q)|^2 + |i(c)|^2 - 2 i(q) i(c)); halves are rounded down.
-        np.subtract(self._bank.squared[begin:end] // 2, scores, out=scores)
+        # |s i(q) - s i(c)|^2 = s^2 (|i(q)|^2 + |i(c)|^2 - 2 i(q) i(c)), of which this is half the
+        # last two, rounded down.
+        multiply(self._bytes, self._bank.bytes[begin:end], scores)
         if ignore is not None:
             scores[:, ignore] = NEVER
         self._lower_limit(scores, begin)

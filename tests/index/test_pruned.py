@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from pipeline.index import bounds, choose
+from pipeline.index import bounds, choose, pruned, sieve
 from pipeline.index.bounds import Projection, principal_directions
 from pipeline.index.choose import search_over
 from pipeline.index.exact import ExactSearch
@@ -128,12 +128,16 @@ def test_a_bound_is_never_above_the_distance(kind):
 
     exact = left.exact[:, None].astype(np.float64) - right.exact
     assert (np.linalg.norm(exact, axis=2) <= distance * (1 + 1e-12) + drift).all()
-    steps = left.bytes[:, None].astype(np.float64) - right.bytes
+    coordinates = right.exact.shape[1]
+    steps = left.bytes[:, None].astype(np.float64) - right.bytes[:, :coordinates]
     error = left.error[:, None] + right.error
     assert (projection.step * np.linalg.norm(steps, axis=2) <= distance + drift + error).all()
+    digits = right.bytes[:, coordinates:].astype(np.int64)
+    digits[:, :-1] *= 127
+    np.testing.assert_array_equal(digits.sum(axis=1), right.squared // 2)
 
 
-def test_bounds_leave_few_rows_of_low_rank_data(monkeypatch: pytest.MonkeyPatch):
+def test_bounds_leave_few_rows_of_low_rank_data():
     rng = np.random.default_rng(0)
     search = PrunedSearch.over(ExactSearch.over(low_rank(rng, 6000)), 32, threads=1)
     queries = low_rank(rng, 200)
@@ -141,7 +145,10 @@ def test_bounds_leave_few_rows_of_low_rank_data(monkeypatch: pytest.MonkeyPatch)
     assert 200 <= len(query) <= 220
 
 
-def test_a_block_that_cannot_be_pruned_goes_dense(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("other", [pruned, sieve], ids=["of a tile", "of a block"])
+def test_a_block_that_cannot_be_pruned_goes_dense(other, monkeypatch: pytest.MonkeyPatch):
+    # Each of the two limits alone.
+    monkeypatch.setattr(other, "_MANY", np.inf)
     rng = np.random.default_rng(0)
     search = PrunedSearch.over(ExactSearch.over(isotropic(rng, 6000)), 8, threads=1)
     queries = isotropic(rng, 200)
@@ -271,12 +278,12 @@ def test_real_tiles_equal_the_dense_search_and_are_faster(tiles):
         if not bounds.products_are_exact():
             pytest.skip("no fast product of bytes on this processor")
         # Processor seconds, in turns: other processes take time from both.
-        pruned, dense = [], []
+        ours, dense = [], []
         for _ in range(5):
-            for times, one in ((pruned, search), (dense, search.dense)):
+            for times, one in ((ours, search), (dense, search.dense)):
                 start = process_time()
                 one.nearest(good, 1)
                 times.append(process_time() - start)
     assert search.components > 0
     # The benchmark has the real figure, about 4.
-    assert min(dense) > 2 * min(pruned)
+    assert min(dense) > 2 * min(ours)
