@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A safetensors file for the demo; without it the timm hub is asked, then features are untrained.
 WEIGHTS ?=
 
-.PHONY: demo test lint check clean
+.PHONY: demo test test-slow lint check clean
 
 $(VENV)/.runtime: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,7 +20,11 @@ demo: $(VENV)/.runtime
 	$(BIN)/patchlake demo demo $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# Real images with real weights; skipped, visibly, where they are absent.
+test-slow: $(VENV)/.development
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

@@ -121,7 +121,10 @@ class Projection:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return coordinates before centring, lengths of the centred rows, and of their rests."""
         centred = rows.astype(dtype) - self.mean.astype(dtype)
-        coordinates = centred @ self.directions.astype(dtype)
+        # torch's product, because its threads are limited in one thread of ours; numpy's BLAS has
+        # one pool for all, which blocks would fight over.
+        directions = torch.from_numpy(self.directions.astype(dtype))
+        coordinates: np.ndarray = (torch.from_numpy(centred) @ directions).numpy()
         squared = np.einsum("nd,nd->n", centred, centred)
         inside = np.einsum("nd,nd->n", coordinates, coordinates)
         rests = np.sqrt(np.maximum(squared - inside, 0))
