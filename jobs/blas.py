@@ -1,8 +1,9 @@
 """The BLAS kernel for this processor, chosen before numpy is imported.
 
 The OpenBLAS inside numpy and faiss knows processors by family. On an AMD processor with AVX-512
-that it does not know yet it falls back to its Haswell kernels, at half the speed: 122 instead of
-244 GFLOP/s a core on Zen 5. Its SKYLAKEX kernels need nothing but AVX-512 F, DQ, BW, VL and CD. The
+that it does not know yet it falls back to its Haswell kernels, reported at half the speed on Zen 5.
+On the Zen 4 of docs/benchmarks.md numpy's OpenBLAS chose SKYLAKEX itself, and nothing is gained.
+The SKYLAKEX kernels need nothing but AVX-512 F, DQ, BW, VL and CD. The
 newer COOPERLAKE and SAPPHIRERAPIDS are not chosen: the older OpenBLAS inside faiss does not know
 those names, and falls back much further.
 

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.features.backbone import UNTRAINED, hub_has
 from pipeline.images.synthetic import write_products
 
-# Small enough for a laptop without a GPU: two minutes on two cores.
+# Small enough for a laptop without a GPU: about a minute on two cores.
 _BACKBONE = "resnet18.tv_in1k"
 
 

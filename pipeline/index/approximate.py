@@ -24,9 +24,9 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from pipeline.index.exact import ExactSearch
+from pipeline.index.search import Search
 from pipeline.index.sharded import (
     Answer,
-    Neighbours,
     ShardMember,
     lowest,
     merge_nearest,
@@ -179,9 +179,7 @@ class ApproximateSearch:
         )
 
 
-def measure(
-    search: Neighbours, oracle: Neighbours, queries: Float32[np.ndarray, "queries dim"]
-) -> Quality:
+def measure(search: Search, oracle: Search, queries: Float32[np.ndarray, "queries dim"]) -> Quality:
     """Return what the search loses on the queries. Costs one exact search of them.
 
     Args:

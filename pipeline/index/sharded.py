@@ -11,12 +11,12 @@ How the shards are asked is the caller's: nothing here knows of processes.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from pipeline.index.exact import ExactSearch
+from pipeline.index.search import Search
 
 # Squared distances and global rows (queries, k) of one shard, nearest first; where a shard has
 # fewer than k rows: inf, -1. 16 bytes a neighbour: an image of 784 patches moves 12.5 KB a shard.
@@ -27,32 +27,12 @@ Ask = Callable[[np.ndarray, int, np.ndarray | None], Sequence[Answer]]
 Fetch = Callable[[Mapping[int, np.ndarray]], Mapping[int, np.ndarray]]
 
 
-class Neighbours(Protocol):
-    """What a shard needs of a search: `ExactSearch`, or one that ends in the same distances."""
-
-    @property
-    def size(self) -> int:
-        """Number of bank rows."""
-
-    def nearest(
-        self,
-        queries: Float32[np.ndarray, "queries dim"],
-        k: int,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
-        """Return L2 distances and bank rows of the k nearest, nearest first."""
-
-    def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
-        """Return bank rows."""
-
-
 @dataclass(frozen=True)
 class ShardMember:
     """One shard: the bank's rows from `offset` on."""
 
     offset: int
-    search: Neighbours
+    search: Search
 
     @classmethod
     def over(cls, rows: Float32[np.ndarray, "rows dim"], offset: int) -> "ShardMember":

@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 
 Progress = Callable[[int, int], None]
 
-# Rows in a pool. Time is flat between 512 and 4096.
+# Rows in a pool: 2048 x 384 float32 are 3 MB, which stays in the cache for all of its picks.
 _POOL = 2048
 # Centres between two looks at what has left a pool.
 _TRIM_EVERY = 32

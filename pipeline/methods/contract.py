@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from pipeline.config import Scalar
+from pipeline.index.search import Search
 
 Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
@@ -64,26 +65,6 @@ class Corpus(Protocol):
 
         `start` is called with the share's embeddings and the number of its first image.
         """
-
-
-class Search(Protocol):
-    """Nearest neighbours in the group's memory bank (`pipeline.index`)."""
-
-    @property
-    def size(self) -> int:
-        """Number of bank rows."""
-
-    def nearest(
-        self,
-        queries: Float32[np.ndarray, "queries dim"],
-        k: int,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
-        """Return L2 distances and bank rows of the k nearest, nearest first."""
-
-    def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
-        """Return bank rows."""
 
 
 @dataclass(frozen=True)

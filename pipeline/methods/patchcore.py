@@ -6,9 +6,9 @@ Detection", CVPR 2022 (arXiv 2106.08265).
 Deliberate differences from the paper:
 
 * the coreset is selected in the full space, not in a random projection, unless `projection` asks
-  for one (`pipeline.maths.coreset`; its covering radius is 6 to 9 % larger);
+  for one (`pipeline.maths.coreset`);
 * the image score is s* (Eq. 6) by default. `image_score: reweighted` is Eq. 7; the paper does not
-  state b, 9 is what others use. On real tiles the two agree to 0.001 AUROC;
+  state b, 9 is what others use;
 * layers are joined by concatenation unless they have the 512 and 1024 channels for which the
   authors' 1024 dimensions are defined (`pipeline.features.patches`).
 """
@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.features import patches
-from pipeline.methods.contract import Arrays, Corpus, Fitted, Progress, Scores, Search
+from pipeline.index.search import Search
+from pipeline.methods.contract import Arrays, Corpus, Fitted, Progress, Scores
 from pipeline.methods.selection import Selector, Strategy, gather_rows
 
 

@@ -20,11 +20,12 @@ from pipeline.index.accelerated import AcceleratedSearch
 from pipeline.index.approximate import ApproximateSearch, Quality, measure
 from pipeline.index.choose import search_over
 from pipeline.index.exact import ExactSearch
+from pipeline.index.search import Search
 from pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, GroupRecord, read_file, write_files
-from pipeline.methods.contract import Arrays, Fitted, Search
+from pipeline.methods.contract import Arrays, Fitted
 from pipeline.scores.heatmap import ColourScale
 
 _STATE = "state.safetensors"
