@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.maths.coreset import Progress, Shard, greedy
+from pipeline.maths.coreset import Progress, greedy
+from pipeline.maths.shard import Shard
 
 T = TypeVar("T")
 

@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.maths.coreset import Farthest, Progress, Shard, greedy, select
+from pipeline.maths.coreset import Progress, greedy, select
 from pipeline.maths.partitioned import partitioned
 from pipeline.maths.projection import gaussian_projection
+from pipeline.maths.shard import Farthest, Shard
 from pipeline.methods.contract import Corpus, Held, T
 
 log = logging.getLogger("patchlake")

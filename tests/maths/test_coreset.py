@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.maths.coreset import Shard, Shards, greedy, select
+from pipeline.maths.coreset import Shards, greedy, select
+from pipeline.maths.shard import Shard
 
 # Two candidates whose distances agree to this are the same to float32.
 NEAR_TIE = 1e-6

@@ -12,7 +12,8 @@ from pipeline.cluster.local import LocalRunner
 from pipeline.config import Settings, load_settings
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import GroupRecord, read_manifest
-from pipeline.maths.coreset import Shard, greedy, select
+from pipeline.maths.coreset import greedy, select
+from pipeline.maths.shard import Shard
 from pipeline.methods.selection import HeldRows
 from tests.conftest import LOCAL, TINY
 
