@@ -132,9 +132,10 @@ def select(
         centres = _pick(answers, tau, size, picked)
         if len(picked.squared_radii) == size or picked.squared_radii[-1:] == [0.0]:
             break
-        # Aim at answers between one and three quarters of what a pool holds.
+        # Rows below the threshold are spared: a high one costs rounds, of a few ms each, a low one
+        # products with rows that would never have come near the front. 0.9 to 0.97 measured best.
         candidates = sum(len(answer.indices) for answer in answers)
-        share = min(0.97, share + 0.05) if candidates >= POOL else max(0.3, share - 0.1)
+        share = min(0.97, share + 0.02) if candidates >= POOL else max(0.9, share - 0.02)
         threshold = share * tau
         if progress is not None:
             progress(len(picked.indices), size)

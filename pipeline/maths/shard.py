@@ -12,8 +12,10 @@ from jaxtyping import Float32, Int64
 
 # Rows in a pool: 2048 x 384 float32 are 3 MB, which stays in the cache for all of its picks.
 POOL = 2048
-# Rows x centres of one product of a flush: 1024 x 4096 float32 = 16 MiB a thread.
-_BLOCK_ROWS, _BLOCK_CENTRES = 1024, 4096
+# Rows x centres of one product of a flush: 1024 x 128 float32 = 512 KiB a thread, in the cache.
+_BLOCK_ROWS, _BLOCK_CENTRES = 1024, 128
+# Copying a block's rows costs as much as some ten centres.
+_WORTH_DROPPING = 0.9
 
 
 @dataclass(frozen=True)
@@ -104,34 +106,45 @@ class Shard:
         stale = stale[np.argsort(self._seen[stale], kind="stable")]
         blocks = [stale[i : i + _BLOCK_ROWS] for i in range(0, len(stale), _BLOCK_ROWS)]
         with ThreadPoolExecutor(self._threads) as pool:
-            for _ in pool.map(self._flush_block, blocks):
+            for _ in pool.map(self._flush_block, blocks, [threshold] * len(blocks)):
                 pass
-        self._seen[stale] = self._centres.count
 
-    def _flush_block(self, block: Int64[np.ndarray, " block"]) -> None:
+    def _flush_block(self, block: Int64[np.ndarray, " block"], threshold: float) -> None:
+        """Measure rows against the centres that they have not seen, until they are near enough."""
+        if self._centres.count == 1:
+            # Nothing to choose between: the distance itself, without the detour of a product.
+            self._bound[block] = squared_distances(self._rows[block], self._centres.plain[0])
+            self._seen[block] = 1
+            return
         augmented = augment(self._rows[block], self._mean)
         norms = squared_norms(augmented[:, :-1])
-        first = int(self._seen[block].min())
-        for begin in range(first, self._centres.count, _BLOCK_CENTRES):
+        for begin in range(int(self._seen[block].min()), self._centres.count, _BLOCK_CENTRES):
             end = min(begin + _BLOCK_CENTRES, self._centres.count)
-            product = augmented @ self._centres.augmented[begin:end].T
-            product += norms[:, None]
-            error = product_error(
-                norms, self._bound[block], self._centres.largest_norm, len(self._mean)
-            )
-            self._lower(block, product, error, begin)
+            self._lower(block, augmented @ self._centres.augmented[begin:end].T, norms, begin)
+            self._seen[block] = end
+            # Most fall below the threshold on the way, and are spared the other centres.
+            above = self._bound[block] > threshold
+            if np.count_nonzero(above) < _WORTH_DROPPING * len(block):
+                block, augmented, norms = block[above], augmented[above], norms[above]
+            if len(block) == 0:
+                return
 
-    def _lower(self, block: np.ndarray, product: np.ndarray, error: np.ndarray, begin: int) -> None:
-        """Lower a block's bounds by the distances, from a product, to centres `begin` onwards."""
+    def _lower(self, block: np.ndarray, product: np.ndarray, norms: np.ndarray, begin: int) -> None:
+        """Lower a block's bounds by the distances to centres `begin` onwards.
+
+        `product` is |c|^2 - 2 x.c, so that with `norms` it is the squared distance.
+        """
         before = self._bound[block]
-        limit = np.minimum(product.min(axis=1) + error, before)
-        near = np.flatnonzero(product <= (limit + error)[:, None])
+        error = product_error(norms, before, self._centres.largest_norm, len(self._mean))
+        limit = np.minimum(product.min(axis=1) + norms + error, before)
+        near = np.flatnonzero(product <= (limit + error - norms)[:, None])
         row, centre = np.divmod(near, product.shape[1])
         # One candidate, new or old, is the nearest for certain. Several are measured.
         old = np.isfinite(before) & (before - 2 * error <= limit)
         contested = np.bincount(row, minlength=len(block)) + old > 1
         sure = ~contested[row]
-        self._bound[block[row[sure]]] = (product.ravel()[near] + error[row])[sure]
+        proposed = product.ravel()[near] + (norms + error)[row]
+        self._bound[block[row[sure]]] = proposed[sure]
         self._nearest[block[row[sure]]] = centre[sure] + begin
         kept = np.flatnonzero(contested & old)
         row = np.concatenate([kept, row[~sure]])
@@ -196,11 +209,12 @@ def product_error(
     """Return what rounding can change in |x|^2 + |c|^2 - 2 x.c, for any c that can be nearer.
 
     A float32 dot product of length d errs by at most d 2^-24 |x||c|, so the three terms together
-    by d 2^-24 (|x| + |c|)^2; as much again is for the direct difference that it is held against.
+    by d 2^-24 (|x| + |c|)^2, and their sums by less than 3 more; as much again is for the direct
+    difference that it is held against.
     A centre nearer than the bound has |c| <= |x| + sqrt(bound); one that is longer is so far
     beyond that its own rounding cannot bring it back. So one outlier does not blur all others.
     """
     lengths = np.sqrt(norms)
     reach = lengths + np.minimum(lengths + np.sqrt(bounds), np.sqrt(np.float32(largest_norm)))
-    error: np.ndarray = np.float32(2 * (dim + 1) * 2.0**-24) * reach * reach
+    error: np.ndarray = np.float32(2 * (dim + 4) * 2.0**-24) * reach * reach
     return error + np.finfo(np.float32).tiny
