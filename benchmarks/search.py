@@ -24,6 +24,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -32,7 +33,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from pipeline.config import BackboneSettings
-from pipeline.features.backbone import Extractor, load_backbone
+from pipeline.features.backbone import load_backbone
+from pipeline.features.extractor import Extractor
 from pipeline.images.decode import decode_image
 from pipeline.images.geometry import Geometry
 from pipeline.index.choose import search_over
@@ -88,7 +90,8 @@ def _embed(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.nd
     settings = BackboneSettings(
         name=arguments.backbone, weights=arguments.weights, layers=tuple(arguments.layers)
     )
-    extractor = Extractor(load_backbone(settings), PatchCore().embed, threads=arguments.threads)
+    embed_ = partial(PatchCore().embed, seed=0)
+    extractor = Extractor(load_backbone(settings), embed_, threads=arguments.threads)
     geometry = Geometry((224, 224), None)
 
     def embed(folders: list[Path], count: int) -> np.ndarray:
@@ -99,7 +102,7 @@ def _embed(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.nd
         images = [
             decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8) for path in chosen
         ]
-        embeddings = extractor(np.stack([geometry.apply(image) for image in images]))
+        embeddings = extractor(np.stack([geometry.apply(image) for image in images]))["patches"]
         return embeddings.reshape(len(images), -1, embeddings.shape[-1])
 
     train = embed([arguments.train], arguments.train_images)

@@ -21,6 +21,8 @@ _SHOWN = 5
 class Tally:
     """What came back from the fragments of this start."""
 
+    # Fragments that this start has passed through the pipeline.
+    fragments: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     failed: dict[str, str] = field(default_factory=dict)
@@ -29,6 +31,7 @@ class Tally:
 
     def add(self, result: FragmentResult) -> None:
         """Count one fragment."""
+        self.fragments += 1
         self.statuses.update(result.statuses)
         self.duplicates += result.duplicates
         for stage, seconds in result.seconds.items():

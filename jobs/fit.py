@@ -3,18 +3,21 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 import typer
 
 from jobs import options
-from jobs.console import log, progress, show_table
-from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from jobs.console import log, progress
+from jobs.driving import Tally, drive, half_of_memory
+from jobs.publishing import publish
 from pipeline.cluster.runner import Pipeline, Runner
 from pipeline.config import Scalar, Settings, digest
-from pipeline.errors import ConfigError, FragmentsFailed
-from pipeline.features.backbone import Extractor, load_backbone
+from pipeline.errors import ConfigError
+from pipeline.features.backbone import load_backbone
+from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
@@ -22,8 +25,10 @@ from pipeline.lake.fragments import Fragment
 from pipeline.lake.runs import Run
 from pipeline.methods import build, options_of
 from pipeline.methods.contract import Method
+from pipeline.stages.corpus import EMBEDDINGS, StoredCorpus
 from pipeline.stages.decode import Decode, Selection, Source
-from pipeline.stages.fit import EMBEDDINGS, Embedder, StoredCorpus, fit_group
+from pipeline.stages.embed import Embedder
+from pipeline.stages.fit import fit_group
 from pipeline.stages.plan import (
     Plan,
     keyed,
@@ -31,8 +36,6 @@ from pipeline.stages.plan import (
     plan_fragments,
     training_selections,
 )
-
-_FACTS = ("patches", "bank_rows", "covering_radius")
 
 
 def fit(
@@ -88,6 +91,7 @@ def run(
     lake, target = Folder.at(images), Folder.at(model)
     target.sweep()
     planned = _plan(lake, target, settings, where)
+    settings = planned.record.settings
     published = _published(target, planned, overwrite=overwrite)
     if published is not None:
         log.info("%s was fitted by this very run; nothing to do", target.root)
@@ -111,8 +115,7 @@ def run(
         tally = drive(runner, job, pending, Pipeline(decode, embedder))
         fitted, failed = _fit_groups(target, planned, job, tally, runner)
     manifest = _manifest(planned, job, fitted, failed)
-    already_done = len(planned.plan.kept) - len(pending)
-    return _publish(target, planned, job, tally, manifest, already_done)
+    return publish(target, job, tally, manifest, planned.plan.kept)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class _Planned:
 def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -> _Planned:
     """Check everything that can be wrong with the command, then cut the work."""
     method = build(settings.method.name, settings.method.options())
+    settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)
     plan = plan_fragments(lake, settings, where)
     selections = training_selections(lake, plan.kept, settings.columns)
@@ -139,7 +143,8 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
             log.warning("group '%s' has no label at all: every image of it is taken as good", group)
     backbone = load_backbone(settings.backbone, seed=settings.seed)
     # One black image shows here, not in every worker, whether method and backbone go together.
-    Extractor(backbone, method.embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
+    embed = partial(method.embed, seed=settings.seed)
+    Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
     weights_sha256 = backbone.weights_sha256
     identity = {
         "method": settings.method.name,
@@ -172,6 +177,14 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     return _Planned(
         plan, source, selections, method, options_used, identity, record, weights_sha256
     )
+
+
+def _with_layers(settings: Settings, method: Method) -> Settings:
+    """Return the settings with the method's own layers where none are named."""
+    if settings.backbone.layers is not None:
+        return settings
+    backbone = settings.backbone.model_copy(update={"layers": method.layers})
+    return settings.model_copy(update={"backbone": backbone})
 
 
 def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.Manifest | None:
@@ -221,7 +234,7 @@ def _fit_groups(
 
 def _fit_group(planned: _Planned, corpus: StoredCorpus) -> models.GroupRecord:
     settings = planned.record.settings
-    with progress(f"coreset of {corpus.fragments[0].group}", 100, "%") as advance:
+    with progress(f"fit of {corpus.group}", 100, "%") as advance:
         shown = 0
 
         def on_progress(done: int, total: int) -> None:
@@ -239,6 +252,7 @@ def _manifest(
     failed: dict[str, str],
 ) -> models.Manifest:
     settings = planned.record.settings
+    assert settings.backbone.layers is not None
     return models.Manifest(
         format=models.FORMAT,
         run=job.record.run,
@@ -258,50 +272,3 @@ def _manifest(
         libraries=runs.library_versions(),
         settings=settings,
     )
-
-
-def _publish(
-    target: Folder,
-    planned: _Planned,
-    job: Run,
-    tally: Tally,
-    manifest: models.Manifest,
-    already_done: int,
-) -> models.Manifest:
-    """Write `model.json` and the summary, and raise if anything is missing."""
-    if manifest.groups:
-        models.write_manifest(target, manifest)
-    digests = {group: record.digest for group, record in manifest.groups.items()}
-    summary = summarise(job, tally, planned.plan.kept, already_done, groups=digests)
-    job.finish(summary)
-    _show(target, manifest)
-    failed = manifest.failed_groups
-    if failed:
-        told = "; ".join(f"{group}: {reason}" for group, reason in failed.items())
-        total = len(failed) + len(manifest.groups)
-        raise FragmentsFailed(f"{len(failed)} of {total} groups are not published ({told})")
-    target.remove(job.name("partials"), recursive=True)
-    require_success(summary)
-    return manifest
-
-
-def _show(target: Folder, manifest: models.Manifest) -> None:
-    rows = [
-        [
-            group,
-            str(record.images),
-            str(sum(record.unusable_images.values())),
-            *(_shown(record.facts.get(fact)) for fact in _FACTS),
-            f"{sum(file.bytes for file in record.files) / 2**20:.1f} MiB",
-            record.digest[:12],
-        ]
-        for group, record in manifest.groups.items()
-    ]
-    header = ["group", "images", "unusable", *_FACTS, "size", "model"]
-    show_table(f"{manifest.method} on {manifest.backbone.name}: {target.root}", header, rows)
-
-
-def _shown(fact: float | str | None) -> str:
-    if fact is None:
-        return "-"
-    return fact if isinstance(fact, str) else f"{fact:.6g}"

@@ -10,7 +10,7 @@ from jobs.console import say, show_table
 from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
-from pipeline.stages.fit import EMBEDDINGS
+from pipeline.stages.corpus import EMBEDDINGS
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.cluster.runner import M, Members, Pipeline, Stage, T
+from pipeline.cluster.runner import M, Members, Peers, Pipeline, Stage, T
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,27 @@ class LocalRunner:
         """Yield one stage's row for each row, in order."""
         return map(stage, rows)
 
-    def each(self, calls: Sequence[Callable[[], T]]) -> Sequence[T]:
-        """Return the result of each call."""
-        return [call() for call in calls]
+    def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """Yield the result of each call."""
+        return (call() for call in calls)
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Members[M]]:
         """Hold all the things here."""
         yield _Here([start() for start in starts])
+
+    def together(self, call: Callable[[Peers], None]) -> None:
+        """Run the function once."""
+        call(_Alone())
+
+
+@dataclass(frozen=True)
+class _Alone:
+    number: int = 0
+    count: int = 1
+
+    def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
+        return [array]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 T = TypeVar("T")
@@ -38,6 +39,21 @@ class Members(Protocol[M_co]):
         """Return each one's answer, in their order."""
 
 
+class Peers(Protocol):
+    """Processes that run one function in step; each has a number, from 0."""
+
+    @property
+    def number(self) -> int:
+        """Which of them this is."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
+        """Return everybody's array, by number: the same for all. Shapes must be equal."""
+
+
 class Runner(Protocol):
     """Where work is done. What is passed to it must be settings, paths and small arrays."""
 
@@ -51,8 +67,14 @@ class Runner(Protocol):
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield one stage's row for each row, as they are done."""
 
-    def each(self, calls: Sequence[Callable[[], T]]) -> Sequence[T]:
-        """Return the result of each call, in their order."""
+    def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """Yield the result of each call, in their order."""
 
     def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Members[M]]:
         """Start a thing in a worker each; they go when the block ends."""
+
+    def together(self, call: Callable[[Peers], None]) -> None:
+        """Run a function in several workers in step, until all have returned.
+
+        Where a worker dies it is started again in all of them, and must go on from what it wrote.
+        """

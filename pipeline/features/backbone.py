@@ -1,31 +1,27 @@
-"""The frozen backbone: timm's feature maps at chosen layers. The only module that knows timm.
+"""The frozen backbone: feature maps of a timm network at chosen layers, with the weights named.
 
 timm is imported where it is used: it takes three seconds, and `status` needs none of it.
 """
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
-import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.config import BackboneSettings, nearest
 from pipeline.errors import ConfigError
+from pipeline.features.layers import create_network, state_in_use
 from pipeline.lake.folder import split_uri
 
 UNTRAINED = "untrained"
-
-Embed = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,26 @@ class Backbone:
     device: torch.device
 
     def feature_maps(self, pixels: UInt8[Tensor, "images h w 3"]) -> list[Tensor]:
-        """Return (images, channels, rows, columns) for each layer, the finest grid first."""
+        """Return (images, channels, rows, columns) for each layer, the finest grid first.
+
+        Raises:
+            ConfigError: if the network does not take images of this size.
+        """
         mean = torch.tensor(self.mean, device=self.device) * 255
         std = torch.tensor(self.std, device=self.device) * 255
         scaled = (pixels.to(self.device).float() - mean) / std
-        maps: list[Tensor] = self.network(scaled.permute(0, 3, 1, 2))
-        return maps
+        try:
+            maps: list[Tensor] = self.network(scaled.permute(0, 3, 1, 2))
+        except AssertionError as error:
+            # How timm says that a transformer's patches do not fit.
+            height, width = pixels.shape[1:3]
+            raise ConfigError(
+                f"image.resize and image.crop give {height} x {width} pixels, which backbone.name "
+                f"does not take: {error}"
+            ) from None
+        if getattr(self.network, "output_fmt", None) == "NHWC":
+            maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
+        return sorted(maps, key=lambda feature_map: feature_map[0, 0].numel(), reverse=True)
 
 
 def load_backbone(settings: BackboneSettings, *, seed: int = 0) -> Backbone:
@@ -64,13 +74,13 @@ def load_backbone(settings: BackboneSettings, *, seed: int = 0) -> Backbone:
         near = nearest(settings.name, family) if family else ""
         raise ConfigError(f"backbone.name '{settings.name}' is not a timm model{near}")
     if settings.weights == UNTRAINED:
-        network = _create(settings, seed, pretrained=False)
+        network = create_network(settings, seed, pretrained=False)
     elif settings.weights is None:
         network = _from_hub(settings, seed)
     else:
         network = _from_file(settings, settings.weights, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parameter in network.parameters():
         parameter.requires_grad_(requires_grad=False)
     described = timm.get_pretrained_cfg(settings.name)
@@ -78,66 +88,9 @@ def load_backbone(settings: BackboneSettings, *, seed: int = 0) -> Backbone:
     return Backbone(network, mean, std, _digest(network), device)
 
 
-@dataclass
-class Extractor:
-    """Embeds images with a backbone, with a result that depends on the image alone.
-
-    On a CPU every image goes through the network by itself, each on one thread, several images
-    at a time. That is as fast as a batch (a batch of 32 is up to 2.8 times slower here: its
-    activations leave the cache), and neither the batch size nor the number of threads can change
-    a bit: with DenseNet-169 a batch of 32 does, by 1e-6. On a GPU the last batch is padded.
-    """
-
-    backbone: Backbone
-    embed: Embed
-    batch_size: int = 32
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(
-            self.threads, initializer=torch.set_num_threads, initargs=(1,)
-        )
-
-    def __call__(
-        self, pixels: UInt8[np.ndarray, "images h w 3"]
-    ) -> Float32[np.ndarray, "images ..."]:
-        """Return the embedding of each image."""
-        if len(pixels) == 0:
-            return np.empty((0, 0, 0, 0), np.float32)
-        size = 1 if self.backbone.device.type == "cpu" else self.batch_size
-        batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
-        return np.concatenate(
-            list(self._pool.map(self._embed_batch, batches, [size] * len(batches)))
-        )
-
-    def _embed_batch(self, pixels: np.ndarray, size: int) -> np.ndarray:
-        padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
-        padded[: len(pixels)] = pixels
-        with torch.inference_mode():
-            embedded = self.embed(self.backbone.feature_maps(torch.from_numpy(padded)))
-        kept: np.ndarray = embedded[: len(pixels)].contiguous().cpu().numpy()
-        return kept
-
-
-def _create(settings: BackboneSettings, seed: int, **options: Any) -> torch.nn.Module:  # noqa: ANN401 - timm's
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            network: torch.nn.Module = timm.create_model(
-                settings.name, features_only=True, out_indices=settings.layers, **options
-            )
-        except (AssertionError, IndexError, ValueError) as error:
-            raise ConfigError(
-                f"backbone.layers {settings.layers} do not fit '{settings.name}': {error}"
-            ) from None
-    return network
-
-
 def _from_hub(settings: BackboneSettings, seed: int) -> torch.nn.Module:
     try:
-        return _create(settings, seed, pretrained=True)
+        return create_network(settings, seed, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"the weights of '{settings.name}' could not be had from the timm hub "
@@ -152,7 +105,7 @@ def _from_file(settings: BackboneSettings, uri: str, seed: int) -> torch.nn.Modu
         )
     with _as_local_file(uri) as path:
         try:
-            network = _create(
+            network = create_network(
                 settings, seed, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
             )
         except SafetensorError as error:
@@ -162,16 +115,17 @@ def _from_file(settings: BackboneSettings, uri: str, seed: int) -> torch.nn.Modu
             raise ConfigError(f"'{uri}' is not weights of '{settings.name}': {first}") from None
     # timm loads feature extractors leniently: what the file lacks stays random, without a word.
     # A weight that the file does not hold is the same as before loading, from the same seed.
-    fresh = dict(_create(settings, seed, pretrained=False).named_parameters())
+    fresh = dict(create_network(settings, seed, pretrained=False).named_parameters())
+    used = [name for name in state_in_use(network) if name in fresh]
     absent = [
         name
-        for name, loaded in network.named_parameters()
-        if loaded.ndim > 1 and torch.equal(loaded, fresh[name])
+        for name in used
+        if fresh[name].ndim > 1 and torch.equal(network.get_parameter(name), fresh[name])
     ]
     if absent:
         raise ConfigError(
             f"'{uri}' is not weights of '{settings.name}': it lacks {len(absent)} of its "
-            f"{len(fresh)} parameters, for example '{absent[0]}'"
+            f"{len(used)} parameters, for example '{absent[0]}'"
         )
     return network
 
@@ -193,7 +147,7 @@ def _as_local_file(uri: str) -> Iterator[Path]:
 
 def _digest(network: torch.nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(state_in_use(network).items()):
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())

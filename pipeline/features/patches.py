@@ -64,6 +64,11 @@ def official_embedding(feature_maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([near, _align(pairs, fine.shape[-2:])], dim=1).permute(0, 2, 3, 1)
 
 
+def pooled(feature_map: Tensor) -> Tensor:
+    """Return the spatial mean (images, channels) of a feature map (images, channels, ...)."""
+    return feature_map.mean(dim=(-2, -1))
+
+
 def _pool(maps: Tensor, neighbourhood: int) -> Tensor:
     return functional.avg_pool2d(maps, neighbourhood, stride=1, padding=neighbourhood // 2)
 

@@ -1,5 +1,6 @@
 """From the whole image to the model's input, and where that input lies in the image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -95,6 +96,34 @@ class Geometry:
         if width <= height:
             return int(self.resize * height / width), self.resize
         return self.resize, int(self.resize * width / height)
+
+
+def join_inputs(image: Image.Image, geometries: Sequence[Geometry]) -> UInt8[np.ndarray, "..."]:
+    """Return the inputs of several models as one array: (h, w, 3) of one, else flat, in order.
+
+    Raises:
+        ImageError: as `Geometry.apply`.
+    """
+    inputs = [geometry.apply(image) for geometry in geometries]
+    return inputs[0] if len(inputs) == 1 else np.concatenate([pixels.ravel() for pixels in inputs])
+
+
+def input_shape(geometries: Sequence[Geometry]) -> tuple[int, ...]:
+    """Return the shape of what `join_inputs` returns."""
+    shapes = [(*geometry.input_size, 3) for geometry in geometries]
+    return shapes[0] if len(shapes) == 1 else (sum(h * w * c for h, w, c in shapes),)
+
+
+def split_inputs(
+    joined: UInt8[np.ndarray, "images ..."], geometries: Sequence[Geometry]
+) -> list[UInt8[np.ndarray, "images h w 3"]]:
+    """Return the inputs (images, h, w, 3) of each geometry, from images of `join_inputs`."""
+    if len(geometries) == 1:
+        return [joined]
+    shapes = [(*geometry.input_size, 3) for geometry in geometries]
+    ends = np.cumsum([h * w * c for h, w, c in shapes])[:-1]
+    parts = np.split(joined, ends, axis=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _offset(resized: int, crop: int) -> int:

@@ -2,8 +2,9 @@
 
     model.json                                   written last; the only object that is replaced
     g=<group>/state-<sha12>.safetensors          arrays of the method
-    g=<group>/index-00000-of-00001-<sha12>.faiss the memory bank
-    g=<group>/calibration-<sha12>.json           colour scale of the heatmaps
+    g=<group>/index-00000-of-00001-<sha12>.faiss the memory bank, if the method has one
+    g=<group>/gallery-000000000-<sha12>.safetensors  feature maps of training images, of SPADE
+    g=<group>/calibration-<sha12>.json           how normal images score; colours of the heatmaps
     g=<group>/provenance-<sha12>.parquet         bank row -> image, y, x
 
 Nothing is pickled. Every file is checked against its SHA-256 before it is parsed.
@@ -16,12 +17,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.config import ImageSettings, Scalar, Settings, digest
+from pipeline.config import ImageSettings, Layers, Scalar, Settings, digest
 from pipeline.errors import ModelError
 from pipeline.lake.folder import Folder, escape
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "model.json"
+
+# Of a file that is only checked.
+_BLOCK = 4 * 2**20
 
 
 class _Record(BaseModel):
@@ -43,8 +47,8 @@ class GroupRecord(_Record):
     digest: str
     images: int
     unusable_images: dict[str, int]
-    # How the bank's files are searched.
-    index: Literal["exact", "hnsw", "ivf"]
+    # How the bank's files are searched; None where the method has no bank.
+    index: Literal["exact", "hnsw", "ivf"] | None
     # For example bank_rows, patches, covering_radius.
     facts: dict[str, float | str]
     files: list[FileRecord]
@@ -66,7 +70,7 @@ class Network(_Record):
     """The backbone of the fit. `weights` is where it was; `weights_sha256` is what it was."""
 
     name: str
-    layers: tuple[int, ...]
+    layers: Layers
     weights: str | None
     weights_sha256: str
 
@@ -141,13 +145,33 @@ def read_file(model: Folder, record: FileRecord) -> bytes:
         content = model.read(record.name)
     except FileNotFoundError:
         raise ModelError(f"{model.path(record.name)} is missing; fit again or restore it") from None
-    found = hashlib.sha256(content).hexdigest()
+    _require(model, record, hashlib.sha256(content).hexdigest())
+    return content
+
+
+def verify_file(model: Folder, record: FileRecord) -> None:
+    """Check a file without holding it.
+
+    Raises:
+        ModelError: if it is absent or differs from what was written, by one bit or more.
+    """
+    try:
+        with model.open(record.name) as file:
+            digest_ = hashlib.sha256()
+            while block := file.read(_BLOCK):
+                digest_.update(block)
+    except FileNotFoundError:
+        raise ModelError(f"{model.path(record.name)} is missing; fit again or restore it") from None
+    _require(model, record, digest_.hexdigest())
+
+
+def _require(model: Folder, record: FileRecord, found: str) -> None:
     if found != record.sha256:
         raise ModelError(
             f"{model.path(record.name)} is damaged: SHA-256 {found[:12]}…, {MANIFEST} says "
-            f"{record.sha256[:12]}… ({len(content)} of {record.bytes} bytes); fit again"
+            f"{record.sha256[:12]}… ({model.entry(record.name).size} of {record.bytes} bytes); "
+            "fit again"
         )
-    return content
 
 
 def group_digest(identity: Mapping[str, object], files: list[FileRecord]) -> str:

@@ -1,21 +1,23 @@
 """What a method is given, and what it gives back."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from pipeline.config import Scalar
+from pipeline.config import Layers, Scalar
 from pipeline.index.search import Search
 
 Progress = Callable[[int, int], None]
+# Arrays by name. Of embeddings, the first axis of each is images.
 Arrays = dict[str, np.ndarray]
 M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -26,6 +28,42 @@ class Held(Protocol[M_co]):
         """Return each one's answer, in the order of the fragments."""
 
 
+class Peers(Protocol):
+    """Processes that run one function in step; each has a number, from 0."""
+
+    @property
+    def number(self) -> int:
+        """Which of them this is."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
+        """Return everybody's array, by number: the same for all. Shapes must be equal."""
+
+
+class Notes(Protocol):
+    """Arrays that outlive a process, by name: where a training goes on from."""
+
+    def read(self, name: str) -> Arrays | None:
+        """Return what was written last, or None."""
+
+    def write(self, name: str, arrays: Arrays) -> None:
+        """Replace what was written, in one atomic put."""
+
+
+class Reader(Protocol):
+    """The stored embeddings of a corpus, wherever a worker is."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Images of each fragment."""
+
+    def load(self, fragment: int) -> Arrays:
+        """Return one fragment's embeddings, by its number."""
+
+
 class Corpus(Protocol):
     """The embedded normal images of one group, fragment by fragment in the plan's order."""
 
@@ -34,8 +72,8 @@ class Corpus(Protocol):
         """Number of images."""
 
     @property
-    def embedding_shape(self) -> tuple[int, ...]:
-        """Shape of one image's embedding."""
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one image's arrays, by name."""
 
     @property
     def processes(self) -> int:
@@ -49,66 +87,120 @@ class Corpus(Protocol):
     def threads(self) -> int:
         """Threads of this process."""
 
-    def embeddings(self) -> Iterator[Float32[np.ndarray, "images ..."]]:
+    def embeddings(self) -> Iterator[Arrays]:
         """Yield each fragment's embeddings; may be called again."""
 
-    def each(self, work: Callable[[Float32[np.ndarray, "images ..."], int], T]) -> Sequence[T]:
-        """Return the results of `work` on each fragment, done by the workers, in order.
+    def each(self, work: Callable[[Arrays, int], T]) -> Iterator[T]:
+        """Yield the results of `work` on each fragment, done by the workers, in order.
 
         `work` is called with a fragment's embeddings and the number of its first image.
         """
 
+    def reduce(self, start: Callable[[Arrays, int], S], merge: Callable[[S, S], S]) -> S:
+        """Return what `start` makes of each fragment, merged in order.
+
+        Which fragments are merged with which first depends on the plan and on nothing else. A
+        worker holds one fragment and three states.
+        """
+
     def held(
-        self, start: Callable[[Float32[np.ndarray, "images ..."], int], M], members: int
+        self, start: Callable[[Arrays, int], M], members: int
     ) -> AbstractContextManager[Held[M]]:
         """Start `members` things on the workers, each of its share of the fragments.
 
         `start` is called with the share's embeddings and the number of its first image.
         """
 
+    def together(self, work: Callable[[Peers, Reader, Notes], None]) -> Notes:
+        """Run `work` in several processes in step, until all have returned; return its notes.
+
+        It is started again where a process dies, and must go on from its notes.
+        """
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """Vectors kept from training, in which scoring searches."""
+
+    rows: Float32[np.ndarray, "bank dim"]
+    # Which embedding the rows are of, and for each row its image (number in the corpus), y and x in
+    # the patch grid. None: rows are not of single images.
+    embedding: str = "patches"
+    origin: Int64[np.ndarray, "bank 3"] | None = None
+
 
 @dataclass(frozen=True)
 class Fitted:
     """What a fit stores. Arrays and numbers only."""
 
-    # What scoring needs beside the bank.
-    state: Arrays
-    memory_bank: Float32[np.ndarray, "bank dim"]
-    # Of each bank row: image (its number in the corpus), y and x in the patch grid.
-    origin: Int64[np.ndarray, "bank 3"]
     # For model.json: covering_radius, patches, ...
     facts: dict[str, float | str]
+    # What scoring needs beside a bank and a gallery.
+    state: Arrays = field(default_factory=dict)
+    bank: MemoryBank | None = None
+    # What of each fragment's embeddings goes into the model's gallery, if there is one.
+    gallery: Callable[[Arrays], Arrays] | None = None
+    # Images that the fit has not seen, by number: scores are calibrated on these. None: on all,
+    # each scored without its own part in the model.
+    unseen: Int64[np.ndarray, " images"] | None = None
+    # The score above which an image is anomalous, if the method knows one.
+    threshold: float | None = None
+
+
+class Gallery(Protocol):
+    """Feature maps of the training images, kept in the model's files."""
+
+    def of_image(self, number: int) -> Arrays:
+        """Return what the fit kept of one image, in its stored dtype."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted group, loaded: what scoring has at hand."""
+
+    state: Arrays
+    search: Search | None = None
+    gallery: Gallery | None = None
+    # What `Method.prepare` adds.
+    searches: Mapping[str, Search] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One number an image, and one a patch: raw distances, larger is worse."""
+    """One number an image, and one a patch where the method has a map. Larger is worse."""
 
     image_scores: Float32[np.ndarray, " images"]
-    anomaly_maps: Float32[np.ndarray, "images rows columns"]
+    anomaly_maps: Float32[np.ndarray, "images rows columns"] | None
 
 
 class Method(Protocol):
     """A frozen dataclass of settings; one module of `pipeline.methods` each, found by its name."""
 
-    def embed(self, feature_maps: Sequence[Tensor]) -> Tensor:
-        """Return (images, ...) from the backbone's feature maps."""
+    # `backbone.layers` where the user names none.
+    layers: ClassVar[Layers]
+    # Training images that scores are calibrated on, at most.
+    calibration_images: ClassVar[int]
+
+    def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:
+        """Return what is kept of each image, by name, from the backbone's feature maps."""
 
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
         """Return what is to be stored."""
 
+    def prepare(self, model: Model) -> Model:
+        """Return a model, just loaded, with what scoring derives from it once."""
+
     def score(
         self,
-        embeddings: Float32[np.ndarray, "images rows columns dim"],
-        state: Arrays,
-        search: Search,
+        embeddings: Arrays,
+        model: Model,
         *,
         ignore: Int64[np.ndarray, " ignored"] | None = None,
     ) -> Scores:
         """Return the scores of each image, whatever the other images are.
 
-        `ignore` names bank rows that do not count: an image must not be its own neighbour when
-        training images are scored.
+        `ignore` is given when one image of the training corpus is scored, which must not be
+        compared with itself: it names its rows of the memory bank, none where there is no bank.
         """
 
 

@@ -9,28 +9,45 @@ Deliberate differences from the paper:
   for one (`pipeline.maths.coreset`);
 * the image score is s* (Eq. 6) by default. `image_score: reweighted` is Eq. 7; the paper does not
   state b, 9 is what others use;
+* `image_score: mean_top` and `distance: cosine` are those of AnomalyDINO (Damm et al., WACV 2025,
+  arXiv 2405.14529), whose recipe is the preset `anomalydino_paper`; its masking of the background
+  and its rotations of few training images are left out;
 * layers are joined by concatenation unless they have the 512 and 1024 channels for which the
   authors' 1024 dimensions are defined (`pipeline.features.patches`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
+from pipeline.config import Layers
 from pipeline.features import patches
 from pipeline.index.search import Search
-from pipeline.methods.contract import Arrays, Corpus, Fitted, Progress, Scores
+from pipeline.methods.contract import (
+    Arrays,
+    Corpus,
+    Fitted,
+    MemoryBank,
+    Model,
+    Progress,
+    Scores,
+)
 from pipeline.methods.selection import Selector, Strategy, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchCore:
     """The settings under `method`."""
+
+    layers: ClassVar[Layers] = (2, 3)
+    # A 95 % quantile of 200 rests on 10 images above it.
+    calibration_images: ClassVar[int] = 200
 
     # None: official where it is defined, else concat.
     embedding: Literal["official", "concat"] | None = None
@@ -43,58 +60,77 @@ class PatchCore:
     coreset: Strategy = "auto"
     # Select in this many random dimensions, as the paper does with 128; None: in all of them.
     projection: Annotated[int, Field(ge=1)] | None = None
-    image_score: Literal["max", "reweighted"] = "max"
+    image_score: Literal["max", "reweighted", "mean_top"] = "max"
     # b of Eq. 7.
     reweight_neighbours: Annotated[int, Field(ge=2)] = 9
+    # Share of an image's patches, the farthest ones, whose mean is the score `mean_top`.
+    top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
+    # cosine: patch embeddings have length 1, and distances are 1 - cos.
+    distance: Literal["l2", "cosine"] = "l2"
 
     def __post_init__(self) -> None:
         if self.embedding == "official" and self.neighbourhood != 3:  # noqa: PLR2004
             raise ValueError("the official embedding is defined for neighbourhood 3")
+        if self.image_score == "reweighted" and self.distance == "cosine":
+            raise ValueError("Eq. 7 is of L2 distances; use image_score max or mean_top")
 
-    def embed(self, feature_maps: Sequence[Tensor]) -> Tensor:
+    def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return patch embeddings (images, rows, columns, dim)."""
         channels = tuple(maps.shape[1] for maps in feature_maps)
         is_official = channels == patches.OFFICIAL_CHANNELS and self.neighbourhood == 3  # noqa: PLR2004
         if self.embedding == "official" or (self.embedding is None and is_official):
-            return patches.official_embedding(feature_maps)
-        return patches.concat_embedding(feature_maps, self.neighbourhood)
+            embedded = patches.official_embedding(feature_maps)
+        else:
+            embedded = patches.concat_embedding(feature_maps, self.neighbourhood)
+        if self.distance == "cosine":
+            embedded = functional.normalize(embedded, dim=-1)
+        return {"patches": embedded}
 
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
         """Return the coreset of all patches (algorithm 1) and where each row is from."""
-        height, width, _ = corpus.embedding_shape
+        height, width, _ = corpus.shapes["patches"]
         patches_ = corpus.images * height * width
         size = min(max(1, int(patches_ * self.coreset_fraction)), self.max_bank_rows)
         selector = Selector(self.coreset, self.projection, seed)
         selection = selector.select(corpus, size, progress)
         grid = (corpus.images, height, width)
+        origin = np.stack(np.unravel_index(selection.indices, grid), axis=1)
         return Fitted(
-            state={},
-            memory_bank=gather_rows(corpus, selection.indices),
-            origin=np.stack(np.unravel_index(selection.indices, grid), axis=1),
             facts=selection.facts | {"bank_rows": float(len(selection.indices))},
+            bank=MemoryBank(gather_rows(corpus, selection.indices), origin=origin),
         )
+
+    def prepare(self, model: Model) -> Model:
+        """Return the model as it is."""
+        return model
 
     def score(
         self,
-        embeddings: Float32[np.ndarray, "images rows columns dim"],
-        state: Arrays,  # noqa: ARG002 - the bank is all there is
-        search: Search,
+        embeddings: Arrays,
+        model: Model,
         *,
         ignore: Int64[np.ndarray, " ignored"] | None = None,
     ) -> Scores:
         """Return s* (Eq. 6) or s (Eq. 7) of each image, and every patch's distance to the bank."""
-        images, height, width, dim = embeddings.shape
-        queries = embeddings.reshape(-1, dim)
-        distances, rows = search.nearest(queries, 1, ignore=ignore)
+        assert model.search is not None
+        images, height, width, dim = embeddings["patches"].shape
+        queries = embeddings["patches"].reshape(-1, dim)
+        distances, rows = model.search.nearest(queries, 1, ignore=ignore)
         by_image = distances.reshape(images, height * width)
         worst = by_image.argmax(axis=1)
         image_scores = by_image.max(axis=1)
         if self.image_score == "reweighted":
             number = np.arange(images) * height * width + worst
             image_scores = self._reweighted(
-                queries[number], rows[number, 0], image_scores, search, ignore
+                queries[number], rows[number, 0], image_scores, model.search, ignore
             )
-        return Scores(image_scores, by_image.reshape(images, height, width))
+        maps = by_image.reshape(images, height, width)
+        if self.distance == "cosine":
+            # Of unit vectors, half the squared distance is 1 - cos.
+            image_scores, maps = image_scores**2 / 2, maps**2 / 2
+        if self.image_score == "mean_top":
+            image_scores = mean_of_largest(maps, self.top_fraction)
+        return Scores(image_scores, maps)
 
     def _reweighted(
         self,
@@ -120,6 +156,17 @@ class PatchCore:
         weight = 1 - np.exp(distances - log_sum)
         reweighted: np.ndarray = (weight * distances).astype(np.float32)
         return reweighted
+
+
+def mean_of_largest(
+    maps: Float32[np.ndarray, "images rows columns"], fraction: float
+) -> Float32[np.ndarray, " images"]:
+    """Return the mean of each map's largest values: the fraction rounded down, one at least."""
+    flat = maps.reshape(len(maps), -1)
+    count = max(1, int(flat.shape[1] * fraction))
+    largest = np.sort(flat, axis=1)[:, -count:]
+    mean: np.ndarray = largest.mean(axis=1, dtype=np.float64)
+    return mean.astype(np.float32)
 
 
 METHOD = PatchCore

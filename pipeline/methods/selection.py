@@ -6,7 +6,7 @@
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from pipeline.maths.coreset import Progress, greedy, select
 from pipeline.maths.partitioned import partitioned
 from pipeline.maths.projection import gaussian_projection
 from pipeline.maths.shard import Farthest, Shard
-from pipeline.methods.contract import Corpus, Held, T
+from pipeline.methods.contract import Arrays, Corpus, Held, T
 
 log = logging.getLogger("patchlake")
 
@@ -47,10 +47,13 @@ class Selector:
     strategy: Strategy
     projection: int | None
     seed: int
+    # The array, by name, whose last axis are the rows.
+    embedding: str = "patches"
 
     def select(self, corpus: Corpus, size: int, progress: Progress | None = None) -> Selection:
         """Return `size` rows of the corpus, whose embeddings are (images, rows, columns, dim)."""
-        rows = _Patches(corpus, self._project(corpus.embedding_shape[-1]))
+        projection = self._project(corpus.shapes[self.embedding][-1])
+        rows = _Patches(corpus, self.embedding, projection)
         strategy = self._choose(rows, corpus)
         facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
         if strategy == "partitioned":
@@ -100,10 +103,11 @@ class Selector:
 class _Patches:
     """A corpus as rows: one patch each, projected if so wished."""
 
-    def __init__(self, corpus: Corpus, projection: np.ndarray | None) -> None:
+    def __init__(self, corpus: Corpus, name: str, projection: np.ndarray | None) -> None:
         self._corpus = corpus
+        self._name = name
         self._projection = projection
-        height, width, dim = corpus.embedding_shape
+        height, width, dim = corpus.shapes[name]
         self.count = corpus.images * height * width
         self.dim = dim if projection is None else projection.shape[1]
 
@@ -115,18 +119,19 @@ class _Patches:
         rows = np.empty((self.count, self.dim), np.float32)
         filled = 0
         for embeddings in self._corpus.embeddings():
-            part = _as_rows(embeddings, self._projection)
+            part = _as_rows(embeddings[self._name], self._projection)
             rows[filled : filled + len(part)] = part
             filled += len(part)
         return rows
 
-    def each(self, work: Callable[[Rows], T]) -> Sequence[T]:
-        return self._corpus.each(partial(_on_rows, projection=self._projection, work=work))
+    def each(self, work: Callable[[Rows], T]) -> Iterator[T]:
+        on_rows = partial(_on_rows, name=self._name, projection=self._projection, work=work)
+        return self._corpus.each(on_rows)
 
     def held(self) -> AbstractContextManager[Held[Shard]]:
         members = self._corpus.processes
         pool = max(_LEAST_POOL, _POOL // members)
-        start = partial(_start_shard, projection=self._projection, pool=pool)
+        start = partial(_start_shard, name=self._name, projection=self._projection, pool=pool)
         return self._corpus.held(start, members)
 
 
@@ -143,41 +148,46 @@ class HeldRows:
         return self.shards.ask(partial(Shard.farthest, centres=centres, threshold=threshold))
 
 
-def gather_rows(corpus: Corpus, indices: Int64[np.ndarray, " size"]) -> Rows:
+def gather_rows(
+    corpus: Corpus, indices: Int64[np.ndarray, " size"], embedding: str = "patches"
+) -> Rows:
     """Return the patches of the given numbers, in their order.
 
     One pass over the corpus on the workers; only the wanted rows come back.
     """
-    gathered = np.empty((len(indices), corpus.embedding_shape[-1]), np.float32)
-    for positions, rows in corpus.each(partial(_take, indices=indices)):
+    gathered = np.empty((len(indices), corpus.shapes[embedding][-1]), np.float32)
+    for positions, rows in corpus.each(partial(_take, name=embedding, indices=indices)):
         gathered[positions] = rows
     return gathered
 
 
-def _take(embeddings: np.ndarray, first: int, *, indices: np.ndarray) -> tuple[np.ndarray, Rows]:
-    rows = _as_rows(embeddings, None)
-    local = indices - first * (len(rows) // len(embeddings))
+def _take(
+    embeddings: Arrays, first: int, *, name: str, indices: np.ndarray
+) -> tuple[np.ndarray, Rows]:
+    rows = _as_rows(embeddings[name], None)
+    local = indices - first * (len(rows) // len(embeddings[name]))
     positions = np.flatnonzero((local >= 0) & (local < len(rows)))
     return positions, rows[local[positions]]
 
 
 def _on_rows(
-    embeddings: np.ndarray,
+    embeddings: Arrays,
     first: int,  # noqa: ARG001 - parts are numbered by whoever merges them
     *,
+    name: str,
     projection: np.ndarray | None,
     work: Callable[[Rows], T],
 ) -> T:
-    return work(_as_rows(embeddings, projection))
+    return work(_as_rows(embeddings[name], projection))
 
 
 def _start_shard(
-    embeddings: np.ndarray, first: int, *, projection: np.ndarray | None, pool: int
+    embeddings: Arrays, first: int, *, name: str, projection: np.ndarray | None, pool: int
 ) -> Shard:
-    rows = _as_rows(embeddings, projection)
-    return Shard(rows, pool=pool, offset=first * (len(rows) // max(1, len(embeddings))))
+    rows = _as_rows(embeddings[name], projection)
+    return Shard(rows, pool=pool, offset=first * (len(rows) // max(1, len(embeddings[name]))))
 
 
-def _as_rows(embeddings: np.ndarray, projection: np.ndarray | None) -> Rows:
-    rows = embeddings.reshape(-1, embeddings.shape[-1])
+def _as_rows(embedding: np.ndarray, projection: np.ndarray | None) -> Rows:
+    rows = embedding.reshape(-1, embedding.shape[-1])
     return rows if projection is None else rows @ projection

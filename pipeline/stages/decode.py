@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.config import ColumnSettings, ImageSettings
 from pipeline.errors import ImageError, TableError
 from pipeline.images.decode import decode_image
-from pipeline.images.geometry import Geometry
+from pipeline.images.geometry import Geometry, input_shape, join_inputs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, group_rows, read_column_names
 from pipeline.stages.batch import FragmentBatch, advance
@@ -122,9 +122,11 @@ class Decode:
     # Group -> which of its rows; `all` where it is not named.
     selections: Mapping[str, Selection]
     threads: int = 1
+    # Of the inputs that are made, where models differ; else the source's.
+    geometries: Sequence[Geometry] = ()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the batch with rows and pixels (images, height, width, 3)."""
+        """Return the batch with rows and pixels, of each image what `join_inputs` makes of it."""
         return advance("decode", self._decode, table).to_arrow()
 
     def _decode(self, batch: FragmentBatch) -> FragmentBatch:
@@ -137,14 +139,18 @@ class Decode:
             with ThreadPoolExecutor(self.threads) as pool:
                 outcomes = list(pool.map(self._decode_row, rows.to_pylist()))
         pixels = [o.pixels for o in outcomes if o.pixels is not None]
-        height, width = self.source.geometry.input_size
-        array = np.stack(pixels) if pixels else np.empty((0, height, width, 3), np.uint8)
+        shape = input_shape(self._geometries)
+        array = np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8)
         return replace(batch, rows=_described(rows, outcomes), array=array)
+
+    @property
+    def _geometries(self) -> Sequence[Geometry]:
+        return self.geometries or (self.source.geometry,)
 
     def _decode_row(self, row: dict[str, object]) -> "_Outcome":
         try:
             image = self.source.open_image(row)
-            pixels = self.source.geometry.apply(image)
+            pixels = join_inputs(image, self._geometries)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
         return _Outcome("ok", None, image.width, image.height, pixels)

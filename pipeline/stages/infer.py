@@ -1,64 +1,177 @@
-"""infer: pixels to image scores and anomaly maps, with the model of the fragment's group.
+"""infer: pixels to image scores and anomaly maps, with the models of the fragment's group.
 
 The one stage that is expensive to start: an actor on Ray, built once by a `Scorer`'s settings and
-URIs, which are all that travels to it.
+URIs, which are all that travels to it. One model or several (an ensemble): members with the same
+backbone share its feature maps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
-from pipeline.config import BackboneSettings
+from pipeline.config import BackboneSettings, Layers
 from pipeline.errors import ModelError
-from pipeline.features.backbone import Backbone, Extractor, load_backbone
+from pipeline.features.backbone import Backbone, load_backbone
+from pipeline.features.extractor import Extractor
+from pipeline.images.geometry import Geometry, split_inputs
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import Manifest
 from pipeline.methods import build
-from pipeline.methods.contract import Method
+from pipeline.methods.contract import Arrays, Method, Model, Scores
+from pipeline.scores.calibration import Calibration
+from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from pipeline.stages.batch import FragmentBatch, advance
-from pipeline.stages.models import (
-    GroupModel,
-    Holders,
-    load_group,
-    load_state,
-    sharded_search,
-)
+from pipeline.stages.models import Holders, load_calibration, load_group, sharded_search
 
 # Models of this many groups stay loaded; fragments come in path order, so groups rarely alternate.
 _MODELS = 4
+# Embeddings that are scored at once: of PatchCore, 3 MB an image, 85 images. SPADE reads a part of
+# its gallery for all images that are scored at once.
+_EMBEDDED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """Settings of the infer stage; `start` loads the backbone and returns the stage."""
+class Member:
+    """One fitted model: all of what scores, or a part of an ensemble."""
 
     model: Folder
     manifest: Manifest
     # Where the weights are now; their digest must be the manifest's.
     weights: str | None
-    batch_size: int
-    threads: int = 1
     # Group -> who holds its bank, where it does not fit one process.
     holders: Mapping[str, Holders] = field(default_factory=dict)
 
+    @property
+    def geometry(self) -> Geometry:
+        """How an image becomes the model's input."""
+        return Geometry(self.manifest.geometry.resize, self.manifest.geometry.crop)
+
+    def backbone(self, layers: Layers) -> Backbone:
+        """Return the network with these layers."""
+        settings = BackboneSettings(
+            name=self.manifest.backbone.name, layers=layers, weights=self.weights
+        )
+        return load_backbone(settings, seed=self.manifest.settings.seed)
+
+    def checked_backbone(self) -> Backbone:
+        """Return the network of the fit.
+
+        Raises:
+            ModelError: if the weights are not those that the model was fitted with.
+        """
+        fitted = self.manifest.backbone
+        backbone = self.backbone(fitted.layers)
+        if backbone.weights_sha256 != fitted.weights_sha256:
+            raise ModelError(
+                f"weights '{self.weights or 'timm hub'}' of {fitted.name} have SHA-256 "
+                f"{backbone.weights_sha256[:12]}…, the model was fitted with "
+                f"{fitted.weights_sha256[:12]}… from '{fitted.weights or 'timm hub'}'; "
+                "name those with --set backbone.weights=, or fit again"
+            )
+        return backbone
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Settings of the infer stage; `start` loads the backbones and returns the stage."""
+
+    members: Sequence[Member]
+    # Of the pixels, in the order in which decode has made them.
+    geometries: Sequence[Geometry]
+    batch_size: int
+    threads: int = 1
+
     def start(self) -> "Infer":
-        """Return the stage, with the backbone loaded and checked."""
-        method = build(self.manifest.method, self.manifest.method_options)
-        backbone = load_checked_backbone(self.manifest, self.weights)
-        extractor = Extractor(backbone, method.embed, self.batch_size, self.threads)
-        return Infer(self, method, extractor)
+        """Return the stage, with the backbones loaded and checked."""
+        methods = [build(m.manifest.method, m.manifest.method_options) for m in self.members]
+        shared: dict[tuple[object, ...], list[int]] = {}
+        for number, member in enumerate(self.members):
+            shared.setdefault(self._network(member), []).append(number)
+        trunks = [self._trunk(numbers, methods) for numbers in shared.values()]
+        return Infer(self, methods, trunks)
+
+    def _network(self, member: Member) -> tuple[object, ...]:
+        """Return what members must have in common to share feature maps."""
+        network = member.manifest.backbone
+        # Layers by number can be read together; by name they are shared if they are the same.
+        named = network.layers if isinstance(network.layers[0], str) else ()
+        return network.name, member.weights, named, self.geometries.index(member.geometry)
+
+    def _trunk(self, numbers: Sequence[int], methods: Sequence[Method]) -> "_Trunk":
+        members = [self.members[number] for number in numbers]
+        layers = joined_layers([member.manifest.backbone.layers for member in members])
+        if len(members) == 1:
+            backbone = members[0].checked_backbone()
+        else:
+            # The digest is over the layers in use: each member's own are checked by themselves.
+            for member in members:
+                member.checked_backbone()
+            backbone = members[0].backbone(layers)
+        embeds = {
+            number: _Embed(
+                methods[number],
+                sorted(layers.index(layer) for layer in member.manifest.backbone.layers),
+                member.manifest.settings.seed,
+            )
+            for number, member in zip(numbers, members, strict=True)
+        }
+        extractor = Extractor(backbone, _EmbedAll(embeds), self.batch_size, self.threads)
+        return _Trunk(extractor, self.geometries.index(members[0].geometry), list(numbers))
+
+
+def joined_layers(layers: Sequence[Layers]) -> Layers:
+    """Return all layers that are named, each once: numbers rising, names as they come."""
+    every = dict.fromkeys(layer for some in layers for layer in some)
+    numbers = sorted(layer for layer in every if isinstance(layer, int))
+    return tuple(numbers) if numbers else tuple(str(layer) for layer in every)
+
+
+@dataclass(frozen=True)
+class _Embed:
+    method: Method
+    # Which of the trunk's feature maps are this member's.
+    positions: Sequence[int]
+    seed: int
+
+    def __call__(self, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        own = [feature_maps[position] for position in self.positions]
+        return self.method.embed(own, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class _EmbedAll:
+    """The embeddings of several members, each name behind the member's number."""
+
+    embeds: Mapping[int, _Embed]
+
+    def __call__(self, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {
+            f"{number}/{name}": tensor
+            for number, embed in self.embeds.items()
+            for name, tensor in embed(feature_maps).items()
+        }
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """A backbone, the input that it takes, and the members that it serves."""
+
+    extractor: Extractor
+    geometry: int
+    members: Sequence[int]
 
 
 class Infer:
     """Stage: adds `image_score` to the rows, and replaces pixels by anomaly maps."""
 
-    def __init__(self, scorer: Scorer, method: Method, extractor: Extractor) -> None:
-        self._method = method
-        self._extractor = extractor
+    def __init__(self, scorer: Scorer, methods: Sequence[Method], trunks: Sequence[_Trunk]) -> None:
         self._scorer = scorer
+        self._methods = methods
+        self._trunks = trunks
         self._load = lru_cache(_MODELS)(self._load_group)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -69,46 +182,58 @@ class Infer:
         scores = np.empty(0, np.float32)
         maps = np.empty((0, 0, 0), np.float32)
         if len(batch.array):
-            model: GroupModel = self._load(batch.fragment.group)
-            # A few images at a time: the embeddings of one are up to 3 MB.
-            size = 32
-            parts = [
-                self._method.score(
-                    self._extractor(batch.array[i : i + size]), model.state, model.search
-                )
-                for i in range(0, len(batch.array), size)
-            ]
+            parts = list(self._scored(batch.array, batch.fragment.group))
             scores = np.concatenate([part.image_scores for part in parts])
-            maps = np.concatenate([part.anomaly_maps for part in parts])
+            grids = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
+            maps = np.concatenate(grids) if grids else np.empty((len(scores), 0, 0), np.float32)
         is_ok = np.array([status == "ok" for status in batch.statuses()], bool)
         column = np.zeros(len(is_ok), np.float32)
         column[is_ok] = scores
         rows = batch.rows.append_column("image_score", pa.array(column, pa.float32(), mask=~is_ok))
         return replace(batch, rows=rows, array=maps)
 
-    def _load_group(self, group: str) -> GroupModel:
-        scorer = self._scorer
-        record = scorer.manifest.groups[group]
-        if group in scorer.holders:
-            search = sharded_search(scorer.holders[group], record)
-            return GroupModel(load_state(scorer.model, record), search)
-        return load_group(scorer.model, record, scorer.threads)
+    def _scored(self, pixels: np.ndarray, group: str) -> list[Scores]:
+        """Return the scores of a few images at a time."""
+        models, calibrations = self._load(group)
+        parts: list[Scores] = []
+        begin, size = 0, 1
+        while begin < len(pixels):
+            embeddings = self._embed(pixels[begin : begin + size])
+            found = [
+                method.score(embeddings[number], models[number])
+                for number, method in enumerate(self._methods)
+            ]
+            parts.append(found[0] if len(found) == 1 else _together(found, calibrations))
+            begin += size
+            if len(parts) == 1:
+                held = sum(array.nbytes for arrays in embeddings for array in arrays.values())
+                size = max(1, _EMBEDDED_BYTES // max(1, held))
+        return parts
+
+    def _embed(self, pixels: np.ndarray) -> list[Arrays]:
+        """Return each member's embeddings."""
+        inputs = split_inputs(pixels, self._scorer.geometries)
+        embeddings: list[Arrays] = [{} for _ in self._methods]
+        for trunk in self._trunks:
+            for name, array in trunk.extractor(inputs[trunk.geometry]).items():
+                number, _, own = name.partition("/")
+                embeddings[int(number)][own] = array
+        return embeddings
+
+    def _load_group(self, group: str) -> tuple[Sequence[Model], Sequence[Calibration]]:
+        models, calibrations = [], []
+        for method, member in zip(self._methods, self._scorer.members, strict=True):
+            record = member.manifest.groups[group]
+            holders = member.holders.get(group)
+            search = sharded_search(holders, record) if holders else None
+            loaded = load_group(member.model, record, self._scorer.threads, search)
+            models.append(method.prepare(loaded))
+            calibrations.append(load_calibration(member.model, record))
+        return models, calibrations
 
 
-def load_checked_backbone(manifest: Manifest, weights: str | None) -> Backbone:
-    """Return the backbone of a model.
-
-    Raises:
-        ModelError: if the weights are not those that the model was fitted with.
-    """
-    fitted = manifest.backbone
-    settings = BackboneSettings(name=fitted.name, layers=fitted.layers, weights=weights)
-    backbone = load_backbone(settings, seed=manifest.settings.seed)
-    if backbone.weights_sha256 != fitted.weights_sha256:
-        raise ModelError(
-            f"weights '{weights or 'timm hub'}' of {fitted.name} have SHA-256 "
-            f"{backbone.weights_sha256[:12]}…, the model was fitted with "
-            f"{fitted.weights_sha256[:12]}… from '{fitted.weights or 'timm hub'}'; "
-            "name those with --set backbone.weights=, or fit again"
-        )
-    return backbone
+def _together(found: Sequence[Scores], calibrations: Sequence[Calibration]) -> Scores:
+    return Scores(
+        ensemble_scores([one.image_scores for one in found], calibrations),
+        ensemble_maps([one.anomaly_maps for one in found], calibrations),
+    )

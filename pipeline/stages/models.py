@@ -1,9 +1,7 @@
 """A group's model between memory and the model folder, whole or spread over processes."""
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -11,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
 from pipeline.config import IndexSettings
 from pipeline.errors import ConfigError
@@ -23,10 +19,12 @@ from pipeline.index.exact import ExactSearch
 from pipeline.index.search import Search
 from pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
+from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
-from pipeline.lake.models import FileRecord, GroupRecord, read_file, write_files
-from pipeline.methods.contract import Arrays, Fitted
-from pipeline.scores.heatmap import ColourScale
+from pipeline.lake.models import FileRecord, GroupRecord, read_file, verify_file, write_files
+from pipeline.methods.contract import Arrays, MemoryBank, Model
+from pipeline.scores.calibration import Calibration
+from pipeline.stages.gallery import StoredGallery, gallery_files
 
 _STATE = "state.safetensors"
 _CALIBRATION = "calibration.json"
@@ -38,18 +36,10 @@ _KINDS: Mapping[str, Kind] = {"exact": "flat", "hnsw": "hnsw", "ivf": "ivf"}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class GroupModel:
-    """What scoring needs of one group."""
-
-    state: Arrays
-    search: Search
-
-
-def bank_files(fitted: Fitted, settings: IndexSettings) -> dict[str, bytes]:
+def bank_files(bank: MemoryBank, settings: IndexSettings) -> dict[str, bytes]:
     """Return the memory bank as faiss files, role -> content."""
     return to_shards(
-        fitted.memory_bank,
+        bank.rows,
         kind=_KINDS[settings.kind],
         effort=settings.effort,
         shard_bytes=settings.shard_bytes,
@@ -57,12 +47,12 @@ def bank_files(fitted: Fitted, settings: IndexSettings) -> dict[str, bytes]:
 
 
 def measured_quality(
-    fitted: Fitted, files: dict[str, bytes], settings: IndexSettings, queries: np.ndarray
+    bank: MemoryBank, files: dict[str, bytes], settings: IndexSettings, queries: np.ndarray
 ) -> Quality:
     """Return how well an approximate index finds what exact search finds.
 
     Args:
-        fitted: With the bank.
+        bank: The rows.
         files: From `bank_files`.
         settings: Name the recall below which the index is refused.
         queries: Normal patches that are not in the bank.
@@ -71,10 +61,10 @@ def measured_quality(
         ConfigError: if the recall is lower.
     """
     found = ApproximateSearch.over(load_shards(files, kind=_KINDS[settings.kind]))
-    quality = measure(found, ExactSearch.over(fitted.memory_bank), queries)
+    quality = measure(found, ExactSearch.over(bank.rows), queries)
     if quality.recall_at_1 < settings.min_recall:
         raise ConfigError(
-            f"index.kind={settings.kind} finds the nearest of {len(fitted.memory_bank)} rows for "
+            f"index.kind={settings.kind} finds the nearest of {len(bank.rows)} rows for "
             f"{quality.recall_at_1:.4f} of {quality.queries} held-out patches, index.min_recall is "
             f"{settings.min_recall}; scores would be too high by "
             f"{quality.max_score_error_relative:.1%} at worst. Raise index.effort, lower "
@@ -88,7 +78,7 @@ def store_group(
     group: str,
     state: Arrays,
     bank: Mapping[str, bytes],
-    described: tuple[ColourScale, pa.Table],
+    described: tuple[Calibration, pa.Table | None],
 ) -> list[FileRecord]:
     """Write a group's files; it counts only once `model.json` names them.
 
@@ -96,37 +86,46 @@ def store_group(
         model: The model folder.
         group: Its name.
         state: Arrays of the method.
-        bank: From `bank_files`.
-        described: Colour scale, and provenance of the bank's rows.
+        bank: From `bank_files`; empty where there is none.
+        described: Calibration, and provenance of the bank's rows where they are of images.
     """
-    scale, provenance = described
-    sink = io.BytesIO()
-    pq.write_table(provenance, sink, compression="zstd")
-    contents = {
-        _STATE: save_safetensors(state),
-        **bank,
-        _CALIBRATION: json.dumps({"low": scale.low, "high": scale.high}).encode(),
-        _PROVENANCE: sink.getvalue(),
-    }
+    calibration, provenance = described
+    contents = {_STATE: to_bytes(state), **bank, _CALIBRATION: calibration.to_json()}
+    if provenance is not None:
+        sink = io.BytesIO()
+        pq.write_table(provenance, sink, compression="zstd")
+        contents[_PROVENANCE] = sink.getvalue()
     return write_files(model, group, contents)
 
 
 def verify_group(model: Folder, record: GroupRecord) -> None:
-    """Read and check every file of a group, one at a time. Raises `ModelError`."""
+    """Read and check every file of a group. Raises `ModelError`."""
     for file in record.files:
-        read_file(model, file)
+        verify_file(model, file)
 
 
-def load_group(model: Folder, record: GroupRecord, threads: int) -> GroupModel:
-    """Return a group's arrays and a search over its bank, each file checked.
+def load_group(
+    model: Folder, record: GroupRecord, threads: int, search: Search | None = None
+) -> Model:
+    """Return what scoring needs of a group, each file checked.
 
     An exact bank is searched in whichever way is fastest here; all ways give the same numbers.
+
+    Args:
+        model: The model folder.
+        record: The group's.
+        threads: Of a search.
+        search: Over the bank, where others hold it.
 
     Raises:
         ModelError: if a file is missing or damaged.
     """
-    shards = {file.role: read_file(model, file) for file in _bank_records(record)}
-    return GroupModel(load_state(model, record), _search(shards, record.index, threads))
+    if search is None and record.index is not None:
+        shards = {file.role: read_file(model, file) for file in _bank_records(record)}
+        search = _search(shards, record.index, threads)
+    state: Arrays = from_bytes(read_file(model, _record(record, _STATE)))
+    files = gallery_files(record.files)
+    return Model(state, search, StoredGallery.open(model, files) if files else None)
 
 
 def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
@@ -139,15 +138,9 @@ def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
     return search_over(bank, threads=threads)
 
 
-def load_state(model: Folder, record: GroupRecord) -> Arrays:
-    """Return the arrays of the method. Raises `ModelError`."""
-    state: Arrays = load_safetensors(read_file(model, _record(record, _STATE)))
-    return state
-
-
-def load_scale(model: Folder, record: GroupRecord) -> ColourScale:
-    """Return the colour scale of a group's heatmaps. Raises `ModelError`."""
-    return ColourScale(**json.loads(read_file(model, _record(record, _CALIBRATION))))
+def load_calibration(model: Folder, record: GroupRecord) -> Calibration:
+    """Return how normal images of a group score. Raises `ModelError`."""
+    return Calibration.from_json(read_file(model, _record(record, _CALIBRATION)))
 
 
 class Holders(Protocol):

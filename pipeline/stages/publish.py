@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float32
 
 from pipeline.images.geometry import Geometry
@@ -29,9 +30,11 @@ class Publish:
     version: str
     scored_at: datetime
     heatmaps: Literal["all", "none"]
-    # Group -> digest of its model, and colour scale of its heatmaps.
+    # Group -> digest of its model, colour scale of its heatmaps, and the score above which an image
+    # is anomalous, for the groups that have them.
     model_ids: Mapping[str, str]
     scales: Mapping[str, ColourScale]
+    thresholds: Mapping[str, float]
     threads: int = 1
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -40,7 +43,7 @@ class Publish:
 
     def _publish(self, batch: FragmentBatch) -> FragmentBatch:
         fragment = batch.fragment
-        pictured = self.heatmaps == "all" and fragment.group in self.scales and len(batch.array)
+        pictured = self.heatmaps == "all" and fragment.group in self.scales and batch.array.size
         if pictured:
             self._write_heatmaps(batch)
         table = self._score_table(batch, with_heatmaps=bool(pictured))
@@ -53,21 +56,21 @@ class Publish:
         fragment, rows = batch.fragment, batch.rows
         count = len(rows)
         is_ok = [status == "ok" for status in batch.statuses()]
+        # A method without anomaly maps hands on maps of no patches.
+        is_mapped = [ok and batch.array.size > 0 for ok in is_ok]
         maps = (anomaly_map.ravel() for anomaly_map in batch.array)
         grid = batch.array.shape[1:]
         source_rows = rows.column("source_row").to_pylist()
         computed: dict[str, object] = {
             "source_path": [fragment.path] * count,
             "group": [fragment.group] * count,
-            "image_score": rows.column("image_score")
-            if "image_score" in rows.column_names
-            else [None] * count,
-            "anomaly_map": [next(maps) if ok else None for ok in is_ok],
-            "map_height": [grid[0] if ok else None for ok in is_ok],
-            "map_width": [grid[1] if ok else None for ok in is_ok],
+            **self._verdicts(rows, fragment.group),
+            "anomaly_map": [next(maps) if mapped else None for mapped in is_mapped],
+            "map_height": [grid[0] if mapped else None for mapped in is_mapped],
+            "map_width": [grid[1] if mapped else None for mapped in is_mapped],
             "heatmap_path": [
-                heatmap_name(fragment, row) if ok and with_heatmaps else None
-                for ok, row in zip(is_ok, source_rows, strict=True)
+                heatmap_name(fragment, row) if mapped and with_heatmaps else None
+                for mapped, row in zip(is_mapped, source_rows, strict=True)
             ],
             "model_id": [self.model_ids.get(fragment.group, "")] * count,
             "scored_at": [self.scored_at] * count,
@@ -86,6 +89,20 @@ class Publish:
             if name.startswith("extra:"):
                 table = table.append_column(name.removeprefix("extra:"), rows.column(name))
         return table
+
+    def _verdicts(self, rows: pa.Table, group: str) -> dict[str, object]:
+        """Return the scores, and what the threshold says of them where the group has one."""
+        if "image_score" not in rows.column_names:
+            return {"image_score": [None] * len(rows)}
+        scores = rows.column("image_score")
+        threshold = self.thresholds.get(group)
+        if threshold is None:
+            return {"image_score": scores}
+        return {
+            "image_score": scores,
+            "is_anomalous": pc.greater(scores, threshold),
+            "threshold": [threshold if score.is_valid else None for score in scores],
+        }
 
     def _write_heatmaps(self, batch: FragmentBatch) -> None:
         """Read the images again: carrying them along would cost 0.8 MB an image in memory."""

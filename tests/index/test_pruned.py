@@ -1,5 +1,6 @@
 """The pruned search gives the dense search's results to the bit, whatever the data."""
 
+from functools import partial
 from time import process_time
 
 import numpy as np
@@ -244,14 +245,15 @@ def test_without_an_exact_product_of_bytes_the_search_is_dense(monkeypatch: pyte
 def tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patch embeddings of real tiles: of training images, of good and of defective ones."""
     from pipeline.config import BackboneSettings
-    from pipeline.features.backbone import Extractor, load_backbone
+    from pipeline.features.backbone import load_backbone
+    from pipeline.features.extractor import Extractor
     from pipeline.images.decode import decode_image
     from pipeline.images.geometry import Geometry
     from pipeline.methods.patchcore import PatchCore
 
     weights = str(ASSETS / "weights/resnet18.safetensors")
     settings = BackboneSettings(name="resnet18.tv_in1k", weights=weights, layers=(2, 3))
-    extract = Extractor(load_backbone(settings), PatchCore().embed)
+    extract = Extractor(load_backbone(settings), partial(PatchCore().embed, seed=0))
     geometry = Geometry((224, 224), None)
 
     def embed(folder: str, count: int) -> np.ndarray:
@@ -260,7 +262,7 @@ def tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8)
             for path in paths[:: len(paths) // count][:count]
         ]
-        embeddings = extract(np.stack([geometry.apply(image) for image in images]))
+        embeddings = extract(np.stack([geometry.apply(image) for image in images]))["patches"]
         return embeddings.reshape(-1, embeddings.shape[-1])
 
     return embed("train/good", 40), embed("test/good", 3), embed("test/crack", 3)

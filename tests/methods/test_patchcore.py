@@ -1,8 +1,5 @@
 """PatchCore on small random patches, against the equations of the paper."""
 
-from contextlib import contextmanager
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -13,53 +10,9 @@ from pipeline.errors import ConfigError
 from pipeline.features import patches
 from pipeline.index.exact import ExactSearch
 from pipeline.methods import build, names, options_of
+from pipeline.methods.contract import Model
 from pipeline.methods.patchcore import PatchCore
-
-
-@dataclass(frozen=True)
-class FakeHeld:
-    members: list
-
-    def ask(self, question):
-        return [question(member) for member in self.members]
-
-
-@dataclass(frozen=True)
-class FakeCorpus:
-    """Fragments in memory, and processes that are all this one."""
-
-    fragments: list[np.ndarray]
-    processes: int = 2
-    memory_budget: int = 2**30
-    threads: int = 1
-
-    @property
-    def images(self):
-        return sum(map(len, self.fragments))
-
-    @property
-    def embedding_shape(self):
-        return self.fragments[0].shape[1:]
-
-    def embeddings(self):
-        return iter(self.fragments)
-
-    def each(self, work):
-        return [work(f, n) for f, n in zip(self.fragments, self.firsts(), strict=True)]
-
-    def firsts(self):
-        return np.cumsum([0, *map(len, self.fragments)])[:-1].tolist()
-
-    @contextmanager
-    def held(self, start, members):
-        shares = np.array_split(np.arange(len(self.fragments)), members)
-        yield FakeHeld(
-            [
-                start(np.concatenate([self.fragments[i] for i in share]), self.firsts()[share[0]])
-                for share in shares
-                if len(share)
-            ]
-        )
+from tests.methods.corpus import FakeCorpus, split
 
 
 def random_embeddings(images, *, seed=0, height=4, width=5, dim=6):
@@ -68,11 +21,12 @@ def random_embeddings(images, *, seed=0, height=4, width=5, dim=6):
 
 
 def fitted(embeddings, *, seed=0, **options):
-    return PatchCore(**options).fit(FakeCorpus([embeddings]), seed=seed)
+    return PatchCore(**options).fit(FakeCorpus([{"patches": embeddings}]), seed=seed)
 
 
 def scores(embeddings, bank, *, ignore=None, **options):
-    return PatchCore(**options).score(embeddings, {}, ExactSearch.over(bank), ignore=ignore)
+    model = Model({}, ExactSearch.over(bank))
+    return PatchCore(**options).score({"patches": embeddings}, model, ignore=ignore)
 
 
 @pytest.mark.parametrize("image_score", ["max", "reweighted"])
@@ -81,7 +35,7 @@ def test_a_training_image_scores_exactly_zero_when_every_patch_is_kept(images, i
     # Far from the origin, and 150 x 20 patches are more than a coreset's pool.
     embeddings = random_embeddings(images) + np.float32(1000)
     embeddings[1] = embeddings[0]
-    bank = fitted(embeddings, coreset_fraction=1.0).memory_bank
+    bank = fitted(embeddings, coreset_fraction=1.0).bank.rows
 
     found = scores(embeddings, bank, image_score=image_score)
 
@@ -96,18 +50,18 @@ def test_bank_rows_are_patches_and_origin_says_which(images, fraction, seed):
 
     found = fitted(embeddings, seed=seed, coreset_fraction=fraction)
 
-    image, y, x = found.origin.T
-    np.testing.assert_array_equal(found.memory_bank, embeddings[image, y, x])
-    assert len(np.unique(found.origin, axis=0)) == len(found.origin)
-    assert len(found.memory_bank) == max(1, int(images * 20 * fraction))
+    image, y, x = found.bank.origin.T
+    np.testing.assert_array_equal(found.bank.rows, embeddings[image, y, x])
+    assert len(np.unique(found.bank.origin, axis=0)) == len(found.bank.origin)
+    assert len(found.bank.rows) == max(1, int(images * 20 * fraction))
 
 
 def test_facts_are_of_the_bank():
     embeddings = random_embeddings(10)
     found = fitted(embeddings, coreset_fraction=0.1)
-    farthest = scores(embeddings, found.memory_bank).anomaly_maps.max()
+    farthest = scores(embeddings, found.bank.rows).anomaly_maps.max()
     assert found.facts["patches"] == 200
-    assert found.facts["bank_rows"] == len(found.memory_bank) == 20
+    assert found.facts["bank_rows"] == len(found.bank.rows) == 20
     assert found.facts["covering_radius"] == pytest.approx(farthest)
 
 
@@ -115,7 +69,7 @@ def test_max_bank_rows_caps_the_fraction():
     embeddings = random_embeddings(10)
     capped = fitted(embeddings, coreset_fraction=0.5, max_bank_rows=7)
     whole = fitted(embeddings, coreset_fraction=0.5)
-    np.testing.assert_array_equal(capped.memory_bank, whole.memory_bank[:7])
+    np.testing.assert_array_equal(capped.bank.rows, whole.bank.rows[:7])
 
 
 @given(
@@ -129,18 +83,18 @@ def test_neither_the_cut_into_fragments_nor_the_processes_change_the_bank(
 ):
     embeddings = random_embeddings(9)
     whole = fitted(embeddings, seed=seed, coreset_fraction=0.2, coreset="driver")
-    corpus = FakeCorpus(np.split(embeddings, sorted(cuts)), processes)
+    corpus = FakeCorpus(split({"patches": embeddings}, *np.diff([0, *sorted(cuts)])), processes)
 
     cut = PatchCore(coreset_fraction=0.2, coreset=coreset).fit(corpus, seed=seed)
 
-    np.testing.assert_array_equal(cut.memory_bank, whole.memory_bank)
-    np.testing.assert_array_equal(cut.origin, whole.origin)
+    np.testing.assert_array_equal(cut.bank.rows, whole.bank.rows)
+    np.testing.assert_array_equal(cut.bank.origin, whole.bank.origin)
     assert cut.facts == whole.facts | {"coreset": coreset}
 
 
 def test_the_seed_decides_the_first_patch():
     embeddings = random_embeddings(9)
-    firsts = {tuple(fitted(embeddings, seed=seed).origin[0]) for seed in range(8)}
+    firsts = {tuple(fitted(embeddings, seed=seed).bank.origin[0]) for seed in range(8)}
     assert len(firsts) > 4
 
 
@@ -254,12 +208,13 @@ def maps_of(*channels):
 )
 def test_the_official_embedding_is_used_where_it_is_defined(channels, options, expected):
     maps = maps_of(*channels)
-    torch.testing.assert_close(PatchCore(**options).embed(maps), expected(maps), rtol=0, atol=0)
+    embedded = PatchCore(**options).embed(maps, seed=0)["patches"]
+    torch.testing.assert_close(embedded, expected(maps), rtol=0, atol=0)
 
 
 def test_the_official_embedding_is_refused_where_it_is_not_defined():
     with pytest.raises(ConfigError, match=r"\(64, 128\)"):
-        PatchCore(embedding="official").embed(maps_of(64, 128))
+        PatchCore(embedding="official").embed(maps_of(64, 128), seed=0)
 
 
 def test_settings_come_back_complete():
@@ -283,7 +238,7 @@ def test_settings_come_back_complete():
         ({"max_bank_rows": 10.5}, "'method.max_bank_rows'"),
         ({"neighbourhood": 2}, "'method.neighbourhood': .*1, 3, 5"),
         ({"reweight_neighbours": 1}, "'method.reweight_neighbours'"),
-        ({"image_score": "mean"}, "'method.image_score': .*'max' or 'reweighted'"),
+        ({"image_score": "mean"}, "'method.image_score': .*'max', 'reweighted' or 'mean_top'"),
         ({"embedding": "pca", "max_bank_rows": -1}, "'method.embedding'.*; .*max_bank_rows"),
     ],
 )

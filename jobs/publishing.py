@@ -1,0 +1,63 @@
+"""What a fit does last: `model.json`, the summary, and a table for whoever looks."""
+
+from collections.abc import Sequence
+
+from jobs.console import show_table
+from jobs.driving import Tally, require_success, summarise
+from pipeline.errors import FragmentsFailed
+from pipeline.lake import models
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment
+from pipeline.lake.runs import Run
+
+# Of a group's facts, in one cell of the table; all are in model.json.
+_SHOWN_FACTS = 4
+
+
+def publish(
+    target: Folder,
+    job: Run,
+    tally: Tally,
+    manifest: models.Manifest,
+    planned: Sequence[Fragment],
+) -> models.Manifest:
+    """Write `model.json` and the summary; return the manifest.
+
+    Raises:
+        FragmentsFailed: if a group is not published, or a fragment failed.
+    """
+    if manifest.groups:
+        models.write_manifest(target, manifest)
+    digests = {group: record.digest for group, record in manifest.groups.items()}
+    already_done = len(planned) - tally.fragments
+    summary = summarise(job, tally, planned, already_done, groups=digests)
+    job.finish(summary)
+    _show(target, manifest)
+    failed = manifest.failed_groups
+    if failed:
+        told = "; ".join(f"{group}: {reason}" for group, reason in failed.items())
+        total = len(failed) + len(manifest.groups)
+        raise FragmentsFailed(f"{len(failed)} of {total} groups are not published ({told})")
+    target.remove(job.name("partials"), recursive=True)
+    require_success(summary)
+    return manifest
+
+
+def _show(target: Folder, manifest: models.Manifest) -> None:
+    rows = [
+        [
+            group,
+            str(record.images),
+            str(sum(record.unusable_images.values())),
+            f"{sum(file.bytes for file in record.files) / 2**20:.1f} MiB",
+            record.digest[:12],
+            ", ".join(_shown(*fact) for fact in list(record.facts.items())[:_SHOWN_FACTS]),
+        ]
+        for group, record in manifest.groups.items()
+    ]
+    header = ["group", "images", "unusable", "size", "model", "facts"]
+    show_table(f"{manifest.method} on {manifest.backbone.name}: {target.root}", header, rows)
+
+
+def _shown(name: str, fact: float | str) -> str:
+    return f"{name} {fact}" if isinstance(fact, str) else f"{name} {fact:.6g}"

@@ -1,0 +1,22 @@
+"""Arrays by name as safetensors: the bytes of partial results, states and galleries."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from safetensors.numpy import load, save
+
+
+def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the arrays as a safetensors file; equal arrays give equal bytes.
+
+    safetensors 0.8 writes the memory of an array as it lies, so that one in Fortran order, as fancy
+    indexing returns them, would come back scrambled, without a word.
+    """
+    content: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return content
+
+
+def from_bytes(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file."""
+    arrays: dict[str, np.ndarray] = load(content)
+    return arrays

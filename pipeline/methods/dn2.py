@@ -1,0 +1,90 @@
+"""DN2: distance of an image's pooled feature to the nearest of normal images.
+
+Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020 (arXiv 2002.10445).
+
+The score is the mean distance to the k nearest training images (L2, not squared), k = 2 in the
+paper. There is no anomaly map. The pooled feature is the spatial mean of the deepest of
+`backbone.layers`. The paper's variants for groups of images and for contaminated training sets are
+left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from jaxtyping import Int64
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.config import Layers
+from pipeline.features.patches import pooled
+from pipeline.methods.contract import (
+    Arrays,
+    Corpus,
+    Fitted,
+    MemoryBank,
+    Model,
+    Progress,
+    Scores,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DN2:
+    """The settings under `method`."""
+
+    layers: ClassVar[Layers] = (4,)
+    calibration_images: ClassVar[int] = 200
+
+    # k of the paper: training images whose distance counts.
+    neighbours: Annotated[int, Field(ge=1)] = 2
+
+    def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the pooled feature (images, channels) of the deepest layer."""
+        return {"pooled": pooled(feature_maps[-1])}
+
+    def fit(
+        self,
+        corpus: Corpus,
+        *,
+        seed: int,  # noqa: ARG002 - nothing is drawn
+        progress: Progress | None = None,  # noqa: ARG002 - one pass over a few KB an image
+    ) -> Fitted:
+        """Return the features of all training images: 8 KB an image of 2048 channels."""
+        rows = np.concatenate(list(corpus.each(take_pooled)))
+        origin = np.zeros((len(rows), 3), np.int64)
+        origin[:, 0] = np.arange(len(rows))
+        return Fitted(
+            facts={"bank_rows": float(len(rows))}, bank=MemoryBank(rows, "pooled", origin)
+        )
+
+    def prepare(self, model: Model) -> Model:
+        """Return the model as it is."""
+        return model
+
+    def score(
+        self,
+        embeddings: Arrays,
+        model: Model,
+        *,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> Scores:
+        """Return each image's mean distance to its nearest training images.
+
+        Of fewer training images than `neighbours`, all count.
+        """
+        assert model.search is not None
+        left = model.search.size - (0 if ignore is None else len(ignore))
+        distances, _ = model.search.nearest(
+            embeddings["pooled"], min(self.neighbours, left), ignore=ignore
+        )
+        return Scores(distances.mean(axis=1, dtype=np.float64).astype(np.float32), None)
+
+
+def take_pooled(embeddings: Arrays, first: int) -> np.ndarray:  # noqa: ARG001
+    """Return a fragment's pooled features."""
+    return embeddings["pooled"]
+
+
+METHOD = DN2

@@ -1,0 +1,182 @@
+"""PaDiM: Mahalanobis distance to a Gaussian of normal features at each location.
+
+Defard, Setkov, Loesch, Audigier, "PaDiM: a Patch Distribution Modeling Framework for Anomaly
+Detection and Localization", ICPR 2021 workshops (arXiv 2011.08785).
+
+At each location of the finest grid, mu and Sigma = 1 / (N - 1) sum (x - mu)(x - mu)^T + 0.01 I of a
+random subset of the channels of all layers; M = sqrt((x - mu)^T Sigma^-1 (x - mu)).
+
+Deliberate differences from the paper and its implementations:
+
+* deeper layers are repeated to the finest grid (nearest), as in the implementations; the paper does
+  not say how;
+* the image score is the largest M of the patch grid; implementations take it after upsampling and
+  smoothing, which are left to the heatmap here;
+* `dimensions` is 100 for every backbone unless it is set, as the paper has it for ResNet-18. With
+  its 550 for WideResNet-50 (preset `padim_paper`) a model is 1.9 GB a group.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import Layers
+from pipeline.maths.gaussian import Moments, merge, packed, unpacked, whitener
+from pipeline.methods.contract import Arrays, Corpus, Fitted, Model, Progress, Scores
+
+# Images of one product. Their number is fixed, and missing ones are zero: the last bits of a
+# product can depend on how many columns it has.
+_IMAGES_AT_ONCE = 16
+# A worker merges two states into a third, beside a fragment's embeddings.
+_STATES_HELD = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaDiM:
+    """The settings under `method`."""
+
+    layers: ClassVar[Layers] = (1, 2, 3)
+    calibration_images: ClassVar[int] = 200
+
+    # Channels that are kept, of all layers together.
+    dimensions: Annotated[int, Field(ge=1)] = 100
+    # What is added to the diagonal of each covariance: epsilon of the paper.
+    regularisation: Annotated[float, Field(gt=0)] = 0.01
+
+    def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:
+        """Return the chosen channels (images, rows, columns, dim) on the finest grid."""
+        grid = feature_maps[0].shape[-2:]
+        channels = [maps.shape[1] for maps in feature_maps]
+        chosen = chosen_channels(sum(channels), self.dimensions, seed)
+        kept, first = [], 0
+        for maps, count in zip(feature_maps, channels, strict=True):
+            own = chosen[(chosen >= first) & (chosen < first + count)] - first
+            picked = maps[:, torch.from_numpy(own).to(maps.device)]
+            kept.append(functional.interpolate(picked, size=grid, mode="nearest"))
+            first += count
+        return {"patches": torch.cat(kept, dim=1).permute(0, 2, 3, 1)}
+
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:  # noqa: ARG002
+        """Return mean and whitening of each location.
+
+        O(images * locations * dim^2) time. State is locations * dim^2 float64 (250 MB for 56 x 56
+        x 100); where `memory_budget` does not hold it, locations take turns, a pass over the corpus
+        each.
+        """
+        height, width, dim = corpus.shapes["patches"]
+        locations = height * width
+        needed = _STATES_HELD * locations * dim * dim * 8
+        turns = min(locations, -(-needed // corpus.memory_budget))
+        edges = np.linspace(0, locations, turns + 1).astype(int).tolist()
+        # The workers of a cluster have one CPU each.
+        threads = corpus.threads if corpus.processes == 1 else 1
+        means, factors = [], []
+        for turn, (begin, end) in enumerate(pairwise(edges)):
+            start = partial(_moments, begin=begin, end=end, threads=threads)
+            moments = corpus.reduce(start, partial(merge, threads=threads))
+            covariance = moments.scatter / max(1, moments.count - 1)
+            covariance[:, np.arange(dim), np.arange(dim)] += self.regularisation
+            means.append(moments.mean.astype(np.float32))
+            factors.append(packed(whitener(covariance, threads=corpus.threads)))
+            if progress is not None:
+                progress(turn + 1, turns)
+        state = {
+            "mean": np.concatenate(means),
+            "whitening": np.concatenate(factors),
+            "count": np.array([corpus.images]),
+        }
+        return Fitted(facts={"locations": float(locations), "dimensions": float(dim)}, state=state)
+
+    def prepare(self, model: Model) -> Model:
+        """Return the model with its triangles unpacked, twice the size."""
+        whitening = unpacked(model.state["whitening"], model.state["mean"].shape[1])
+        return replace(model, state=model.state | {"whitening": whitening})
+
+    def score(
+        self,
+        embeddings: Arrays,
+        model: Model,
+        *,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> Scores:
+        """Return M of each location, and its maximum.
+
+        A training image (`ignore` is given) is measured against the Gaussians without itself.
+        """
+        images, height, width, dim = embeddings["patches"].shape
+        rows = embeddings["patches"].reshape(images, height * width, dim)
+        distances = np.empty((images, height * width), np.float32)
+        for begin in range(0, images, _IMAGES_AT_ONCE):
+            block = slice(begin, begin + _IMAGES_AT_ONCE)
+            distances[block] = _distances(rows[block], model.state)
+        if ignore is not None:
+            distances = without_itself(distances, int(model.state["count"][0]))
+        maps = distances.reshape(images, height, width)
+        return Scores(distances.max(axis=1), maps)
+
+
+def chosen_channels(total: int, count: int, seed: int) -> Int64[np.ndarray, " chosen"]:
+    """Return `count` of the channels, rising: those with the lowest hashes.
+
+    A choice by numpy's generator could change with numpy, and a model would then be scored with
+    other channels than it was fitted on.
+    """
+    hashes = [hashlib.sha256(f"{seed}/{channel}".encode()).digest() for channel in range(total)]
+    order = sorted(range(total), key=hashes.__getitem__)
+    return np.sort(np.array(order[:count], np.int64))
+
+
+def without_itself(
+    distances: Float32[np.ndarray, "images locations"], count: int
+) -> Float32[np.ndarray, "images locations"]:
+    """Return the distances of images to the Gaussians that were fitted without them.
+
+    With u = x - mu, leaving x out of N images moves the mean to mu - u / (N - 1) and takes
+    N / (N - 1) u u^T from the scatter. By Sherman and Morrison (1950), with M^2 = u^T Sigma^-1 u,
+
+        M'^2 = (N / (N - 1))^2 (N - 2) / (N - 1) M^2 / (1 - N / (N - 1)^2 M^2),
+
+    but for the regularisation, of which N - 2 parts of N - 1 would have to be scaled as well.
+    """
+    if count <= 2:  # noqa: PLR2004 - the Gaussian of one image knows no spread
+        return distances
+    squared = distances.astype(np.float64) ** 2
+    ratio = count / (count - 1)
+    # 1 minus the image's own share of its distance, which with fewer images than channels is nearly
+    # all of it: float32 distances say no more than six digits of that.
+    rest = np.maximum(1 - ratio / (count - 1) * squared, 1e-6)
+    left = ratio**2 * (count - 2) / (count - 1) * squared / rest
+    without: np.ndarray = np.sqrt(left).astype(np.float32)
+    return without
+
+
+def _moments(embeddings: Arrays, first: int, *, begin: int, end: int, threads: int) -> Moments:  # noqa: ARG001
+    patches = embeddings["patches"]
+    rows = patches.reshape(len(patches), -1, patches.shape[-1])
+    return Moments.of(rows[:, begin:end], threads=threads)
+
+
+def _distances(
+    rows: Float32[np.ndarray, "images locations dim"], state: Arrays
+) -> Float32[np.ndarray, "images locations"]:
+    """Return |W (x - mu)| of at most `_IMAGES_AT_ONCE` images."""
+    centred = np.zeros((_IMAGES_AT_ONCE, *rows.shape[1:]), np.float32)
+    np.subtract(rows, state["mean"], out=centred[: len(rows)])
+    # Of each location (dim, dim) by (dim, images).
+    whitened = state["whitening"] @ centred.transpose(1, 2, 0)
+    squared = np.einsum("ldi,ldi->il", whitened, whitened)
+    distances: np.ndarray = np.sqrt(squared[: len(rows)])
+    return distances
+
+
+METHOD = PaDiM

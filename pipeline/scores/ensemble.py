@@ -1,0 +1,48 @@
+"""Scores of several models as one: means of standardised scores.
+
+Each member's scores and maps are brought to its own unit, the spread of normal images
+(`pipeline.scores.calibration`), which was measured when it was fitted. So a score does not depend
+on the images that are scored with it, as it would with the min-max over a test set that ensembles
+are published with.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from pipeline.maths.resampling import bilinear_matrix
+from pipeline.scores.calibration import Calibration
+
+Maps = Float32[np.ndarray, "images rows columns"]
+
+
+def ensemble_scores(
+    scores: Sequence[Float32[np.ndarray, " images"]], members: Sequence[Calibration]
+) -> Float32[np.ndarray, " images"]:
+    """Return the mean of the members' standardised scores, in deviations of normal images."""
+    standard = [
+        member.scores.standardise(values) for member, values in zip(members, scores, strict=True)
+    ]
+    return np.asarray(np.mean(standard, axis=0, dtype=np.float64), np.float32)
+
+
+def ensemble_maps(maps: Sequence[Maps | None], members: Sequence[Calibration]) -> Maps | None:
+    """Return the mean of the members' standardised maps on the finest of their grids.
+
+    Members without maps have no say in it; None if none has.
+    """
+    present = [
+        member.patches.standardise(grid)
+        for member, grid in zip(members, maps, strict=True)
+        if grid is not None and member.patches is not None
+    ]
+    if not present:
+        return None
+    rows = max(grid.shape[1] for grid in present)
+    columns = max(grid.shape[2] for grid in present)
+    aligned = [
+        bilinear_matrix(rows, grid.shape[1]) @ grid @ bilinear_matrix(columns, grid.shape[2]).T
+        for grid in present
+    ]
+    return np.asarray(np.mean(aligned, axis=0, dtype=np.float64), np.float32)

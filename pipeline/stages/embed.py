@@ -1,0 +1,67 @@
+"""embed: pixels to embeddings, stored in the run's folder: the first half of a fit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import BackboneSettings, Scalar
+from pipeline.features.backbone import load_backbone
+from pipeline.features.extractor import Extractor
+from pipeline.lake.arrays import to_bytes
+from pipeline.lake.folder import Folder
+from pipeline.methods import build
+from pipeline.stages.batch import FragmentBatch, advance, result_of
+from pipeline.stages.corpus import EMBEDDINGS, Described
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Settings of the embed stage; `start` loads the backbone and returns the stage."""
+
+    model: Folder
+    # Folder of the partial results, relative to MODEL.
+    partials: str
+    backbone: BackboneSettings
+    method: str
+    method_options: Mapping[str, Scalar]
+    seed: int
+    batch_size: int
+    threads: int = 1
+
+    def start(self) -> "Embed":
+        """Return the stage, with the backbone loaded."""
+        method = build(self.method, self.method_options)
+        backbone = load_backbone(self.backbone, seed=self.seed)
+        embed = partial(method.embed, seed=self.seed)
+        return Embed(self, Extractor(backbone, embed, self.batch_size, self.threads))
+
+
+class Embed:
+    """Stage: writes a fragment's embeddings and what they are of; returns its result."""
+
+    def __init__(self, settings: Embedder, extractor: Extractor) -> None:
+        self._settings = settings
+        self._extractor = extractor
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Store the fragment's embeddings; return one row of schema `FRAGMENT_RESULT`."""
+        return result_of(advance("embed", self._embed, table))
+
+    def _embed(self, batch: FragmentBatch) -> FragmentBatch:
+        is_ok = [status == "ok" for status in batch.statuses()]
+        used = batch.rows.filter(pa.array(is_ok, pa.bool_()))
+        described = Described(
+            image_ids=used.column("image_id").to_pylist(),
+            source_rows=used.column("source_row").to_pylist(),
+            statuses=batch.statuses(),
+        )
+        content = to_bytes(self._extractor(batch.array))
+        # The embeddings last: they are the marker of a finished fragment.
+        name = f"{self._settings.partials}{batch.fragment.key}"
+        self._settings.model.write(f"{name}.json", json.dumps(asdict(described)).encode())
+        self._settings.model.write(f"{name}{EMBEDDINGS}", content)
+        return replace(batch, array=np.empty(0, np.float32))

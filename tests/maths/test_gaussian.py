@@ -1,0 +1,168 @@
+"""Statistics in parts: those of the whole, for any cut, and whitening without an inverse."""
+
+from functools import reduce
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import mahalanobis
+
+from pipeline.errors import ConfigError
+from pipeline.maths import gaussian
+from pipeline.maths.gaussian import Moments, merge, packed, unpacked, whitener
+
+
+def normal(shape, *, seed=0, offset=0.0):
+    """Rows with a scale and a mean of their own in each dimension."""
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(0.5, 2, shape[1:])
+    return (rng.standard_normal(shape) * spread + offset * (1 + spread)).astype(np.float32)
+
+
+def by_hand(rows):
+    """Mean and covariance of one position, in the widest floats there are."""
+    wide = rows.astype(np.longdouble)
+    mean = wide.mean(axis=0)
+    return mean, (wide - mean).T @ (wide - mean) / (len(rows) - 1)
+
+
+@pytest.mark.parametrize("positions", [(), (1,), (5,)])
+@given(
+    cuts=st.lists(st.integers(1, 39), max_size=6),
+    dim=st.integers(1, 6),
+    offset=st.sampled_from([0.0, -7.0, 1e6]),
+    seed=st.integers(0, 99),
+)
+def test_any_split_gives_the_statistics_of_the_whole(positions, cuts, dim, offset, seed):
+    rows = normal((40, *positions, dim), seed=seed, offset=offset)
+    parts = np.split(rows, sorted(set(cuts)))
+
+    merged = reduce(merge, [Moments.of(part) for part in parts])
+
+    whole = Moments.of(rows)
+    assert merged.count == whole.count == 40
+    assert merged.mean.shape == (*positions, dim)
+    covariance = whole.covariance()
+    scale = np.abs(covariance).max()
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(merged.covariance(), covariance, rtol=1e-6, atol=1e-9 * scale)
+    for place in np.ndindex(*positions):
+        mean, expected = by_hand(rows[(slice(None), *place)])
+        np.testing.assert_allclose(merged.mean[place], mean.astype(float), rtol=1e-12, atol=1e-12)
+        found = merged.covariance()[place]
+        np.testing.assert_allclose(found, expected.astype(float), rtol=1e-6, atol=1e-9 * scale)
+
+
+@given(order=st.permutations(range(12)))
+@settings(max_examples=20)
+def test_the_order_of_images_and_parts_does_not_matter(order):
+    rows = normal((12, 3, 4), offset=100)
+    parts = [Moments.of(rows[[number]]) for number in order]
+    merged, whole = reduce(merge, parts), Moments.of(rows)
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-9, atol=1e-9)
+
+
+def test_two_images_of_two_features_by_hand():
+    moments = Moments.of(np.array([[1, 2], [3, 8]], np.float32))
+    np.testing.assert_array_equal(moments.mean, [2, 5])
+    np.testing.assert_array_equal(moments.scatter, [[2, 6], [6, 18]])
+    np.testing.assert_array_equal(moments.covariance(ddof=0), [[1, 3], [3, 9]])
+    # L of [[4, 2], [2, 5]] is [[2, 0], [1, 2]].
+    whitening = whitener(np.array([[4.0, 2.0], [2.0, 5.0]]))
+    np.testing.assert_allclose(whitening, [[0.5, 0], [-0.25, 0.5]], rtol=1e-15)
+
+
+def test_a_constant_feature_has_no_scatter_at_all():
+    rows = np.full((300, 2, 3), 0.1, np.float32)
+    merged = merge(Moments.of(rows[:100]), Moments.of(rows[100:]))
+    np.testing.assert_array_equal(merged.scatter, 0)
+    np.testing.assert_array_equal(merged.mean, np.float64(np.float32(0.1)))
+
+
+def test_scatter_is_exactly_symmetric():
+    merged = merge(Moments.of(normal((9, 4, 7))), Moments.of(normal((5, 4, 7), seed=1)))
+    np.testing.assert_array_equal(merged.scatter, merged.scatter.transpose(0, 2, 1))
+
+
+# From 33 features on, BLAS kernels take other paths; three positions a block make many blocks.
+def test_threads_change_no_bit(monkeypatch):
+    monkeypatch.setattr(gaussian, "_BLOCK_BYTES", 3 * 40 * 33 * 8)
+    rows, others = normal((40, 50, 33)), normal((20, 50, 33), seed=1)
+    results = []
+    for threads in (1, 2, 7):
+        merged = merge(
+            Moments.of(rows, threads=threads), Moments.of(others, threads=threads), threads=threads
+        )
+        whitening = whitener(merged.covariance() + 0.01 * np.eye(33), threads=threads)
+        results.append((merged.mean, merged.scatter, whitening))
+    for result in results[1:]:
+        for found, expected in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_position_has_the_same_bits_among_any_others():
+    rows = normal((40, 50, 33))
+    whole, few = Moments.of(rows), Moments.of(rows[:, 7:11])
+    np.testing.assert_array_equal(whole.mean[7:11], few.mean)
+    np.testing.assert_array_equal(whole.scatter[7:11], few.scatter)
+
+
+@given(count=st.integers(2, 5), dim=st.integers(6, 20), seed=st.integers(0, 99))
+def test_fewer_images_than_features_whiten_after_a_multiple_of_the_identity(count, dim, seed):
+    rows = normal((count, 3, dim), seed=seed)
+    covariance = Moments.of(rows).covariance() + 0.01 * np.eye(dim)
+    whitening = whitener(covariance)
+    precision = whitening.transpose(0, 2, 1) @ whitening
+    np.testing.assert_allclose(precision, np.linalg.inv(covariance), rtol=1e-7, atol=1e-7)
+    np.testing.assert_array_equal(whitening, np.tril(whitening))
+
+
+def test_whitened_distances_are_those_of_scipy():
+    rows = normal((60, 2, 5), offset=3)
+    moments = Moments.of(rows)
+    whitening = whitener(moments.covariance())
+    for place in range(2):
+        precision = np.linalg.inv(moments.covariance()[place])
+        for row in rows[:5, place]:
+            found = np.linalg.norm(whitening[place] @ (row - moments.mean[place]))
+            assert found == pytest.approx(mahalanobis(row, moments.mean[place], precision))
+
+
+def test_a_covariance_without_inverse_is_named_with_what_to_do():
+    rows = normal((5, 4, 3))
+    rows[:, 2] = rows[0, 2]
+    with pytest.raises(ConfigError, match=r"3 features at position 2 .* multiple of the identity"):
+        whitener(Moments.of(rows).covariance())
+    for singular in ([[np.nan] * 2] * 2, [[1.0, 0], [0, np.inf]], [[0.1, 0.3], [0.3, 0.9]]):
+        with pytest.raises(ConfigError, match="2 features at position 0"):
+            whitener(np.array(singular))
+
+
+@given(count=st.integers(2, 8), dim=st.integers(9, 40), seed=st.integers(0, 99))
+def test_fewer_images_than_features_are_refused_as_they_are(count, dim, seed):
+    # Rounding makes some of these singular matrices look positive definite to LAPACK.
+    with pytest.raises(ConfigError, match="not positive definite"):
+        whitener(Moments.of(normal((count, dim), seed=seed)).covariance())
+
+
+@pytest.mark.parametrize("positions", [(), (4,)])
+@given(dim=st.integers(1, 9))
+def test_packing_keeps_a_triangle(positions, dim):
+    whitening = whitener(Moments.of(normal((30, *positions, dim))).covariance())
+    entries = packed(whitening)
+    assert entries.shape == (*positions, dim * (dim + 1) // 2)
+    assert entries.dtype == np.float32
+    np.testing.assert_array_equal(unpacked(entries, dim), whitening.astype(np.float32))
+
+
+def test_a_callers_mistake_is_told_with_both_values():
+    with pytest.raises(ValueError, match=r"\(0, 3\) are no rows"):
+        Moments.of(np.empty((0, 3), np.float32))
+    with pytest.raises(ValueError, match=r"1 rows have no covariance with ddof 1"):
+        Moments.of(normal((1, 3))).covariance()
+    with pytest.raises(ValueError, match=r"\(4, 3\) and \(5, 3\)"):
+        merge(Moments.of(normal((2, 4, 3))), Moments.of(normal((2, 5, 3))))
+    with pytest.raises(ValueError, match=r"5 entries are no triangle of 3 dimensions, .* 6"):
+        unpacked(np.zeros(5, np.float32), 3)

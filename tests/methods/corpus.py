@@ -1,0 +1,109 @@
+"""A corpus in memory, for tests of methods."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FakeHeld:
+    members: list
+
+    def ask(self, question):
+        return [question(member) for member in self.members]
+
+
+@dataclass(frozen=True)
+class FakeNotes:
+    noted: dict = field(default_factory=dict)
+
+    def read(self, name):
+        return self.noted.get(name)
+
+    def write(self, name, arrays):
+        self.noted[name] = {key: np.array(array) for key, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class FakeReader:
+    fragments: list[dict[str, np.ndarray]]
+
+    @property
+    def sizes(self):
+        return [_images(fragment) for fragment in self.fragments]
+
+    def load(self, fragment):
+        return self.fragments[fragment]
+
+
+@dataclass(frozen=True)
+class Alone:
+    number: int = 0
+    count: int = 1
+
+    def gather(self, array):
+        return [array]
+
+
+@dataclass(frozen=True)
+class FakeCorpus:
+    """Fragments in memory, and processes that are all this one."""
+
+    fragments: list[dict[str, np.ndarray]]
+    processes: int = 2
+    memory_budget: int = 2**30
+    threads: int = 1
+    notes: FakeNotes = field(default_factory=FakeNotes)
+
+    @property
+    def images(self):
+        return sum(map(_images, self.fragments))
+
+    @property
+    def shapes(self):
+        return {name: array.shape[1:] for name, array in self.fragments[0].items()}
+
+    def embeddings(self):
+        return iter(self.fragments)
+
+    def each(self, work):
+        return (work(f, n) for f, n in zip(self.fragments, self.firsts(), strict=True))
+
+    def reduce(self, start, merge):
+        return reduce(merge, self.each(start))
+
+    def firsts(self):
+        return np.cumsum([0, *map(_images, self.fragments)])[:-1].tolist()
+
+    @contextmanager
+    def held(self, start, members):
+        shares = np.array_split(np.arange(len(self.fragments)), members)
+        yield FakeHeld(
+            [
+                start(_joined([self.fragments[i] for i in share]), self.firsts()[share[0]])
+                for share in shares
+                if len(share)
+            ]
+        )
+
+    def together(self, work):
+        work(Alone(), FakeReader(self.fragments), self.notes)
+        return self.notes
+
+
+def split(embeddings: dict[str, np.ndarray], *sizes: int) -> list[dict[str, np.ndarray]]:
+    """Return fragments of these sizes, and one of what is left."""
+    ends = np.cumsum(sizes)
+    parts = {name: np.split(array, ends) for name, array in embeddings.items()}
+    fragments = [{name: parts[name][i] for name in parts} for i in range(len(sizes) + 1)]
+    return [fragment for fragment in fragments if _images(fragment)]
+
+
+def _images(fragment):
+    return len(next(iter(fragment.values())))
+
+
+def _joined(fragments):
+    return {name: np.concatenate([f[name] for f in fragments]) for name in fragments[0]}

@@ -1,0 +1,120 @@
+"""Mahalanobis AD against scikit-learn, and its threshold against Gaussian data."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.covariance import OAS, LedoitWolf
+from sklearn.decomposition import PCA
+
+from pipeline.methods.contract import Model
+from pipeline.methods.mahalanobis import Mahalanobis
+from tests.methods.corpus import FakeCorpus, split
+
+DIMS = {"level0": 3, "level1": 8}
+
+
+def features(images, *, seed=0, dims=DIMS):
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.normal(size=(images, dim)) * (1 + np.arange(dim)) + 5).astype(np.float32)
+        for name, dim in dims.items()
+    }
+
+
+def fitted(train, *sizes, **options):
+    method = Mahalanobis(**options)
+    found = method.fit(FakeCorpus(split(train, *sizes)), seed=0)
+    return method, found, method.prepare(Model(found.state))
+
+
+@pytest.mark.parametrize(("name", "oracle"), [("ledoit_wolf", LedoitWolf), ("oas", OAS)])
+@pytest.mark.parametrize("images", [4, 50])
+def test_scores_are_the_sum_over_levels_of_scikit_learns_distances(name, oracle, images):
+    train, test = features(images), features(6, seed=1)
+    method, found, model = fitted(train, 3, covariance=name)
+    expected = np.zeros(6)
+    for level, rows in train.items():
+        estimate = oracle().fit(rows.astype(np.float64))
+        expected += np.sqrt(estimate.mahalanobis(test[level].astype(np.float64)))
+        assert found.facts[f"{level}.shrinkage"] == pytest.approx(estimate.shrinkage_, rel=1e-6)
+    scores = method.score(test, model)
+    np.testing.assert_allclose(scores.image_scores, expected, rtol=1e-6)
+    assert scores.anomaly_maps is None
+
+
+@pytest.mark.parametrize("directions", ["pca", "npca"])
+def test_directions_split_the_variance(directions):
+    train, test = features(60, dims={"level0": 8}), features(5, seed=1, dims={"level0": 8})
+    method, found, model = fitted(train, directions=directions, variance=0.9)
+    rows = train["level0"].astype(np.float64)
+    pca = PCA().fit(rows)
+    leading = int(np.searchsorted(np.cumsum(pca.explained_variance_ratio_), 0.9)) + 1
+    kept = slice(0, leading) if directions == "pca" else slice(leading, None)
+    assert 0 < leading < 8
+    axes = pca.components_[kept]
+    centred = rows - rows.mean(axis=0)
+    estimate = LedoitWolf().fit(centred @ axes.T)
+    asked = (test["level0"] - rows.mean(axis=0)) @ axes.T
+    expected = np.sqrt(estimate.mahalanobis(asked))
+    np.testing.assert_allclose(method.score(test, model).image_scores, expected, rtol=1e-5)
+    assert found.facts["level0.dimensions"] == len(axes)
+
+
+@given(st.lists(st.integers(1, 5), max_size=4))
+def test_no_partition_of_the_images_changes_the_model(sizes):
+    train = features(11)
+    _, whole, _ = fitted(train)
+    _, cut, _ = fitted(train, *sizes)
+    for name, array in whole.state.items():
+        np.testing.assert_allclose(cut.state[name], array, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [30, 400])
+def test_a_training_image_is_measured_as_if_it_had_not_been_there(images):
+    train = features(images)
+    method, _, model = fitted(train)
+    own = {name: rows[2, None] for name, rows in train.items()}
+    found = method.score(own, model, ignore=np.empty(0, np.int64)).image_scores
+    _, _, without = fitted({name: np.delete(rows, 2, axis=0) for name, rows in train.items()})
+    np.testing.assert_allclose(found, method.score(own, without).image_scores, rtol=0.02)
+    assert found > method.score(own, model).image_scores
+
+
+def test_an_image_scores_the_same_to_the_bit_in_any_company():
+    method, _, model = fitted(features(30))
+    test = features(9, seed=1)
+    together = method.score(test, model).image_scores
+    for image in range(9):
+        alone = method.score({name: rows[image, None] for name, rows in test.items()}, model)
+        assert alone.image_scores[0] == together[image]
+
+
+def test_images_that_are_all_alike_can_be_fitted():
+    train = {"level0": np.ones((5, 3), np.float32)}
+    method, _, model = fitted(train)
+    assert method.score(train, model).image_scores == pytest.approx(0)
+    other = {"level0": np.full((1, 3), 2, np.float32)}
+    assert method.score(other, model).image_scores[0] > 1
+
+
+def test_the_threshold_has_the_false_positives_that_were_asked_for():
+    train = {"level0": features(20_000)["level1"]}
+    method, found, model = fitted(train, false_positive_rate=0.05)
+    new = {"level0": features(20_000, seed=1)["level1"]}
+    share = (method.score(new, model).image_scores > found.threshold).mean()
+    # 20,000 draws: a standard error of 0.0015.
+    assert share == pytest.approx(0.05, abs=0.006)
+
+
+def test_without_a_rate_there_is_no_threshold():
+    _, found, _ = fitted(features(10))
+    assert found.threshold is None
+
+
+def test_levels_are_the_spatial_means():
+    maps = [torch.randn(2, 3, 4, 5), torch.randn(2, 6, 2, 2)]
+    embedded = Mahalanobis().embed(maps, seed=0)
+    assert list(embedded) == ["level0", "level1"]
+    np.testing.assert_allclose(embedded["level1"], maps[1].numpy().mean(axis=(2, 3)), rtol=1e-6)
