@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
@@ -10,15 +10,16 @@ import typer
 from jobs import options
 from jobs.console import log, say, show_table
 from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
-from pipeline.cluster.runner import Pipeline, Runner
+from jobs.members import announce_cost, group_digests, hold_large_banks, read_members
+from pipeline.cluster.runner import Pipeline
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError
-from pipeline.lake import models, parts, runs
+from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.infer import Member, Scorer
-from pipeline.stages.models import Holders, load_calibration, shard_starts, verify_group
+from pipeline.stages.models import load_calibration, verify_group
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
 from pipeline.stages.publish import Publish
 
@@ -83,7 +84,9 @@ def run(
         target.root,
     )
     with execution.start(settings.workers) as runner, ExitStack() as stack:
-        members = _hold_large_banks(planned, settings, runner, stack) if pending else ()
+        budget = settings.memory_budget or half_of_memory()
+        groups = sorted({fragment.group for fragment in pending})
+        members = hold_large_banks(planned.members, groups, budget, runner, stack)
         pipeline = _pipeline(planned, target, job, execution, members)
         tally = drive(runner, job, pending, pipeline)
     return _finish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
@@ -112,7 +115,7 @@ def _plan(
             "--heatmaps anomalous needs a calibrated model, which says what is anomalous; "
             "this model has none: use all or none"
         )
-    members = _members(folders, settings)
+    members = read_members(folders, settings)
     # The first member's: heatmaps and metrics need one way from the map to the picture.
     fixed = members[0].manifest.geometry
     image = settings.image.model_copy(update={"resize": fixed.resize, "crop": fixed.crop})
@@ -122,7 +125,7 @@ def _plan(
     for member in members:
         member.checked_backbone()
     plan = plan_fragments(lake, settings, where)
-    digests = _digests(members)
+    digests = group_digests(members)
     for group in plan.groups:
         for member in members:
             if group in member.manifest.groups:
@@ -148,113 +151,8 @@ def _plan(
         settings=settings,
     )
     source = Source(lake, settings.columns, settings.image, members[0].geometry)
-    _announce(plan, members)
+    announce_cost(plan, members)
     return _Planned(plan, members, digests, source, record)
-
-
-def _members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
-    """Return the models in an order that does not depend on how they were named.
-
-    Raises:
-        ConfigError: if they cannot score together.
-    """
-    members = []
-    for folder in folders:
-        manifest = models.read_manifest(folder)
-        _require_unchanged(settings, manifest)
-        weights = settings.backbone.weights or manifest.backbone.weights
-        members.append(Member(folder, manifest, weights))
-    if len(members) == 1:
-        return members
-    runs_ = {member.manifest.run for member in members}
-    if len(runs_) < len(members):
-        raise ConfigError(f"of {len(members)} models two are the same: name each once")
-    names = sorted({member.manifest.backbone.name for member in members})
-    if settings.backbone.weights and len(names) > 1:
-        raise ConfigError(
-            f"backbone.weights is one file, the members have backbones {names}: leave it out, "
-            "their weights are taken from where they were when they were fitted"
-        )
-    seen = sorted({str(m.manifest.geometry) for m in members if m.manifest.geometry.crop})
-    if seen and len({m.geometry for m in members}) > 1:
-        raise ConfigError(
-            f"members see different parts of an image ({'; '.join(seen)}, and others): maps can "
-            "be joined of equal crops, or of none"
-        )
-    return sorted(members, key=lambda member: member.manifest.run)
-
-
-def _digests(members: Sequence[Member]) -> dict[str, str]:
-    """Return the digest of each group that all members have."""
-    first, *others = (member.manifest.groups for member in members)
-    shared = {group: record.digest for group, record in first.items()}
-    if not others:
-        return shared
-    return {
-        group: digest({"members": [sha, *(groups[group].digest for groups in others)]})
-        for group, sha in shared.items()
-        if all(group in groups for groups in others)
-    }
-
-
-def _announce(plan: Plan, members: Sequence[Member]) -> None:
-    """Say what a search that is dear will cost, before it begins."""
-    for member in members:
-        for group in plan.groups:
-            record = member.manifest.groups.get(group)
-            cost = record.facts.get("gflop_per_image") if record else None
-            if isinstance(cost, float):
-                images = sum(f.images for f in plan.kept if f.group == group)
-                log.info(
-                    "%s on group '%s': %.0f GFLOP of search an image, %.1f TFLOP for %d images "
-                    "(a core does 50 to 200 GFLOP a second; most of it can be pruned)",
-                    member.manifest.method,
-                    group,
-                    cost,
-                    cost * images / 1000,
-                    images,
-                )
-
-
-def _require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
-    """Refuse settings that the model has fixed otherwise; defaults stand for what it has."""
-    fresh = Settings()
-    asked: dict[str, tuple[object, object, object]] = {
-        "image.resize": (settings.image.resize, fresh.image.resize, manifest.geometry.resize),
-        "image.crop": (settings.image.crop, fresh.image.crop, manifest.geometry.crop),
-        "backbone.name": (settings.backbone.name, fresh.backbone.name, manifest.backbone.name),
-        "backbone.layers": (
-            settings.backbone.layers,
-            fresh.backbone.layers,
-            manifest.backbone.layers,
-        ),
-        "method.name": (settings.method.name, fresh.method.name, manifest.method),
-    }
-    for name, value in settings.method.options().items():
-        asked[f"method.{name}"] = (value, None, manifest.method_options.get(name))
-    for name, (given, default, fitted) in asked.items():
-        if given not in (default, fitted):
-            raise ConfigError(
-                f"{name} is {given!r}, the model was fitted with {fitted!r}; fit again"
-            )
-
-
-def _hold_large_banks(
-    planned: _Planned, settings: Settings, runner: Runner, stack: ExitStack
-) -> list[Member]:
-    """Start, for each bank that exceeds `memory_budget`, the processes that share it."""
-    budget = settings.memory_budget or half_of_memory()
-    members = []
-    for member in planned.members:
-        holders: dict[str, Holders] = {}
-        for group in planned.plan.groups:
-            record = member.manifest.groups.get(group)
-            starts = shard_starts(member.model, record, budget) if record else []
-            if starts:
-                log.info("the bank of group '%s' is spread over %d processes", group, len(starts))
-                holders[group] = stack.enter_context(runner.members(starts))
-        members.append(replace(member, holders=holders))
-    return members
 
 
 def _pipeline(

@@ -17,6 +17,5 @@ def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def from_bytes(content: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of a safetensors file."""
-    arrays: dict[str, np.ndarray] = load(content)
-    return arrays
+    """Return the arrays of a safetensors file, by name; as it is read they come in any order."""
+    return dict(sorted(load(content).items()))

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from pydantic import Field
 from scipy.stats import chi2
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.config import Layers
@@ -54,14 +55,15 @@ class Mahalanobis:
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:  # noqa: ARG002
         """Return mean and whitening of each level, in two passes over a few KB an image."""
         levels = corpus.reduce(_moments, _merged)
-        directions = {name: self._directions(moments) for name, moments in levels.items()}
-        projected = {name: _project(levels[name], directions[name]) for name in levels}
+        with threadpool_limits(1, "blas"):
+            directions = {name: self._directions(moments) for name, moments in levels.items()}
+            projected = {name: _project(levels[name], directions[name]) for name in levels}
         means = {name: moments.mean for name, moments in levels.items()}
         fourths = corpus.reduce(partial(_fourths, means=means, directions=directions), _summed)
         state: Arrays = {"count": np.array([corpus.images])}
         facts: dict[str, float | str] = {}
         threshold = 0.0
-        for name, moments in projected.items():
+        for name, moments in sorted(projected.items()):
             if self.covariance == "oas":
                 covariance, shrinkage = oas(moments)
             else:
@@ -92,11 +94,14 @@ class Mahalanobis:
         """
         count = int(model.state["count"][0])
         total = np.zeros(len(next(iter(embeddings.values()))))
-        for name, features in embeddings.items():
-            centred = features - model.state[f"{name}.mean"]
+        # In one order, whatever order the arrays come in: a sum has other last bits in another.
+        for name in sorted(embeddings):
+            centred = embeddings[name] - model.state[f"{name}.mean"]
             whitening = model.state[f"{name}.whitening"].astype(np.float64)
-            # Image by image: a product of several can have other last bits.
-            squared = np.array([np.sum((whitening @ row) ** 2) for row in centred])
+            # Image by image and without BLAS: the last bits of a product can depend on what is
+            # multiplied beside it, and on threads.
+            whitened = (np.einsum("wd,d->w", whitening, row) for row in centred)
+            squared = np.array([np.sum(row**2) for row in whitened])
             if ignore is not None:
                 shrinkage = float(model.state[f"{name}.shrinkage"][0])
                 squared = _without_itself(squared, count, shrinkage)
@@ -146,12 +151,13 @@ def _fourths(
     means: dict[str, np.ndarray],
     directions: dict[str, np.ndarray],
 ) -> dict[str, float]:
-    return {
-        name: fourth_powers(
-            (rows - means[name]) @ directions[name], np.zeros(directions[name].shape[1])
-        )
-        for name, rows in embeddings.items()
-    }
+    found = {}
+    # On one thread, as everywhere: the last bits of a product can depend on how many there are.
+    with threadpool_limits(1, "blas"):
+        for name, rows in embeddings.items():
+            projected = (rows - means[name]) @ directions[name]
+            found[name] = fourth_powers(projected, np.zeros(projected.shape[1]))
+    return found
 
 
 def _summed(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:

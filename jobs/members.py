@@ -1,0 +1,123 @@
+"""The models that a score job scores with: one, or the members of an ensemble."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from jobs.console import log
+from pipeline.cluster.runner import Runner
+from pipeline.config import Settings, digest
+from pipeline.errors import ConfigError
+from pipeline.lake import models
+from pipeline.lake.folder import Folder
+from pipeline.stages.infer import Member
+from pipeline.stages.models import Holders, shard_starts
+from pipeline.stages.plan import Plan
+
+
+def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
+    """Return the models in an order that does not depend on how they were named.
+
+    Raises:
+        ConfigError: if they cannot score together.
+    """
+    members = []
+    for folder in folders:
+        manifest = models.read_manifest(folder)
+        _require_unchanged(settings, manifest)
+        weights = settings.backbone.weights or manifest.backbone.weights
+        members.append(Member(folder, manifest, weights))
+    if len(members) == 1:
+        return members
+    runs_ = {member.manifest.run for member in members}
+    if len(runs_) < len(members):
+        raise ConfigError(f"of {len(members)} models two are the same: name each once")
+    names = sorted({member.manifest.backbone.name for member in members})
+    if settings.backbone.weights and len(names) > 1:
+        raise ConfigError(
+            f"backbone.weights is one file, the members have backbones {names}: leave it out, "
+            "their weights are taken from where they were when they were fitted"
+        )
+    seen = sorted({str(m.manifest.geometry) for m in members if m.manifest.geometry.crop})
+    if seen and len({m.geometry for m in members}) > 1:
+        raise ConfigError(
+            f"members see different parts of an image ({'; '.join(seen)}, and others): maps can "
+            "be joined of equal crops, or of none"
+        )
+    return sorted(members, key=lambda member: member.manifest.run)
+
+
+def group_digests(members: Sequence[Member]) -> dict[str, str]:
+    """Return the digest of each group that all members have."""
+    first, *others = (member.manifest.groups for member in members)
+    shared = {group: record.digest for group, record in first.items()}
+    if not others:
+        return shared
+    return {
+        group: digest({"members": [sha, *(groups[group].digest for groups in others)]})
+        for group, sha in shared.items()
+        if all(group in groups for groups in others)
+    }
+
+
+def _require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
+    """Refuse settings that the model has fixed otherwise; defaults stand for what it has."""
+    fresh = Settings()
+    asked: dict[str, tuple[object, object, object]] = {
+        "image.resize": (settings.image.resize, fresh.image.resize, manifest.geometry.resize),
+        "image.crop": (settings.image.crop, fresh.image.crop, manifest.geometry.crop),
+        "backbone.name": (settings.backbone.name, fresh.backbone.name, manifest.backbone.name),
+        "backbone.layers": (
+            settings.backbone.layers,
+            fresh.backbone.layers,
+            manifest.backbone.layers,
+        ),
+        "method.name": (settings.method.name, fresh.method.name, manifest.method),
+    }
+    for name, value in settings.method.options().items():
+        asked[f"method.{name}"] = (value, None, manifest.method_options.get(name))
+    for name, (given, default, fitted) in asked.items():
+        if given not in (default, fitted):
+            raise ConfigError(
+                f"{name} is {given!r}, the model was fitted with {fitted!r}; fit again"
+            )
+
+
+def announce_cost(plan: Plan, members: Sequence[Member]) -> None:
+    """Say what a search that is dear will cost, before it begins."""
+    for member in members:
+        for group in plan.groups:
+            record = member.manifest.groups.get(group)
+            cost = record.facts.get("gflop_per_image") if record else None
+            if isinstance(cost, float):
+                images = sum(f.images for f in plan.kept if f.group == group)
+                log.info(
+                    "%s on group '%s': %.0f GFLOP of search an image, %.1f TFLOP for %d images "
+                    "(a core does 50 to 200 GFLOP a second; most of it can be pruned)",
+                    member.manifest.method,
+                    group,
+                    cost,
+                    cost * images / 1000,
+                    images,
+                )
+
+
+def hold_large_banks(
+    members: Sequence[Member],
+    groups: Sequence[str],
+    memory_budget: int,
+    runner: Runner,
+    stack: ExitStack,
+) -> list[Member]:
+    """Start, for each bank that exceeds `memory_budget`, the processes that share it."""
+    holding = []
+    for member in members:
+        holders: dict[str, Holders] = {}
+        for group in groups:
+            record = member.manifest.groups.get(group)
+            starts = shard_starts(member.model, record, memory_budget) if record else []
+            if starts:
+                log.info("the bank of group '%s' is spread over %d processes", group, len(starts))
+                holders[group] = stack.enter_context(runner.members(starts))
+        holding.append(replace(member, holders=holders))
+    return holding

@@ -1,0 +1,133 @@
+"""Every method goes the same way, whatever it is: the contract of `pipeline.methods`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import evaluate, fit, options, score
+from pipeline.config import Settings, load_settings
+from pipeline.lake.folder import Folder
+from pipeline.lake.models import Manifest, read_manifest
+from pipeline.methods import build, names
+from tests.conftest import LOCAL, TINY, by_place, output_files
+
+# Small enough for a second each. A method that is not here fails the first test.
+SMALL = {
+    "cfa": {"epochs": 2, "gamma_d": 4},
+    "dn2": {},
+    "mahalanobis": {"false_positive_rate": 0.01},
+    "padim": {"dimensions": 20},
+    "patchcore": {"coreset_fraction": 0.1},
+    "spade": {"retrieved": 5},
+}
+WITHOUT_MAP = {"dn2", "mahalanobis"}
+# What it sees of the images is shuffled fragment by fragment.
+DEPENDS_ON_FRAGMENTS = {"cfa"}
+
+
+def settings_of(method: str, **changed: object) -> Settings:
+    own = {"method": {"name": method} | SMALL[method]}
+    return load_settings(flags=TINY | own | changed)
+
+
+@dataclass(frozen=True)
+class Done:
+    method: str
+    model: Path
+    scores: Path
+    manifest: Manifest
+
+
+@pytest.fixture(scope="module", params=sorted(SMALL))
+def done(
+    request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Done:
+    """The undisturbed result of one method, by the local runner."""
+    root = tmp_path_factory.mktemp(request.param)
+    settings = settings_of(request.param)
+    manifest = fit.run(str(images), str(root / "model"), settings, LOCAL)
+    score.run(str(images), str(root / "model"), str(root / "scores"), settings, LOCAL)
+    return Done(request.param, root / "model", root / "scores", manifest)
+
+
+def test_every_method_is_tested_here():
+    assert names() == sorted(SMALL)
+
+
+def test_its_layers_are_those_of_its_paper_unless_they_are_set(done: Done):
+    assert done.manifest.backbone.layers == build(done.method, {}).layers
+
+
+def test_every_image_has_a_finite_score_and_a_map_or_none(done: Done):
+    rows = by_place(done.scores)
+    assert len(rows) == 44
+    for row in rows.values():
+        assert row["status"] == "ok"
+        assert np.isfinite(row["image_score"])
+        assert row["image_score"] >= 0
+        assert row["model_id"] == done.manifest.groups[row["group"]].digest
+        if done.method in WITHOUT_MAP:
+            columns = ("anomaly_map", "map_height", "map_width", "heatmap_path")
+            assert [row[name] for name in columns] == [None] * 4
+        else:
+            assert len(row["anomaly_map"]) == row["map_height"] * row["map_width"]
+            assert np.isfinite(row["anomaly_map"]).all()
+            assert (done.scores / row["heatmap_path"]).is_file()
+    assert (done.scores / "_heatmaps").exists() == (done.method not in WITHOUT_MAP)
+
+
+def test_verdicts_are_there_where_the_method_has_a_threshold(done: Done):
+    for row in by_place(done.scores).values():
+        if done.method == "mahalanobis":
+            assert row["is_anomalous"] == (row["image_score"] > row["threshold"])
+        else:
+            assert (row["is_anomalous"], row["threshold"]) == (None, None)
+
+
+def test_metrics_of_maps_are_there_where_maps_are(done: Done, images: Path):
+    for values in evaluate.run(str(images), str(done.scores)).values():
+        assert 0 <= values["image_auroc"] <= 1
+        assert (values["pixel_auroc"] is None) == (done.method in WITHOUT_MAP)
+        assert (values["aupro"] is None) == (done.method in WITHOUT_MAP)
+
+
+def test_batches_and_threads_change_no_byte(
+    done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(options.Execution, "threads", 1)
+    monkeypatch.setattr("pipeline.stages.infer._EMBEDDED_BYTES", 1)
+    settings = settings_of(done.method, batch_size=1)
+    score.run(str(images), str(done.model), str(tmp_path), settings, LOCAL)
+    assert output_files(tmp_path) == output_files(done.scores)
+
+
+def test_fragments_change_no_score(done: Done, images: Path, tmp_path: Path):
+    if done.method in DEPENDS_ON_FRAGMENTS:
+        pytest.skip("training shuffles fragment by fragment")
+    settings = settings_of(done.method, fragment_images=4)
+    model, scores = tmp_path / "model", tmp_path / "scores"
+    fit.run(str(images), str(model), settings, LOCAL)
+    score.run(str(images), str(model), str(scores), settings, LOCAL)
+    others = by_place(scores)
+    for place, row in by_place(done.scores).items():
+        assert others[place]["image_score"] == pytest.approx(row["image_score"], rel=1e-5)
+
+
+def test_models_are_arrays_and_json(done: Done):
+    endings = {path.suffix for path in done.model.rglob("*") if path.is_file()}
+    assert endings <= {".json", ".safetensors", ".faiss", ".parquet", ".arrow"}
+
+
+@pytest.mark.ray
+def test_ray_and_local_write_the_same_bytes(
+    done: Done, images: Path, tmp_path: Path, local_ray: None
+):
+    settings, on_ray = settings_of(done.method, workers=2), options.Execution("ray", None)
+    model, scores = tmp_path / "model", tmp_path / "scores"
+    fit.run(str(images), str(model), settings, on_ray)
+    manifest = read_manifest(Folder(str(model)))
+    assert manifest.groups == done.manifest.groups
+    score.run(str(images), str(model), str(scores), settings, on_ray)
+    assert output_files(scores) == output_files(done.scores)
