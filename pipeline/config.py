@@ -143,7 +143,7 @@ PRESETS: dict[str, Raw] = {
     "spade_paper": {
         "image": _CROPPED,
         "backbone": {"name": _WIDE_RESNET, "layers": [1, 2, 3, 4]},
-        "method": {"name": "spade", "neighbours": 50},
+        "method": {"name": "spade", "retrieved": 50, "neighbours": 1},
     },
     # Defard et al., ICPR 2021: 550 of 1792 channels. 100 with ResNet-18.
     "padim_paper": {

@@ -10,7 +10,6 @@ L^-1 (x - mean).
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,11 +60,13 @@ class Moments:
         scatter = np.empty((flat.shape[1], dim, dim))
 
         def fill(block: slice) -> None:
-            centred = flat[:, block].transpose(1, 0, 2).astype(np.float64, order="C")
-            mean[block] = centred.mean(axis=1)
-            centred -= mean[block, np.newaxis]
-            # Of an array with itself: numpy computes half of it (BLAS syrk), in half the time.
-            np.matmul(centred.transpose(0, 2, 1), centred, out=scatter[block])
+            centred = flat[:, block].astype(np.float64)
+            mean[block] = centred.mean(axis=0)
+            centred -= mean[block]
+            # Of an array with itself: numpy computes half of it (BLAS syrk), and takes it as it
+            # lies; to gather each position's rows first takes as long as the product.
+            by_position = centred.transpose(1, 0, 2)
+            np.matmul(by_position.transpose(0, 2, 1), by_position, out=scatter[block])
 
         _in_blocks(fill, len(mean), bytes_each=count * dim * 8, threads=threads)
         return cls(count, mean.reshape(*positions, dim), scatter.reshape(*positions, dim, dim))
@@ -127,8 +128,10 @@ def whitener(
     whitening = np.empty_like(flat)
 
     def fill(block: slice) -> None:
-        for position in range(len(flat))[block]:
-            whitening[position] = _inverse_of_factor(flat[position], position)
+        factors = _factors(flat[block], block.start)
+        for position, lower in enumerate(factors, block.start):
+            # LAPACK reads columns: the transpose is an upper triangle that need not be copied.
+            whitening[position] = lapack.dtrtri(lower.T, lower=0)[0].T
 
     _in_blocks(fill, len(flat), bytes_each=flat[0].nbytes, threads=threads)
     return whitening.reshape(covariance.shape)
@@ -159,18 +162,25 @@ def unpacked(
     return lower
 
 
-def _inverse_of_factor(
-    covariance: Float64[np.ndarray, "dim dim"], position: int
-) -> Float64[np.ndarray, "dim dim"]:
-    dim = len(covariance)
-    with suppress(np.linalg.LinAlgError):
+def _factors(
+    covariance: Float64[np.ndarray, "positions dim dim"], first: int
+) -> Float64[np.ndarray, "positions dim dim"]:
+    """Return L of each position; the error names positions from `first`."""
+    dim = covariance.shape[-1]
+    try:
         lower = np.linalg.cholesky(covariance)
-        # What the features before it leave of each feature's variance. NaN is not above anything.
-        pivots = np.diagonal(lower) ** 2
-        if (pivots > _ROUNDING * np.diagonal(covariance)).all():
-            # LAPACK reads columns: the transpose is an upper triangle that need not be copied.
-            inverse: np.ndarray = lapack.dtrtri(lower.T, lower=0)[0].T
-            return inverse
+    except np.linalg.LinAlgError:
+        # Of one among several: which one is seen by taking each alone.
+        if len(covariance) > 1:
+            each = (_factors(one[np.newaxis], first + n) for n, one in enumerate(covariance))
+            return np.concatenate(list(each))
+        lower = np.zeros_like(covariance)
+    # What the features before it leave of each feature's variance. NaN is not above anything.
+    pivots = np.diagonal(lower, axis1=1, axis2=2) ** 2
+    is_enough = pivots > _ROUNDING * np.diagonal(covariance, axis1=1, axis2=2)
+    if is_enough.all():
+        return lower
+    position = first + int(np.argmin(is_enough.all(axis=1)))
     raise ConfigError(
         f"the covariance of {dim} features at position {position} is not positive definite: the "
         "images do not vary in every direction, or have features that are not finite. Add a "

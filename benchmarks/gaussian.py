@@ -1,0 +1,139 @@
+r"""PaDiM's statistics: ours against loops over locations, on real features.
+
+    python benchmarks/gaussian.py IMAGES --weights resnet18.safetensors --anomalib SITE
+
+From the same embeddings (100 channels of ResNet-18 at 56 x 56 locations) to mean and what scoring
+needs of each covariance. Contenders take turns, with the same number of threads; medians of seconds
+and the ratio to ours.
+
+    ours      moments of fragments, merged; Cholesky whitening; float64
+    loop      numpy: np.cov and np.linalg.inv of each location in a Python loop; float64
+    anomalib  its MultiVariateGaussian, from SITE (site-packages, or `src` of a checkout); float32
+"""
+
+import argparse
+import importlib
+import os
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from functools import partial, reduce
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import BackboneSettings
+from pipeline.features.backbone import load_backbone
+from pipeline.features.extractor import Extractor
+from pipeline.images.decode import decode_image
+from pipeline.images.geometry import Geometry
+from pipeline.maths.gaussian import Moments, merge, whitener
+from pipeline.methods.padim import PaDiM
+
+_FRAGMENT = 256
+_REGULARISATION = 0.01
+_STUBS = ["anomalib", "anomalib.models", "anomalib.models.components"]
+_STUBS += [f"{_STUBS[-1]}.{name}" for name in ("stats", "base")]
+
+Precisions = Callable[[np.ndarray], np.ndarray]
+
+
+def main() -> None:
+    """Embed, let the contenders take turns, and print."""
+    arguments = _arguments()
+    threads = os.cpu_count() or 1
+    embeddings = _embedded(arguments, threads)
+    contenders: dict[str, Precisions] = {"ours": partial(ours, threads=threads), "loop": loop}
+    if arguments.anomalib:
+        contenders["anomalib"] = load_anomalib(arguments.anomalib)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    found: dict[str, np.ndarray] = {}
+    for _ in range(arguments.repeats):
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            found[name] = run(embeddings)
+            seconds[name].append(time.perf_counter() - begin)
+    print(f"{len(embeddings)} images, {embeddings.shape[1:]}, {threads} threads")
+    first = statistics.median(seconds["ours"])
+    scale = np.abs(found["loop"]).max()
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        error = np.abs(found[name] - found["loop"]).max() / scale
+        print(f"{name:10} {median:7.2f} s  {median / first:5.2f}x  relative error {error:.1e}")
+
+
+def ours(embeddings: np.ndarray, threads: int) -> np.ndarray:
+    """Return the precision matrix of each location, by way of its factor."""
+    rows = embeddings.reshape(len(embeddings), -1, embeddings.shape[-1])
+    parts = (
+        Moments.of(rows[i : i + _FRAGMENT], threads=threads) for i in range(0, len(rows), _FRAGMENT)
+    )
+    covariance = reduce(partial(merge, threads=threads), parts).covariance()
+    diagonal = np.arange(covariance.shape[-1])
+    covariance[:, diagonal, diagonal] += _REGULARISATION
+    whitening = whitener(covariance, threads=threads)
+    return np.asarray(np.swapaxes(whitening[::97], 1, 2) @ whitening[::97])
+
+
+def loop(embeddings: np.ndarray) -> np.ndarray:
+    """Return the same by a loop over locations."""
+    rows = embeddings.reshape(len(embeddings), -1, embeddings.shape[-1])
+    identity = _REGULARISATION * np.eye(rows.shape[-1])
+    found = np.empty((rows.shape[1], *identity.shape))
+    for location in range(rows.shape[1]):
+        found[location] = np.linalg.inv(np.cov(rows[:, location], rowvar=False) + identity)
+    return found[::97]
+
+
+def load_anomalib(site: Path) -> Precisions:
+    """Load the peer's module as it is, without its packages' __init__."""
+    for name in _STUBS:
+        stub = types.ModuleType(name)
+        stub.__path__ = [str(Path(site, *name.split(".")))]
+        sys.modules[name] = stub
+    buffers = importlib.import_module(f"{_STUBS[-1]}.dynamic_buffer")
+    sys.modules[_STUBS[-1]].DynamicBufferMixin = (  # type: ignore[attr-defined]
+        buffers.DynamicBufferMixin
+    )
+    module = importlib.import_module(f"{_STUBS[-2]}.multi_variate_gaussian")
+
+    def run(embeddings: np.ndarray) -> np.ndarray:
+        maps = torch.from_numpy(embeddings).permute(0, 3, 1, 2).contiguous()
+        _, inverse = module.MultiVariateGaussian().forward(maps)
+        return np.asarray(inverse.numpy()[::97])
+
+    return run
+
+
+def _embedded(arguments: argparse.Namespace, threads: int) -> np.ndarray:
+    method = PaDiM()
+    settings = BackboneSettings(
+        name="resnet18.tv_in1k", weights=arguments.weights, layers=method.layers
+    )
+    extractor = Extractor(load_backbone(settings), partial(method.embed, seed=0), threads=threads)
+    geometry = Geometry((224, 224), None)
+    files = sorted(path for path in arguments.images.rglob("*") if path.is_file())
+    pixels = [
+        geometry.apply(decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8))
+        for path in files[: arguments.count]
+    ]
+    return extractor(np.stack(pixels))["patches"]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", type=Path, help="a folder of normal images")
+    parser.add_argument("--weights")
+    parser.add_argument("--anomalib", type=Path, help="folder that holds the package")
+    parser.add_argument("--count", type=int, default=757, help="images, the first by name")
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
