@@ -14,7 +14,7 @@ from jobs.console import log, progress
 from jobs.driving import Tally, drive, half_of_memory
 from jobs.publishing import publish
 from pipeline.cluster.runner import Pipeline, Runner
-from pipeline.config import Scalar, Settings, digest
+from pipeline.config import PRESETS, Scalar, Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.features.backbone import load_backbone
 from pipeline.features.extractor import Extractor
@@ -23,7 +23,7 @@ from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.runs import Run
-from pipeline.methods import build, options_of
+from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
 from pipeline.stages.corpus import EMBEDDINGS, StoredCorpus
 from pipeline.stages.decode import Decode, Selection, Source
@@ -41,11 +41,13 @@ from pipeline.stages.plan import (
 def fit(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="Images table (folder or URI).")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Where the model goes.")],
-    method: Annotated[str | None, typer.Option(help="Sets method.name.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"Sets method.name: {', '.join(names())}.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="timm tag; sets backbone.name.")] = None,
     weights: options.Weights = None,
     preset: Annotated[
-        str | None, typer.Option(help="Settings of a paper: patchcore_paper.")
+        str | None, typer.Option(help=f"Settings of a paper: {', '.join(PRESETS)}.")
     ] = None,
     where: options.Where = None,
     overwrite: Annotated[

@@ -8,8 +8,8 @@ import duckdb
 import pytest
 
 from jobs.cli import app
-from pipeline.config import known_names
-from pipeline.methods import build, options_of
+from pipeline.config import PRESETS, known_names, load_settings
+from pipeline.methods import build, names, options_of
 from pipeline.tables import IMAGES, SCORES, markdown
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -22,9 +22,20 @@ def test_readme_lists_the_columns_of_the_tables(schema):
 
 def test_readme_lists_every_setting():
     ours = [name for name in known_names() if not name.startswith("columns.")]
-    ours += [f"method.{name}" for name in options_of(build("patchcore", {}))]
+    ours += [f"method.{option}" for name in names() for option in options_of(build(name, {}))]
     unlisted = [name for name in ours if f"`{name}`" not in README and name != "preset"]
     assert not unlisted
+
+
+@pytest.mark.parametrize("name", [*names(), *PRESETS])
+def test_readme_names_every_method_and_preset(name):
+    assert f"`{name}`" in README
+
+
+def test_every_preset_is_settings_of_a_method():
+    for name in PRESETS:
+        chosen = load_settings(flags={"preset": name}).method
+        build(chosen.name, chosen.options())
 
 
 def test_readme_shows_every_verb():

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from pipeline.config import Layers, Scalar
+from pipeline.index.galleries import Galleries
 from pipeline.index.search import Search
 
 Progress = Callable[[int, int], None]
@@ -161,8 +162,9 @@ class Model:
     state: Arrays
     search: Search | None = None
     gallery: Gallery | None = None
-    # What `Method.prepare` adds.
+    # What `Method.prepare` adds: searches by name, or among the pixels of the gallery.
     searches: Mapping[str, Search] = field(default_factory=dict)
+    pixels: Galleries | None = None
 
 
 @dataclass(frozen=True)
