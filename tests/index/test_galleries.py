@@ -104,5 +104,6 @@ def test_a_load_that_fails_leaves_nothing_behind():
     with pytest.raises(OSError, match="disk"):
         galleries.nearest(QUERIES[0], [4, 7], 1)
     broken.clear()
-    for ours, dense in zip(galleries.nearest(QUERIES[0], [4, 7], 1), wanted(QUERIES[0], [4, 7], 1)):
+    found = galleries.nearest(QUERIES[0], [4, 7], 1)
+    for ours, dense in zip(found, wanted(QUERIES[0], [4, 7], 1), strict=True):
         np.testing.assert_array_equal(ours, dense)
