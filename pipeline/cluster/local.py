@@ -3,6 +3,7 @@
 The next fragment is decoded, and the one before written, while the present one is in the network.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,13 +50,14 @@ class LocalRunner:
         """Hold all the things here."""
         yield _Here([start() for start in starts])
 
-    def together(self, call: Callable[[Peers], None]) -> None:
+    def together(self, call: Callable[[Peers], None], members: int) -> None:  # noqa: ARG002 - 1
         """Run the function once."""
-        call(_Alone())
+        call(_Alone(os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
 class _Alone:
+    threads: int
     number: int = 0
     count: int = 1
 

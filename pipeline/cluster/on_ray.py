@@ -11,6 +11,7 @@ errors are not retried); CPUs are asked for whole (fractions can deadlock on sma
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.cluster.runner import M, Members, Pipeline, Stage, Startable, T
+from pipeline.cluster.runner import M, Members, Peers, Pipeline, Stage, Startable, T
 from pipeline.errors import ConfigError, PatchlakeError
 
 # Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
@@ -35,6 +36,9 @@ _DECODE_BYTES = 512 * 2**20
 
 # A job that waits for spot GPUs is not stuck: Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600
+
+# Ray Train has two implementations, and whoever still needs the first may have set its variable.
+_TRAIN_V2 = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}}
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,18 @@ class RayRunner:
         """Infer workers hold what has to be held."""
         return self._actors(_resource("GPU"))
 
-    def each(self, calls: Sequence[Callable[[], T]]) -> Sequence[T]:
-        """Return the result of each call, as tasks of one CPU."""
+    def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """Yield the result of each call, in order, as tasks of one CPU."""
         task: Any = ray.remote(num_cpus=1)(_run)
         # Ray keeps what waits in the driver: a few a CPU are enough to keep all busy.
         limit = 2 * max(1, _resource("CPU"))
-        found: dict[int, T] = {}
-        pending: dict[_Reference, int] = {}
-        for number, call in enumerate(calls):
+        pending: deque[_Reference] = deque()
+        for call in calls:
             if len(pending) == limit:
-                _collect(pending, found)
-            pending[task.remote(call)] = number
+                yield cast("T", ray.get(pending.popleft()))
+            pending.append(task.remote(call))
         while pending:
-            _collect(pending, found)
-        return [found[number] for number in range(len(calls))]
+            yield cast("T", ray.get(pending.popleft()))
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Members[M]]:
@@ -95,6 +97,24 @@ class RayRunner:
         finally:
             for actor in actors:
                 ray.kill(actor)
+
+    def together(self, call: Callable[[Peers], None], members: int) -> None:
+        """Run a function in workers of one CPU each, in step, until all have returned.
+
+        In a task of its own, which only waits. Ray Train takes over SIGINT in the process that
+        calls it, never gives it back, and exits with 0 on it: not in the driver, and not in a
+        process that another task uses afterwards. A task that dies with its node starts again.
+
+        Raises:
+            PatchlakeError: if the function does; other errors are tried again like a death.
+        """
+        task: Any = ray.remote(num_cpus=0, max_calls=1, runtime_env=_TRAIN_V2)(_run_together)
+        # One CPU stays free for whoever else shares the cluster.
+        most = self.workers or max(1, _resource("CPU") - 1)
+        try:
+            ray.get(task.remote(call, min(members, most)))
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
 
     def _actors(self, gpus: int) -> int:
         if self.workers:
@@ -170,11 +190,11 @@ def _run(call: Callable[[], T]) -> T:
     return call()
 
 
-def _collect(pending: dict[_Reference, int], found: dict[int, T]) -> None:
-    """Move what is done first from `pending` to `found`."""
-    done, _ = ray.wait(list(pending), num_returns=1)
-    for reference in done:
-        found[pending.pop(reference)] = ray.get(reference)
+def _run_together(call: Callable[[Peers], None], workers: int) -> None:
+    # Imported where `_TRAIN_V2` holds, and where the seconds it takes matter least.
+    from pipeline.cluster.training import run_together
+
+    run_together(call, workers)
 
 
 def _resource(name: str) -> int:

@@ -50,6 +50,10 @@ class Peers(Protocol):
     def count(self) -> int:
         """How many there are."""
 
+    @property
+    def threads(self) -> int:
+        """Threads that each may use."""
+
     def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
         """Return everybody's array, by number: the same for all. Shapes must be equal."""
 
@@ -73,8 +77,8 @@ class Runner(Protocol):
     def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Members[M]]:
         """Start a thing in a worker each; they go when the block ends."""
 
-    def together(self, call: Callable[[Peers], None]) -> None:
-        """Run a function in several workers in step, until all have returned.
+    def together(self, call: Callable[[Peers], None], members: int) -> None:
+        """Run a function in at most `members` workers in step, until all have returned.
 
         Where a worker dies it is started again in all of them, and must go on from what it wrote.
         """

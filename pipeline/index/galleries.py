@@ -7,6 +7,10 @@ more images than there are slots, those that were wanted last stay. A block of q
 its own slots tile by tile as through any bank (`pipeline.index.sieve`), the limit found in one
 image ruling out most of the next, and ends in `exact.measured`. So the distances are those of
 `ExactSearch` over the chosen images, to the bit, whatever else is in the slots.
+
+Among 50 images at 224 x 224, on 2 cores that others used too (benchmarks/spade.py), a search takes
+0.6 s with ResNet-18 and 1.3 s with DenseNet-169, a fifth of the dense product; to load an image
+takes 10 and 60 ms.
 """
 
 from collections import OrderedDict
@@ -26,7 +30,7 @@ from pipeline.index.slots import Slots
 # One image's vectors, float32 (pixels, dim) of each layer.
 Maps = Sequence[np.ndarray]
 
-# ResNet-18 at 224 x 224: 3 MB an image; WideResNet-50: 9 MB, so 119 of them.
+# Three layers at 224 x 224 are 2.6 MiB an image of ResNet-18 and 8.1 of DenseNet-169: 393 and 127.
 _BUDGET = 2**30
 # Images from which a layer's directions are taken; any would bound correctly.
 _SAMPLED_IMAGES = 8

@@ -10,9 +10,10 @@ def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return the arrays as a safetensors file; equal arrays give equal bytes.
 
     safetensors 0.8 writes the memory of an array as it lies, so that one in Fortran order, as fancy
-    indexing returns them, would come back scrambled, without a word.
+    indexing returns them, would come back scrambled, without a word. (`ascontiguousarray` would do,
+    but makes a vector of a number.)
     """
-    content: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    content: bytes = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     return content
 
 

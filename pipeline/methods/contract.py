@@ -40,6 +40,10 @@ class Peers(Protocol):
     def count(self) -> int:
         """How many there are."""
 
+    @property
+    def threads(self) -> int:
+        """Threads that each may use."""
+
     def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
         """Return everybody's array, by number: the same for all. Shapes must be equal."""
 
@@ -112,8 +116,8 @@ class Corpus(Protocol):
         `start` is called with the share's embeddings and the number of its first image.
         """
 
-    def together(self, work: Callable[[Peers, Reader, Notes], None]) -> Notes:
-        """Run `work` in several processes in step, until all have returned; return its notes.
+    def together(self, work: Callable[[Peers, Reader, Notes], None], members: int) -> Notes:
+        """Run `work` in at most `members` processes in step; return its notes.
 
         It is started again where a process dies, and must go on from its notes.
         """

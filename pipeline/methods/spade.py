@@ -1,25 +1,28 @@
-"""SPADE: distance of each pixel's feature to the nearest among those of similar normal images.
+"""SPADE: distance of each pixel's features to the nearest ones in similar normal images.
 
 Cohen, Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences", 2020
-(arXiv 2005.02357). Retrieval: the K training images whose pooled features are nearest; the image
-score is the mean of their squared distances. Correspondence: at each layer, each pixel's mean
-distance to its kappa nearest pixels, at any place, of those K images; the map is the mean over
-layers.
+(arXiv 2005.02357).
+
+Retrieval: the K training images whose pooled features are nearest; the image score is the mean of
+their squared L2 distances. Correspondence: at each layer, each pixel's mean L2 distance to the
+kappa nearest pixels, at any place, of those K images; the map is the mean over the layers.
 
 Deliberate differences from the paper and its implementations:
 
-* layers are joined on the finest grid (bilinear) and upsampled and smoothed from there, as all maps
-  here are; the implementations upsample each layer to the image;
-* no row of a gallery is dropped, as byungjae89's implementation does with the last ones;
-* the maps of the gallery are float16 on disk (`gallery_dtype`), which moves distances by some 1e-3
-  of their length;
-* `gallery: same_location` compares a pixel with those at its own place only, as ind_knn_ad does,
-  which adds the layers up where the mean is taken here. Its cost is a thousandth;
-* `gallery: coreset` replaces the galleries by one coreset of all training pixels a layer: a bank of
-  fixed size instead of a gallery as large as the training set, and no retrieval for the map.
+* layers are brought bilinearly to the finest grid and averaged there; the map goes to the image
+  from there, bilinearly and smoothed as all maps are. The implementations upsample each layer to
+  the image at once;
+* every pixel of the retrieved images is compared. byungjae89's implementation drops the last of
+  each layer, up to 99;
+* features in the gallery are rounded to float16, unless `gallery_dtype` says otherwise;
+* where the backbone's last stage is not among `backbone.layers`, the last that is named is pooled;
+* `gallery: same_location` compares pixels at the same place only, as ind_knn_ad does; it adds the
+  layers up, here the mean is taken of them as well;
+* `gallery: coreset` compares the pixels of all images with one greedy coreset of all training
+  pixels for each layer. It is of no paper.
 
-Cost: with K images of P pixels at a layer, 2 K P^2 dim operations an image: 280 GFLOP for K = 50 on
-ResNet-18 at 224 pixels, 100 times the network. It is told before a run.
+A search is 2 K P^2 dim operations a layer of P pixels: for K = 50 at 224 x 224, 72 GFLOP with
+ResNet-18 and 287 with WideResNet-50, of which `pipeline.index.galleries` does a part.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +40,7 @@ from pipeline.errors import ConfigError
 from pipeline.features.patches import pooled
 from pipeline.index.choose import search_over
 from pipeline.index.galleries import Galleries
+from pipeline.index.search import Search
 from pipeline.maths.resampling import bilinear_matrix
 from pipeline.methods.contract import (
     Arrays,
@@ -50,72 +54,74 @@ from pipeline.methods.contract import (
 )
 from pipeline.methods.selection import Selector, gather_rows
 
-_DTYPES = {"float16": np.float16, "float32": np.float32}
+Dtype = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SPADE:
     """The settings under `method`."""
 
-    # The deepest is pooled for retrieval, the others are the pyramid.
+    # The pyramid, and behind it the layer that is pooled.
     layers: ClassVar[Layers] = (1, 2, 3, 4)
-    # Each costs a scoring.
+    # Each is as dear as scoring an image.
     calibration_images: ClassVar[int] = 40
 
-    # K and kappa of the paper.
+    # K of the paper.
     retrieved: Annotated[int, Field(ge=1)] = 50
+    # kappa of the paper.
     neighbours: Annotated[int, Field(ge=1)] = 1
+    # Of `backbone.layers`, so many of the first (or as many as there are) have their pixels
+    # compared; the last is pooled.
+    pixel_layers: Annotated[int, Field(ge=1)] = 3
     gallery: Literal["neighbours", "same_location", "coreset"] = "neighbours"
-    gallery_dtype: Literal["float16", "float32"] = "float16"
-    # Share of all training pixels, of `gallery: coreset`.
+    gallery_dtype: Dtype = "float16"
+    # Of gallery=coreset: the share of each layer's training pixels (layer1 has four times as many
+    # as PatchCore's patches), and what caps it.
     coreset_fraction: Annotated[float, Field(gt=0, le=1)] = 0.001
+    max_bank_rows: Annotated[int, Field(ge=1)] = 100_000
 
     def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return the pooled deepest layer and the others' maps (images, rows, columns, channels).
-
-        Raises:
-            ConfigError: if there is no layer beside the pooled one.
-        """
-        if len(feature_maps) == 1:
-            raise ConfigError(
-                "SPADE pools the last of backbone.layers and compares the pixels of the others: "
-                "one layer leaves none, name two at least"
-            )
-        maps = {
-            f"layer{number}": layer.permute(0, 2, 3, 1)
-            for number, layer in enumerate(feature_maps[:-1])
+        """Return the pooled last layer (images, channels), and maps (images, y, x, channels)."""
+        embedded = {
+            f"layer{number}": maps.permute(0, 2, 3, 1)
+            for number, maps in enumerate(feature_maps[: self.pixel_layers])
         }
-        return {"pooled": pooled(feature_maps[-1])} | maps
+        return embedded | {"pooled": pooled(feature_maps[-1])}
 
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
-        """Return the pooled features as the bank, and what of the maps becomes the gallery.
+        """Return the pooled features of all images as the bank, and their maps as the gallery.
 
-        Of `gallery: coreset`, O(pixels * dim * coreset) time a layer at worst.
+        Nothing is computed but for gallery=coreset: O(pixels * coreset * dim) a layer at worst.
         """
         rows = np.concatenate(list(corpus.each(_take_pooled)))
         origin = np.zeros((len(rows), 3), np.int64)
         origin[:, 0] = np.arange(len(rows))
-        facts: dict[str, float | str] = {"bank_rows": float(len(rows)), "gallery": self.gallery}
-        fitted = Fitted(facts, bank=MemoryBank(rows, "pooled", origin))
+        bank = MemoryBank(rows, "pooled", origin)
+        facts: dict[str, float | str] = {"bank_rows": float(len(rows))}
         if self.gallery == "coreset":
-            return self._with_coresets(fitted, corpus, seed, progress)
-        maps = {name: shape for name, shape in corpus.shapes.items() if name != "pooled"}
-        numbers = sum(rows * columns * dim for rows, columns, dim in maps.values())
-        width = np.dtype(_DTYPES[self.gallery_dtype]).itemsize
-        facts["gallery_bytes"] = float(corpus.images * numbers * width)
+            state = self._coresets(corpus, seed, progress)
+            facts["gallery_bytes"] = float(sum(array.nbytes for array in state.values()))
+            facts["gflop_per_image"] = sum(
+                _gflop(corpus.shapes[name], len(state[name])) for name in _layers(corpus.shapes)
+            )
+            return Fitted(facts, state, bank)
+        shapes = [corpus.shapes[name] for name in _layers(corpus.shapes)]
+        values = corpus.images * sum(int(np.prod(shape)) for shape in shapes)
+        facts["gallery_bytes"] = float(values * np.dtype(self.gallery_dtype).itemsize)
         if self.gallery == "neighbours":
-            retrieved = min(self.retrieved, len(rows))
-            pairs = sum((rows * columns) ** 2 * dim for rows, columns, dim in maps.values())
-            facts["gflop_per_image"] = 2 * retrieved * pairs / 1e9
-        return replace(fitted, gallery=partial(_take_maps, dtype=self.gallery_dtype))
+            images = min(self.retrieved, corpus.images)
+            facts["gflop_per_image"] = sum(
+                _gflop((y, x, dim), images * y * x) for y, x, dim in shapes
+            )
+        return Fitted(facts, bank=bank, gallery=partial(_kept, dtype=self.gallery_dtype))
 
     def prepare(self, model: Model) -> Model:
-        """Return the model with the searches among its pixels."""
-        if model.gallery is None:
-            banks = {name: search_over(rows) for name, rows in model.state.items()}
-            return replace(model, searches=banks)
+        """Return the model with its searches among pixels; they hold a gigabyte at most."""
         assert model.search is not None
-        load = partial(_load_maps, model.gallery)
+        if model.gallery is None:
+            searches = {name: search_over(model.state[name]) for name in _layers(model.state)}
+            return replace(model, searches=searches)
+        load = partial(_load, model.gallery)
         is_pruned = self.gallery == "neighbours"
         return replace(model, pixels=Galleries(load, model.search.size, is_pruned=is_pruned))
 
@@ -126,91 +132,139 @@ class SPADE:
         *,
         ignore: Int64[np.ndarray, " ignored"] | None = None,
     ) -> Scores:
-        """Return of each image the mean squared distance of retrieval, and the mean over layers.
+        """Return the mean squared distance of the images retrieved, and the distances of pixels.
 
-        Of fewer training images than `retrieved`, all count.
+        Of fewer training images than `retrieved`, all count; of fewer pixels than `neighbours`
+        too. A training image (`ignore` is its bank row, and its number) retrieves others only.
         """
         assert model.search is not None
         left = model.search.size - (0 if ignore is None else len(ignore))
-        count = min(self.retrieved, left)
-        distances, rows = model.search.nearest(embeddings["pooled"], count, ignore=ignore)
-        squared = (distances.astype(np.float64) ** 2).mean(axis=1).astype(np.float32)
-        maps: list[np.ndarray] = [np.empty(0)] * len(rows)
-        # Images with the same neighbours follow one another: these are in memory then.
-        lists = np.sort(rows, axis=1)
-        for number in np.lexsort(lists.T[::-1]).tolist():
-            image = [embeddings[name][number] for name in layer_names(embeddings)]
-            found = self._compared(image, lists[number].tolist(), model)
-            grids = [layer.shape[:2] for layer in image]
-            maps[number] = joined(
-                [mean.reshape(grid) for mean, grid in zip(found, grids, strict=True)]
-            )
-        return Scores(squared, np.stack(maps) if maps else np.empty((0, 0, 0), np.float32))
-
-    def _compared(
-        self, image: Sequence[np.ndarray], retrieved: Sequence[int], model: Model
-    ) -> list[Float32[np.ndarray, " pixels"]]:
-        """Return, for each layer, each pixel's mean distance to its nearest."""
-        queries = [
-            np.ascontiguousarray(layer.reshape(-1, layer.shape[-1]), np.float32) for layer in image
-        ]
-        if model.pixels is None:
-            searches = [model.searches[f"layer{number}"] for number in range(len(image))]
-            found = [
-                search.nearest(rows, min(self.neighbours, search.size))[0]
-                for search, rows in zip(searches, queries, strict=True)
-            ]
-        elif self.gallery == "same_location":
-            found = model.pixels.same_place(queries, retrieved, self.neighbours)
-        else:
-            found = model.pixels.nearest(queries, retrieved, self.neighbours)
-        return [distances.mean(axis=1, dtype=np.float64).astype(np.float32) for distances in found]
-
-    def _with_coresets(
-        self, fitted: Fitted, corpus: Corpus, seed: int, progress: Progress | None
-    ) -> Fitted:
-        state: Arrays = {}
-        facts = dict(fitted.facts)
-        for name in layer_names(corpus.shapes):
-            rows, columns, _ = corpus.shapes[name]
-            size = max(1, int(corpus.images * rows * columns * self.coreset_fraction))
-            selector = Selector("auto", None, seed, embedding=name)
-            selection = selector.select(corpus, size, progress)
-            state[name] = gather_rows(corpus, selection.indices, name)
-            facts[f"{name}.rows"] = float(size)
-        return replace(fitted, facts=facts, state=state)
-
-
-def layer_names(arrays: Mapping[str, object]) -> list[str]:
-    """Return the names of the layers' maps, in order."""
-    return [f"layer{number}" for number in range(len(arrays) - 1)]
-
-
-def joined(
-    maps: Sequence[Float32[np.ndarray, "_ _"]],
-) -> Float32[np.ndarray, "rows columns"]:
-    """Return the mean of the layers' maps on the finest grid."""
-    rows, columns = max((grid.shape for grid in maps), key=lambda shape: shape[0] * shape[1])
-    total = np.zeros((rows, columns))
-    for grid in maps:
-        total += (
-            bilinear_matrix(rows, grid.shape[0]) @ grid @ bilinear_matrix(columns, grid.shape[1]).T
+        distances, retrieved = model.search.nearest(
+            embeddings["pooled"], min(self.retrieved, left), ignore=ignore
         )
-    return (total / len(maps)).astype(np.float32)
+        image_scores = np.square(distances, dtype=np.float64).mean(axis=1).astype(np.float32)
+        maps: dict[int, np.ndarray] = {}
+        for image in chained(retrieved):
+            layers = [embeddings[name][image] for name in _layers(embeddings)]
+            rows = [np.ascontiguousarray(layer.reshape(-1, layer.shape[-1])) for layer in layers]
+            found = self._nearest(rows, retrieved[image].tolist(), model, ignore)
+            means = [one.mean(axis=1, dtype=np.float64) for one in found]
+            maps[image] = joined(
+                [one.reshape(layer.shape[:2]) for one, layer in zip(means, layers, strict=True)]
+            )
+        grid = embeddings["layer0"].shape[1:3]
+        in_order = [maps[image] for image in range(len(retrieved))]
+        return Scores(
+            image_scores, np.stack(in_order) if maps else np.empty((0, *grid), np.float32)
+        )
+
+    def _nearest(
+        self,
+        rows: Sequence[np.ndarray],
+        retrieved: Sequence[int],
+        model: Model,
+        ignore: np.ndarray | None,
+    ) -> list[Float32[np.ndarray, "pixels k"]]:
+        """Return, for each layer, one image's distances to its nearest pixels."""
+        if self.gallery == "coreset":
+            return [
+                _nearest_in_coreset(own, model, f"layer{number}", self.neighbours, ignore)
+                for number, own in enumerate(rows)
+            ]
+        assert model.pixels is not None
+        if self.gallery == "same_location":
+            return model.pixels.same_place(rows, retrieved, self.neighbours)
+        return model.pixels.nearest(rows, retrieved, self.neighbours)
+
+    def _coresets(self, corpus: Corpus, seed: int, progress: Progress | None) -> Arrays:
+        """Return each layer's coreset by the layer's name, and the images that its rows are of."""
+        state: Arrays = {}
+        for name in _layers(corpus.shapes):
+            height, width, _ = corpus.shapes[name]
+            pixels = corpus.images * height * width
+            size = min(max(1, int(pixels * self.coreset_fraction)), self.max_bank_rows)
+            chosen = Selector("auto", None, seed, name).select(corpus, size, progress).indices
+            state[name] = gather_rows(corpus, chosen, name)
+            state[f"{name}.images"] = chosen // (height * width)
+        return state
+
+
+def chained(retrieved: Int64[np.ndarray, "images k"]) -> list[int]:
+    """Return the images in an order in which each shares many retrieved ones with the next.
+
+    From the first on always to the one that shares most: what one image has brought into memory
+    serves the next. Of 50 retrieved, from 757 with room for 64, 18 are loaded anew, and 39 if 180
+    images are taken as they come. O(images^2 * k).
+    """
+    if len(retrieved) == 0:
+        return []
+    sets = [set(row) for row in retrieved.tolist()]
+    left, order = dict.fromkeys(range(1, len(sets))), [0]
+    while left:
+        last = sets[order[-1]]
+        order.append(max(left, key=lambda image: len(last & sets[image])))
+        del left[order[-1]]
+    return order
+
+
+def joined(grids: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows columns"]:
+    """Return the mean of float64 maps (y, x) on the finest of their grids, bilinearly."""
+    rows, columns = max((grid.shape for grid in grids), key=lambda shape: shape[0] * shape[1])
+    total = np.zeros((rows, columns))
+    for grid in grids:
+        # Without BLAS, whose last bits can depend on the number of threads.
+        tall = np.einsum("yr,rc->yc", bilinear_matrix(rows, grid.shape[0]), grid)
+        total += np.einsum("yc,xc->yx", tall, bilinear_matrix(columns, grid.shape[1]))
+    mean: np.ndarray = (total / len(grids)).astype(np.float32)
+    return mean
+
+
+def _nearest_in_coreset(
+    rows: np.ndarray, model: Model, name: str, k: int, ignore: np.ndarray | None
+) -> Float32[np.ndarray, "pixels k"]:
+    search: Search = model.searches[name]
+    own = None
+    if ignore is not None:
+        own = np.flatnonzero(np.isin(model.state[f"{name}.images"], ignore))
+        # A coreset of one image's pixels alone: there is nothing else to compare with.
+        own = None if len(own) in {0, search.size} else own
+    left = search.size - (0 if own is None else len(own))
+    return search.nearest(rows, min(k, left), ignore=own)[0]
+
+
+def _gflop(shape: Sequence[int], compared: int) -> float:
+    """Return the cost of comparing each pixel of a layer (y, x, dim) with so many."""
+    return 2 * float(np.prod(shape)) * compared / 1e9
+
+
+def _layers(arrays: Mapping[str, object]) -> list[str]:
+    """Return the names of the pixel layers, the finest first."""
+    # Numbered without a gap; what else there is has other names.
+    return [name for name in (f"layer{number}" for number in range(len(arrays))) if name in arrays]
 
 
 def _take_pooled(embeddings: Arrays, first: int) -> np.ndarray:  # noqa: ARG001
     return embeddings["pooled"]
 
 
-def _take_maps(embeddings: Arrays, *, dtype: str) -> Arrays:
-    return {name: embeddings[name].astype(_DTYPES[dtype]) for name in layer_names(embeddings)}
+def _kept(embeddings: Arrays, *, dtype: Dtype) -> Arrays:
+    """Return a fragment's maps as they are stored. Raises `ConfigError` where they do not fit."""
+    largest = np.finfo(dtype).max
+    for name in _layers(embeddings):
+        reached = np.abs(embeddings[name]).max(initial=0)
+        if reached > largest:
+            raise ConfigError(
+                f"features of up to {reached:.3g} do not fit method.gallery_dtype={dtype} "
+                f"({largest:.3g}); use method.gallery_dtype=float32"
+            )
+    return {name: embeddings[name].astype(dtype) for name in _layers(embeddings)}
 
 
-def _load_maps(gallery: Gallery, number: int) -> list[Float32[np.ndarray, "pixels dim"]]:
-    maps = gallery.of_image(number)
-    layers = (maps[f"layer{layer}"] for layer in range(len(maps)))
-    return [layer.reshape(-1, layer.shape[-1]).astype(np.float32) for layer in layers]
+def _load(gallery: Gallery, number: int) -> list[Float32[np.ndarray, "pixels dim"]]:
+    kept = gallery.of_image(number)
+    return [
+        kept[name].reshape(-1, kept[name].shape[-1]).astype(np.float32) for name in _layers(kept)
+    ]
 
 
 METHOD = SPADE

@@ -46,8 +46,8 @@ class Workers(Protocol):
     def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Held[M]]:
         """Start a thing in a worker each."""
 
-    def together(self, call: Callable[[Peers], None]) -> None:
-        """Run a function in several workers in step; start it again where one dies."""
+    def together(self, call: Callable[[Peers], None], members: int) -> None:
+        """Run a function in at most `members` workers in step; start it again where one dies."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class StoredCorpus:
             starts.append(partial(_work_on, self.model, names, self._named[share[0]][1], start))
         return self.workers.members(starts)
 
-    def together(self, work: Callable[[Peers, Reader, Notes], None]) -> Notes:
+    def together(self, work: Callable[[Peers, Reader, Notes], None], members: int) -> Notes:
         """Run `work` in several workers in step; return what it noted in the run's folder."""
         names = [name for name, _ in self._named]
         firsts = [first for _, first in self._named]
         reader = StoredReader(self.model, names, np.diff([*firsts, self.images]).tolist())
         notes = RunNotes(self.model, f"{self.partials}{self.fragments[0].key}-")
-        self.workers.together(partial(_together, work, reader, notes))
+        self.workers.together(partial(_together, work, reader, notes), members)
         return notes
 
     @cached_property

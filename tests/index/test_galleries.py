@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.index.exact import ExactSearch
 from pipeline.index.galleries import Galleries
@@ -46,6 +48,63 @@ def test_distances_are_those_of_the_dense_search_to_the_bit(budget, k):
             galleries.nearest(image, chosen, k), wanted(image, chosen, k), strict=True
         ):
             np.testing.assert_array_equal(ours, dense)
+
+
+def test_these_images_are_pruned_and_not_searched_densely():
+    galleries = Galleries(TRAIN.__getitem__, 30)
+    slots = galleries._hold([2, 11, 29])
+    for layer, queries in zip(galleries._layers, QUERIES[0], strict=True):
+        assert layer.search(slots, 1)(queries) is not None
+
+
+@settings(max_examples=10)
+@given(
+    chosen=st.lists(st.integers(0, 29), min_size=1, max_size=12, unique=True),
+    warm=st.lists(st.integers(0, 29), max_size=12, unique=True),
+    k=st.integers(1, 40),
+    threads=st.integers(1, 3),
+    count=st.integers(1, 64),
+)
+def test_bits_depend_on_the_chosen_images_alone(chosen, warm, k, threads, count):
+    # Room for about 5 of the 30.
+    galleries = Galleries(TRAIN.__getitem__, 30, budget=150_000, threads=threads)
+    if warm:
+        galleries.nearest(QUERIES[3], warm, 1)
+    image = [rows[:count] for rows in QUERIES[0]]
+    for ours, dense in zip(
+        galleries.nearest(image, chosen, k), wanted(image, sorted(chosen), k), strict=True
+    ):
+        np.testing.assert_array_equal(ours, dense)
+
+
+@pytest.mark.parametrize("scale", [0, 1e-3, 100, 1e6])
+def test_images_unlike_those_that_bounds_were_learned_from(scale):
+    """Their coordinates leave the range of a byte, or their lengths the bytes that they have."""
+    odd = [[np.float32(scale) * rows for rows in TRAIN[4]], TRAIN[5], TRAIN[6]]
+    galleries = Galleries(lambda n: odd[n] if n < 3 else TRAIN[n], 30)
+    galleries._layers = Galleries(TRAIN.__getitem__, 30)._layers
+    for asked in (QUERIES[0], odd[0]):
+        for layer, ours in enumerate(galleries.nearest(asked, [0, 1, 2], 2)):
+            rows = np.concatenate([image[layer] for image in odd])
+            np.testing.assert_array_equal(ours, ExactSearch.over(rows).nearest(asked[layer], 2)[0])
+
+
+def test_noise_that_cannot_be_pruned_is_searched_densely():
+    rng = np.random.default_rng(0)
+    noise = [[rng.standard_normal((200, 400)).astype(np.float32)] for _ in range(6)]
+    galleries = Galleries(noise.__getitem__, 6)
+    assert galleries._layers[0].search(galleries._hold([1, 2]), 1)(noise[0][0]) is None
+    (ours,) = galleries.nearest(noise[0], [1, 2, 5], 3)
+    rows = np.concatenate([noise[n][0] for n in (1, 2, 5)])
+    np.testing.assert_array_equal(ours, ExactSearch.over(rows).nearest(noise[0][0], 3)[0])
+
+
+def test_no_pixel_is_left_out():
+    """Every one of them finds itself, the last of the last image too."""
+    galleries = Galleries(TRAIN.__getitem__, 30, budget=150_000)
+    for number in (0, 7, 29):
+        for distances in galleries.nearest(TRAIN[number], list(range(30)), 1):
+            assert distances.max() == 0
 
 
 def test_float64_agrees():
@@ -107,3 +166,33 @@ def test_a_load_that_fails_leaves_nothing_behind():
     found = galleries.nearest(QUERIES[0], [4, 7], 1)
     for ours, dense in zip(found, wanted(QUERIES[0], [4, 7], 1), strict=True):
         np.testing.assert_array_equal(ours, dense)
+
+
+def test_pixels_that_are_all_about_as_near_are_told_apart():
+    """On a shell around a query, thinner than a step of a byte is long."""
+    rng = np.random.default_rng(5)
+    shells = [[rows.copy() for rows in image] for image in TRAIN]
+    for image in shells[:3]:
+        for layer, rows in enumerate(image):
+            away = rng.standard_normal(rows.shape)
+            away *= (
+                3 * rng.uniform(1, 1.001, (len(rows), 1)) / np.linalg.norm(away, axis=1)[:, None]
+            )
+            rows[:] = QUERIES[0][layer][0] + away
+    galleries = Galleries(shells.__getitem__, 30)
+    galleries._layers = Galleries(TRAIN.__getitem__, 30)._layers
+    image = [rows[:1] for rows in QUERIES[0]]
+    for layer, ours in enumerate(galleries.nearest(image, [0, 1, 2], 1)):
+        rows = np.concatenate([shells[n][layer] for n in (0, 1, 2)])
+        np.testing.assert_array_equal(ours, ExactSearch.over(rows).nearest(image[layer], 1)[0])
+
+
+def test_bounds_allow_for_the_largest_error_of_each_image():
+    """Random images hardly come near it: the errors of queries and rows seldom point one way."""
+    galleries = Galleries(TRAIN.__getitem__, 30, budget=1)
+    for number in (4, 9):
+        (slot,) = galleries._hold([number])
+        for layer, rows in zip(galleries._layers, TRAIN[number], strict=True):
+            found = layer._projection.of_bank(rows)
+            assert layer._errors[slot] == found.error.max() > 0
+            assert layer._drifts[slot] == found.drift.max() > 0

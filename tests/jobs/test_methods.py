@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs import evaluate, fit, options, score
-from pipeline.config import Settings, load_settings
+from pipeline.config import PRESETS, Settings, load_settings
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import Manifest, read_manifest
 from pipeline.methods import build, names
@@ -131,3 +131,16 @@ def test_ray_and_local_write_the_same_bytes(
     assert manifest.groups == done.manifest.groups
     score.run(str(images), str(model), str(scores), settings, on_ray)
     assert output_files(scores) == output_files(done.scores)
+
+
+def test_patchcore_on_the_tokens_of_a_vision_transformer(images: Path, tmp_path: Path):
+    """The recipe of AnomalyDINO, with a small untrained network."""
+    backbone = {"name": "vit_tiny_patch16_224", "layers": [11], "weights": "untrained"}
+    preset = PRESETS["anomalydino_paper"]["method"] | {"coreset_fraction": 0.5}
+    settings = load_settings(flags=TINY | {"backbone": backbone, "method": preset})
+    fit.run(str(images), str(tmp_path / "model"), settings, LOCAL)
+    score.run(str(images), str(tmp_path / "model"), str(tmp_path / "scores"), settings, LOCAL)
+    for row in by_place(tmp_path / "scores").values():
+        # 64 pixels are four patches of 16 a side; 1 - cos lies in 0..2.
+        assert (row["map_height"], row["map_width"]) == (4, 4)
+        assert 0 <= min(row["anomaly_map"]) <= row["image_score"] <= 2

@@ -6,6 +6,8 @@ from functools import reduce
 
 import numpy as np
 
+from pipeline.lake.arrays import from_bytes, to_bytes
+
 
 @dataclass(frozen=True)
 class FakeHeld:
@@ -20,10 +22,10 @@ class FakeNotes:
     noted: dict = field(default_factory=dict)
 
     def read(self, name):
-        return self.noted.get(name)
+        return from_bytes(self.noted[name]) if name in self.noted else None
 
     def write(self, name, arrays):
-        self.noted[name] = {key: np.array(array) for key, array in arrays.items()}
+        self.noted[name] = to_bytes(arrays)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class FakeReader:
 
 @dataclass(frozen=True)
 class Alone:
+    threads: int = 1
     number: int = 0
     count: int = 1
 
@@ -88,8 +91,8 @@ class FakeCorpus:
             ]
         )
 
-    def together(self, work):
-        work(Alone(), FakeReader(self.fragments), self.notes)
+    def together(self, work, members):  # noqa: ARG002 - one is at most that many
+        work(Alone(self.threads), FakeReader(self.fragments), self.notes)
         return self.notes
 
 

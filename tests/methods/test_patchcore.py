@@ -250,3 +250,25 @@ def test_a_wrong_setting_is_named(options, message):
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(ConfigError, match="'patchcor' is unknown; did you mean 'patchcore'"):
         build("patchcor", {})
+
+
+def test_cosine_distances_are_of_directions():
+    maps = [torch.randn(3, 6, 4, 5) * 10]
+    method = PatchCore(embedding="concat", neighbourhood=1, distance="cosine")
+    train = method.embed(maps, seed=0)["patches"].numpy()
+    queries = method.embed([torch.randn(2, 6, 4, 5)], seed=0)["patches"].numpy()
+    found = method.score({"patches": queries}, Model({}, ExactSearch.over(train.reshape(-1, 6))))
+    similarities = queries.reshape(-1, 6).astype(np.float64) @ train.reshape(-1, 6).T
+    np.testing.assert_allclose(
+        found.anomaly_maps.ravel(), 1 - similarities.max(axis=1), rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.1, 2), (0.19, 3), (1.0, 20)])
+def test_mean_top_is_of_the_farthest_patches(fraction, count):
+    embeddings, bank = random_embeddings(4), random_embeddings(2, seed=1).reshape(-1, 6)
+    found = scores(embeddings, bank, image_score="mean_top", top_fraction=fraction)
+    wanted = np.sort(found.anomaly_maps.reshape(4, -1), axis=1)[:, -count:].mean(axis=1)
+    np.testing.assert_allclose(found.image_scores, wanted, rtol=1e-6)
+    if count == 1:
+        np.testing.assert_array_equal(found.image_scores, scores(embeddings, bank).image_scores)

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.index.exact import ExactSearch
 from pipeline.maths.resampling import bilinear_matrix
 from pipeline.methods.contract import Model
-from pipeline.methods.spade import SPADE, joined
+from pipeline.methods.spade import SPADE, chained, joined
 from tests.methods.corpus import FakeCorpus, split
 
 GRIDS = {"layer0": (4, 4, 6), "layer1": (2, 2, 9)}
@@ -50,6 +50,10 @@ def fitted(method: SPADE, train: dict[str, np.ndarray], *sizes: int) -> Model:
     return method.prepare(Model(found.state, search, gallery))
 
 
+def fitted_score(method, train, test):
+    return method.score(test, fitted(method, train))
+
+
 def retrieved(train, image, count):
     distances = np.linalg.norm(train["pooled"].astype(np.float64) - image["pooled"], axis=1)
     order = np.argsort(distances, kind="stable")[:count]
@@ -75,6 +79,30 @@ def oracle(train, image, chosen, kappa, *, same_location=False):
 
 def one(embeddings, number):
     return {name: array[number] for name, array in embeddings.items()}
+
+
+def test_two_images_by_hand():
+    # One layer of two pixels and one channel.
+    train = {
+        "pooled": np.array([[0], [10]], np.float32),
+        "layer0": np.array([[1, 5], [2, 9]], np.float32).reshape(2, 1, 2, 1),
+    }
+    test = {
+        "pooled": np.array([[3]], np.float32),
+        "layer0": np.array([9, 2], np.float32).reshape(1, 1, 2, 1),
+    }
+    # Nearest image: 0, at 3. Its pixels are 1 and 5: 9 is 4 from 5, 2 is 1 from 1.
+    found = fitted_score(SPADE(retrieved=1), train, test)
+    assert (found.image_scores.tolist(), found.anomaly_maps.tolist()) == ([9], [[[4, 1]]])
+    # At its own place 9 meets 1, and 2 meets 5.
+    found = fitted_score(SPADE(retrieved=1, gallery="same_location"), train, test)
+    assert found.anomaly_maps.tolist() == [[[8, 3]]]
+    # With both images, 3 and 7 away, there are a 9 and a 2.
+    found = fitted_score(SPADE(retrieved=2), train, test)
+    assert (found.image_scores.tolist(), found.anomaly_maps.tolist()) == ([29], [[[0, 0]]])
+    # The two nearest of 1, 5, 2, 9: 0 and 4 from 9, 0 and 1 from 2.
+    found = fitted_score(SPADE(retrieved=2, neighbours=2), train, test)
+    assert found.anomaly_maps.tolist() == [[[2, 0.5]]]
 
 
 @pytest.mark.parametrize("gallery", ["neighbours", "same_location"])
@@ -128,6 +156,33 @@ def test_a_training_image_does_not_find_itself():
     np.testing.assert_allclose(found.anomaly_maps[0], oracle(others, image, chosen, 1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("gallery", ["neighbours", "same_location", "coreset"])
+def test_a_training_image_scores_as_if_it_had_not_been_there(gallery):
+    train = images(6)
+    method = SPADE(gallery=gallery, coreset_fraction=1.0, gallery_dtype="float32")
+    others = {name: np.delete(array, 3, axis=0) for name, array in train.items()}
+    own = {name: array[3, None] for name, array in train.items()}
+    found = method.score(own, fitted(method, train, 2), ignore=np.array([3]))
+    wanted = method.score(own, fitted(method, others, 2))
+    np.testing.assert_array_equal(found.image_scores, wanted.image_scores)
+    np.testing.assert_array_equal(found.anomaly_maps, wanted.anomaly_maps)
+
+
+def test_a_coreset_of_one_image_is_all_that_it_can_be_compared_with():
+    train = images(2)
+    method = SPADE(gallery="coreset", coreset_fraction=1e-9)
+    own = {name: array[0, None] for name, array in train.items()}
+    found = method.score(own, fitted(method, train), ignore=np.array([0]))
+    assert np.isfinite(found.anomaly_maps).all()
+
+
+def test_a_coreset_is_capped():
+    found = SPADE(gallery="coreset", coreset_fraction=1.0, max_bank_rows=7).fit(
+        FakeCorpus(split(images(5), 2)), seed=0
+    )
+    assert [len(found.state[name]) for name in GRIDS] == [7, 7]
+
+
 def test_half_floats_move_distances_by_a_thousandth():
     train, test = images(9), images(4, seed=1)
     full, half = (SPADE(gallery_dtype=dtype) for dtype in ("float32", "float16"))
@@ -163,13 +218,45 @@ def test_cost_and_size_are_told():
     numbers = 16 * 6 + 4 * 9
     assert facts["gallery_bytes"] == 9 * numbers * 2
     assert facts["gflop_per_image"] == pytest.approx(2 * 5 * (16**2 * 6 + 4**2 * 9) / 1e9)
+    # Cheap enough not to be told.
     assert "gflop_per_image" not in SPADE(gallery="same_location").fit(corpus, seed=0).facts
+    facts = SPADE(gallery="coreset", coreset_fraction=0.5).fit(corpus, seed=0).facts
+    assert facts["gflop_per_image"] == pytest.approx(2 * (16 * 6 * 72 + 4 * 9 * 18) / 1e9)
 
 
-def test_embeddings_are_maps_and_the_pooled_last_layer():
-    maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
+def test_the_last_layer_is_pooled_and_the_first_ones_are_maps():
+    maps = [torch.randn(2, dim, side, side) for dim, side in ((3, 8), (5, 4), (7, 2), (9, 1))]
     found = SPADE().embed(maps, seed=0)
-    assert found["layer0"].shape == (2, 4, 4, 3)
-    assert torch.equal(found["pooled"], maps[1].mean(dim=(2, 3)))
-    with pytest.raises(ConfigError, match="name two at least"):
-        SPADE().embed(maps[:1], seed=0)
+    assert sorted(found) == ["layer0", "layer1", "layer2", "pooled"]
+    for number in range(3):
+        assert torch.equal(found[f"layer{number}"], maps[number].permute(0, 2, 3, 1))
+    assert torch.equal(found["pooled"], maps[3].mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(("count", "pixel_layers"), [(3, 3), (1, 3), (4, 1)])
+def test_the_pooled_layer_can_be_a_pixel_layer_too(count, pixel_layers):
+    maps = [torch.randn(2, 3, 4, 4) for _ in range(count)]
+    found = SPADE(pixel_layers=pixel_layers).embed(maps, seed=0)
+    assert len(found) == min(count, pixel_layers) + 1
+    assert torch.equal(found["pooled"], maps[-1].mean(dim=(2, 3)))
+
+
+def test_features_that_half_floats_cannot_hold_are_refused():
+    train = images(3)
+    train["layer1"][2, 0, 1, 4] = -70_000
+    keep = SPADE().fit(FakeCorpus(split(train)), seed=0).gallery
+    with pytest.raises(ConfigError, match=r"7e\+04 do not fit method\.gallery_dtype=float16"):
+        keep(train)
+    assert SPADE(gallery_dtype="float32").fit(FakeCorpus(split(train)), seed=0).gallery(train)
+
+
+@given(st.integers(0, 12), st.integers(1, 5), st.integers(0, 2**31))
+def test_a_chain_visits_every_image_once(count, k, seed):
+    rng = np.random.default_rng(seed)
+    retrieved = rng.permuted(np.tile(np.arange(8), (count, 1)), axis=1)[:, :k]
+    assert sorted(chained(retrieved)) == list(range(count))
+
+
+def test_a_chain_goes_on_with_the_image_that_shares_most():
+    retrieved = np.array([[1, 2, 3], [7, 8, 9], [3, 2, 4], [9, 4, 8]])
+    assert chained(retrieved) == [0, 2, 3, 1]
