@@ -1,4 +1,4 @@
-"""`--runner ray`: the same stages as Ray Data operators. The only module that imports Ray.
+"""`--runner ray`: the same stages as Ray Data operators. It and `training` alone import Ray.
 
 One row is one fragment, in a block of its own, through decode (tasks), infer (an actor pool) and
 publish (tasks). Only settings and URIs travel to actors, so that an actor that dies is started
@@ -82,10 +82,10 @@ class RayRunner:
         pending: deque[_Reference] = deque()
         for call in calls:
             if len(pending) == limit:
-                yield cast("T", ray.get(pending.popleft()))
+                yield cast("T", _get(pending.popleft()))
             pending.append(task.remote(call))
         while pending:
-            yield cast("T", ray.get(pending.popleft()))
+            yield cast("T", _get(pending.popleft()))
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Members[M]]:
@@ -112,7 +112,7 @@ class RayRunner:
         # One CPU stays free for whoever else shares the cluster.
         most = self.workers or max(1, _resource("CPU") - 1)
         try:
-            ray.get(task.remote(call, min(members, most)))
+            _get(task.remote(call, min(members, most)))
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
 
@@ -182,8 +182,16 @@ class _Elsewhere(Generic[M]):
     def ask(self, question: Callable[[M], T]) -> Sequence[T]:
         # Put once: the question carries arrays, and every actor gets the same one.
         shared = ray.put(question)
-        answers: Sequence[T] = ray.get([actor.answer.remote(shared) for actor in self.actors])
-        return answers
+        asked = [actor.answer.remote(shared) for actor in self.actors]
+        return [_get(answer) for answer in asked]
+
+
+def _get(reference: _Reference) -> Any:  # noqa: ANN401 - as the reference says no more
+    """Return what a task returns, or raise what a signal's handler does, meanwhile.
+
+    `ray.get` waits in C++, where any exception but KeyboardInterrupt becomes a SystemError.
+    """
+    return reference.future().result()
 
 
 def _run(call: Callable[[], T]) -> T:

@@ -99,7 +99,9 @@ class CFA:
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
         """Return the trained descriptor, and the centres as the memory bank.
 
-        O(epochs * images * locations^2 * dim / gamma_c) time: TIMING.
+        O(epochs * images * locations^2 * dim / gamma_c) time: for 3136 locations of 448 dimensions
+        (ResNet-18 at 224 pixels) 90 ms of one core an image and epoch, so that 30 epochs of 682
+        images are half an hour of one core. At most `training_batch` workers share it.
 
         Raises:
             ConfigError: if gamma_d leaves no dimension, or gamma_c fewer than K + J centres.

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from pipeline.cluster.local import LocalRunner
 from pipeline.cluster.on_ray import RayRunner
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Stopped
 from pipeline.lake.arrays import to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
@@ -73,26 +76,20 @@ class DyingOnce:
         RayRunner(workers=2).together(dying, members)
 
 
-def test_two_workers_gather_everybodys_arrays_by_number(tmp_path: Path):
-    def gather(peers):
-        for turn in range(3):
-            found = peers.gather(np.full((2, 3), 10 * turn + peers.number, np.float32))
-            for number, array in enumerate(found):
-                expected = np.full((2, 3), 10 * turn + number, np.float32)
-                np.testing.assert_array_equal(array, expected, strict=True)
-        (tmp_path / f"{peers.number}-of-{peers.count}-{peers.threads}").touch()
-
-    RayRunner(workers=2).together(gather, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-of-2-1", "1-of-2-1"]
-
-
-def test_an_error_of_ours_comes_through_and_is_not_tried_again(
+@pytest.mark.slow
+def test_arrays_are_gathered_by_number_and_an_error_of_ours_comes_through_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Whatever this says, workers get the Ray Train that is meant.
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
 
-    def fail(peers):
+    def gather_and_fail(peers):
+        for turn in range(3):
+            found = peers.gather(np.full((2, 3), 10 * turn + peers.number, np.float32))
+            assert len(found) == peers.count == 2
+            for number, array in enumerate(found):
+                expected = np.full((2, 3), 10 * turn + number, np.float32)
+                np.testing.assert_array_equal(array, expected, strict=True)
         (tmp_path / f"{peers.number}-{os.getpid()}").touch()
         if peers.number == 1:
             raise ConfigError("gamma_c leaves 4 centres")
@@ -100,10 +97,31 @@ def test_an_error_of_ours_comes_through_and_is_not_tried_again(
         peers.gather(np.zeros(1))
 
     with pytest.raises(ConfigError, match=r"^gamma_c leaves 4 centres$"):
-        RayRunner(workers=2).together(fail, 2)
-    assert len(list(tmp_path.iterdir())) == 2
+        RayRunner(workers=2).together(gather_and_fail, 4)
+    # Each has come that far once: nothing was tried again.
+    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["0", "1"]
 
 
+def test_a_signal_ends_the_wait_for_workers():
+    def stop(*_):
+        raise Stopped("stopped by SIGINT")
+
+    def sleep():
+        time.sleep(8)
+
+    before = signal.signal(signal.SIGINT, stop)
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    started = time.monotonic()
+    try:
+        timer.start()
+        with pytest.raises(Stopped):
+            list(RayRunner().each([sleep]))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - started < 6
+
+
+@pytest.mark.slow
 def test_cfa_gives_the_same_bits_when_a_worker_has_died(tmp_path: Path):
     method = CFA(epochs=4, hard_negatives=2)
     here = method.fit(stored_corpus(tmp_path / "here", LocalRunner()), seed=0)

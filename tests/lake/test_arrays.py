@@ -31,3 +31,7 @@ def test_equal_arrays_give_equal_bytes():
     assert to_bytes({"a": WHOLE.T, "b": WHOLE}) == to_bytes(
         {"b": WHOLE, "a": np.ascontiguousarray(WHOLE.T)}
     )
+
+
+def test_an_array_without_axes_comes_back_without():
+    assert from_bytes(to_bytes({"steps": np.array(7)}))["steps"].shape == ()
