@@ -10,8 +10,9 @@ Deliberate differences from the paper and its implementations:
 
 * deeper layers are repeated to the finest grid (nearest), as in the implementations; the paper does
   not say how;
-* the image score is the largest M of the patch grid; implementations take it after upsampling and
-  smoothing, which are left to the heatmap here;
+* the image score is the largest M of the smoothed patch grid; implementations upsample the grid
+  first, and smooth by 4 pixels, which are 1 of a grid at a quarter of the image. Unsmoothed it
+  finds less: image AUROC 0.769 instead of 0.792 on the tile images;
 * `dimensions` is 100 for every backbone unless it is set, as the paper has it for ResNet-18. With
   its 550 for WideResNet-50 (preset `padim_paper`) a model is 1.9 GB a group.
 """
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from pydantic import Field
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,6 +39,8 @@ from pipeline.methods.contract import Arrays, Corpus, Fitted, Model, Progress, S
 # Images of one product. Their number is fixed, and missing ones are zero: the last bits of a
 # product can depend on how many columns it has.
 _IMAGES_AT_ONCE = 16
+# Of the smoothing before the maximum, in locations.
+_SIGMA = 1.0
 # A worker merges two states into a third, beside a fragment's embeddings.
 _STATES_HELD = 4
 
@@ -109,7 +113,7 @@ class PaDiM:
         *,
         ignore: Int64[np.ndarray, " ignored"] | None = None,
     ) -> Scores:
-        """Return M of each location, and its maximum.
+        """Return M of each location, and the maximum of the smoothed map.
 
         A training image (`ignore` is given) is measured against the Gaussians without itself.
         """
@@ -122,7 +126,8 @@ class PaDiM:
         if ignore is not None:
             distances = without_itself(distances, int(model.state["count"][0]))
         maps = distances.reshape(images, height, width)
-        return Scores(distances.max(axis=1), maps)
+        smoothed = gaussian_filter(maps, sigma=_SIGMA, axes=(1, 2))
+        return Scores(smoothed.max(axis=(1, 2)), maps)
 
 
 def chosen_channels(total: int, count: int, seed: int) -> Int64[np.ndarray, " chosen"]:

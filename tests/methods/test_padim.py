@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from pipeline.errors import ConfigError
 from pipeline.methods import build
@@ -51,7 +52,8 @@ def test_maps_are_the_papers_formula(images):
     found = method.score({"patches": test}, model)
 
     np.testing.assert_allclose(found.anomaly_maps, written_out(train, test), rtol=2e-4)
-    np.testing.assert_array_equal(found.image_scores, found.anomaly_maps.max(axis=(1, 2)))
+    for score, anomaly_map in zip(found.image_scores, found.anomaly_maps, strict=True):
+        assert score == gaussian_filter(anomaly_map, 1.0).max()
 
 
 def test_two_images_by_hand():
