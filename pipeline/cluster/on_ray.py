@@ -1,4 +1,4 @@
-"""`--runner ray`: the same stages as Ray Data operators. It and `training` alone import Ray.
+"""`--runner ray`: the same stages as Ray Data operators. With `training`, all that imports Ray.
 
 One row is one fragment, in a block of its own, through decode (tasks), infer (an actor pool) and
 publish (tasks). Only settings and URIs travel to actors, so that an actor that dies is started
