@@ -24,12 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from features import embedded, extractor_of, files_below
 
-from pipeline.config import BackboneSettings
-from pipeline.features.backbone import load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.images.decode import decode_image
-from pipeline.images.geometry import Geometry
 from pipeline.maths.gaussian import Moments, merge, whitener
 from pipeline.methods.padim import PaDiM
 
@@ -45,7 +41,9 @@ def main() -> None:
     """Embed, let the contenders take turns, and print."""
     arguments = _arguments()
     threads = os.cpu_count() or 1
-    embeddings = _embedded(arguments, threads)
+    extractor = extractor_of(PaDiM(), "resnet18.tv_in1k", arguments.weights)
+    files = files_below(arguments.images)[: arguments.count]
+    embeddings = embedded(extractor, files)["patches"]
     contenders: dict[str, Precisions] = {"ours": partial(ours, threads=threads), "loop": loop}
     if arguments.anomalib:
         contenders["anomalib"] = load_anomalib(arguments.anomalib)
@@ -106,21 +104,6 @@ def load_anomalib(site: Path) -> Precisions:
         return np.asarray(inverse.numpy()[::97])
 
     return run
-
-
-def _embedded(arguments: argparse.Namespace, threads: int) -> np.ndarray:
-    method = PaDiM()
-    settings = BackboneSettings(
-        name="resnet18.tv_in1k", weights=arguments.weights, layers=method.layers
-    )
-    extractor = Extractor(load_backbone(settings), partial(method.embed, seed=0), threads=threads)
-    geometry = Geometry((224, 224), None)
-    files = sorted(path for path in arguments.images.rglob("*") if path.is_file())
-    pixels = [
-        geometry.apply(decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8))
-        for path in files[: arguments.count]
-    ]
-    return extractor(np.stack(pixels))["patches"]
 
 
 def _arguments() -> argparse.Namespace:

@@ -24,19 +24,14 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
+from features import embedded, evenly, extractor_of, files_below
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from pipeline.config import BackboneSettings
-from pipeline.features.backbone import load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.images.decode import decode_image
-from pipeline.images.geometry import Geometry
 from pipeline.index.choose import search_over
 from pipeline.maths.coreset import greedy
 from pipeline.methods.patchcore import PatchCore
@@ -87,23 +82,17 @@ def _arguments() -> argparse.Namespace:
 
 def _embed(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return training patches (rows, dim), normal and defective images (images, patches, dim)."""
-    settings = BackboneSettings(
-        name=arguments.backbone, weights=arguments.weights, layers=tuple(arguments.layers)
+    extractor = extractor_of(
+        PatchCore(),
+        arguments.backbone,
+        arguments.weights,
+        layers=tuple(arguments.layers),
+        threads=arguments.threads,
     )
-    embed_ = partial(PatchCore().embed, seed=0)
-    extractor = Extractor(load_backbone(settings), embed_, threads=arguments.threads)
-    geometry = Geometry((224, 224), None)
 
     def embed(folders: list[Path], count: int) -> np.ndarray:
-        files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-        chosen = [
-            files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
-        ]
-        images = [
-            decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8) for path in chosen
-        ]
-        embeddings = extractor(np.stack([geometry.apply(image) for image in images]))["patches"]
-        return embeddings.reshape(len(images), -1, embeddings.shape[-1])
+        embeddings = embedded(extractor, evenly(files_below(*folders), count))["patches"]
+        return embeddings.reshape(len(embeddings), -1, embeddings.shape[-1])
 
     train = embed([arguments.train], arguments.train_images)
     normal = embed([arguments.normal], arguments.repeats)

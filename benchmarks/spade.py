@@ -16,19 +16,15 @@ difference from float64 on every 49th pixel. Ours is timed with the retrieved im
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from features import embedded, evenly, extractor_of, files_below
 from threadpoolctl import threadpool_limits
 
-from pipeline.config import BackboneSettings
-from pipeline.features.backbone import load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.images.decode import decode_image
-from pipeline.images.geometry import Geometry
 from pipeline.index.exact import ExactSearch
 from pipeline.index.galleries import Galleries
 from pipeline.methods.spade import SPADE
@@ -62,24 +58,18 @@ def _arguments() -> argparse.Namespace:
 
 
 def _embed(arguments: argparse.Namespace) -> tuple[dict, dict]:
-    settings = BackboneSettings(
-        name=arguments.backbone, weights=arguments.weights, layers=tuple(arguments.layers)
+    extractor = extractor_of(
+        SPADE(),
+        arguments.backbone,
+        arguments.weights,
+        layers=tuple(arguments.layers),
+        threads=arguments.threads,
     )
-    embed = partial(SPADE().embed, seed=0)
-    extractor = Extractor(load_backbone(settings), embed, threads=arguments.threads)
-    geometry = Geometry((224, 224), None)
-
-    def of(folders: Sequence[Path], count: int) -> dict[str, np.ndarray]:
-        files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-        spread = np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
-        decoded = (
-            decode_image(files[i].read_bytes(), max_pixels=10**8, max_bytes=10**8) for i in spread
-        )
-        return extractor(np.stack([geometry.apply(image) for image in decoded]))
-
-    train = of([arguments.train], arguments.train_images)
+    files = evenly(files_below(arguments.train), arguments.train_images)
+    train = embedded(extractor, files)
     kept = {name: array.astype(np.float16) for name, array in train.items() if name != "pooled"}
-    return kept | {"pooled": train["pooled"]}, of(arguments.test, arguments.images)
+    test = embedded(extractor, evenly(files_below(*arguments.test), arguments.images))
+    return kept | {"pooled": train["pooled"]}, test
 
 
 def _maps(embeddings: dict, image: int) -> Maps:

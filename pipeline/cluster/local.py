@@ -13,7 +13,8 @@ from typing import Generic
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cluster.runner import M, Members, Peers, Pipeline, Stage, T
+from pipeline.cluster.runner import Pipeline, Stage
+from pipeline.methods.contract import Held, M, Peers, T
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class LocalRunner:
         return (call() for call in calls)
 
     @contextmanager
-    def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Members[M]]:
+    def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
         """Hold all the things here."""
         yield _Here([start() for start in starts])
 

@@ -23,8 +23,9 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.cluster.runner import M, Members, Peers, Pipeline, Stage, Startable, T
+from pipeline.cluster.runner import Pipeline, Stage, Startable
 from pipeline.errors import ConfigError, PatchlakeError
+from pipeline.methods.contract import Held, M, Peers, T
 
 # Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
 _Reference = Any
@@ -88,7 +89,7 @@ class RayRunner:
             yield cast("T", _get(pending.popleft()))
 
     @contextmanager
-    def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Members[M]]:
+    def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
         """Start an actor each. They hold memory and answer in turns, so they ask for no CPU."""
         kind: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_Member)
         actors = [kind.remote(start) for start in starts]

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
 
-T = TypeVar("T")
-M = TypeVar("M")
-M_co = TypeVar("M_co", covariant=True)
+from pipeline.methods.contract import Held, M, Peers, T
 
 # A function of one one-row table.
 Stage = Callable[[pa.Table], pa.Table]
@@ -32,32 +29,6 @@ class Pipeline:
     publish: Stage | None = None
 
 
-class Members(Protocol[M_co]):
-    """Things that live in workers."""
-
-    def ask(self, question: Callable[[M_co], T]) -> Sequence[T]:
-        """Return each one's answer, in their order."""
-
-
-class Peers(Protocol):
-    """Processes that run one function in step; each has a number, from 0."""
-
-    @property
-    def number(self) -> int:
-        """Which of them this is."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    @property
-    def threads(self) -> int:
-        """Threads that each may use."""
-
-    def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
-        """Return everybody's array, by number: the same for all. Shapes must be equal."""
-
-
 class Runner(Protocol):
     """Where work is done. What is passed to it must be settings, paths and small arrays."""
 
@@ -74,7 +45,7 @@ class Runner(Protocol):
     def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each call, in their order."""
 
-    def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Members[M]]:
+    def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Held[M]]:
         """Start a thing in a worker each; they go when the block ends."""
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from pipeline.config import Layers, Scalar
+from pipeline.config import Layers
 from pipeline.index.galleries import Galleries
 from pipeline.index.search import Search
 
@@ -133,6 +134,18 @@ class MemoryBank:
     embedding: str = "patches"
     origin: Int64[np.ndarray, "bank 3"] | None = None
 
+    @classmethod
+    def of_images(cls, corpus: Corpus, embedding: str) -> "MemoryBank":
+        """Return the bank of all images, a row each, of an embedding of one axis."""
+        rows = np.concatenate(list(corpus.each(partial(_embedding, name=embedding))))
+        origin = np.zeros((len(rows), 3), np.int64)
+        origin[:, 0] = np.arange(len(rows))
+        return cls(rows, embedding, origin)
+
+
+def _embedding(embeddings: Arrays, first: int, *, name: str) -> np.ndarray:  # noqa: ARG001
+    return embeddings[name]
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -208,10 +221,3 @@ class Method(Protocol):
         `ignore` is given when one image of the training corpus is scored, which must not be
         compared with itself: it names its rows of the memory bank, none where there is no bank.
         """
-
-
-class _Buildable(Protocol):
-    def __call__(self, **options: Scalar) -> Method: ...
-
-
-Build = _Buildable

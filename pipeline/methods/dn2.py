@@ -52,12 +52,8 @@ class DN2:
         progress: Progress | None = None,  # noqa: ARG002 - one pass over a few KB an image
     ) -> Fitted:
         """Return the features of all training images: 8 KB an image of 2048 channels."""
-        rows = np.concatenate(list(corpus.each(take_pooled)))
-        origin = np.zeros((len(rows), 3), np.int64)
-        origin[:, 0] = np.arange(len(rows))
-        return Fitted(
-            facts={"bank_rows": float(len(rows))}, bank=MemoryBank(rows, "pooled", origin)
-        )
+        bank = MemoryBank.of_images(corpus, "pooled")
+        return Fitted(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
 
     def prepare(self, model: Model) -> Model:
         """Return the model as it is."""
@@ -80,11 +76,6 @@ class DN2:
             embeddings["pooled"], min(self.neighbours, left), ignore=ignore
         )
         return Scores(distances.mean(axis=1, dtype=np.float64).astype(np.float32), None)
-
-
-def take_pooled(embeddings: Arrays, first: int) -> np.ndarray:  # noqa: ARG001
-    """Return a fragment's pooled features."""
-    return embeddings["pooled"]
 
 
 METHOD = DN2

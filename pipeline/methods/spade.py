@@ -93,11 +93,8 @@ class SPADE:
 
         Nothing is computed but for gallery=coreset: O(pixels * coreset * dim) a layer at worst.
         """
-        rows = np.concatenate(list(corpus.each(_take_pooled)))
-        origin = np.zeros((len(rows), 3), np.int64)
-        origin[:, 0] = np.arange(len(rows))
-        bank = MemoryBank(rows, "pooled", origin)
-        facts: dict[str, float | str] = {"bank_rows": float(len(rows))}
+        bank = MemoryBank.of_images(corpus, "pooled")
+        facts: dict[str, float | str] = {"bank_rows": float(len(bank.rows))}
         if self.gallery == "coreset":
             state = self._coresets(corpus, seed, progress)
             facts["gallery_bytes"] = float(sum(array.nbytes for array in state.values()))
@@ -179,13 +176,16 @@ class SPADE:
     def _coresets(self, corpus: Corpus, seed: int, progress: Progress | None) -> Arrays:
         """Return each layer's coreset by the layer's name, and the images that its rows are of."""
         state: Arrays = {}
-        for name in _layers(corpus.shapes):
+        names = _layers(corpus.shapes)
+        for done, name in enumerate(names, 1):
             height, width, _ = corpus.shapes[name]
             pixels = corpus.images * height * width
             size = min(max(1, int(pixels * self.coreset_fraction)), self.max_bank_rows)
-            chosen = Selector("auto", None, seed, name).select(corpus, size, progress).indices
+            chosen = Selector("auto", None, seed, name).select(corpus, size).indices
             state[name] = gather_rows(corpus, chosen, name)
             state[f"{name}.images"] = chosen // (height * width)
+            if progress is not None:
+                progress(done, len(names))
         return state
 
 
@@ -241,10 +241,6 @@ def _layers(arrays: Mapping[str, object]) -> list[str]:
     """Return the names of the pixel layers, the finest first."""
     # Numbered without a gap; what else there is has other names.
     return [name for name in (f"layer{number}" for number in range(len(arrays))) if name in arrays]
-
-
-def _take_pooled(embeddings: Arrays, first: int) -> np.ndarray:  # noqa: ARG001
-    return embeddings["pooled"]
 
 
 def _kept(embeddings: Arrays, *, dtype: Dtype) -> Arrays:

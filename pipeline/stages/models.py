@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
 from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, GroupRecord, read_file, verify_file, write_files
-from pipeline.methods.contract import Arrays, MemoryBank, Model
+from pipeline.methods.contract import Arrays, Held, MemoryBank, Model
 from pipeline.scores.calibration import Calibration
 from pipeline.stages.gallery import StoredGallery, gallery_files
 
@@ -33,7 +32,8 @@ _BANK = ".faiss"
 
 _KINDS: Mapping[str, Kind] = {"exact": "flat", "hnsw": "hnsw", "ivf": "ivf"}
 
-T = TypeVar("T")
+# Processes that hold a shard each, in the order of the shards.
+Holders = Held[ShardMember]
 
 
 def bank_files(bank: MemoryBank, settings: IndexSettings) -> dict[str, bytes]:
@@ -141,13 +141,6 @@ def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
 def load_calibration(model: Folder, record: GroupRecord) -> Calibration:
     """Return how normal images of a group score. Raises `ModelError`."""
     return Calibration.from_json(read_file(model, _record(record, _CALIBRATION)))
-
-
-class Holders(Protocol):
-    """Processes that hold a shard each."""
-
-    def ask(self, question: Callable[[ShardMember], T]) -> Sequence[T]:
-        """Return each one's answer, in the order of the shards."""
 
 
 def shard_starts(
