@@ -1,12 +1,19 @@
-"""The fastest exact search over a bank, found by timing a few hundred queries when it is loaded."""
+"""The fastest exact search over a bank.
 
+How it prunes is found by timing a few hundred queries when the bank is loaded; whether it does, by
+timing those that come (`pipeline.index.pace`).
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from pipeline.index.bounds import principal_directions, products_are_exact
 from pipeline.index.exact import ExactSearch
+from pipeline.index.pace import Pace
 from pipeline.index.pruned import PrunedSearch
 
 # 0 is dense; more directions prune more and cost more.
@@ -18,10 +25,52 @@ _QUERIES, _ROWS = 512, 8192
 _FEWEST_ROWS = 512
 _REPEATS = 5
 # What takes twice as long as the fastest is left out after two turns; the first is slow for all,
-# with threads to start and kernels to be made.
+# with threads to start and kernels to be made. Less than that the queries to come may make up for.
 _HOPELESS, _TURNS_OF_ALL = 2, 2
-# A quarter faster in the trial: images with defects take up to a quarter longer than normal ones.
-_MARGIN = 0.8
+
+
+@dataclass(frozen=True)
+class ChosenSearch:
+    """The dense search and a pruned one, whichever has been the faster. Build with `search_over`.
+
+    Both give the same results to the bit.
+    """
+
+    dense: ExactSearch
+    pruned: PrunedSearch | None
+    # By the number of neighbours, which changes what can be pruned.
+    _paces: defaultdict[int, Pace] = field(default_factory=lambda: defaultdict(Pace), repr=False)
+
+    @property
+    def components(self) -> int:
+        """Principal directions of the pruned search, 0 where there is only the dense one."""
+        return self.pruned.components if self.pruned else 0
+
+    @property
+    def size(self) -> int:
+        """Number of bank rows."""
+        return self.dense.size
+
+    def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
+        """Return bank rows."""
+        return self.dense.vectors(rows)
+
+    def nearest(
+        self,
+        queries: Float32[np.ndarray, "queries dim"],
+        k: int,
+        *,
+        ignore: Int64[np.ndarray, " ignored"] | None = None,
+    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return what `ExactSearch.nearest` returns, to the bit, and raise what it raises."""
+        if self.pruned is None or len(queries) == 0:
+            return self.dense.nearest(queries, k, ignore=ignore)
+        pace = self._paces[k]
+        prunes = pace.prunes()
+        start = perf_counter()
+        found = (self.pruned if prunes else self.dense).nearest(queries, k, ignore=ignore)
+        pace.note((perf_counter() - start) / len(queries), pruned=prunes)
+        return found
 
 
 def search_over(
@@ -29,10 +78,11 @@ def search_over(
     sample: Float32[np.ndarray, "sample dim"] | None = None,
     *,
     threads: int | None = None,
-) -> PrunedSearch:
-    """Return a search over the bank with the number of components that was fastest.
+) -> ChosenSearch:
+    """Return a search over the bank, with the number of components that was fastest in a trial.
 
-    All of them give the same results to the bit; `components` says which it is, 0 for dense.
+    All numbers give the same results to the bit. Where not even the best of them is near the dense
+    search in the trial, there is only that.
 
     Args:
         bank: float32 rows.
@@ -46,13 +96,16 @@ def search_over(
     dense = ExactSearch.over(bank)
     candidates = [count for count in COMPONENTS if count < bank.shape[1]]
     if len(bank) < _FEWEST_ROWS or not candidates or not products_are_exact():
-        return PrunedSearch.over(dense, 0, threads=threads)
+        return ChosenSearch(dense, None)
     principal = principal_directions(bank)
-    best = _fastest(bank, sample, candidates, threads, principal)
-    return PrunedSearch.over(dense, best, threads=threads, principal=principal)
+    best = _most_hopeful(bank, sample, candidates, threads, principal)
+    if best == 0:
+        return ChosenSearch(dense, None)
+    pruned = PrunedSearch.over(dense, best, threads=threads, principal=principal)
+    return ChosenSearch(dense, pruned)
 
 
-def _fastest(
+def _most_hopeful(
     bank: np.ndarray,
     sample: np.ndarray | None,
     candidates: list[int],
@@ -81,4 +134,4 @@ def _fastest(
             search.nearest(sample, 1, ignore=ignore)
             seconds[count] = min(seconds[count], perf_counter() - start)
     best = min(candidates, key=seconds.__getitem__)
-    return best if seconds[best] < _MARGIN * seconds[0] else 0
+    return best if seconds[best] < _HOPELESS * seconds[0] else 0

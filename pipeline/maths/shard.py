@@ -136,7 +136,13 @@ class Shard:
         """
         before = self._bound[block]
         error = product_error(norms, before, self._centres.largest_norm, len(self._mean))
-        limit = np.minimum(product.min(axis=1) + norms + error, before)
+        lowest = product.min(axis=1) + norms
+        # Most rows are far from all of some new centres, and need no second look at them.
+        reached = np.flatnonzero(lowest <= before + error)
+        if len(reached) < _WORTH_DROPPING * len(block):
+            block, product, norms = block[reached], product[reached], norms[reached]
+            before, error, lowest = before[reached], error[reached], lowest[reached]
+        limit = np.minimum(lowest + error, before)
         near = np.flatnonzero(product <= (limit + error - norms)[:, None])
         row, centre = np.divmod(near, product.shape[1])
         # One candidate, new or old, is the nearest for certain. Several are measured.

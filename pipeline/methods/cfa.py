@@ -38,7 +38,7 @@ from torch.nn import functional
 
 from pipeline.config import Layers
 from pipeline.errors import ConfigError
-from pipeline.index.pruned import PrunedSearch
+from pipeline.index.choose import ChosenSearch
 from pipeline.methods.contract import (
     Arrays,
     Corpus,
@@ -134,7 +134,7 @@ class CFA:
         The general choice is made by searching for rows of the bank. These lie nearly in a few
         dimensions, descriptors of images do not: what is chosen may take six times as long.
         """
-        if isinstance(model.search, PrunedSearch):
+        if isinstance(model.search, ChosenSearch):
             return replace(model, search=search_among(model.search.dense.bank))
         return model
 
