@@ -27,6 +27,8 @@ class Tally:
     duplicates: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     stage_seconds: Counter[str] = field(default_factory=Counter)
+    # Stage -> node -> fragments.
+    nodes: dict[str, Counter[str]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def add(self, result: FragmentResult) -> None:
@@ -37,6 +39,8 @@ class Tally:
         for stage, seconds in result.seconds.items():
             # Counter holds any number; its type only says int.
             self.stage_seconds[stage] += seconds  # type: ignore[assignment]
+        for stage, node in result.nodes.items():
+            self.nodes.setdefault(stage, Counter())[node] += 1
         if result.failure is not None:
             self.failed[result.key] = result.failure
 
@@ -71,7 +75,7 @@ def summarise(
     removed_parts: Sequence[str] = (),
 ) -> Summary:
     """Return the run's summary, as of now."""
-    return Summary(
+    summary = Summary(
         run=run.record.run,
         verb=run.record.verb,
         finished_at=runs.now(),
@@ -83,29 +87,39 @@ def summarise(
         duplicate_image_ids=tally.duplicates,
         seconds=time.monotonic() - tally.started,
         stage_seconds={stage: float(s) for stage, s in sorted(tally.stage_seconds.items())},
+        nodes={stage: dict(sorted(some.items())) for stage, some in sorted(tally.nodes.items())},
         removed_parts=list(removed_parts),
         groups=dict(groups),
         libraries=runs.library_versions(),
         settings=run.record.settings,
         parts=list(parts),
     )
+    exit_code = FragmentsFailed.exit_code if _shortfall(summary) else 0
+    return summary.model_copy(update={"exit_code": exit_code})
 
 
 def require_success(summary: Summary) -> None:
     """Raise `FragmentsFailed` if a fragment failed or too many rows are errors: exit code 3."""
+    shortfall = _shortfall(summary)
+    if shortfall:
+        raise FragmentsFailed(shortfall)
+
+
+def _shortfall(summary: Summary) -> str | None:
     if summary.failed_fragments:
         shown = list(summary.failed_fragments.items())[:_SHOWN]
         listed = "; ".join(f"{key}: {error}" for key, error in shown)
-        raise FragmentsFailed(
+        return (
             f"{len(summary.failed_fragments)} of {summary.fragments} fragments failed; they are "
             f"tried again by the same command ({listed})"
         )
     limit = summary.settings.max_failed
     if summary.error_rows > limit * summary.images:
-        raise FragmentsFailed(
+        return (
             f"{summary.error_rows} of {summary.images} images are error rows {summary.statuses}, "
             f"max_failed is {limit}: see the column 'error'"
         )
+    return None
 
 
 def half_of_memory() -> int:

@@ -31,7 +31,9 @@ RunnerChoice = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address", help="Ray cluster to join (auto, HOST:PORT); else a local Ray is started."
+        "--address",
+        help="Ray cluster to join (auto, HOST:PORT); else that of RAY_ADDRESS, which "
+        "`ray job submit` sets; else a local Ray is started.",
     ),
 ]
 Where = Annotated[

@@ -31,9 +31,11 @@ def publish(
     digests = {group: record.digest for group, record in manifest.groups.items()}
     already_done = len(planned) - tally.fragments
     summary = summarise(job, tally, planned, already_done, groups=digests)
+    failed = manifest.failed_groups
+    if failed:
+        summary = summary.model_copy(update={"exit_code": FragmentsFailed.exit_code})
     job.finish(summary)
     _show(target, manifest)
-    failed = manifest.failed_groups
     if failed:
         told = "; ".join(f"{group}: {reason}" for group, reason in failed.items())
         total = len(failed) + len(manifest.groups)

@@ -19,9 +19,13 @@ class RunStatus:
 
     run: str
     verb: str
+    # Of the command, by which a scheduler finds its own run.
+    where: str | None
     started_at: str
     # finished: it wrote its summary. open: it runs, or died; the same command goes on.
     state: str
+    # Of the command that finished it: 0, or 3. None while it is open.
+    exit_code: int | None
     fragments: int
     done: int
     failed: int
@@ -91,8 +95,10 @@ def _status(target: Folder, state: runs.RunState) -> RunStatus:
     return RunStatus(
         run=record.run,
         verb=record.verb,
+        where=record.where,
         started_at=record.started_at.isoformat(),
         state="open" if state.summary is None else "finished",
+        exit_code=state.summary.exit_code if state.summary else None,
         fragments=len(state.fragments),
         done=len(done),
         failed=len(failed),

@@ -118,6 +118,7 @@ FRAGMENT_BATCH = pa.schema(
         _field("shape", pa.list_(pa.int64()), "of `array`"),
         _optional("failure", pa.string(), "why the fragment was given up"),
         _field("seconds", pa.map_(pa.string(), pa.float64()), "time spent, by stage"),
+        _field("nodes", pa.map_(pa.string(), pa.string()), "node that did it, by stage"),
     ]
 )
 
@@ -161,6 +162,7 @@ FRAGMENT_RESULT = pa.schema(
         _field("duplicates", pa.int64(), "image_ids that occur more than once in the fragment"),
         _optional("failure", pa.string(), "why the fragment was given up"),
         _field("seconds", pa.map_(pa.string(), pa.float64()), "time spent, by stage"),
+        _field("nodes", pa.map_(pa.string(), pa.string()), "node that did it, by stage"),
     ]
 )
 

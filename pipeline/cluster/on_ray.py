@@ -1,4 +1,4 @@
-"""`--runner ray`: the same stages as Ray Data operators. With `training`, all that imports Ray.
+"""`--runner ray`: the same stages as Ray Data operators. Only this package imports Ray.
 
 One row is one fragment, in a block of its own, through decode (tasks), infer (an actor pool) and
 publish (tasks). Only settings and URIs travel to actors, so that an actor that dies is started
@@ -23,6 +23,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
+from pipeline.cluster import nodes
 from pipeline.cluster.runner import Pipeline, Stage, Startable
 from pipeline.errors import ConfigError, PatchlakeError
 from pipeline.methods.contract import Held, M, Peers, T
@@ -50,9 +51,9 @@ class RayRunner:
 
     def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row, as they are done."""
-        gpus = _resource("GPU")
+        gpus = nodes.offered("GPU")
         dataset = _dataset(rows)
-        dataset = _map(dataset, pipeline.decode, memory=_DECODE_BYTES)
+        dataset = _map(dataset, pipeline.decode, _DECODE_BYTES, nodes.decode_request())
         dataset = dataset.map_batches(
             _Actor,
             batch_size=1,
@@ -60,7 +61,9 @@ class RayRunner:
             fn_constructor_args=(pipeline.infer,),
             num_cpus=1,
             num_gpus=1 if gpus else None,
-            compute=ActorPoolStrategy(size=min(self._actors(gpus), len(rows))),
+            compute=ActorPoolStrategy(
+                size=min(self._actors(gpus, nodes.offered("CPU")), len(rows))
+            ),
         )
         if pipeline.publish:
             dataset = _map(dataset, pipeline.publish)
@@ -73,13 +76,13 @@ class RayRunner:
     @property
     def processes(self) -> int:
         """Infer workers hold what has to be held."""
-        return self._actors(_resource("GPU"))
+        return self._actors(nodes.present("GPU"), nodes.present("CPU"))
 
     def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each call, in order, as tasks of one CPU."""
         task: Any = ray.remote(num_cpus=1)(_run)
         # Ray keeps what waits in the driver: a few a CPU are enough to keep all busy.
-        limit = 2 * max(1, _resource("CPU"))
+        limit = 2 * max(1, nodes.present("CPU"))
         pending: deque[_Reference] = deque()
         for call in calls:
             if len(pending) == limit:
@@ -91,7 +94,9 @@ class RayRunner:
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
         """Start an actor each. They hold memory and answer in turns, so they ask for no CPU."""
-        kind: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_Member)
+        kind: Any = ray.remote(
+            num_cpus=0, scheduling_strategy="SPREAD", label_selector=nodes.not_an_idle_head()
+        )(_Member)
         actors = [kind.remote(start) for start in starts]
         try:
             yield _Elsewhere(actors)
@@ -111,20 +116,19 @@ class RayRunner:
         """
         task: Any = ray.remote(num_cpus=0, max_calls=1, runtime_env=_TRAIN_V2)(_run_together)
         # One CPU stays free for whoever else shares the cluster.
-        most = self.workers or max(1, _resource("CPU") - 1)
+        most = self.workers or max(1, nodes.present("CPU") - 1)
         try:
             _get(task.remote(call, min(members, most)))
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
 
-    def _actors(self, gpus: int) -> int:
+    def _actors(self, gpus: int, cpus: int) -> int:
         if self.workers:
             return self.workers
         if gpus:
             return gpus
         # On CPUs the network takes some 35 ms an image, decode and publish 10: about 3 to 1; and
         # one CPU always stays free for them, or nothing would ever reach the actors.
-        cpus = _resource("CPU")
         return max(1, min(cpus - 1, cpus * 3 // 4))
 
 
@@ -133,7 +137,8 @@ def connected(address: str | None) -> Iterator[None]:
     """Connect to a cluster, or start a Ray of this process's own, for the length of the block.
 
     Args:
-        address: As in `ray.init`; None starts a local one.
+        address: As in `ray.init`; None is RAY_ADDRESS, which `ray job submit` sets for what it
+            runs, and where that is not set either a Ray is started here.
 
     Raises:
         ConfigError: if there is no cluster at the address.
@@ -141,6 +146,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address is None:
             # Two CPUs at least: one is held by the infer actor.
@@ -163,6 +169,7 @@ class _Actor:
         self._stage = startable.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        nodes.announce()
         return self._stage(table)
 
 
@@ -206,10 +213,6 @@ def _run_together(call: Callable[[Peers], None], workers: int) -> None:
     run_together(call, workers)
 
 
-def _resource(name: str) -> int:
-    return int(ray.cluster_resources().get(name, 0))  # type: ignore[no-untyped-call]
-
-
 def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     context = DataContext.get_current()
     # Progress is the job's own (jobs.console); Ray's would tell it twice.
@@ -219,15 +222,26 @@ def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     return ray.data.from_arrow(list(rows))
 
 
-def _map(dataset: Dataset, stage: Stage, memory: float | None = None) -> Dataset:
+def _map(
+    dataset: Dataset,
+    stage: Stage,
+    memory: float | None = None,
+    resources: dict[str, float] | None = None,
+) -> Dataset:
     # A partial, because Ray takes an object with __call__ for an actor's class.
     function = partial(_call, stage)
     return dataset.map_batches(
-        function, batch_size=1, batch_format="pyarrow", num_cpus=1, memory=memory
+        function,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+        memory=memory,
+        resources=resources,
     )
 
 
 def _call(stage: Stage, table: pa.Table) -> pa.Table:
+    nodes.announce()
     return stage(table)
 
 

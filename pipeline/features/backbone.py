@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from pipeline.config import BackboneSettings, nearest
 from pipeline.errors import ConfigError
 from pipeline.features.layers import create_network, state_in_use
+from pipeline.lake import cache
 from pipeline.lake.folder import split_uri
 
 UNTRAINED = "untrained"
@@ -141,7 +143,9 @@ def _as_local_file(uri: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as copy:
         path = Path(copy) / name
-        path.write_bytes(folder.read(name))
+        # Another file under the same URI has another version.
+        version = hashlib.sha256(f"{uri} {folder.entry(name).version}".encode()).hexdigest()
+        path.write_bytes(cache.read(version, partial(folder.read, name)))
         yield path
 
 

@@ -13,12 +13,14 @@ Nothing is pickled. Every file is checked against its SHA-256 before it is parse
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import ImageSettings, Layers, Scalar, Settings, digest
 from pipeline.errors import ModelError
+from pipeline.lake import cache
 from pipeline.lake.folder import Folder, escape
 
 FORMAT = 2
@@ -136,16 +138,23 @@ def write_files(model: Folder, group: str, contents: Mapping[str, bytes]) -> lis
 
 
 def read_file(model: Folder, record: FileRecord) -> bytes:
-    """Return a file's content after checking it.
+    """Return a file's content after checking it; of a remote model from the node's cache.
 
     Raises:
         ModelError: if it is absent or differs from what was written, by one bit or more.
     """
+    load = partial(model.read, record.name)
     try:
-        content = model.read(record.name)
+        content = load() if model.is_local else cache.read(record.sha256, load)
+        found = hashlib.sha256(content).hexdigest()
+        if found != record.sha256 and not model.is_local:
+            # The cache's disk may be what is damaged.
+            cache.forget(record.sha256)
+            content = load()
+            found = hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
         raise ModelError(f"{model.path(record.name)} is missing; fit again or restore it") from None
-    _require(model, record, hashlib.sha256(content).hexdigest())
+    _require(model, record, found)
     return content
 
 

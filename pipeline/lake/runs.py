@@ -7,6 +7,8 @@ _runs/<run>/summary.json    written last
 """
 
 import io
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +21,20 @@ from pipeline.config import Settings, digest
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, from_table, to_table
 
+# Names the node of a worker process, where its runner knows better than the machine's name.
+NODE_VARIABLE = "PATCHLAKE_NODE"
+
 LIBRARIES = ("patchlake", "torch", "timm", "numpy", "pyarrow", "faiss-cpu", "pillow", "ray")
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of what results can depend on."""
     return {name: version(name) for name in LIBRARIES}
+
+
+def here() -> str:
+    """Return the name of the node that this process runs on."""
+    return os.environ.get(NODE_VARIABLE) or socket.gethostname()
 
 
 class RunRecord(BaseModel):
@@ -50,6 +60,8 @@ class Summary(BaseModel):
     run: str
     verb: str
     finished_at: datetime
+    # Of the command that wrote this: 0, or 3. None: it was written before this was kept.
+    exit_code: int | None = None
     fragments: int
     # Of these, found done when the run was started (again).
     already_done: int
@@ -60,6 +72,8 @@ class Summary(BaseModel):
     duplicate_image_ids: int
     seconds: float
     stage_seconds: dict[str, float]
+    # Stage -> node -> fragments that passed it there, in this start.
+    nodes: dict[str, dict[str, int]] = {}
     removed_parts: list[str]
     groups: dict[str, str]
     libraries: dict[str, str]

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.errors import PatchlakeError
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.runs import here
 from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT
 
 # Storage that does not answer may answer in a moment: after 0.5 and 2 s.
@@ -30,7 +31,9 @@ class FragmentBatch:
     rows: pa.Table = field(default_factory=lambda: _NO_ROWS)
     array: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     failure: str | None = None
+    # By stage: the time it took, and the node it ran on.
     seconds: Mapping[str, float] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
 
     def to_arrow(self) -> pa.Table:
         """Return the batch as a one-row table of schema `FRAGMENT_BATCH`."""
@@ -46,6 +49,7 @@ class FragmentBatch:
             pa.array([list(array.shape)], pa.list_(pa.int64())),
             pa.array([self.failure], pa.string()),
             pa.array([list(self.seconds.items())], FRAGMENT_BATCH.field("seconds").type),
+            pa.array([list(self.nodes.items())], FRAGMENT_BATCH.field("nodes").type),
         ]
         return pa.Table.from_arrays(columns, schema=FRAGMENT_BATCH)
 
@@ -65,6 +69,7 @@ class FragmentBatch:
             array=array.reshape(row["shape"].as_py()),
             failure=row["failure"].as_py(),
             seconds=dict(row["seconds"].as_py()),
+            nodes=dict(row["nodes"].as_py()),
         )
 
     def statuses(self) -> list[str]:
@@ -81,6 +86,7 @@ class FragmentResult:
     duplicates: int
     failure: str | None
     seconds: Mapping[str, float]
+    nodes: Mapping[str, str]
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "FragmentResult":
@@ -92,6 +98,7 @@ class FragmentResult:
             duplicates=row["duplicates"],
             failure=row["failure"],
             seconds=dict(row["seconds"]),
+            nodes=dict(row["nodes"]),
         )
 
 
@@ -122,10 +129,8 @@ def advance(
         break
     seconds = {**batch.seconds, name: time.perf_counter() - started}
     if done.failure is not None:
-        return replace(
-            batch, rows=_NO_ROWS, array=np.empty(0), failure=done.failure, seconds=seconds
-        )
-    return replace(done, seconds=seconds)
+        done = replace(batch, rows=_NO_ROWS, array=np.empty(0), failure=done.failure)
+    return replace(done, seconds=seconds, nodes={**batch.nodes, name: here()})
 
 
 def result_of(batch: FragmentBatch) -> pa.Table:
@@ -139,6 +144,7 @@ def result_of(batch: FragmentBatch) -> pa.Table:
         "duplicates": sum(1 for count in identities.values() if count > 1),
         "failure": batch.failure,
         "seconds": list(batch.seconds.items()),
+        "nodes": list(batch.nodes.items()),
     }
     return pa.Table.from_pylist([row], schema=FRAGMENT_RESULT)
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from pipeline.lake.arrays import to_bytes
 from pipeline.lake.folder import Folder
-from pipeline.lake.models import FileRecord, verify_file, write_files
+from pipeline.lake.models import FileRecord, read_file, verify_file, write_files
 from pipeline.methods.contract import Arrays
 from pipeline.stages.corpus import StoredCorpus
 
@@ -64,11 +64,12 @@ class StoredGallery:
         copy = None if model.is_local else tempfile.TemporaryDirectory(prefix="patchlake-gallery-")
         mapped = []
         for file in files:
-            verify_file(model, file)
-            path = Path(model.path(file.name))
-            if copy is not None:
+            if copy is None:
+                verify_file(model, file)
+                path = Path(model.path(file.name))
+            else:
                 path = Path(copy.name) / file.role
-                path.write_bytes(model.read(file.name))
+                path.write_bytes(read_file(model, file))
             mapped.append(safe_open(path, framework="numpy"))
         firsts = [int(file.role.removeprefix(_PREFIX).partition(".")[0]) for file in files]
         return cls(firsts, mapped, copy)
