@@ -201,7 +201,8 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return Entry(name, size, str(etag).strip('"'))
-    changed = info.get("mtime") or info.get("LastModified") or info.get("updated") or ""
+    times = (info.get(name) for name in ("mtime", "LastModified", "updated", "created"))
+    changed = next((time for time in times if time), "")
     return Entry(name, size, f"{size}-{changed}")
 
 

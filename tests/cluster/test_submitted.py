@@ -97,7 +97,13 @@ class RealCluster:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
-            env={**self.environment, "RAY_ADDRESS": f"127.0.0.1:{self.port}", **variables},
+            # The client's own `patchlake` is this checkout's; a job gets nothing of it.
+            env={
+                **self.environment,
+                "RAY_ADDRESS": f"127.0.0.1:{self.port}",
+                "PYTHONPATH": str(ROOT),
+                **variables,
+            },
             check=check,
             capture_output=True,
             text=True,
@@ -116,6 +122,8 @@ class RealCluster:
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+        for process in self.processes:
+            process.wait(timeout=30)
 
 
 def until(condition) -> None:

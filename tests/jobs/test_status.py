@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ def test_a_finished_run_is_all_done(scores: Path, model: Path, patchlake):
     assert run["state"] == "finished"
     assert (run["fragments"], run["done"], run["failed"], run["pending"]) == (6, 6, 0, 0)
     assert run["images"] == run["images_done"] == 44
+    assert (run["where"], run["exit_code"]) == (None, 0)
     assert run["run"] in patchlake("status", scores).out
     (run,) = json.loads(patchlake("status", model, "--json").out)
     assert (run["verb"], run["state"], run["done"]) == ("fit", "finished", 6)
@@ -36,7 +38,9 @@ def test_what_a_dead_run_left_is_pending(images: Path, model: Path, tmp_path: Pa
         (tmp_path / part).unlink()
     next(tmp_path.glob("_runs/*/summary.json")).unlink()
     (run,) = status.read(str(tmp_path))
-    assert (run.state, run.done, run.pending) == ("open", 4, 2)
+    assert (run.state, run.exit_code, run.done, run.pending) == ("open", None, 4, 2)
+    here = {socket.gethostname(): 6}
+    assert summary.nodes == {"decode": here, "infer": here, "publish": here}
 
 
 def test_a_failed_fragment_is_listed_with_its_error_and_tried_again(
@@ -63,6 +67,7 @@ def test_a_failed_fragment_is_listed_with_its_error_and_tried_again(
     assert key in result.err
     (run,) = json.loads(patchlake("status", scores, "--json").out)
     assert (run["done"], run["failed"], run["pending"]) == (1, 1, 0)
+    assert run["exit_code"] == 3
     assert "publish" in run["failures"][key]
     (scores / "_heatmaps" / key).unlink()
     assert patchlake(*command).code == 0

@@ -71,8 +71,8 @@ def test_a_full_disk_loses_what_was_not_used_for_longest(
         return shutil._ntuple_diskusage(500, used, 500 - used)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    # 300 of 500 are used; 200 more, with 100 kept free, cost two of them.
-    cache.read("d", lambda: bytes(200))
+    # 300 of 500 are used; 250 more, with 100 kept free, cost two of them.
+    cache.read("d", lambda: bytes(250))
     assert {path.name for path in kept.iterdir()} == {"a", "d"}
 
 
