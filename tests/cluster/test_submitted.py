@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,13 +84,21 @@ class RealCluster:
             *("--num-cpus=0", f"--ray-client-server-port={free_port()}"),
             **variables,
         )
-        until(lambda: self.client("ray", "job", "list").returncode == 0)
+        self.until(lambda: self.client("ray", "job", "list").returncode == 0)
 
     def start_workers(self) -> None:
         join = f"--address=127.0.0.1:{self.port}"
         self.start("cpu", join, "--num-cpus=2", "--resources", '{"decode": 2}')
         self.start("gpu", join, "--num-cpus=2", "--num-gpus=1")
-        until(lambda: self.client("ray", "status").stdout.count("node_") >= 3)
+        self.until(lambda: self.client("ray", "status").stdout.count("node_") >= 3)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            dead = [process.args for process in self.processes if process.poll() is not None]
+            assert not dead
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
 
     def client(
         self, *command: str, check: bool = False, **variables: str
@@ -124,13 +132,6 @@ class RealCluster:
                 one.kill()
         for process in self.processes:
             process.wait(timeout=30)
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -282,10 +283,10 @@ def test_a_job_waits_for_the_nodes_that_ray_up_may_start(
             **{name: str(value) for name, value in variables.items()},
         )
         assert started.returncode == 0, started.stderr
-        until(lambda: list(tmp_path.glob("_runs/*/plan.arrow")))
+        sleeping.until(lambda: list(tmp_path.glob("_runs/*/plan.arrow")))
         time.sleep(5)
         sleeping.start_workers()
-        until(lambda: night.run("outcome").returncode == 0)
+        sleeping.until(lambda: night.run("outcome").returncode == 0)
     ran = summary(tmp_path)
     assert (ran.nodes["decode"], ran.nodes["infer"]) == ({"cpu": 6}, {"gpu": 6})
     assert json.loads((tmp_path / "_runs" / ran.run / "summary.json").read_text())["nodes"]

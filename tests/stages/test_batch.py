@@ -126,7 +126,8 @@ def test_an_error_of_the_whole_job_is_raised():
 
 def test_a_result_counts_statuses_and_repeated_ids():
     rows = rows_of("ok", "ok", "missing", "ok", "ok", ids=["a", "b", "a", "a", "b"])
-    table = result_of(FragmentBatch(FRAGMENT, rows, seconds={"read": 0.25}))
+    batch = FragmentBatch(FRAGMENT, rows, seconds={"read": 0.25}, nodes={"read": "here"})
+    table = result_of(batch)
 
     assert table.schema.equals(FRAGMENT_RESULT)
     assert FragmentResult.from_arrow(table) == FragmentResult(
@@ -135,9 +136,10 @@ def test_a_result_counts_statuses_and_repeated_ids():
         duplicates=2,
         failure=None,
         seconds={"read": 0.25},
+        nodes={"read": "here"},
     )
 
 
 def test_the_result_of_a_failed_fragment_is_its_failure():
     result = FragmentResult.from_arrow(result_of(FragmentBatch(FRAGMENT, failure="read: OSError")))
-    assert result == FragmentResult(FRAGMENT.key, {}, 0, "read: OSError", {})
+    assert result == FragmentResult(FRAGMENT.key, {}, 0, "read: OSError", {}, {})
