@@ -35,7 +35,8 @@ BIN = Path(sys.executable).parent
 GUIDE = (ROOT / "docs/operator.md").read_text()
 SCRIPTS = dict(re.findall(r"```sh\n# (\w+): [^\n]*\n(.*?)```", GUIDE, re.DOTALL))
 
-WAIT_S = 240
+# Of one command, and of nodes that start: a minute where nothing else runs.
+WAIT_S = 400
 
 
 def free_port() -> int:
