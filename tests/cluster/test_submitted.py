@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -251,7 +252,7 @@ def test_what_ray_flattens_the_summary_tells(
     lake = tmp_path / "images/dt=2026-11-23"
     lake.mkdir(parents=True)
     rows = {"image_id": ["a"], "image": [b"no image"], "group": ["woven_cloth"]}
-    pq.write_table(pq.pa.table(rows), lake / "a.parquet")
+    pq.write_table(pa.table(rows), lake / "a.parquet")
     night = Night(cluster, checkout, tmp_path / "images", model, tmp_path / "scores")
     assert night.run("start", name="2026-11-23").returncode == 1
     outcome = night.run("outcome", name="2026-11-23")
