@@ -11,6 +11,7 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -203,6 +204,9 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
         return Entry(name, size, str(etag).strip('"'))
     times = (info.get(name) for name in ("mtime", "LastModified", "updated", "created"))
     changed = next((time for time in times if time), "")
+    # Of fsspec's file systems some say it one way in a listing and the other of a file.
+    if isinstance(changed, datetime):
+        changed = changed.timestamp()
     return Entry(name, size, f"{size}-{changed}")
 
 
