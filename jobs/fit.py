@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import typer
 
 from jobs import options
@@ -21,11 +22,10 @@ from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
 from pipeline.lake.runs import Run
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
-from pipeline.stages.corpus import EMBEDDINGS, StoredCorpus
+from pipeline.stages.corpus import StoredCorpus, embedded_keys
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.embed import Embedder
 from pipeline.stages.fit import fit_group
@@ -100,8 +100,7 @@ def run(
         return published
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")
-    done = {entry.name for entry in target.find(partials)}
-    pending = [f for f in planned.plan.kept if f"{partials}{f.key}{EMBEDDINGS}" not in done]
+    pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
     embedder = Embedder(
         model=target,
         partials=partials,
@@ -159,7 +158,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     version = digest({**identity, "output": output_digest(settings)})
     plan = keyed(plan, {}, otherwise=version)
     record = runs.RunRecord(
-        run=runs.identify(lake, version, where, [fragment.key for fragment in plan.kept]),
+        run=runs.identify(lake, version, where, plan.kept),
         verb="fit",
         images=lake.root,
         where=where,
@@ -208,14 +207,13 @@ def _fit_groups(
     target: Folder, planned: _Planned, job: Run, tally: Tally, runner: Runner
 ) -> tuple[dict[str, models.GroupRecord], dict[str, str]]:
     """Return the groups that were fitted, and why the others were not."""
-    by_group: dict[str, list[Fragment]] = {group: [] for group in planned.plan.groups}
-    for fragment in planned.plan.kept:
-        by_group[fragment.group].append(fragment)
     settings = planned.record.settings
     fitted: dict[str, models.GroupRecord] = {}
     failed: dict[str, str] = {}
-    for group, fragments in by_group.items():
-        broken = [fragment.key for fragment in fragments if fragment.key in tally.failed]
+    broken_keys = pa.array(list(tally.failed), pa.string())
+    for group in planned.plan.groups:
+        fragments = planned.plan.kept.of_group(group)
+        broken = fragments.with_keys(broken_keys).keys.to_pylist()
         if broken:
             failed[group] = f"fragments {broken} failed"
             continue

@@ -74,7 +74,7 @@ def run(
     parts.bind_source(target, lake)
     job = runs.begin(target, planned.record, planned.plan.kept)
     done = parts.committed(target, planned.record.version)
-    pending = [fragment for fragment in planned.plan.kept if fragment.key not in done]
+    pending = planned.plan.kept.without_keys(done.sorted_keys)
     log.info(
         "score of %s: %d images in %d fragments, %d of them done, into %s",
         lake.root,
@@ -85,8 +85,7 @@ def run(
     )
     with execution.start(settings.workers) as runner, ExitStack() as stack:
         budget = settings.memory_budget or half_of_memory()
-        groups = sorted({fragment.group for fragment in pending})
-        members = hold_large_banks(planned.members, groups, budget, runner, stack)
+        members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
         pipeline = _pipeline(planned, target, job, execution, members)
         tally = drive(runner, job, pending, pipeline)
     return _finish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
@@ -142,7 +141,7 @@ def _plan(
         otherwise=digest({"model": _NO_MODEL, "output": output}),
     )
     record = runs.RunRecord(
-        run=runs.identify(lake, version, where, [fragment.key for fragment in plan.kept]),
+        run=runs.identify(lake, version, where, plan.kept),
         verb="score",
         images=lake.root,
         where=where,
@@ -213,7 +212,7 @@ def _finish(
         kept,
         already_done,
         groups=planned.digests,
-        parts=[done[fragment.key] for fragment in kept if fragment.key in done],
+        parts=done.of_plan(kept).to_pylist(),
         removed_parts=removed,
     )
     job.finish(summary)

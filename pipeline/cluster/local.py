@@ -23,16 +23,17 @@ class LocalRunner:
 
     processes: int = 1
 
-    def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
-        """Yield the last stage's row for each row, in order."""
+    def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
+        """Yield the last stage's row for each row of the plan, in order."""
         infer = pipeline.infer.start()
         publish = pipeline.publish or _as_it_is
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-            decoded = _submit(ahead, pipeline.decode, rows[:1])
+            decoded = _submit(ahead, pipeline.decode, [plan.slice(0, 1)])
             published: list[Future[pa.Table]] = []
-            for number in range(len(rows)):
+            for number in range(1, len(plan) + 1):
                 pixels = decoded[0].result()
-                decoded = _submit(ahead, pipeline.decode, rows[number + 1 : number + 2])
+                following = [plan.slice(number, 1)] if number < len(plan) else []
+                decoded = _submit(ahead, pipeline.decode, following)
                 done = infer(pixels)
                 yield from (future.result() for future in published)
                 published = _submit(behind, publish, [done])

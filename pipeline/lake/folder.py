@@ -27,7 +27,7 @@ _TEMPORARY = ".tmp"
 _CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file: its name relative to the folder, its size in bytes, and what changes when it does."""
 

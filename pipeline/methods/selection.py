@@ -28,8 +28,8 @@ Rows = Float32[np.ndarray, "rows dim"]
 
 # Candidates of all shards together in one round; a small shard still offers a few.
 _POOL, _LEAST_POOL = 4096, 128
-# Memory of a row beside its values: a float32 bound and an int32 count.
-_ROW_STATE_BYTES = 8
+# Memory of a row beside its values: a bound, and two int32 of the centres.
+_ROW_STATE_BYTES = 12
 
 
 @dataclass(frozen=True)
