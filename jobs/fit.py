@@ -1,6 +1,7 @@
 """fit: images/ of good parts -> model/."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,8 @@ import typer
 from jobs import options
 from jobs.console import log, progress
 from jobs.driving import Tally, drive, half_of_memory
+from jobs.preview import Preview, measure, show
+from jobs.preview import preview as preview_of
 from jobs.publishing import publish
 from pipeline.cluster.runner import Pipeline, Runner
 from pipeline.config import PRESETS, Scalar, Settings, digest
@@ -53,6 +56,8 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a different model.")
     ] = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     runner: options.RunnerChoice = "ray",
@@ -66,6 +71,10 @@ def fit(
         "preset": preset,
     }
     settings = options.read_settings(config, assignments, options.nested(flags))
+    options.require_dry_run(as_json=as_json, dry_run=dry_run)
+    if dry_run:
+        show(preview(images, model, settings, where, overwrite=overwrite), as_json=as_json)
+        return
     run(
         images,
         model,
@@ -101,6 +110,42 @@ def run(
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")
     pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
+    pipeline = _pipeline(planned, target, partials, execution.threads)
+    with execution.start(settings.workers) as runner:
+        tally = drive(runner, job, pending, pipeline)
+        fitted, failed = _fit_groups(target, planned, job, tally, runner)
+    manifest = _manifest(planned, job, fitted, failed)
+    return publish(target, job, tally, manifest, planned.plan.kept)
+
+
+def preview(
+    images: str,
+    model: str,
+    settings: Settings,
+    where: str | None = None,
+    *,
+    overwrite: bool = False,
+) -> Preview:
+    """Return what `run` would do, and what a sample of its embedding costs; MODEL is only read.
+
+    The selection of the coreset, or what else a method does of the embeddings, is not sampled.
+    """
+    lake, target = Folder.at(images), Folder.at(model)
+    planned = _plan(lake, target, settings, where)
+    kept = planned.plan.kept
+    partials = f"_runs/{planned.record.run}/partials/"
+    if _published(target, planned, overwrite=overwrite) is None:
+        pending = kept.without_keys(embedded_keys(target, partials))
+    else:
+        pending = kept[:0]
+    with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
+        folder = Folder.at(scratch)
+        sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
+    return preview_of("fit", (lake, target), planned.plan, pending, sample)
+
+
+def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) -> Pipeline:
+    settings = planned.record.settings
     embedder = Embedder(
         model=target,
         partials=partials,
@@ -109,14 +154,9 @@ def run(
         method_options=planned.options,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        threads=execution.threads,
+        threads=threads,
     )
-    decode = Decode(planned.source, planned.selections, execution.threads)
-    with execution.start(settings.workers) as runner:
-        tally = drive(runner, job, pending, Pipeline(decode, embedder))
-        fitted, failed = _fit_groups(target, planned, job, tally, runner)
-    manifest = _manifest(planned, job, fitted, failed)
-    return publish(target, job, tally, manifest, planned.plan.kept)
+    return Pipeline(Decode(planned.source, planned.selections, threads), embedder)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ same bytes under the same name, so reruns, retries and late writers are harmless
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipeline.lake.fragments import Fragment, Fragments
 
 _SOURCE = "_source.json"
 # Anything else in the folder is somebody else's.
+_KEY_AND_END = "0" * 20 + ".parquet"
 _PART = re.compile(r"part-[0-9a-f]{12}-[0-9a-f]{20}\.parquet")
 
 
@@ -51,6 +53,10 @@ def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) 
     scores.write(part_name(version, fragment), sink.getvalue())
 
 
+# Names that are Python objects at a time.
+_NAMES = 65_536
+
+
 @dataclass(frozen=True, eq=False)
 class Committed(Mapping[str, str]):
     """Key -> part name of all that is done for a version: columns, some 130 bytes a part."""
@@ -60,10 +66,14 @@ class Committed(Mapping[str, str]):
     names: pa.StringArray
 
     @classmethod
-    def of(cls, names: list[str]) -> "Committed":
+    def of(cls, names: Iterable[str]) -> "Committed":
         """Return the parts of these names."""
-        column = pa.array(names, pa.string())
-        keys = pa.array([_key_of(name) for name in names], pa.string())
+        remaining = iter(names)
+        pieces: list[pa.StringArray] = [pa.array([], pa.string())]
+        while some := list(islice(remaining, _NAMES)):
+            pieces.append(pa.array(some, pa.string()))
+        column = pa.concat_arrays(pieces)
+        keys = pc.utf8_slice_codeunits(column, -len(_KEY_AND_END), -len(".parquet"))
         order = pc.sort_indices(keys)
         return cls(keys.take(order), column.take(order))
 
@@ -91,8 +101,8 @@ class Committed(Mapping[str, str]):
 
 def committed(scores: Folder, version: str) -> Committed:
     """Return all that is done for a version. One listing."""
-    names = (entry.name for entry in scores.find(f"version={version}"))
-    return Committed.of([n for n in names if _PART.fullmatch(n.rpartition("/")[2])])
+    names = scores.names(f"version={version}")
+    return Committed.of(n for n in names if _PART.fullmatch(n.rpartition("/")[2]))
 
 
 def remove_superseded(scores: Folder, fragments: Fragments, done: Committed) -> list[str]:
@@ -131,8 +141,17 @@ def bind_source(scores: Folder, images: Folder) -> None:
     Raises:
         ConfigError: if the table was begun with other images: their rows would share names.
     """
-    root = images.root.encode()
-    if not scores.create(_SOURCE, root) and scores.read(_SOURCE) != root:
+    scores.create(_SOURCE, images.root.encode())
+    require_source(scores, images)
+
+
+def require_source(scores: Folder, images: Folder) -> None:
+    """Refuse a score table that was begun with other images; one that is not there is fine.
+
+    Raises:
+        ConfigError: as `bind_source`.
+    """
+    if scores.exists(_SOURCE) and scores.read(_SOURCE) != images.root.encode():
         raise ConfigError(
             f"{scores.root} holds scores of {scores.read(_SOURCE).decode()}, not of {images.root}; "
             "choose another SCORES"
@@ -144,4 +163,4 @@ def _file_digest(path: str) -> str:
 
 
 def _key_of(name: str) -> str:
-    return name[-len("0" * 20 + ".parquet") : -len(".parquet")]
+    return name[-len(_KEY_AND_END) : -len(".parquet")]

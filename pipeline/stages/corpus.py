@@ -29,7 +29,7 @@ _READ_AT_ONCE = 16
 
 def embedded_keys(model: Folder, partials: str) -> pa.StringArray:
     """Return the keys of the fragments whose embeddings are stored. One listing."""
-    names = (entry.name.removeprefix(partials) for entry in model.find(partials))
+    names = (name.removeprefix(partials) for name in model.names(partials.rstrip("/")))
     found = (name.partition(".")[0] for name in names if name.endswith(EMBEDDINGS))
     return pa.array(found, pa.string())
 
