@@ -18,7 +18,8 @@ from pipeline.lake.fragments import Fragment
 from pipeline.lake.slices import SlicedFile
 from pipeline.methods.contract import Arrays, Held, M, Notes, Peers, Reader, S, T
 
-EMBEDDINGS = ".safetensors"
+# Not a plain name: partial results of earlier versions are not in slices, and are not found.
+EMBEDDINGS = ".slices.safetensors"
 
 # Fragments that one call of `reduce` merges: a PaDiM state of 100 channels is 250 MB, the
 # embeddings of 16 fragments of 256 images are 5 GB.
