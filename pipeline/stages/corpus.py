@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Protocol
@@ -240,12 +240,23 @@ class RunNotes:
 
 def _load(model: Folder, names: Sequence[str]) -> Arrays:
     """Return the embeddings of some files, one after the other: each byte is in memory once."""
-    with ExitStack() as stack:
-        files = [SlicedFile.over(stack.enter_context(model.open(name))) for name in names]
-        counts = [file.images for file in files]
-        arrays = files[0].empty(sum(counts))
-        for file, first, count in zip(files, np.cumsum([0, *counts]), counts, strict=False):
-            file.read_into({name: array[first:][:count] for name, array in arrays.items()})
+    if len(names) == 1:
+        with model.open(names[0]) as file:
+            sliced = SlicedFile.over(file)
+            arrays = sliced.empty(sliced.images)
+            sliced.read_into(arrays)
+        return arrays
+    # Opened one by one, twice each: a worker's share may be more files than a process may open.
+    counts = []
+    for name in names:
+        with model.open(name) as file:
+            sliced = SlicedFile.over(file)
+            counts.append(sliced.images)
+    arrays = sliced.empty(sum(counts))
+    for name, first, count in zip(names, np.cumsum([0, *counts]), counts, strict=False):
+        with model.open(name) as file:
+            part = {key: array[first:][:count] for key, array in arrays.items()}
+            SlicedFile.over(file).read_into(part)
     return arrays
 
 
