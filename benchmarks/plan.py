@@ -27,6 +27,7 @@ from jobs import score  # noqa: F401 - with all that a driver imports
 from pipeline.config import Settings
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
 from pipeline.stages.plan import keyed, plan_fragments
 
 T = TypeVar("T")
@@ -82,6 +83,30 @@ def timed(what: str, work: Callable[[], T]) -> T:
     return done
 
 
+def _summary(run: str, fragments: Fragments, version: str) -> bytes:
+    """Return what is written last: it names every part."""
+    names = [parts.part_name(version, fragment) for fragment in fragments]
+    summary = runs.Summary(
+        run=run,
+        verb="score",
+        finished_at=datetime.now(UTC),
+        fragments=len(fragments),
+        already_done=0,
+        failed_fragments={},
+        images=fragments.images,
+        statuses={"ok": fragments.images},
+        duplicate_image_ids=0,
+        seconds=0.0,
+        stage_seconds={},
+        removed_parts=[],
+        groups={},
+        libraries={},
+        settings=Settings(),
+        parts=names,
+    )
+    return summary.model_dump_json(indent=1).encode()
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,6 +139,7 @@ def main() -> None:
         lambda: parts.Committed.of(parts.part_name(version, fragment) for fragment in half),
     )
     pending = timed("what is pending", lambda: plan.kept.without_keys(done.sorted_keys))
+    timed("summary.json, as of all parts", lambda: len(_summary(run, plan.kept, version)))
     print(
         f"{len(plan.every)} fragments, {len(plan.kept)} kept, {plan.images} images, "
         f"{len(pending)} pending: {planning:.1f} s before parts are listed, "

@@ -4,10 +4,11 @@ The next fragment is decoded, and the one before written, while the present one 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic
 
 import numpy as np
@@ -28,12 +29,12 @@ class LocalRunner:
         infer = pipeline.infer.start()
         publish = pipeline.publish or _as_it_is
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-            decoded = _submit(ahead, pipeline.decode, [plan.slice(0, 1)])
+            rows = (plan.slice(number, 1) for number in range(len(plan)))
+            decoded = _submit(ahead, pipeline.decode, islice(rows, 1))
             published: list[Future[pa.Table]] = []
-            for number in range(1, len(plan) + 1):
+            while decoded:
                 pixels = decoded[0].result()
-                following = [plan.slice(number, 1)] if number < len(plan) else []
-                decoded = _submit(ahead, pipeline.decode, following)
+                decoded = _submit(ahead, pipeline.decode, islice(rows, 1))
                 done = infer(pixels)
                 yield from (future.result() for future in published)
                 published = _submit(behind, publish, [done])
@@ -76,7 +77,7 @@ class _Here(Generic[M]):
 
 
 def _submit(
-    pool: ThreadPoolExecutor, stage: Stage, rows: Sequence[pa.Table]
+    pool: ThreadPoolExecutor, stage: Stage, rows: Iterable[pa.Table]
 ) -> list[Future[pa.Table]]:
     return [pool.submit(stage, row) for row in rows]
 
