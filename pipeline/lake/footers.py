@@ -81,18 +81,21 @@ def _slices(
     holding: Sequence[tuple[int, int]], size: int
 ) -> Iterator[tuple[tuple[int, ...], int, int]]:
     """Cut (row group, rows) into (row groups, first row in them, rows) of at most `size` rows."""
-    total = sum(rows for _, rows in holding)
-    for begin in range(0, total, size):
-        end = min(begin + size, total)
-        touched: list[int] = []
-        before = first = 0
-        for row_group, rows in holding:
-            if before < end and before + rows > begin:
-                if not touched:
-                    first = before
-                touched.append(row_group)
-            before += rows
-        yield tuple(touched), begin - first, end - begin
+    touched: list[int] = []
+    first = filled = 0
+    for row_group, rows in holding:
+        at = 0
+        while at < rows:
+            if not touched:
+                first = at
+            touched.append(row_group)
+            taken = min(rows - at, size - filled)
+            at, filled = at + taken, filled + taken
+            if filled == size:
+                yield tuple(touched), first, size
+                touched, filled = [], 0
+    if filled:
+        yield tuple(touched), first, filled
 
 
 def _groups_of_row_groups(file: pq.ParquetFile, column: str, where: str) -> list[dict[str, int]]:
