@@ -30,7 +30,7 @@ T = TypeVar("T")
 # Footers are a few KB behind a latency of tens of ms on an object store.
 _FOOTERS_AT_ONCE = 16
 # Fragments of one record batch of a plan, and of what is made into Python objects at a time.
-_BATCH, _READ = 65_536, 4096
+_BATCH, _READ = 16_384, 4096
 
 
 @dataclass(frozen=True, order=True)

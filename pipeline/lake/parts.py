@@ -54,7 +54,7 @@ def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) 
 
 
 # Names that are Python objects at a time.
-_NAMES = 65_536
+_NAMES = 16_384
 
 
 @dataclass(frozen=True, eq=False)
