@@ -67,7 +67,7 @@ def _logged(what: str, total: int, unit: str) -> Advance:
             return
         last = now
         rate = done / max(now - started, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if done < total else ""
+        left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
         log.info("%s: %d of %d %s, %.1f a second%s", what, done, total, unit, rate, left)
 
     return advance

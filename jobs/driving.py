@@ -10,9 +10,9 @@ from jobs.console import log, progress
 from pipeline.cluster.runner import Pipeline, Runner
 from pipeline.errors import FragmentsFailed
 from pipeline.lake import runs
-from pipeline.lake.fragments import Fragment
+from pipeline.lake.fragments import Fragments
 from pipeline.lake.runs import Run, Summary
-from pipeline.stages.batch import FragmentBatch, FragmentResult
+from pipeline.stages.batch import FragmentResult
 
 _SHOWN = 5
 
@@ -45,29 +45,24 @@ class Tally:
             self.failed[result.key] = result.failure
 
 
-def drive(runner: Runner, run: Run, pending: Sequence[Fragment], pipeline: Pipeline) -> Tally:
+def drive(runner: Runner, run: Run, pending: Fragments, pipeline: Pipeline) -> Tally:
     """Pass the pending fragments through the pipeline; list those that fail."""
     tally = Tally()
-    images = {fragment.key: fragment.images for fragment in pending}
-    paths = {fragment.key: fragment.path for fragment in pending}
-    rows = [FragmentBatch(fragment).to_arrow() for fragment in pending]
-    with progress(run.record.verb, sum(images.values()), "images") as advance:
-        for row in runner.run(rows, pipeline) if rows else ():
+    with progress(run.record.verb, pending.images, "images") as advance:
+        for row in runner.run(pending.table, pipeline) if pending else ():
             result = FragmentResult.from_arrow(row)
             tally.add(result)
             if result.failure is not None:
                 run.fail(result.key, result.failure)
-                log.warning(
-                    "fragment %s of %s failed: %s", result.key, paths[result.key], result.failure
-                )
-            advance(images[result.key])
+                log.warning("fragment %s of %s failed: %s", result.key, result.path, result.failure)
+            advance(result.planned)
     return tally
 
 
 def summarise(
     run: Run,
     tally: Tally,
-    planned: Sequence[Fragment],
+    planned: Fragments,
     already_done: int,
     *,
     groups: Mapping[str, str],
@@ -82,7 +77,7 @@ def summarise(
         fragments=len(planned),
         already_done=already_done,
         failed_fragments=tally.failed,
-        images=sum(fragment.images for fragment in planned),
+        images=planned.images,
         statuses=dict(sorted(tally.statuses.items())),
         duplicate_image_ids=tally.duplicates,
         seconds=time.monotonic() - tally.started,

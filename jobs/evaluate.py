@@ -59,8 +59,7 @@ def run(images: str, scores: str, where: str | None = None) -> dict[str, Metrics
         done[f.key]: by_place.get((f.path, f.row_groups, f.start, f.group))
         for state in runs.read_runs(table)
         if state.record.version == record.version
-        for f in state.fragments
-        if f.key in done
+        for f in state.fragments.with_keys(done.sorted_keys)
     }
     metrics: dict[str, GroupMetrics] = {}
     with progress("evaluate", len(found), "parts") as advance:

@@ -1,17 +1,21 @@
 """fit: images/ of good parts -> model/."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import typer
 
 from jobs import options
 from jobs.console import log, progress
 from jobs.driving import Tally, drive, half_of_memory
+from jobs.preview import Preview, measure, show
+from jobs.preview import preview as preview_of
 from jobs.publishing import publish
 from pipeline.cluster.runner import Pipeline, Runner
 from pipeline.config import PRESETS, Scalar, Settings, digest
@@ -21,11 +25,10 @@ from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
 from pipeline.lake.runs import Run
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
-from pipeline.stages.corpus import EMBEDDINGS, StoredCorpus
+from pipeline.stages.corpus import StoredCorpus, embedded_keys
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.embed import Embedder
 from pipeline.stages.fit import fit_group
@@ -53,6 +56,8 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a different model.")
     ] = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     runner: options.RunnerChoice = "ray",
@@ -66,6 +71,10 @@ def fit(
         "preset": preset,
     }
     settings = options.read_settings(config, assignments, options.nested(flags))
+    options.require_dry_run(as_json=as_json, dry_run=dry_run)
+    if dry_run:
+        show(preview(images, model, settings, where, overwrite=overwrite), as_json=as_json)
+        return
     run(
         images,
         model,
@@ -100,8 +109,43 @@ def run(
         return published
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")
-    done = {entry.name for entry in target.find(partials)}
-    pending = [f for f in planned.plan.kept if f"{partials}{f.key}{EMBEDDINGS}" not in done]
+    pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
+    pipeline = _pipeline(planned, target, partials, execution.threads)
+    with execution.start(settings.workers) as runner:
+        tally = drive(runner, job, pending, pipeline)
+        fitted, failed = _fit_groups(target, planned, job, tally, runner)
+    manifest = _manifest(planned, job, fitted, failed)
+    return publish(target, job, tally, manifest, planned.plan.kept)
+
+
+def preview(
+    images: str,
+    model: str,
+    settings: Settings,
+    where: str | None = None,
+    *,
+    overwrite: bool = False,
+) -> Preview:
+    """Return what `run` would do, and what a sample of its embedding costs; MODEL is only read.
+
+    The selection of the coreset, or what else a method does of the embeddings, is not sampled.
+    """
+    lake, target = Folder.at(images), Folder.at(model)
+    planned = _plan(lake, target, settings, where)
+    kept = planned.plan.kept
+    partials = f"_runs/{planned.record.run}/partials/"
+    if _published(target, planned, overwrite=overwrite) is None:
+        pending = kept.without_keys(embedded_keys(target, partials))
+    else:
+        pending = kept[:0]
+    with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
+        folder = Folder.at(scratch)
+        sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
+    return preview_of("fit", (lake, target), planned.plan, pending, sample)
+
+
+def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) -> Pipeline:
+    settings = planned.record.settings
     embedder = Embedder(
         model=target,
         partials=partials,
@@ -110,14 +154,9 @@ def run(
         method_options=planned.options,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        threads=execution.threads,
+        threads=threads,
     )
-    decode = Decode(planned.source, planned.selections, execution.threads)
-    with execution.start(settings.workers) as runner:
-        tally = drive(runner, job, pending, Pipeline(decode, embedder))
-        fitted, failed = _fit_groups(target, planned, job, tally, runner)
-    manifest = _manifest(planned, job, fitted, failed)
-    return publish(target, job, tally, manifest, planned.plan.kept)
+    return Pipeline(Decode(planned.source, planned.selections, threads), embedder)
 
 
 @dataclass(frozen=True)
@@ -159,7 +198,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     version = digest({**identity, "output": output_digest(settings)})
     plan = keyed(plan, {}, otherwise=version)
     record = runs.RunRecord(
-        run=runs.identify(lake, version, where, [fragment.key for fragment in plan.kept]),
+        run=runs.identify(lake, version, where, plan.kept),
         verb="fit",
         images=lake.root,
         where=where,
@@ -208,14 +247,13 @@ def _fit_groups(
     target: Folder, planned: _Planned, job: Run, tally: Tally, runner: Runner
 ) -> tuple[dict[str, models.GroupRecord], dict[str, str]]:
     """Return the groups that were fitted, and why the others were not."""
-    by_group: dict[str, list[Fragment]] = {group: [] for group in planned.plan.groups}
-    for fragment in planned.plan.kept:
-        by_group[fragment.group].append(fragment)
     settings = planned.record.settings
     fitted: dict[str, models.GroupRecord] = {}
     failed: dict[str, str] = {}
-    for group, fragments in by_group.items():
-        broken = [fragment.key for fragment in fragments if fragment.key in tally.failed]
+    broken_keys = pa.array(list(tally.failed), pa.string())
+    for group in planned.plan.groups:
+        fragments = planned.plan.kept.of_group(group)
+        broken = fragments.with_keys(broken_keys).keys.to_pylist()
         if broken:
             failed[group] = f"fragments {broken} failed"
             continue

@@ -90,7 +90,7 @@ def announce_cost(plan: Plan, members: Sequence[Member]) -> None:
             record = member.manifest.groups.get(group)
             cost = record.facts.get("gflop_per_image") if record else None
             if isinstance(cost, float):
-                images = sum(f.images for f in plan.kept if f.group == group)
+                images = plan.kept.of_group(group).images
                 log.info(
                     "%s on group '%s': %.0f GFLOP of search an image, %.1f TFLOP for %d images "
                     "(a core does 50 to 200 GFLOP a second; most of it can be pruned)",

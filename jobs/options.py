@@ -43,6 +43,15 @@ Where = Annotated[
         help="Keep only fragments whose partition keys match, e.g. \"dt >= '2026-11-20'\".",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the plan, and time and memory estimated from a small sample that is really "
+        "done, here; write nothing.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -99,6 +108,12 @@ def _with_full_weights(settings: Settings) -> Settings:
     folder, name = split_uri(str(weights))
     backbone = settings.backbone.model_copy(update={"weights": folder.path(name)})
     return settings.model_copy(update={"backbone": backbone})
+
+
+def require_dry_run(*, as_json: bool, dry_run: bool) -> None:
+    """Raise `ConfigError` where JSON is asked of a job that prints none."""
+    if as_json and not dry_run:
+        raise ConfigError("--json goes with --dry-run; a finished run is told by `status --json`")
 
 
 def nested(flags: Mapping[str, object]) -> Raw:

@@ -1,13 +1,11 @@
 """What a fit does last: `model.json`, the summary, and a table for whoever looks."""
 
-from collections.abc import Sequence
-
 from jobs.console import show_table
 from jobs.driving import Tally, require_success, summarise
 from pipeline.errors import FragmentsFailed
 from pipeline.lake import models
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
+from pipeline.lake.fragments import Fragments
 from pipeline.lake.runs import Run
 
 # Of a group's facts, in one cell of the table; all are in model.json.
@@ -19,7 +17,7 @@ def publish(
     job: Run,
     tally: Tally,
     manifest: models.Manifest,
-    planned: Sequence[Fragment],
+    planned: Fragments,
 ) -> models.Manifest:
     """Write `model.json` and the summary; return the manifest.
 

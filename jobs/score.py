@@ -1,5 +1,6 @@
 """score: images/ + model/ -> scores/ (Parquet) and heatmaps."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from jobs import options
 from jobs.console import log, say, show_table
 from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
 from jobs.members import announce_cost, group_digests, hold_large_banks, read_members
+from jobs.preview import Preview, measure, show
+from jobs.preview import preview as preview_of
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError
@@ -41,6 +44,8 @@ def score(
         Literal["all", "anomalous", "none"] | None, typer.Option(help="Sets score.heatmaps.")
     ] = None,
     weights: options.Weights = None,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     runner: options.RunnerChoice = "ray",
@@ -49,8 +54,12 @@ def score(
     """Score every image once. What is committed already is skipped."""
     flags = {"score.heatmaps": heatmaps, "backbone.weights": weights}
     settings = options.read_settings(config, assignments, options.nested(flags))
-    execution = options.Execution(runner, address)
-    run(images, [model, *(others or [])], scores, settings, execution, where=where)
+    models_ = [model, *(others or [])]
+    options.require_dry_run(as_json=as_json, dry_run=dry_run)
+    if dry_run:
+        show(preview(images, models_, scores, settings, where), as_json=as_json)
+        return
+    run(images, models_, scores, settings, options.Execution(runner, address), where=where)
 
 
 def run(
@@ -74,7 +83,7 @@ def run(
     parts.bind_source(target, lake)
     job = runs.begin(target, planned.record, planned.plan.kept)
     done = parts.committed(target, planned.record.version)
-    pending = [fragment for fragment in planned.plan.kept if fragment.key not in done]
+    pending = planned.plan.kept.without_keys(done.sorted_keys)
     log.info(
         "score of %s: %d images in %d fragments, %d of them done, into %s",
         lake.root,
@@ -85,11 +94,26 @@ def run(
     )
     with execution.start(settings.workers) as runner, ExitStack() as stack:
         budget = settings.memory_budget or half_of_memory()
-        groups = sorted({fragment.group for fragment in pending})
-        members = hold_large_banks(planned.members, groups, budget, runner, stack)
-        pipeline = _pipeline(planned, target, job, execution, members)
+        members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
+        pipeline = _pipeline(planned, target, job, execution.threads, members)
         tally = drive(runner, job, pending, pipeline)
     return _finish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
+
+
+def preview(
+    images: str, model: Sequence[str], scores: str, settings: Settings, where: str | None = None
+) -> Preview:
+    """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
+    lake, target = Folder.at(images), Folder.at(scores)
+    planned = _plan(lake, [Folder.at(one) for one in model], settings, where)
+    parts.require_source(target, lake)
+    done = parts.committed(target, planned.record.version)
+    pending = planned.plan.kept.without_keys(done.sorted_keys)
+    with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
+        folder = Folder.at(scratch)
+        pipeline = _pipeline(planned, folder, runs.Run(folder, planned.record), 1, planned.members)
+        sample = measure(pending, pipeline, folder)
+    return preview_of("score", (lake, target), planned.plan, pending, sample)
 
 
 @dataclass(frozen=True)
@@ -142,7 +166,7 @@ def _plan(
         otherwise=digest({"model": _NO_MODEL, "output": output}),
     )
     record = runs.RunRecord(
-        run=runs.identify(lake, version, where, [fragment.key for fragment in plan.kept]),
+        run=runs.identify(lake, version, where, plan.kept),
         verb="score",
         images=lake.root,
         where=where,
@@ -159,7 +183,7 @@ def _pipeline(
     planned: _Planned,
     target: Folder,
     job: runs.Run,
-    execution: options.Execution,
+    threads: int,
     members: Sequence[Member],
 ) -> Pipeline:
     settings = job.record.settings
@@ -187,16 +211,16 @@ def _pipeline(
             for group, threshold in thresholds.items()
             if threshold is not None and len(planned.members) == 1
         },
-        threads=execution.threads,
+        threads=threads,
     )
     geometries = tuple(dict.fromkeys(member.geometry for member in planned.members))
     scorer = Scorer(
         members=tuple(members),
         geometries=geometries,
         batch_size=settings.batch_size,
-        threads=execution.threads,
+        threads=threads,
     )
-    decode = Decode(planned.source, without, execution.threads, geometries)
+    decode = Decode(planned.source, without, threads, geometries)
     return Pipeline(decode, scorer, publish)
 
 
@@ -213,7 +237,7 @@ def _finish(
         kept,
         already_done,
         groups=planned.digests,
-        parts=[done[fragment.key] for fragment in kept if fragment.key in done],
+        parts=done.of_plan(kept).to_pylist(),
         removed_parts=removed,
     )
     job.finish(summary)

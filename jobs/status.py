@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+import pyarrow as pa
 import typer
 from pydantic import TypeAdapter
 
@@ -10,7 +11,7 @@ from jobs.console import say, show_table
 from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
-from pipeline.stages.corpus import EMBEDDINGS
+from pipeline.stages.corpus import embedded_keys
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,16 @@ def read(folder: str) -> list[RunStatus]:
 def _status(target: Folder, state: runs.RunState) -> RunStatus:
     record = state.record
     if record.verb == "score":
-        keys = set(parts.committed(target, record.version))
+        keys = parts.committed(target, record.version).sorted_keys
+        done = state.fragments.with_keys(keys)
     elif state.summary is not None:
         # A fit's partial results go when its model is published.
-        keys = {f.key for f in state.fragments} - set(state.failed)
+        done = state.fragments.without_keys(pa.array(list(state.failed), pa.string()))
     else:
-        names = (entry.name for entry in target.find(f"_runs/{record.run}/partials"))
-        keys = {
-            n.rpartition("/")[2].removesuffix(EMBEDDINGS) for n in names if n.endswith(EMBEDDINGS)
-        }
-    done = [f for f in state.fragments if f.key in keys]
-    failed = {key: error for key, error in state.failed.items() if key not in keys}
+        keys = embedded_keys(target, f"_runs/{record.run}/partials/")
+        done = state.fragments.with_keys(keys)
+    done_keys = set(done.with_keys(pa.array(list(state.failed), pa.string())).keys.to_pylist())
+    failed = {key: error for key, error in state.failed.items() if key not in done_keys}
     return RunStatus(
         run=record.run,
         verb=record.verb,
@@ -103,7 +103,7 @@ def _status(target: Folder, state: runs.RunState) -> RunStatus:
         done=len(done),
         failed=len(failed),
         pending=len(state.fragments) - len(done) - len(failed),
-        images=sum(f.images for f in state.fragments),
-        images_done=sum(f.images for f in done),
+        images=state.fragments.images,
+        images_done=done.images,
         failures=failed,
     )

@@ -158,6 +158,8 @@ PACK_RESULT = pa.schema(
 FRAGMENT_RESULT = pa.schema(
     [
         _field("key", pa.string(), "of the fragment"),
+        _field("path", pa.string(), "of the fragment"),
+        _field("planned", pa.int64(), "number of its rows"),
         _field("statuses", pa.map_(pa.string(), pa.int64()), "images by status"),
         _field("duplicates", pa.int64(), "image_ids that occur more than once in the fragment"),
         _optional("failure", pa.string(), "why the fragment was given up"),

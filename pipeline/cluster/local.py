@@ -4,10 +4,11 @@ The next fragment is decoded, and the one before written, while the present one 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic
 
 import numpy as np
@@ -23,16 +24,17 @@ class LocalRunner:
 
     processes: int = 1
 
-    def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
-        """Yield the last stage's row for each row, in order."""
+    def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
+        """Yield the last stage's row for each row of the plan, in order."""
         infer = pipeline.infer.start()
         publish = pipeline.publish or _as_it_is
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-            decoded = _submit(ahead, pipeline.decode, rows[:1])
+            rows = (plan.slice(number, 1) for number in range(len(plan)))
+            decoded = _submit(ahead, pipeline.decode, islice(rows, 1))
             published: list[Future[pa.Table]] = []
-            for number in range(len(rows)):
+            while decoded:
                 pixels = decoded[0].result()
-                decoded = _submit(ahead, pipeline.decode, rows[number + 1 : number + 2])
+                decoded = _submit(ahead, pipeline.decode, islice(rows, 1))
                 done = infer(pixels)
                 yield from (future.result() for future in published)
                 published = _submit(behind, publish, [done])
@@ -75,7 +77,7 @@ class _Here(Generic[M]):
 
 
 def _submit(
-    pool: ThreadPoolExecutor, stage: Stage, rows: Sequence[pa.Table]
+    pool: ThreadPoolExecutor, stage: Stage, rows: Iterable[pa.Table]
 ) -> list[Future[pa.Table]]:
     return [pool.submit(stage, row) for row in rows]
 

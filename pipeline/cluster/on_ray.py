@@ -36,6 +36,9 @@ _Reference = Any
 # for the same resources, and decoding would then wait for the network instead of running ahead.
 _DECODE_BYTES = 512 * 2**20
 
+# Of the plan's rows in one decode task: 64 for every CPU's last task of 16 and more.
+_MOST_ROWS, _BLOCKS_A_CPU = 64, 64
+
 # A job that waits for spot GPUs is not stuck: Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600
 
@@ -49,10 +52,10 @@ class RayRunner:
 
     workers: int | None = None
 
-    def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
-        """Yield the last stage's row for each row, as they are done."""
+    def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
+        """Yield the last stage's row for each row of the plan, as they are done."""
         gpus = nodes.offered("GPU")
-        dataset = _dataset(rows)
+        dataset = _dataset(_chunks(plan))
         dataset = _map(dataset, pipeline.decode, _DECODE_BYTES, nodes.decode_request())
         dataset = dataset.map_batches(
             _Actor,
@@ -62,7 +65,7 @@ class RayRunner:
             num_cpus=1,
             num_gpus=1 if gpus else None,
             compute=ActorPoolStrategy(
-                size=min(self._actors(gpus, nodes.offered("CPU")), len(rows))
+                size=min(self._actors(gpus, nodes.offered("CPU")), len(plan))
             ),
         )
         if pipeline.publish:
@@ -219,7 +222,21 @@ def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    # In bytes: every row that a task returns is a block of its own, whatever its size.
+    context.target_max_block_size = 1
     return ray.data.from_arrow(list(rows))
+
+
+def _chunks(plan: pa.Table) -> list[pa.Table]:
+    """Return the plan as blocks for decode, of one row each unless there are many.
+
+    The driver holds a reference to every block from beginning to end, at some 6 KB, and a dataset
+    of a million would not start. A decode task returns each row of its block when it has it, as a
+    block of its own, so that nothing else changes.
+    """
+    blocks = _BLOCKS_A_CPU * max(1, nodes.offered("CPU"))
+    size = min(_MOST_ROWS, max(1, len(plan) // blocks))
+    return [plan.slice(begin, size) for begin in range(0, len(plan), size)]
 
 
 def _map(

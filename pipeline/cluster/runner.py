@@ -22,7 +22,10 @@ class Startable(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """decode, then a stage that holds models, then what is left to do, if anything."""
+    """decode, then a stage that holds models, then what is left to do, if anything.
+
+    decode is given a row of the plan; every other stage what the one before it returned.
+    """
 
     decode: Stage
     infer: Startable
@@ -36,8 +39,8 @@ class Runner(Protocol):
     def processes(self) -> int:
         """Processes that can hold something in memory at the same time."""
 
-    def run(self, rows: Sequence[pa.Table], pipeline: Pipeline) -> Iterator[pa.Table]:
-        """Yield the last stage's row for each row, as they are done."""
+    def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
+        """Yield the last stage's row for each row of the plan, as they are done."""
 
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield one stage's row for each row, as they are done."""

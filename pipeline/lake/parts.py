@@ -8,18 +8,24 @@ same bytes under the same name, so reruns, retries and late writers are harmless
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
+from pipeline.lake.fragments import Fragment, Fragments
 
 _SOURCE = "_source.json"
 # Anything else in the folder is somebody else's.
+_KEY_AND_END = "0" * 20 + ".parquet"
 _PART = re.compile(r"part-[0-9a-f]{12}-[0-9a-f]{20}\.parquet")
 
 
@@ -47,15 +53,59 @@ def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) 
     scores.write(part_name(version, fragment), sink.getvalue())
 
 
-def committed(scores: Folder, version: str) -> dict[str, str]:
-    """Return key -> part name of all that is done for a version. One listing."""
-    names = (entry.name for entry in scores.find(f"version={version}"))
-    return {_key_of(name): name for name in names if _PART.fullmatch(PurePosixPath(name).name)}
+# Names that are Python objects at a time.
+_NAMES = 16_384
 
 
-def remove_superseded(
-    scores: Folder, fragments: Iterable[Fragment], done: dict[str, str]
-) -> list[str]:
+@dataclass(frozen=True, eq=False)
+class Committed(Mapping[str, str]):
+    """Key -> part name of all that is done for a version: columns, some 130 bytes a part."""
+
+    # `names` are in their order.
+    sorted_keys: pa.StringArray
+    names: pa.StringArray
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Committed":
+        """Return the parts of these names."""
+        remaining = iter(names)
+        pieces: list[pa.StringArray] = [pa.array([], pa.string())]
+        while some := list(islice(remaining, _NAMES)):
+            pieces.append(pa.array(some, pa.string()))
+        column = pa.concat_arrays(pieces)
+        keys = pc.utf8_slice_codeunits(column, -len(_KEY_AND_END), -len(".parquet"))
+        order = pc.sort_indices(keys)
+        return cls(keys.take(order), column.take(order))
+
+    def __getitem__(self, key: str) -> str:
+        at = int(np.searchsorted(self._sorted, key.encode()))
+        if at == len(self) or self._sorted[at] != key.encode():
+            raise KeyError(key)
+        return str(self.names[at].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.as_py() for key in self.sorted_keys)
+
+    def __len__(self) -> int:
+        return len(self.sorted_keys)
+
+    def of_plan(self, fragments: Fragments) -> pa.StringArray:
+        """Return the names of those fragments' parts that are done, in the fragments' order."""
+        places = pc.index_in(fragments.keys, value_set=self.sorted_keys).drop_null()
+        return self.names.take(places.combine_chunks())
+
+    @cached_property
+    def _sorted(self) -> np.ndarray:
+        return np.array(self.sorted_keys.to_numpy(zero_copy_only=False), "S20")
+
+
+def committed(scores: Folder, version: str) -> Committed:
+    """Return all that is done for a version. One listing."""
+    names = scores.names(f"version={version}")
+    return Committed.of(n for n in names if _PART.fullmatch(n.rpartition("/")[2]))
+
+
+def remove_superseded(scores: Folder, fragments: Fragments, done: Committed) -> list[str]:
     """Remove parts of older contents of the files in the plan, once the new ones are all done.
 
     Args:
@@ -66,17 +116,23 @@ def remove_superseded(
     Returns:
         The names of the removed parts.
     """
-    keys: dict[str, set[str]] = {}
-    for fragment in fragments:
-        keys.setdefault(_file_digest(fragment.path), set()).add(fragment.key)
+    unplanned = done.names.filter(pc.invert(pc.is_in(done.sorted_keys, value_set=fragments.keys)))
+    if not len(unplanned):
+        return []
+    files = {_file_digest(path): path for path in fragments.paths}
     removed = []
-    for key, name in done.items():
-        current = keys.get(PurePosixPath(name).name.split("-")[1])
-        if current is not None and key not in current and current <= done.keys():
+    for name in unplanned.to_pylist():
+        path = files.get(name.rpartition("/")[2].split("-")[1])
+        if path is not None and _is_done(fragments, path, done):
             scores.remove(name)
-            scores.remove(f"_heatmaps/{key}", recursive=True)
+            scores.remove(f"_heatmaps/{_key_of(name)}", recursive=True)
             removed.append(name)
     return removed
+
+
+def _is_done(fragments: Fragments, path: str, done: Committed) -> bool:
+    current = fragments.of_path(path).keys
+    return bool(pc.all(pc.is_in(current, value_set=done.sorted_keys)).as_py())
 
 
 def bind_source(scores: Folder, images: Folder) -> None:
@@ -85,8 +141,17 @@ def bind_source(scores: Folder, images: Folder) -> None:
     Raises:
         ConfigError: if the table was begun with other images: their rows would share names.
     """
-    root = images.root.encode()
-    if not scores.create(_SOURCE, root) and scores.read(_SOURCE) != root:
+    scores.create(_SOURCE, images.root.encode())
+    require_source(scores, images)
+
+
+def require_source(scores: Folder, images: Folder) -> None:
+    """Refuse a score table that was begun with other images; one that is not there is fine.
+
+    Raises:
+        ConfigError: as `bind_source`.
+    """
+    if scores.exists(_SOURCE) and scores.read(_SOURCE) != images.root.encode():
         raise ConfigError(
             f"{scores.root} holds scores of {scores.read(_SOURCE).decode()}, not of {images.root}; "
             "choose another SCORES"
@@ -98,4 +163,4 @@ def _file_digest(path: str) -> str:
 
 
 def _key_of(name: str) -> str:
-    return PurePosixPath(name).stem.split("-")[2]
+    return name[-len(_KEY_AND_END) : -len(".parquet")]

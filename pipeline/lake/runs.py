@@ -6,10 +6,10 @@ _runs/<run>/failed/<key>.json
 _runs/<run>/summary.json    written last
 """
 
-import io
+import hashlib
+import json
 import os
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,9 +17,9 @@ from importlib.metadata import version
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config import Settings, digest
+from pipeline.config import Settings
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment, from_table, to_table
+from pipeline.lake.fragments import Fragments
 
 # Names the node of a worker process, where its runner knows better than the machine's name.
 NODE_VARIABLE = "PATCHLAKE_NODE"
@@ -114,7 +114,7 @@ class FailedFragment(BaseModel):
     error: str
 
 
-def begin(folder: Folder, record: RunRecord, fragments: Sequence[Fragment]) -> Run:
+def begin(folder: Folder, record: RunRecord, fragments: Fragments) -> Run:
     """Start a run, or adopt the one of the same identity with its stored time.
 
     Failures of an earlier start are forgotten: those fragments are tried again.
@@ -125,19 +125,31 @@ def begin(folder: Folder, record: RunRecord, fragments: Sequence[Fragment]) -> R
         run = Run(folder, stored)
     folder.remove(run.name("failed"), recursive=True)
     folder.remove(run.name("summary.json"))
-    sink = io.BytesIO()
-    table = to_table(fragments)
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    folder.write(run.name("plan.arrow"), sink.getvalue())
+    with (
+        folder.writing(run.name("plan.arrow")) as file,
+        pa.ipc.new_file(file, fragments.table.schema) as writer,
+    ):
+        # A batch at a time: of a million fragments the file is 150 MB.
+        writer.write_table(fragments.table)
     return run
 
 
-def identify(images: Folder, version_digest: str, where: str | None, keys: Sequence[str]) -> str:
-    """Return a run's name: the same work has the same one."""
-    return digest(
-        {"images": images.root, "version": version_digest, "where": where, "keys": list(keys)}
-    )[:12]
+def identify(images: Folder, version_digest: str, where: str | None, fragments: Fragments) -> str:
+    """Return a run's name: the same work has the same one.
+
+    It is the `config.digest` of the four, with the keys of the fragments, without a list of them.
+    """
+    name = hashlib.sha256(f'{{"images":{json.dumps(images.root)},"keys":['.encode())
+    comma = ""
+    for chunk in fragments.keys.chunks:
+        if len(chunk):
+            name.update(
+                comma.encode() + json.dumps(chunk.to_pylist())[1:-1].replace(" ", "").encode()
+            )
+            comma = ","
+    rest = f'],"version":{json.dumps(version_digest)},"where":{json.dumps(where)}}}'
+    name.update(rest.encode())
+    return name.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class RunState:
     """What the files of a run say."""
 
     record: RunRecord
-    fragments: list[Fragment]
+    fragments: Fragments
     failed: dict[str, str]
     summary: Summary | None
 
@@ -167,9 +179,9 @@ def read_runs(folder: Folder) -> list[RunState]:
             else None
         )
         fragments = (
-            from_table(pa.ipc.open_file(folder.read(f"{run}plan.arrow")).read_all())
+            Fragments(pa.ipc.open_file(folder.read(f"{run}plan.arrow")).read_all())
             if f"{run}plan.arrow" in names
-            else []
+            else Fragments.of([])
         )
         by_key = {failure.key: failure.error for failure in failed}
         states.append(RunState(record, fragments, by_key, summary))

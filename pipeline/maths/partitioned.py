@@ -67,19 +67,35 @@ def partitioned(
         threads: Of the selection from the union; changes no result.
         progress: Called with (selected, size) during that selection.
     """
-    locals_ = list(parts.each(partial(_select_locally, share=share)))
-    union = np.concatenate([local.rows for local in locals_])
-    offsets = np.cumsum([0, *(local.total for local in locals_)])
-    indices = np.concatenate(
-        [local.indices + offset for local, offset in zip(locals_, offsets, strict=False)]
-    )
+    union, indices, radius = _unite(parts.each(partial(_select_locally, share=share)))
     chosen = greedy(union, min(size, len(union)), threads=threads, progress=progress)
     centres = union[chosen.indices]
     return PartitionedCoreset(
         indices=indices[chosen.indices],
         radius=covering_radius(parts, centres),
-        bound=max(local.radius for local in locals_) + float(chosen.radii[-1]),
+        bound=radius + float(chosen.radii[-1]),
     )
+
+
+def _unite(locals_: Iterable[_Local]) -> tuple[Rows, Int64[np.ndarray, " union"], float]:
+    """Return the union's rows, their indices through all parts, and the largest local radius.
+
+    Rows are copied as they come into one array that grows: a list of them, joined at the end,
+    would be in memory twice.
+    """
+    union, filled = np.empty((0, 0), np.float32), 0
+    indices, offset, radius = [], 0, 0.0
+    for local in locals_:
+        needed = filled + len(local.rows)
+        if needed > len(union):
+            # realloc moves pages instead of copying them. Nothing else refers to the array.
+            union.resize((needed + needed // 8, local.rows.shape[1]), refcheck=False)
+        union[filled:needed] = local.rows
+        filled = needed
+        indices.append(local.indices + offset)
+        offset += local.total
+        radius = max(radius, local.radius)
+    return union[:filled], np.concatenate(indices), radius
 
 
 def covering_radius(parts: Parts, centres: Float32[np.ndarray, "centres dim"]) -> float:

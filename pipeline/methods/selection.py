@@ -28,8 +28,8 @@ Rows = Float32[np.ndarray, "rows dim"]
 
 # Candidates of all shards together in one round; a small shard still offers a few.
 _POOL, _LEAST_POOL = 4096, 128
-# Memory of a row beside its values: a float32 bound and an int32 count.
-_ROW_STATE_BYTES = 8
+# Memory of a row beside its values: a bound, and two int32 of the centres.
+_ROW_STATE_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Selector:
         strategy: Strategy = self.strategy
         if strategy == "auto":
             strategy = "driver" if needed <= budget else "partitioned"
-            if budget < needed <= budget * corpus.processes:
+            # Workers load their share as it is stored, and project it then.
+            if budget < needed and rows.stored_bytes <= budget * corpus.processes:
                 strategy = "distributed"
         log.info(
             "coreset: %d patches of %d dimensions are %.2f GiB, memory_budget is %.2f GiB for each "
@@ -110,6 +111,7 @@ class _Patches:
         height, width, dim = corpus.shapes[name]
         self.count = corpus.images * height * width
         self.dim = dim if projection is None else projection.shape[1]
+        self.stored_bytes = self.count * (dim * 4 + _ROW_STATE_BYTES)
 
     @property
     def nbytes(self) -> int:

@@ -82,6 +82,9 @@ class FragmentResult:
     """The outcome of one fragment."""
 
     key: str
+    path: str
+    # Rows of the fragment, whatever became of them.
+    planned: int
     statuses: Mapping[str, int]
     duplicates: int
     failure: str | None
@@ -94,6 +97,8 @@ class FragmentResult:
         row = table.to_pylist()[0]
         return cls(
             key=row["key"],
+            path=row["path"],
+            planned=row["planned"],
             statuses=dict(row["statuses"]),
             duplicates=row["duplicates"],
             failure=row["failure"],
@@ -140,6 +145,8 @@ def result_of(batch: FragmentBatch) -> pa.Table:
     )
     row = {
         "key": batch.fragment.key,
+        "path": batch.fragment.path,
+        "planned": batch.fragment.images,
         "statuses": list(Counter(batch.statuses()).items()),
         "duplicates": sum(1 for count in identities.values() if count > 1),
         "failure": batch.failure,

@@ -2,24 +2,37 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.slices import SlicedFile
 from pipeline.methods.contract import Arrays, Held, M, Notes, Peers, Reader, S, T
 
-EMBEDDINGS = ".safetensors"
+# Not a plain name: partial results of earlier versions are not in slices, and are not found.
+EMBEDDINGS = ".slices.safetensors"
 
 # Fragments that one call of `reduce` merges: a PaDiM state of 100 channels is 250 MB, the
 # embeddings of 16 fragments of 256 images are 5 GB.
 _MERGED_AT_ONCE = 16
+# What fragments are of is a few KB behind the latency of an object store.
+_READ_AT_ONCE = 16
+
+
+def embedded_keys(model: Folder, partials: str) -> pa.StringArray:
+    """Return the keys of the fragments whose embeddings are stored. One listing."""
+    names = (name.removeprefix(partials) for name in model.names(partials.rstrip("/")))
+    found = (name.partition(".")[0] for name in names if name.endswith(EMBEDDINGS))
+    return pa.array(found, pa.string())
 
 
 @dataclass(frozen=True)
@@ -67,30 +80,39 @@ class StoredCorpus:
         """Name of the group."""
         return self.fragments[0].group
 
-    @cached_property
-    def identities(self) -> list[tuple[str, str, int]]:
-        """(image_id, source_path, source_row) of each image of the corpus."""
-        return [
-            (image_id, fragment.path, row)
-            for fragment, described in zip(self.fragments, self._described, strict=True)
-            for image_id, row in zip(described.image_ids, described.source_rows, strict=True)
-        ]
+    def identities(self, images: Iterable[int]) -> dict[int, tuple[str, str, int]]:
+        """Return (image_id, source_path, source_row) of these images, by their number.
+
+        Reads what the fragments that hold them are of, and keeps nothing of it.
+        """
+        found = {}
+        for number, wanted in self._by_fragment(images).items():
+            fragment, first = self.fragments[number], int(self._firsts[number])
+            described = self._describe(fragment.key)
+            for image in wanted:
+                at = image - first
+                place = (described.image_ids[at], fragment.path, described.source_rows[at])
+                found[image] = place
+        return found
 
     @property
     def unusable(self) -> dict[str, int]:
         """The number of images that could not be used, by status."""
-        counts = Counter(status for part in self._described for status in part.statuses)
+        counts: Counter[str] = Counter()
+        for statuses in self._statuses:
+            counts.update(statuses)
         return {status: counts[status] for status in sorted(counts) if status != "ok"}
 
     @property
     def images(self) -> int:
         """Number of usable images."""
-        return len(self.identities)
+        return int(self._firsts[-1])
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of one image's arrays, by name."""
-        return {name: array.shape[1:] for name, array in next(self.embeddings()).items()}
+        with self.model.open(self._named[0][0]) as file:
+            return SlicedFile.over(file).shapes
 
     @property
     def processes(self) -> int:
@@ -101,6 +123,17 @@ class StoredCorpus:
         """Yield each fragment's embeddings."""
         for name, _ in self._named:
             yield _load(self.model, [name])
+
+    def some(self, images: Iterable[int]) -> Iterator[tuple[int, Arrays]]:
+        """Yield these images' numbers and arrays, one image at a time; reads nothing else."""
+        for number, wanted in self._by_fragment(images).items():
+            name = f"{self.partials}{self.fragments[number].key}{EMBEDDINGS}"
+            with self.model.open(name) as file:
+                sliced = SlicedFile.over(file)
+                for image in wanted:
+                    arrays = sliced.empty(1)
+                    sliced.read_into(arrays, image - int(self._firsts[number]))
+                    yield image, arrays
 
     def each(self, work: Callable[[Arrays, int], T]) -> Iterator[T]:
         """Yield the results of `work` on each fragment, in order."""
@@ -141,20 +174,35 @@ class StoredCorpus:
     @cached_property
     def _named(self) -> list[tuple[str, int]]:
         """Name of the embeddings, and number of the first image, of each fragment that has any."""
-        counts = [len(described.image_ids) for described in self._described]
-        firsts = np.cumsum([0, *counts])
+        counts = np.diff(self._firsts)
         return [
             (f"{self.partials}{fragment.key}{EMBEDDINGS}", int(first))
-            for fragment, count, first in zip(self.fragments, counts, firsts, strict=False)
+            for fragment, count, first in zip(self.fragments, counts, self._firsts, strict=False)
             if count
         ]
 
+    def _by_fragment(self, images: Iterable[int]) -> dict[int, list[int]]:
+        """Return the images, sorted, by the number of the fragment that holds them."""
+        found: dict[int, list[int]] = {}
+        for image in sorted(set(images)):
+            at = int(np.searchsorted(self._firsts, image, side="right")) - 1
+            found.setdefault(at, []).append(image)
+        return found
+
     @cached_property
-    def _described(self) -> list[Described]:
-        return [
-            Described(**json.loads(self.model.read(f"{self.partials}{fragment.key}.json")))
-            for fragment in self.fragments
-        ]
+    def _firsts(self) -> np.ndarray:
+        """Number of each fragment's first image, and the number of all images."""
+        return np.cumsum([0, *(statuses["ok"] for statuses in self._statuses)])
+
+    @cached_property
+    def _statuses(self) -> list[Counter[str]]:
+        """Counts by status, of each fragment: all that is kept of an image is that it is there."""
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            keys = (fragment.key for fragment in self.fragments)
+            return list(pool.map(lambda key: Counter(self._describe(key).statuses), keys))
+
+    def _describe(self, key: str) -> Described:
+        return Described(**json.loads(self.model.read(f"{self.partials}{key}.json")))
 
 
 @dataclass(frozen=True)
@@ -191,10 +239,25 @@ class RunNotes:
 
 
 def _load(model: Folder, names: Sequence[str]) -> Arrays:
-    parts: list[Arrays] = [from_bytes(model.read(name)) for name in names]
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Return the embeddings of some files, one after the other: each byte is in memory once."""
+    if len(names) == 1:
+        with model.open(names[0]) as file:
+            sliced = SlicedFile.over(file)
+            arrays = sliced.empty(sliced.images)
+            sliced.read_into(arrays)
+        return arrays
+    # Opened one by one, twice each: a worker's share may be more files than a process may open.
+    counts = []
+    for name in names:
+        with model.open(name) as file:
+            sliced = SlicedFile.over(file)
+            counts.append(sliced.images)
+    arrays = sliced.empty(sum(counts))
+    for name, first, count in zip(names, np.cumsum([0, *counts]), counts, strict=False):
+        with model.open(name) as file:
+            part = {key: array[first:][:count] for key, array in arrays.items()}
+            SlicedFile.over(file).read_into(part)
+    return arrays
 
 
 def _work_on(

@@ -17,7 +17,8 @@ from pipeline.errors import ImageError, TableError
 from pipeline.images.decode import decode_image
 from pipeline.images.geometry import Geometry, input_shape, join_inputs
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment, group_rows, read_column_names
+from pipeline.lake.footers import read_column_names
+from pipeline.lake.fragments import Fragment, Fragments, group_rows
 from pipeline.stages.batch import FragmentBatch, advance
 
 # `all`: every row (score). `good`: label good, split not test (fit). `unlabelled`: split not test,
@@ -126,8 +127,13 @@ class Decode:
     geometries: Sequence[Geometry] = ()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the batch with rows and pixels, of each image what `join_inputs` makes of it."""
-        return advance("decode", self._decode, table).to_arrow()
+        """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
+
+        Args:
+            table: A one-row table of schema `PLAN`: the first stage begins with the plan itself.
+        """
+        batch = FragmentBatch(Fragments(table)[0])
+        return advance("decode", self._decode, batch.to_arrow()).to_arrow()
 
     def _decode(self, batch: FragmentBatch) -> FragmentBatch:
         selection = self.selections.get(batch.fragment.group, "all")
@@ -137,7 +143,9 @@ class Decode:
             outcomes: list[_Outcome] = [_Outcome.failed("no_model", reason)] * len(rows)
         else:
             with ThreadPoolExecutor(self.threads) as pool:
-                outcomes = list(pool.map(self._decode_row, rows.to_pylist()))
+                # A row at a time: as Python objects all of them would be a second copy.
+                one = (rows.slice(number, 1) for number in range(len(rows)))
+                outcomes = list(pool.map(self._decode_row, one))
         pixels = [o.pixels for o in outcomes if o.pixels is not None]
         shape = input_shape(self._geometries)
         array = np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8)
@@ -147,9 +155,9 @@ class Decode:
     def _geometries(self) -> Sequence[Geometry]:
         return self.geometries or (self.source.geometry,)
 
-    def _decode_row(self, row: dict[str, object]) -> "_Outcome":
+    def _decode_row(self, row: pa.Table) -> "_Outcome":
         try:
-            image = self.source.open_image(row)
+            image = self.source.open_image(row.to_pylist()[0])
             pixels = join_inputs(image, self._geometries)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))

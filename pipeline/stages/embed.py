@@ -11,11 +11,15 @@ import pyarrow as pa
 from pipeline.config import BackboneSettings, Scalar
 from pipeline.features.backbone import load_backbone
 from pipeline.features.extractor import Extractor
-from pipeline.lake.arrays import to_bytes
 from pipeline.lake.folder import Folder
+from pipeline.lake.slices import write_slices
 from pipeline.methods import build
 from pipeline.stages.batch import FragmentBatch, advance, result_of
 from pipeline.stages.corpus import EMBEDDINGS, Described
+
+# Images whose embeddings are in memory at a time: of PatchCore's 1024 dimensions 100 MB. A GPU's
+# batch must divide it, or its last one is padded: that changes no result.
+_SLICE = 32
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,10 @@ class Embed:
             source_rows=used.column("source_row").to_pylist(),
             statuses=batch.statuses(),
         )
-        content = to_bytes(self._extractor(batch.array))
         # The embeddings last: they are the marker of a finished fragment.
         name = f"{self._settings.partials}{batch.fragment.key}"
-        self._settings.model.write(f"{name}.json", json.dumps(asdict(described)).encode())
-        self._settings.model.write(f"{name}{EMBEDDINGS}", content)
+        model, pixels = self._settings.model, batch.array
+        model.write(f"{name}.json", json.dumps(asdict(described)).encode())
+        embedded = (self._extractor(pixels[i : i + _SLICE]) for i in range(0, len(pixels), _SLICE))
+        write_slices(model, f"{name}{EMBEDDINGS}", len(pixels), _SLICE, embedded)
         return replace(batch, array=np.empty(0, np.float32))

@@ -12,7 +12,8 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.index.choose import search_over
 from pipeline.lake.models import FileRecord, GroupRecord, group_digest
-from pipeline.methods.contract import Arrays, Fitted, MemoryBank, Method, Model, Progress, Scores
+from pipeline.methods.contract import Fitted, MemoryBank, Method, Model, Progress, Scores
+from pipeline.methods.selection import gather_rows
 from pipeline.scores.calibration import Calibration, Spread
 from pipeline.scores.heatmap import ColourScale
 from pipeline.stages.corpus import StoredCorpus
@@ -92,25 +93,20 @@ def _held_out(corpus: StoredCorpus, bank: MemoryBank) -> Float32[np.ndarray, "qu
             f"the memory bank of group '{corpus.group}' has {len(bank.rows)} rows that are of no "
             "single image: it is searched exactly, use index.kind=exact"
         )
-    rows, taken = [], {tuple(place) for place in bank.origin.tolist()}
-    *grid, dim = corpus.shapes[bank.embedding]
+    *grid, _ = corpus.shapes[bank.embedding]
     height, width = grid or (1, 1)
-    step = max(1, corpus.images * height * width // _HELD_OUT_PATCHES)
-    number = 0
-    for embeddings in corpus.embeddings():
-        flat = embeddings[bank.embedding].reshape(-1, dim)
-        for local in range(-number % step, len(flat), step):
-            image, patch = divmod(number + local, height * width)
-            if (image, *divmod(patch, width)) not in taken:
-                rows.append(flat[local])
-        number += len(flat)
-    return np.stack(rows) if rows else np.empty((0, dim), np.float32)
+    patches = corpus.images * height * width
+    taken = np.ravel_multi_index(tuple(bank.origin.T), (corpus.images, height, width))
+    candidates = np.arange(0, patches, max(1, patches // _HELD_OUT_PATCHES))
+    return gather_rows(corpus, np.setdiff1d(candidates, taken), bank.embedding)
 
 
 def _provenance(corpus: StoredCorpus, bank: MemoryBank) -> pa.Table | None:
     if bank.origin is None:
         return None
-    images = [corpus.identities[image] for image in bank.origin[:, 0]]
+    numbers = bank.origin[:, 0].tolist()
+    identities = corpus.identities(numbers)
+    images = [identities[number] for number in numbers]
     columns = {
         "bank_row": np.arange(len(images)),
         "image_id": [image_id for image_id, _, _ in images],
@@ -156,16 +152,10 @@ def _scored_as_new(
     """
     candidates = np.arange(corpus.images) if fitted.unseen is None else fitted.unseen
     step = max(1, -(-len(candidates) // method.calibration_images))
-    chosen = set(candidates[::step].tolist())
-    number = 0
-    for embeddings in corpus.embeddings():
-        count = len(next(iter(embeddings.values())))
-        for local in (image - number for image in range(number, number + count) if image in chosen):
-            own = _own_rows(fitted, number + local)
-            if model.search is None or len(own) < model.search.size:
-                one: Arrays = {name: array[local, None] for name, array in embeddings.items()}
-                yield method.score(one, model, ignore=None if fitted.unseen is not None else own)
-        number += count
+    for image, one in corpus.some(candidates[::step].tolist()):
+        own = _own_rows(fitted, image)
+        if model.search is None or len(own) < model.search.size:
+            yield method.score(one, model, ignore=None if fitted.unseen is not None else own)
 
 
 def _own_rows(fitted: Fitted, image: int) -> np.ndarray:

@@ -1,34 +1,39 @@
 """plan: which fragments there are, under which keys, and which of their rows a job uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings, Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment, keys_of, plan
+from pipeline.lake.fragments import Fragments, plan
 from pipeline.lake.where import parse_where
 from pipeline.stages.decode import Selection
+
+# Label columns are small, behind the latency of an object store.
+_FILES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Plan:
     """Fragments in (path, first row, group) order; `kept` are those that `--where` keeps."""
 
-    every: Sequence[Fragment]
-    kept: Sequence[Fragment]
+    every: Fragments
+    kept: Fragments
 
     @property
     def images(self) -> int:
         """Rows of the kept fragments."""
-        return sum(fragment.images for fragment in self.kept)
+        return self.kept.images
 
     @property
     def groups(self) -> list[str]:
         """Groups of the kept fragments."""
-        return sorted({fragment.group for fragment in self.kept})
+        return self.kept.groups
 
 
 def plan_fragments(images: Folder, settings: Settings, where: str | None) -> Plan:
@@ -39,8 +44,7 @@ def plan_fragments(images: Folder, settings: Settings, where: str | None) -> Pla
         TableError: if a file is not an images table.
     """
     every = plan(images, settings.columns, settings.fragment_images)
-    keep = parse_where(where)
-    kept = [fragment for fragment in every if keep(keys_of(fragment))]
+    kept = every if where is None else every.where(parse_where(where))
     if not kept:
         raise ConfigError(
             f"--where {where!r} keeps none of {len(every)} fragments of {images.root}"
@@ -50,8 +54,9 @@ def plan_fragments(images: Folder, settings: Settings, where: str | None) -> Pla
 
 def keyed(plan: Plan, settings_digests: Mapping[str, str], otherwise: str) -> Plan:
     """Return the plan with keys; the digest is the group's, or `otherwise` where it has none."""
-    by_fragment = {f: f.keyed(settings_digests.get(f.group, otherwise)) for f in plan.every}
-    return Plan([by_fragment[f] for f in plan.every], [by_fragment[f] for f in plan.kept])
+    every = plan.every.keyed(settings_digests, otherwise)
+    same = plan.kept is plan.every
+    return Plan(every, every if same else plan.kept.keyed(settings_digests, otherwise))
 
 
 def output_digest(settings: Settings) -> str:
@@ -70,20 +75,25 @@ def output_digest(settings: Settings) -> str:
 
 
 def training_selections(
-    images: Folder, fragments: Sequence[Fragment], columns: ColumnSettings
+    images: Folder, fragments: Fragments, columns: ColumnSettings
 ) -> dict[str, Selection]:
     """Return which rows of each group a fit uses: the good ones, or all where none has a label.
 
-    Reads the label column of every file.
+    Reads the label column of every file, several at a time.
     """
     labelled: set[str] = set()
-    for path in sorted({fragment.path for fragment in fragments}):
-        with images.open(path) as handle:
-            file = pq.ParquetFile(handle)
-            if columns.label not in file.schema_arrow.names:
-                continue
-            table = file.read(columns=[columns.group, columns.label])
-        known = table.filter(table.column(columns.label).is_valid())
-        labelled.update(known.column(columns.group).unique().to_pylist())
-    groups = sorted({fragment.group for fragment in fragments})
-    return {group: "good" if group in labelled else "unlabelled" for group in groups}
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        for known in pool.map(partial(_labelled, images, columns), fragments.paths):
+            labelled |= known
+    return {group: "good" if group in labelled else "unlabelled" for group in fragments.groups}
+
+
+def _labelled(images: Folder, columns: ColumnSettings, path: str) -> set[str]:
+    """Return the groups of a file that have a label."""
+    with images.open(path) as handle:
+        file = pq.ParquetFile(handle)
+        if columns.label not in file.schema_arrow.names:
+            return set()
+        table = file.read(columns=[columns.group, columns.label])
+    known = table.filter(table.column(columns.label).is_valid())
+    return set(known.column(columns.group).unique().to_pylist())

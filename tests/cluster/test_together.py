@@ -14,9 +14,9 @@ import pytest
 from pipeline.cluster.local import LocalRunner
 from pipeline.cluster.on_ray import RayRunner
 from pipeline.errors import ConfigError, Stopped
-from pipeline.lake.arrays import to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.slices import write_slices
 from pipeline.methods.cfa import CFA
 from pipeline.stages.corpus import EMBEDDINGS, Described, StoredCorpus
 
@@ -39,7 +39,8 @@ def stored_corpus(root: Path, workers) -> StoredCorpus:
         arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         names = [f"{fragment.key}-{row}" for row in range(size)]
         described = Described(names, list(range(size)), ["ok"] * size)
-        model.write(f"partials/{fragment.key}{EMBEDDINGS}", to_bytes(arrays))
+        slices = ({n: a[i : i + 4] for n, a in arrays.items()} for i in range(0, size, 4))
+        write_slices(model, f"partials/{fragment.key}{EMBEDDINGS}", size, 4, slices)
         model.write(f"partials/{fragment.key}.json", json.dumps(asdict(described)).encode())
     return StoredCorpus(model, "partials/", fragments, workers, memory_budget=2**30, threads=2)
 

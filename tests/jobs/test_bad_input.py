@@ -281,10 +281,10 @@ def test_a_file_that_vanishes_between_plan_and_read_fails_its_fragment(
 ):
     write_lake(tmp_path / "images", {"a": JPEG}, "woven_cloth")
     lake = Folder.at(str(tmp_path / "images"))
-    fragment = plan_fragments(lake, tiny, None).kept[0]
+    planned = plan_fragments(lake, tiny, None).kept[:1]
     (tmp_path / "images" / "images.parquet").unlink()
     decode = Decode(Source(lake, tiny.columns, tiny.image, Geometry((64, 64), None)), {})
-    batch = FragmentBatch.from_arrow(decode(FragmentBatch(fragment).to_arrow()))
+    batch = FragmentBatch.from_arrow(decode(planned.table))
     assert "FileNotFoundError" in str(batch.failure)
     assert FragmentResult.from_arrow(result_of(batch)).failure == batch.failure
 

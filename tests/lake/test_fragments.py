@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError, TableError
-from pipeline.lake import fragments
+from pipeline.lake import footers, fragments
 from pipeline.lake.folder import Folder, escape
-from pipeline.lake.fragments import Fragment
+from pipeline.lake.fragments import Fragment, Fragments
 
 COLUMNS = ColumnSettings()
 TEXT_TYPES = [
@@ -102,9 +102,16 @@ def test_fragments_hold_every_row_once_in_file_order(
     for counts in sizes.values():
         assert set(counts[:-1]) <= {fragment_images}
         assert 0 < counts[-1] <= fragment_images
-    assert fragments.from_table(fragments.to_table(planned)) == planned
-    assert [Fragment.from_json(fragment.to_json()) for fragment in planned] == planned
-    assert len({fragment.keyed("settings").key for fragment in planned}) == len(planned)
+    assert Fragments.of(list(planned)) == planned
+    assert [planned[number] for number in range(len(planned))] == list(planned)
+    assert [Fragment.from_json(fragment.to_json()) for fragment in planned] == list(planned)
+    keyed = planned.keyed({"a": "of a"}, "settings")
+    assert list(keyed) == [f.keyed("of a" if f.group == "a" else "settings") for f in planned]
+    assert len(set(keyed.keys.to_pylist())) == len(planned)
+    assert planned.images == len(expected)
+    assert list(planned.of_group("a")) == [f for f in planned if f.group == "a"]
+    kept = planned.where(lambda keys: keys["path"] == "0.parquet" and keys["group"] != "a")
+    assert list(kept) == [f for f in planned if f.path == "0.parquet" and f.group != "a"]
 
 
 def test_fragments_are_ordered_by_path_and_first_row(lake):
@@ -186,7 +193,7 @@ def test_a_folder_that_agrees_with_the_column_is_one_of_the_partition_keys(lake)
     [fragment] = fragments.plan(lake, COLUMNS, 2)
     path = "dt=2026-11-23/g=a%2Fb/x.parquet"
     expected = {"dt": "2026-11-23", "g": "a/b", "group": "a/b", "path": path}
-    assert fragments.keys_of(fragment) == expected
+    assert fragments.keys_of(fragment.path, fragment.group) == expected
 
 
 @pytest.mark.parametrize("text_type", TEXT_TYPES, ids=str)
@@ -213,7 +220,7 @@ def test_columns_are_mapped_and_others_come_along(lake):
     fragment, _ = fragments.plan(lake, columns, 2)
     with lake.open("a.parquet") as handle:
         file = pq.ParquetFile(handle)
-        names = fragments.read_column_names(file, columns, "a.parquet")
+        names = footers.read_column_names(file, columns, "a.parquet")
         [(numbers, rows)] = fragments.group_rows(file, fragment, columns, names)
     assert names == ["serial", "station", "jpeg", "line"]
     assert numbers.to_pylist() == [0, 2]
@@ -230,7 +237,7 @@ def test_a_file_may_name_images_instead_of_holding_them(lake):
     lake.write("a.parquet", _parquet(table.append_column("label", pa.array(["good"]))))
     [fragment] = fragments.plan(lake, COLUMNS, 2)
     with lake.open("a.parquet") as handle:
-        names = fragments.read_column_names(pq.ParquetFile(handle), COLUMNS, "a.parquet")
+        names = footers.read_column_names(pq.ParquetFile(handle), COLUMNS, "a.parquet")
     assert names == ["image_id", "group", "uri", "label"]
     [(number, row)] = _rows(lake, fragment, names)
     assert (number, row["uri"]) == (0, "s3://bucket/a.jpg")

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.lake import parts
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
+from pipeline.lake.fragments import Fragment, Fragments
 
 TABLE = pa.table({"image_id": ["a", "b"]})
 
@@ -70,7 +70,7 @@ def test_older_parts_of_a_changed_file_go_when_all_new_ones_are_there(scores):
     old = [_fragment("a.parquet", start=start) for start in (0, 10)]
     new = [_fragment("a.parquet", start=start, version="2") for start in (0, 10, 20)]
     unchanged, vanished = _fragment("b.parquet"), _fragment("gone.parquet")
-    plan = [*new, unchanged]
+    plan = Fragments.of([*new, unchanged])
     _put(scores, *old, unchanged, vanished)
 
     for fragment in new[:2]:

@@ -132,6 +132,8 @@ def test_a_result_counts_statuses_and_repeated_ids():
     assert table.schema.equals(FRAGMENT_RESULT)
     assert FragmentResult.from_arrow(table) == FragmentResult(
         key=FRAGMENT.key,
+        path=FRAGMENT.path,
+        planned=FRAGMENT.images,
         statuses={"ok": 4, "missing": 1},
         duplicates=2,
         failure=None,
@@ -142,4 +144,6 @@ def test_a_result_counts_statuses_and_repeated_ids():
 
 def test_the_result_of_a_failed_fragment_is_its_failure():
     result = FragmentResult.from_arrow(result_of(FragmentBatch(FRAGMENT, failure="read: OSError")))
-    assert result == FragmentResult(FRAGMENT.key, {}, 0, "read: OSError", {}, {})
+    assert result == FragmentResult(
+        FRAGMENT.key, FRAGMENT.path, FRAGMENT.images, {}, 0, "read: OSError", {}, {}
+    )

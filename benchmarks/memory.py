@@ -1,0 +1,171 @@
+"""Peak memory of the driver and of every worker, for fits and scores of growing size.
+
+python benchmarks/memory.py WORK --weights mobilenetv2_100.safetensors --sizes 500 2000 8000 20000
+
+Draws the images (224 x 224 JPEG, each of its own noise), and runs `patchlake fit` and `score` on
+Ray as a user would. Every 0.2 s the process tree is read from /proc: `rss` is all that is resident
+in a process, with what it shares (libraries, Ray's object store); `uss` is what is its own. So it
+runs on Linux only.
+"""
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+_FILE_IMAGES = 500
+_SIDE, _COARSE = 224, 14
+_EVERY_S = 0.2
+
+
+def draw(folder: Path, count: int) -> None:
+    """Write files of 500 images each: a pattern of the product, and noise of the image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = np.random.default_rng(0).integers(60, 200, (_COARSE, _COARSE, 3))
+    for number in range(-(-count // _FILE_IMAGES)):
+        target = folder / f"images-{number:05d}.parquet"
+        if target.exists():
+            continue
+        rng = np.random.default_rng(number + 1)
+        noise = rng.normal(0, 12, (_FILE_IMAGES, _COARSE, _COARSE, 3))
+        encoded = [_jpeg(np.clip(pattern + one, 0, 255).astype(np.uint8)) for one in noise]
+        ids = [f"{number}-{row}" for row in range(_FILE_IMAGES)]
+        columns = {"image_id": ids, "image": encoded, "group": ["product"] * _FILE_IMAGES}
+        pq.write_table(pa.table(columns), target, row_group_size=100)
+
+
+def _jpeg(coarse: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    picture = Image.fromarray(coarse).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    picture.save(sink, "JPEG", quality=90)
+    return sink.getvalue()
+
+
+def lake_of(drawn: Path, folder: Path, count: int) -> Path:
+    """Return a lake of the first images drawn, by hard links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(drawn.glob("*.parquet"))[: count // _FILE_IMAGES]:
+        target = folder / file.name
+        if not target.exists():
+            os.link(file, target)
+    return folder
+
+
+@dataclass
+class Peaks:
+    """Largest resident bytes seen, by kind of process: (rss, uss) of the worst one of each."""
+
+    rss: dict[str, int] = field(default_factory=dict)
+    uss: dict[str, int] = field(default_factory=dict)
+
+    def watch(self, root: int, stop: threading.Event) -> None:
+        """Sample the tree below a process until told to stop."""
+        while not stop.wait(_EVERY_S):
+            for pid in _tree(root):
+                found = _resident(pid)
+                if found is not None:
+                    kind, rss, uss = ("driver" if pid == root else found[0]), *found[1:]
+                    self.rss[kind] = max(self.rss.get(kind, 0), rss)
+                    self.uss[kind] = max(self.uss.get(kind, 0), uss)
+
+
+def _tree(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, pending = [], [root]
+    while pending:
+        pid = pending.pop()
+        found.append(pid)
+        pending += children.get(pid, [])
+    return found
+
+
+def _resident(pid: int) -> tuple[str, int, int] | None:
+    """Return kind, rss and uss of a process, or None once it is gone."""
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    kilobytes = {name.rstrip(":"): int(value) for name, value, *_ in map(str.split, lines)}
+    own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+    return _kind(title), 1024 * kilobytes["Rss"], 1024 * own
+
+
+def _kind(title: str) -> str:
+    if not title.startswith("ray::"):
+        return "ray itself"
+    # Ray names a worker by the task that it does at the moment.
+    return "actor" if "_Actor" in title or "MapWorker" in title else "task worker"
+
+
+def measured(command: Sequence[str]) -> tuple[Peaks, float]:
+    """Run a command of patchlake; return the peaks of its processes, and the seconds it took."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peaks, stop = Peaks(), threading.Event()
+    watcher = threading.Thread(target=peaks.watch, args=(process.pid, stop))
+    watcher.start()
+    code = process.wait()
+    stop.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"{' '.join(command)} exits with {code}")
+    return peaks, time.perf_counter() - started
+
+
+def report(what: str, images: int, found: tuple[Peaks, float]) -> None:
+    """Print a row of the table, in MiB: rss (uss)."""
+    peaks, seconds = found
+    shown = [
+        f"{kind} {peaks.rss[kind] / 2**20:.0f} ({peaks.uss[kind] / 2**20:.0f})"
+        for kind in sorted(peaks.rss)
+    ]
+    print(f"| {what} | {images} | {' | '.join(shown)} | {seconds:.0f} s |", flush=True)
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 2000, 8000, 20000])
+    parser.add_argument("--backbone", default="mobilenetv2_100.ra_in1k")
+    parser.add_argument("--weights", default="untrained")
+    parser.add_argument("--memory-budget", type=int, default=128 * 2**20)
+    parser.add_argument("--verbs", nargs="+", default=["fit", "score"])
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    draw(work / "drawn", max(arguments.sizes))
+    patchlake = [sys.executable, "-m", "jobs"]
+    budget = ["--set", f"memory_budget={arguments.memory_budget}"]
+    for size in arguments.sizes:
+        lake = lake_of(work / "drawn", work / f"lake-{size}", size)
+        model = work / f"model-{size}"
+        fit = [*patchlake, "fit", str(lake), str(model), "--backbone", arguments.backbone]
+        fit += ["--weights", arguments.weights, "--set", "method.max_bank_rows=2000", *budget]
+        score = [*patchlake, "score", str(lake), str(model), str(work / f"scores-{size}")]
+        score += ["--heatmaps", "none", *budget]
+        for verb, command in (("fit", fit), ("score", score)):
+            if verb in arguments.verbs:
+                report(verb, size, measured(command))
+
+
+if __name__ == "__main__":
+    main()

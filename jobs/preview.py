@@ -1,0 +1,190 @@
+"""`--dry-run`: what a job would do, and what it would cost by a sample that is really done.
+
+The sample goes through the job's own stages in this process, on one CPU, and what it writes goes
+to a temporary folder: nothing is written to SCORES or MODEL.
+"""
+
+import json
+import os
+import resource
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pyarrow.compute as pc
+
+from jobs.console import say, show_table
+from pipeline.cluster.runner import Pipeline
+from pipeline.errors import FragmentsFailed
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragment, Fragments, list_tables
+from pipeline.stages.batch import FragmentResult
+from pipeline.stages.plan import Plan
+
+# Enough for a mean of a few stations and days; a few seconds with WideResNet-50.
+_SAMPLED_FRAGMENTS, _SAMPLED_IMAGES = 4, 8
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A plan, and estimates from a sample. Bytes are bytes, seconds are seconds."""
+
+    verb: str
+    images_root: str
+    target: str
+    groups: int
+    files: int
+    fragments: int
+    images: int
+    # Of the Parquet files, in proportion to the rows that are kept.
+    bytes: int
+    fragments_done: int
+    fragments_pending: int
+    images_pending: int
+    # Images of the sample, and what one costs on one CPU, by stage. Empty if nothing is pending.
+    sampled_images: int
+    seconds_per_image: Mapping[str, float]
+    # Of all that is pending, on one CPU, and on all of this machine at perfect efficiency.
+    cpu_seconds: float
+    cpus: int
+    seconds: float
+    # Largest resident memory of this process before the sample, and after it, where it has done all
+    # stages in one, with the encoded images and pixels of the largest fragment added.
+    driver_bytes: int
+    worker_bytes: int
+    # What a fit keeps in MODEL until it is published; 0 for a score.
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the sampled fragments cost."""
+
+    images: int
+    # By stage, of one image.
+    seconds: Mapping[str, float]
+    # Of this process before the sample.
+    driver_bytes: int
+    # One image between decode and infer.
+    decoded_bytes: int = 0
+    # All that was written below the prefix asked for.
+    stored_bytes: int = 0
+
+
+def measure(pending: Fragments, pipeline: Pipeline, scratch: Folder, stored: str = "") -> Sample:
+    """Pass a few images of a few fragments, evenly spread, through the stages.
+
+    Args:
+        pending: What the job would do.
+        pipeline: Its stages, which write to `scratch`.
+        scratch: A temporary folder.
+        stored: Folder in `scratch` whose bytes are counted.
+
+    Raises:
+        FragmentsFailed: if a sampled fragment cannot be done.
+    """
+    driver_bytes = _peak_bytes()
+    if not pending:
+        return Sample(0, {}, driver_bytes)
+    infer = pipeline.infer.start()
+    places = np.linspace(0, len(pending) - 1, min(_SAMPLED_FRAGMENTS, len(pending))).astype(int)
+    chosen = [_beginning(pending[int(place)]) for place in places]
+    seconds: Counter[str] = Counter()
+    # The first is done twice, and counted once: it loads models and warms up.
+    for number, fragment in enumerate([chosen[0], *chosen]):
+        decoded = pipeline.decode(Fragments.of([fragment]).table)
+        decoded_bytes = decoded.nbytes // fragment.images
+        row = infer(decoded)
+        result = FragmentResult.from_arrow(pipeline.publish(row) if pipeline.publish else row)
+        if result.failure is not None:
+            raise FragmentsFailed(f"a sampled fragment of {fragment.path} fails: {result.failure}")
+        if number:
+            for stage, spent in result.seconds.items():
+                seconds[stage] += spent  # type: ignore[assignment]
+    images = sum(fragment.images for fragment in chosen)
+    bytes_ = sum(entry.size for entry in scratch.find(stored)) if stored else 0
+    each = {stage: float(spent) / images for stage, spent in seconds.items()}
+    return Sample(images, each, driver_bytes, decoded_bytes, bytes_)
+
+
+def preview(
+    verb: str, folders: tuple[Folder, Folder], plan: Plan, pending: Fragments, sample: Sample
+) -> Preview:
+    """Return what a job would do; `folders` are IMAGES and SCORES or MODEL."""
+    lake, target = folders
+    cpu_seconds = sum(sample.seconds.values()) * pending.images
+    cpus = os.cpu_count() or 1
+    bytes_ = _bytes(lake, plan)
+    largest = pc.max(pending.table.column("images")).as_py() or 0
+    # decode holds pixels twice while it stacks them.
+    beside = largest * (2 * sample.decoded_bytes + bytes_ // max(1, plan.images))
+    return Preview(
+        verb=verb,
+        images_root=lake.root,
+        target=target.root,
+        groups=len(plan.groups),
+        files=len(plan.kept.paths),
+        fragments=len(plan.kept),
+        images=plan.images,
+        bytes=bytes_,
+        fragments_done=len(plan.kept) - len(pending),
+        fragments_pending=len(pending),
+        images_pending=pending.images,
+        sampled_images=sample.images,
+        seconds_per_image=sample.seconds,
+        cpu_seconds=cpu_seconds,
+        cpus=cpus,
+        seconds=cpu_seconds / cpus,
+        driver_bytes=sample.driver_bytes,
+        worker_bytes=_peak_bytes() + beside,
+        stored_bytes=sample.stored_bytes * pending.images // max(1, sample.images),
+    )
+
+
+def show(found: Preview, *, as_json: bool) -> None:
+    """Print a preview on stdout."""
+    if as_json:
+        say(json.dumps(asdict(found), indent=1))
+        return
+    stages = ", ".join(f"{name} {1000 * s:.1f}" for name, s in found.seconds_per_image.items())
+    rows = [
+        ["images", f"{found.images} of {found.groups} groups in {found.files} files"],
+        ["bytes", f"{found.bytes / 2**20:.1f} MiB"],
+        ["fragments", str(found.fragments)],
+        ["already done", str(found.fragments_done)],
+        ["pending", f"{found.fragments_pending} fragments, {found.images_pending} images"],
+        ["sample, ms an image", f"{stages or '-'} ({found.sampled_images} images, one CPU)"],
+        ["estimated time", f"{found.seconds:.0f} s on {found.cpus} CPUs ({found.cpu_seconds:.0f})"],
+        [
+            "estimated memory",
+            f"driver {found.driver_bytes / 2**20:.0f} MiB, worker {found.worker_bytes / 2**20:.0f} "
+            "MiB at most",
+        ],
+    ]
+    if found.stored_bytes:
+        rows.append(["stored until published", f"{found.stored_bytes / 2**20:.1f} MiB"])
+    show_table(f"dry run of {found.verb}: nothing is written to {found.target}", ["", ""], rows)
+
+
+def _beginning(fragment: Fragment) -> Fragment:
+    return replace(fragment, images=min(_SAMPLED_IMAGES, fragment.images))
+
+
+def _bytes(lake: Folder, plan: Plan) -> int:
+    """Return the size of the files that are kept, of each as much as of its rows."""
+    sizes = {entry.name: entry.size for entry in list_tables(lake)}
+    if plan.kept is plan.every:
+        return sum(sizes[path] for path in plan.kept.paths)
+    rows = {}
+    for name, fragments in (("every", plan.every), ("kept", plan.kept)):
+        summed = fragments.table.group_by("path").aggregate([("images", "sum")])
+        paths, counts = summed.column("path").to_pylist(), summed.column("images_sum").to_pylist()
+        rows[name] = dict(zip(paths, counts, strict=True))
+    return sum(sizes[p] * count // rows["every"][p] for p, count in rows["kept"].items())
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
