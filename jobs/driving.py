@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from jobs.console import log, progress
 from pipeline.cluster.runner import Pipeline, Runner
+from pipeline.config import Settings
 from pipeline.errors import FragmentsFailed
 from pipeline.lake import runs
 from pipeline.lake.fragments import Fragments
@@ -120,3 +121,14 @@ def _shortfall(summary: Summary) -> str | None:
 def half_of_memory() -> int:
     """Return half of this machine's memory, in bytes: the default of `memory_budget`."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def models_budget(settings: Settings) -> int:
+    """Return the bytes of models that one infer worker keeps loaded.
+
+    The other half of a worker's memory is for images and embeddings; without `memory_budget`, as
+    if each core of a machine like this one had a worker.
+    """
+    if settings.memory_budget:
+        return settings.memory_budget // 2
+    return half_of_memory() // (os.cpu_count() or 1)

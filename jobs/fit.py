@@ -8,16 +8,16 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
 import typer
 
 from jobs import options
-from jobs.console import log, progress
-from jobs.driving import Tally, drive, half_of_memory
+from jobs.console import log
+from jobs.driving import drive, half_of_memory
+from jobs.fleet import Fitting, fit_groups
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.publishing import publish
-from pipeline.cluster.runner import Pipeline, Runner
+from pipeline.cluster.runner import Pipeline
 from pipeline.config import PRESETS, Scalar, Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.features.backbone import load_backbone
@@ -28,10 +28,9 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.runs import Run
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
-from pipeline.stages.corpus import StoredCorpus, embedded_keys
+from pipeline.stages.corpus import embedded_keys
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.embed import Embedder
-from pipeline.stages.fit import fit_group
 from pipeline.stages.plan import (
     Plan,
     keyed,
@@ -113,7 +112,8 @@ def run(
     pipeline = _pipeline(planned, target, partials, execution.threads)
     with execution.start(settings.workers) as runner:
         tally = drive(runner, job, pending, pipeline)
-        fitted, failed = _fit_groups(target, planned, job, tally, runner)
+        fitting = _fitting(planned, target, partials, execution.threads)
+        fitted, failed = fit_groups(fitting, planned.plan.kept, list(tally.failed), runner)
     manifest = _manifest(planned, job, fitted, failed)
     return publish(target, job, tally, manifest, planned.plan.kept)
 
@@ -157,6 +157,19 @@ def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) 
         threads=threads,
     )
     return Pipeline(Decode(planned.source, planned.selections, threads), embedder)
+
+
+def _fitting(planned: "_Planned", target: Folder, partials: str, threads: int) -> Fitting:
+    settings = planned.record.settings
+    return Fitting(
+        method=planned.method,
+        identity=planned.identity,
+        settings=settings,
+        model=target,
+        partials=partials,
+        memory_budget=settings.memory_budget or half_of_memory(),
+        threads=(os.cpu_count() or 1, threads),
+    )
 
 
 @dataclass(frozen=True)
@@ -241,48 +254,6 @@ def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.
             "choose another MODEL, or replace it with --overwrite"
         )
     return None
-
-
-def _fit_groups(
-    target: Folder, planned: _Planned, job: Run, tally: Tally, runner: Runner
-) -> tuple[dict[str, models.GroupRecord], dict[str, str]]:
-    """Return the groups that were fitted, and why the others were not."""
-    settings = planned.record.settings
-    fitted: dict[str, models.GroupRecord] = {}
-    failed: dict[str, str] = {}
-    broken_keys = pa.array(list(tally.failed), pa.string())
-    for group in planned.plan.groups:
-        fragments = planned.plan.kept.of_group(group)
-        broken = fragments.with_keys(broken_keys).keys.to_pylist()
-        if broken:
-            failed[group] = f"fragments {broken} failed"
-            continue
-        corpus = StoredCorpus(
-            model=target,
-            partials=job.name("partials/"),
-            fragments=fragments,
-            workers=runner,
-            memory_budget=settings.memory_budget or half_of_memory(),
-            threads=os.cpu_count() or 1,
-        )
-        try:
-            fitted[group] = _fit_group(planned, corpus)
-        except ConfigError as error:
-            failed[group] = str(error)
-    return fitted, failed
-
-
-def _fit_group(planned: _Planned, corpus: StoredCorpus) -> models.GroupRecord:
-    settings = planned.record.settings
-    with progress(f"fit of {corpus.group}", 100, "%") as advance:
-        shown = 0
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal shown
-            advance(100 * done // total - shown)
-            shown = 100 * done // total
-
-        return fit_group(planned.method, corpus, planned.identity, settings, on_progress)
 
 
 def _manifest(

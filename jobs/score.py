@@ -10,7 +10,7 @@ import typer
 
 from jobs import options
 from jobs.console import log, say, show_table
-from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from jobs.driving import Tally, drive, half_of_memory, models_budget, require_success, summarise
 from jobs.members import announce_cost, group_digests, hold_large_banks, read_members
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
@@ -22,7 +22,7 @@ from pipeline.lake.folder import Folder
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.infer import Member, Scorer
-from pipeline.stages.models import load_calibration, verify_group
+from pipeline.stages.models import load_calibration, verify_groups
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
 from pipeline.stages.publish import Publish
 
@@ -96,7 +96,7 @@ def run(
         budget = settings.memory_budget or half_of_memory()
         members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
         pipeline = _pipeline(planned, target, job, execution.threads, members)
-        tally = drive(runner, job, pending, pipeline)
+        tally = drive(runner, job, pending.by_group(), pipeline)
     return _finish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
 
 
@@ -150,11 +150,11 @@ def _plan(
         member.checked_backbone()
     plan = plan_fragments(lake, settings, where)
     digests = group_digests(members)
-    for group in plan.groups:
-        for member in members:
-            if group in member.manifest.groups:
-                verify_group(member.model, member.manifest.groups[group])
-            else:
+    for member in members:
+        of_member = member.manifest.groups
+        verify_groups(member.model, [of_member[g] for g in plan.groups if g in of_member])
+        for group in plan.groups:
+            if group not in of_member:
                 log.warning(
                     "%s has no group '%s': its rows get status no_model", member.model.root, group
                 )
@@ -218,6 +218,7 @@ def _pipeline(
         members=tuple(members),
         geometries=geometries,
         batch_size=settings.batch_size,
+        models_budget=models_budget(settings),
         threads=threads,
     )
     decode = Decode(planned.source, without, threads, geometries)

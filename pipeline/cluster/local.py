@@ -20,9 +20,10 @@ from pipeline.methods.contract import Held, M, Peers, T
 
 @dataclass(frozen=True)
 class LocalRunner:
-    """Runs everything here."""
+    """Runs everything here, on so many threads; None is one a core."""
 
     processes: int = 1
+    threads: int | None = None
 
     def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row of the plan, in order."""
@@ -55,7 +56,7 @@ class LocalRunner:
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:  # noqa: ARG002 - 1
         """Run the function once."""
-        call(_Alone(os.cpu_count() or 1))
+        call(_Alone(self.threads or os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)

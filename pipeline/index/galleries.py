@@ -31,7 +31,7 @@ from pipeline.index.slots import Slots
 Maps = Sequence[np.ndarray]
 
 # Three layers at 224 x 224 are 2.6 MiB an image of ResNet-18 and 8.1 of DenseNet-169: 393 and 127.
-_BUDGET = 2**30
+SLOTS_BYTES = 2**30
 # Images from which a layer's directions are taken; any would bound correctly.
 _SAMPLED_IMAGES = 8
 
@@ -47,7 +47,7 @@ class Galleries:
         images: int,
         *,
         is_pruned: bool = True,
-        budget: int = _BUDGET,
+        budget: int = SLOTS_BYTES,
         threads: int | None = None,
     ) -> None:
         """Load a few images to learn from.

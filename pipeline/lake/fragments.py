@@ -134,6 +134,11 @@ class Fragments(Sequence[Fragment]):
         """Return the fragments of one group."""
         return self.only(pc.equal(self.table.column("group"), group))
 
+    def by_group(self) -> "Fragments":
+        """Return the fragments group by group, each in the plan's order."""
+        order = pc.sort_indices(self.table.column("group"))
+        return Fragments(self.table.take(order))
+
     def of_path(self, path: str) -> "Fragments":
         """Return the fragments of one file."""
         return self.only(pc.equal(self.table.column("path"), path))

@@ -35,6 +35,16 @@ def embedded_keys(model: Folder, partials: str) -> pa.StringArray:
     return pa.array(found, pa.string())
 
 
+def embedded_bytes(model: Folder, partials: str) -> dict[str, int]:
+    """Return key -> bytes of the fragments' embeddings that are stored. One listing."""
+    entries = model.find(partials.rstrip("/"))
+    return {
+        entry.name.removeprefix(partials).partition(".")[0]: entry.size
+        for entry in entries
+        if entry.name.endswith(EMBEDDINGS)
+    }
+
+
 @dataclass(frozen=True)
 class Described:
     """What a fragment's embeddings are of."""

@@ -7,7 +7,6 @@ backbone share its feature maps.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +24,15 @@ from pipeline.methods.contract import Arrays, Method, Model, Scores
 from pipeline.scores.calibration import Calibration
 from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from pipeline.stages.batch import FragmentBatch, advance
-from pipeline.stages.models import Holders, load_calibration, load_group, sharded_search
+from pipeline.stages.models import (
+    Holders,
+    held_bytes,
+    load_calibration,
+    load_group,
+    sharded_search,
+)
+from pipeline.stages.recent import Recent
 
-# Models of this many groups stay loaded; fragments come in path order, so groups rarely alternate.
-_MODELS = 4
 # Embeddings that are scored at once: of PatchCore, 3 MB an image, 85 images. SPADE reads a part of
 # its gallery for all images that are scored at once.
 _EMBEDDED_BYTES = 256 * 2**20
@@ -83,6 +87,8 @@ class Scorer:
     # Of the pixels, in the order in which decode has made them.
     geometries: Sequence[Geometry]
     batch_size: int
+    # Bytes of models that stay loaded.
+    models_budget: int
     threads: int = 1
 
     def start(self) -> "Infer":
@@ -172,7 +178,8 @@ class Infer:
         self._scorer = scorer
         self._methods = methods
         self._trunks = trunks
-        self._load = lru_cache(_MODELS)(self._load_group)
+        # Fragments come group by group: a model is loaded about once a worker.
+        self._models = Recent(self._load_group, self._held_bytes, scorer.models_budget)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with scores and float32 maps (images, rows, columns)."""
@@ -194,7 +201,7 @@ class Infer:
 
     def _scored(self, pixels: np.ndarray, group: str) -> list[Scores]:
         """Return the scores of a few images at a time."""
-        models, calibrations = self._load(group)
+        models, calibrations = self._models.get(group)
         parts: list[Scores] = []
         begin, size = 0, 1
         while begin < len(pixels):
@@ -219,6 +226,10 @@ class Infer:
                 number, _, own = name.partition("/")
                 embeddings[int(number)][own] = array
         return embeddings
+
+    def _held_bytes(self, group: str) -> int:
+        records = (m.manifest.groups[group] for m in self._scorer.members if group not in m.holders)
+        return sum(map(held_bytes, records))
 
     def _load_group(self, group: str) -> tuple[Sequence[Model], Sequence[Calibration]]:
         models, calibrations = [], []

@@ -1,7 +1,8 @@
 """A group's model between memory and the model folder, whole or spread over processes."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.index.accelerated import AcceleratedSearch
 from pipeline.index.approximate import ApproximateSearch, Quality, measure
 from pipeline.index.choose import search_over
 from pipeline.index.exact import ExactSearch
+from pipeline.index.galleries import SLOTS_BYTES
 from pipeline.index.search import Search
 from pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
@@ -29,6 +31,9 @@ _STATE = "state.safetensors"
 _CALIBRATION = "calibration.json"
 _PROVENANCE = "provenance.parquet"
 _BANK = ".faiss"
+
+# Files of a model that are read at the same time: of a fleet they are many and small.
+_FILES_AT_ONCE = 8
 
 _KINDS: Mapping[str, Kind] = {"exact": "flat", "hnsw": "hnsw", "ivf": "ivf"}
 
@@ -98,10 +103,23 @@ def store_group(
     return write_files(model, group, contents)
 
 
-def verify_group(model: Folder, record: GroupRecord) -> None:
-    """Read and check every file of a group. Raises `ModelError`."""
-    for file in record.files:
-        verify_file(model, file)
+def verify_groups(model: Folder, records: Iterable[GroupRecord]) -> None:
+    """Read and check every file of these groups, several at a time. Raises `ModelError`."""
+    files = (file for record in records for file in record.files)
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        for _ in pool.map(partial(verify_file, model), files):
+            pass
+
+
+def held_bytes(record: GroupRecord) -> int:
+    """Return about how much memory a group's loaded model takes.
+
+    Twice its files: a bank is searched beside a centred copy, triangles are unpacked to squares. Of
+    a gallery, which stays where it is, only what is kept of it for searching.
+    """
+    galleries = gallery_files(record.files)
+    files = sum(file.bytes for file in record.files) - sum(file.bytes for file in galleries)
+    return 2 * files + (SLOTS_BYTES if galleries else 0)
 
 
 def load_group(

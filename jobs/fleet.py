@@ -1,0 +1,131 @@
+"""The groups of a fit: small ones whole in a worker each, large ones by all workers together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pyarrow as pa
+
+from jobs.console import log, progress
+from pipeline.cluster.local import LocalRunner
+from pipeline.cluster.runner import Runner
+from pipeline.config import Settings
+from pipeline.errors import ConfigError
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
+from pipeline.lake.models import GroupRecord
+from pipeline.methods.contract import Method, Progress
+from pipeline.stages.corpus import StoredCorpus, embedded_bytes
+from pipeline.stages.fit import fit_group
+
+# Embeddings of a group that one worker fits alone: 200 images with ResNet-18, 80 with the 1024
+# dimensions of the default. Fitting takes some three times as much memory.
+_SMALL_BYTES = 2**28
+_MEMORY_PER_BYTE = 3
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What the fits of all groups of a job have in common."""
+
+    method: Method
+    # What the digest of a group's model covers besides its arrays.
+    identity: Mapping[str, object]
+    settings: Settings
+    model: Folder
+    partials: str
+    memory_budget: int
+    # Of this process, and of a worker that fits a group alone.
+    threads: tuple[int, int]
+
+    def corpus(self, fragments: Fragments, runner: Runner) -> StoredCorpus:
+        """Return a group's corpus, with all workers at its disposal."""
+        return StoredCorpus(
+            model=self.model,
+            partials=self.partials,
+            fragments=fragments,
+            workers=runner,
+            memory_budget=self.memory_budget,
+            threads=self.threads[0],
+        )
+
+    def alone(self, corpus: StoredCorpus) -> StoredCorpus:
+        """Return the corpus as one worker has it, which asks nobody else."""
+        threads = self.threads[1]
+        return replace(corpus, workers=LocalRunner(threads=threads), threads=threads)
+
+
+def fit_groups(
+    fitting: Fitting, plan: Fragments, broken: Sequence[str], runner: Runner
+) -> tuple[dict[str, GroupRecord], dict[str, str]]:
+    """Return the groups that were fitted, and why the others were not.
+
+    One group's failure is its own: the others are fitted.
+
+    Args:
+        fitting: What they have in common.
+        plan: All fragments.
+        broken: Keys of fragments that failed; a group that has one is not fitted.
+        runner: Where it is done. No result depends on where.
+    """
+    outcomes: dict[str, GroupRecord | str] = {}
+    broken_keys = pa.array(broken, pa.string())
+    sizes = embedded_bytes(fitting.model, fitting.partials)
+    limit = min(_SMALL_BYTES, fitting.memory_budget // _MEMORY_PER_BYTE)
+    small: list[StoredCorpus] = []
+    large: list[StoredCorpus] = []
+    for group in plan.groups:
+        fragments = plan.of_group(group)
+        failed = fragments.with_keys(broken_keys).keys.to_pylist()
+        if failed:
+            outcomes[group] = f"fragments {failed} failed"
+            continue
+        held = sum(sizes.get(key, 0) for key in fragments.keys.to_pylist())
+        (small if held <= limit else large).append(fitting.corpus(fragments, runner))
+    outcomes |= _fit_small(fitting, small, runner)
+    for corpus in large:
+        outcomes[corpus.group] = _fit_large(fitting, corpus)
+    fitted = {g: one for g, one in outcomes.items() if isinstance(one, GroupRecord)}
+    reasons = {g: one for g, one in outcomes.items() if isinstance(one, str)}
+    for group, reason in reasons.items():
+        log.warning("group '%s' is not fitted: %s", group, reason)
+    return dict(sorted(fitted.items())), dict(sorted(reasons.items()))
+
+
+def _fit_small(
+    fitting: Fitting, corpora: Sequence[StoredCorpus], runner: Runner
+) -> dict[str, GroupRecord | str]:
+    """Return the outcome of each group; several are fitted at a time."""
+    calls = [partial(_outcome, fitting, fitting.alone(corpus)) for corpus in corpora]
+    found: dict[str, GroupRecord | str] = {}
+    if not calls:
+        return found
+    with progress("fit of groups", len(calls), "groups") as advance:
+        for corpus, outcome in zip(corpora, runner.each(calls), strict=True):
+            found[corpus.group] = outcome
+            advance(1)
+    return found
+
+
+def _fit_large(fitting: Fitting, corpus: StoredCorpus) -> GroupRecord | str:
+    with progress(f"fit of {corpus.group}", 100, "%") as advance:
+        shown = 0
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal shown
+            advance(100 * done // total - shown)
+            shown = 100 * done // total
+
+        return _outcome(fitting, corpus, on_progress)
+
+
+def _outcome(
+    fitting: Fitting, corpus: StoredCorpus, on_progress: Progress | None = None
+) -> GroupRecord | str:
+    """Fit a group where this is called; a failure is returned, so that it stops no other group."""
+    try:
+        return fit_group(fitting.method, corpus, fitting.identity, fitting.settings, on_progress)
+    except ConfigError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one group stays with it
+        return f"{type(error).__name__}: {error}"
