@@ -24,6 +24,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.cluster import nodes
+from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
 from pipeline.errors import ConfigError, PatchlakeError
 from pipeline.methods.contract import Held, M, Peers, T
@@ -206,7 +207,10 @@ def _get(reference: _Reference) -> Any:  # noqa: ANN401 - as the reference says 
 
 
 def _run(call: Callable[[], T]) -> T:
-    return call()
+    try:
+        return call()
+    finally:
+        trim()
 
 
 def _run_together(call: Callable[[Peers], None], workers: int) -> None:
@@ -259,7 +263,10 @@ def _map(
 
 def _call(stage: Stage, table: pa.Table) -> pa.Table:
     nodes.announce()
-    return stage(table)
+    try:
+        return stage(table)
+    finally:
+        trim()
 
 
 def _rows(dataset: Dataset) -> Iterator[pa.Table]:
