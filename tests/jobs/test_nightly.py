@@ -1,6 +1,12 @@
 """Old parts expire, are remembered, and are not scored again, whatever is killed in between."""
 
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +19,7 @@ from pipeline.config import Settings, load_settings
 from pipeline.errors import ConfigError
 from pipeline.lake import expiry, parts
 from pipeline.lake.folder import Folder
-from tests.conftest import LOCAL, TINY, output_files, read_scores
+from tests.conftest import LOCAL, TINY, TINY_FLAGS, output_files, read_scores
 
 DATES = ("2026-08-01", "2026-11-22")
 
@@ -146,3 +152,76 @@ def test_where_parts_are_published_is_not_in_their_names():
     from pipeline.stages.plan import output_digest
 
     assert output_digest(with_table) == output_digest(load_settings(flags=TINY))
+
+
+def _published(tmp_path: Path) -> list[tuple[str, int]]:
+    """The identities of all rows of the Iceberg table."""
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    catalog = SqlCatalog("lake", uri=f"sqlite:///{tmp_path}/catalog.db")
+    rows = catalog.load_table("plant.scores").scan().to_arrow()
+    catalog.close()
+    return list(
+        zip(*(rows.column(name).to_pylist() for name in ("source_path", "source_row")), strict=True)
+    )
+
+
+def _environment(tmp_path: Path) -> dict[str, str]:
+    return dict(os.environ) | {
+        "PYICEBERG_CATALOG__LAKE__TYPE": "sql",
+        "PYICEBERG_CATALOG__LAKE__URI": f"sqlite:///{tmp_path}/catalog.db",
+        "PYICEBERG_CATALOG__LAKE__WAREHOUSE": f"file://{tmp_path}/warehouse",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_killed_while_scoring_expiring_and_publishing_every_row_is_there_once(
+    nights: Path, model: Path, tmp_path: Path
+):
+    (tmp_path / "warehouse").mkdir()
+    scores, draw = tmp_path / "scores", random.Random(7)
+    command = [sys.executable, "-m", "jobs", "score", str(nights), str(model), str(scores)]
+    command += [*TINY_FLAGS, "--iceberg", "lake.plant.scores", "--expire", f"dt < '{DATES[1]}'"]
+    environment = _environment(tmp_path)
+    killed = 0
+    for _ in range(12):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        # Most of the time goes into importing torch; what is of interest begins with the run's
+        # record and ends with the process.
+        while process.poll() is None and not list(scores.glob("_runs/*/plan.arrow")):
+            time.sleep(0.01)
+        time.sleep(4 * draw.random())
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        shutil.rmtree(scores / "_runs", ignore_errors=True)
+    assert killed > 3
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    rows = read_scores(scores)
+    columns = (rows.column(name).to_pylist() for name in ("source_path", "source_row"))
+    assert sorted(_published(tmp_path)) == sorted(zip(*columns, strict=True))
+    assert _dates(scores) == {f"dt={DATES[1]}"}
+    assert len(rows) == 22
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_publishes_what_it_committed_and_withdraws_what_expires(
+    again, nights: Path, model: Path, tmp_path: Path, patchlake, monkeypatch: pytest.MonkeyPatch
+):
+    from pyiceberg.utils.config import Config
+
+    (tmp_path / "warehouse").mkdir()
+    for name, value in _environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+    command = ("score", nights, model, tmp_path / "scores", *TINY_FLAGS)
+    command += ("--iceberg", "lake.plant.scores")
+    assert patchlake(*command).code == 0
+    assert len(set(_published(tmp_path))) == len(_published(tmp_path)) == 44
+    result = patchlake(*command, "--expire", f"dt < '{DATES[1]}'")
+    assert result.code == 0
+    assert "0 parts added, 3 removed" in result.err
+    assert len(_published(tmp_path)) == 22
+    assert patchlake(*command[:-1], "nowhere.plant.scores").code == 2
