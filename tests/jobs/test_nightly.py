@@ -186,7 +186,7 @@ def test_killed_while_scoring_expiring_and_publishing_every_row_is_there_once(
     command += [*TINY_FLAGS, "--iceberg", "lake.plant.scores", "--expire", f"dt < '{DATES[1]}'"]
     environment = _environment(tmp_path)
     killed = 0
-    for _ in range(12):
+    for _ in range(6):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         # Most of the time goes into importing torch; what is of interest begins with the run's
         # record and ends with the process.
@@ -196,7 +196,7 @@ def test_killed_while_scoring_expiring_and_publishing_every_row_is_there_once(
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         shutil.rmtree(scores / "_runs", ignore_errors=True)
-    assert killed > 3
+    assert killed > 1
     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
     rows = read_scores(scores)
     columns = (rows.column(name).to_pylist() for name in ("source_path", "source_row"))
