@@ -6,7 +6,7 @@ from types import FrameType
 
 import typer
 
-from jobs import demo, evaluate, fit, ingest, score, status
+from jobs import compact, demo, evaluate, fit, ingest, score, status
 from jobs.console import log, set_up_logging
 from pipeline.errors import PatchlakeError, Stopped
 
@@ -19,7 +19,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (ingest.ingest, fit.fit, score.score, evaluate.evaluate, status.status, demo.demo):
+VERBS = (
+    ingest.ingest,
+    fit.fit,
+    score.score,
+    evaluate.evaluate,
+    compact.compact,
+    status.status,
+    demo.demo,
+)
+for verb in VERBS:
     app.command()(verb)
 
 

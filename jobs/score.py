@@ -14,11 +14,14 @@ from jobs.driving import Tally, drive, half_of_memory, models_budget, require_su
 from jobs.members import announce_cost, group_digests, hold_large_banks, read_members
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
+from jobs.retirement import Retirement
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
+from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.infer import Member, Scorer
@@ -48,18 +51,38 @@ def score(
     as_json: options.AsJson = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
+    iceberg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CATALOG.NAMESPACE.TABLE",
+            help="Publish the parts in this Iceberg table. Sets score.iceberg_table.",
+        ),
+    ] = None,
+    expire: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE|EXPR",
+            help="Then remove parts, of all versions, and their heatmaps, that are older (90d, "
+            "since they were scored) or match (\"dt < '2026-08-27'\"). They are not scored again.",
+        ),
+    ] = None,
     runner: options.RunnerChoice = "ray",
     address: options.Address = None,
 ) -> None:
     """Score every image once. What is committed already is skipped."""
-    flags = {"score.heatmaps": heatmaps, "backbone.weights": weights}
+    flags = {
+        "score.heatmaps": heatmaps,
+        "backbone.weights": weights,
+        "score.iceberg_table": iceberg,
+    }
     settings = options.read_settings(config, assignments, options.nested(flags))
-    models_ = [model, *(others or [])]
+    named = [model, *(others or [])]
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     if dry_run:
-        show(preview(images, models_, scores, settings, where), as_json=as_json)
+        show(preview(images, named, scores, settings, where), as_json=as_json)
         return
-    run(images, models_, scores, settings, options.Execution(runner, address), where=where)
+    execution = options.Execution(runner, address)
+    run(images, named, scores, settings, execution, where=where, expire=expire)
 
 
 def run(
@@ -70,20 +93,30 @@ def run(
     execution: options.Execution,
     *,
     where: str | None = None,
+    expire: str | None = None,
 ) -> runs.Summary:
     """Score with one model or an ensemble of several, and return the run's summary.
+
+    Args:
+        images: Images table.
+        model: One model, or several.
+        scores: Score table.
+        settings: Of what is scored and written.
+        execution: Where it runs.
+        where: Which fragments are scored.
+        expire: Which parts are removed at the end (`lake.expiry.parse_rule`).
 
     Raises:
         FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors.
     """
     lake, target = Folder.at(images), Folder.at(scores)
     target.sweep()
+    retire = Retirement.checked(expire, settings.score.iceberg_table)
     named = [model] if isinstance(model, str) else model
     planned = _plan(lake, [Folder.at(one) for one in named], settings, where)
     parts.bind_source(target, lake)
     job = runs.begin(target, planned.record, planned.plan.kept)
-    done = parts.committed(target, planned.record.version)
-    pending = planned.plan.kept.without_keys(done.sorted_keys)
+    pending = _pending(target, planned)
     log.info(
         "score of %s: %d images in %d fragments, %d of them done, into %s",
         lake.root,
@@ -97,7 +130,8 @@ def run(
         members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
         pipeline = _pipeline(planned, target, job, execution.threads, members)
         tally = drive(runner, job, pending.by_group(), pipeline)
-    return _finish(target, planned, job, tally, already_done=len(planned.plan.kept) - len(pending))
+    done_before = len(planned.plan.kept) - len(pending)
+    return _finish(target, planned, job, tally, retire, already_done=done_before)
 
 
 def preview(
@@ -107,8 +141,7 @@ def preview(
     lake, target = Folder.at(images), Folder.at(scores)
     planned = _plan(lake, [Folder.at(one) for one in model], settings, where)
     parts.require_source(target, lake)
-    done = parts.committed(target, planned.record.version)
-    pending = planned.plan.kept.without_keys(done.sorted_keys)
+    pending = _pending(target, planned)
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
         folder = Folder.at(scratch)
         pipeline = _pipeline(planned, folder, runs.Run(folder, planned.record), 1, planned.members)
@@ -179,6 +212,13 @@ def _plan(
     return _Planned(plan, members, digests, source, record)
 
 
+def _pending(target: Folder, planned: _Planned) -> Fragments:
+    """Return what has neither a part nor an entry in the ledger."""
+    version = planned.record.version
+    without = planned.plan.kept.without_keys(parts.committed(target, version).sorted_keys)
+    return without.without_keys(expired_keys(target, version))
+
+
 def _pipeline(
     planned: _Planned,
     target: Folder,
@@ -226,12 +266,17 @@ def _pipeline(
 
 
 def _finish(
-    target: Folder, planned: _Planned, job: runs.Run, tally: Tally, already_done: int
+    target: Folder,
+    planned: _Planned,
+    job: runs.Run,
+    tally: Tally,
+    retire: Retirement,
+    already_done: int,
 ) -> runs.Summary:
+    # Files of which `--where` keeps a part are left alone: their other fragments are not new.
+    removed = retire(target, job, planned.plan.every)
     done = parts.committed(target, job.record.version)
     kept = planned.plan.kept
-    # Files of which `--where` keeps a part are left alone: their other fragments are not new.
-    removed = parts.remove_superseded(target, planned.plan.every, done)
     summary = summarise(
         job,
         tally,

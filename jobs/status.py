@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from jobs.console import say, show_table
 from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
+from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.stages.corpus import embedded_keys
 
@@ -29,6 +30,8 @@ class RunStatus:
     exit_code: int | None
     fragments: int
     done: int
+    # Their parts were removed by --expire; they are not scored again.
+    expired: int
     failed: int
     pending: int
     images: int
@@ -45,7 +48,8 @@ def status(
     if as_json:
         say(TypeAdapter(list[RunStatus]).dump_json(states, indent=1).decode())
         return
-    header = ["run", "verb", "started", "state", "fragments", "done", "failed", "pending", "images"]
+    header = ["run", "verb", "started", "state", "fragments", "done", "expired"]
+    header += ["failed", "pending", "images"]
     rows = [
         [
             s.run,
@@ -54,6 +58,7 @@ def status(
             s.state,
             str(s.fragments),
             str(s.done),
+            str(s.expired),
             str(s.failed),
             str(s.pending),
             f"{s.images_done} of {s.images}",
@@ -81,17 +86,21 @@ def read(folder: str) -> list[RunStatus]:
 
 def _status(target: Folder, state: runs.RunState) -> RunStatus:
     record = state.record
+    gone = state.fragments[:0]
     if record.verb == "score":
         keys = parts.committed(target, record.version).sorted_keys
         done = state.fragments.with_keys(keys)
+        gone = state.fragments.without_keys(keys)
+        gone = gone.with_keys(expired_keys(target, record.version))
     elif state.summary is not None:
         # A fit's partial results go when its model is published.
         done = state.fragments.without_keys(pa.array(list(state.failed), pa.string()))
     else:
         keys = embedded_keys(target, f"_runs/{record.run}/partials/")
         done = state.fragments.with_keys(keys)
-    done_keys = set(done.with_keys(pa.array(list(state.failed), pa.string())).keys.to_pylist())
-    failed = {key: error for key, error in state.failed.items() if key not in done_keys}
+    failed_keys = pa.array(list(state.failed), pa.string())
+    over = {key for some in (done, gone) for key in some.with_keys(failed_keys).keys.to_pylist()}
+    failed = {key: error for key, error in state.failed.items() if key not in over}
     return RunStatus(
         run=record.run,
         verb=record.verb,
@@ -101,8 +110,9 @@ def _status(target: Folder, state: runs.RunState) -> RunStatus:
         exit_code=state.summary.exit_code if state.summary else None,
         fragments=len(state.fragments),
         done=len(done),
+        expired=len(gone),
         failed=len(failed),
-        pending=len(state.fragments) - len(done) - len(failed),
+        pending=len(state.fragments) - len(done) - len(gone) - len(failed),
         images=state.fragments.images,
         images_done=done.images,
         failures=failed,

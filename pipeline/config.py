@@ -84,6 +84,8 @@ class ScoreSettings(_Frozen):
     heatmaps: Literal["all", "anomalous", "none"] = "all"
     # Fixes the rows' time; else it is the time at which the run was first started.
     scored_at: datetime | None = None
+    # catalog.namespace.table that the parts are published in; they do not depend on it.
+    iceberg_table: str | None = None
 
 
 class ColumnSettings(_Frozen):

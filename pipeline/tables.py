@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import TableError
 
 # Raised when code changes results: it is part of every fragment's key.
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 
 
 def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:
@@ -102,6 +102,15 @@ PLAN = pa.schema(
         _field("row_groups", pa.list_(pa.int32()), "row groups that hold the fragment"),
         _field("start", pa.int64(), "first row, among the group's rows in these row groups"),
         _field("images", pa.int64(), "number of rows"),
+    ]
+)
+
+# One row a part, in the state of a compacted table.
+COMPACTED = pa.schema(
+    [
+        _field("file", pa.string(), "Parquet file of the compacted table, relative to it"),
+        _field("part", pa.string(), "part whose rows it holds, relative to SCORES"),
+        _field("bytes", pa.int64(), "size of the part"),
     ]
 )
 

@@ -143,6 +143,17 @@ class Folder:
             if path.startswith(prefix) and not path.endswith(_TEMPORARY)
         )
 
+    def folders(self, below: str = "") -> list[str]:
+        """Return the names of the sub-folders directly below one, sorted; none if it is absent."""
+        filesystem, _ = self._filesystem
+        filesystem.invalidate_cache()
+        try:
+            found = filesystem.ls(self._inner(below), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        inner = (info["name"].rstrip("/") for info in found if info["type"] == "directory")
+        return sorted(path.rpartition("/")[2] for path in inner)
+
     def write(self, name: str, content: bytes) -> None:
         """Put a file, whole or not at all: a reader never sees a part of it."""
         with self.writing(name) as file:
@@ -184,6 +195,22 @@ class Folder:
         finally:
             temporary.unlink(missing_ok=True)
         return True
+
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name, replacing what has it: readers see the one or the other.
+
+        Object stores copy it, on their side, and then remove it. Raises `FileNotFoundError`.
+        """
+        filesystem, _ = self._filesystem
+        if self.is_local:
+            target = Path(self._inner(to))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Path(self._inner(name)).replace(target)
+            _sync_folder(target.parent)
+            return
+        filesystem.cp_file(self._inner(name), self._inner(to))
+        filesystem.rm_file(self._inner(name))
+        filesystem.invalidate_cache()
 
     def remove(self, name: str, *, recursive: bool = False) -> None:
         """Remove a file, or a sub-folder with all below it; what is absent is fine."""

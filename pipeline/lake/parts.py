@@ -17,11 +17,11 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import Entry, Folder
 from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.lake.parquet import PART_ORDER, write_sorted
 
 _SOURCE = "_source.json"
 # Anything else in the folder is somebody else's.
@@ -48,8 +48,7 @@ def heatmap_name(fragment: Fragment, source_row: int) -> str:
 def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) -> None:
     """Commit a fragment. Its heatmaps must be in place."""
     sink = io.BytesIO()
-    # store_schema keeps the time zone and nullability for Arrow readers; statistics prune.
-    pq.write_table(table, sink, compression="zstd")
+    write_sorted(table, sink, PART_ORDER)
     scores.write(part_name(version, fragment), sink.getvalue())
 
 
@@ -105,34 +104,52 @@ def committed(scores: Folder, version: str) -> Committed:
     return Committed.of(n for n in names if _PART.fullmatch(n.rpartition("/")[2]))
 
 
-def remove_superseded(scores: Folder, fragments: Fragments, done: Committed) -> list[str]:
-    """Remove parts of older contents of the files in the plan, once the new ones are all done.
+def versions(scores: Folder) -> list[str]:
+    """Return the versions that a score table has parts of."""
+    folders = (name.partition("=") for name in scores.folders())
+    return [value for key, _, value in folders if key == "version"]
+
+
+def every_part(scores: Folder) -> list[Entry]:
+    """Return the parts of all versions, by name. One listing a version; heatmaps are not listed."""
+    found = (entry for v in versions(scores) for entry in scores.find(f"version={v}"))
+    return [entry for entry in found if _PART.fullmatch(PurePosixPath(entry.name).name)]
+
+
+def superseded(fragments: Fragments, done: Committed, expired: pa.StringArray) -> list[str]:
+    """Return parts of older contents of the files in the plan whose new ones are all done.
 
     Args:
-        scores: The score table.
         fragments: All fragments of the files in question.
         done: What is committed now for one version, from `committed`.
-
-    Returns:
-        The names of the removed parts.
+        expired: Keys of that version that need no part any more.
     """
     unplanned = done.names.filter(pc.invert(pc.is_in(done.sorted_keys, value_set=fragments.keys)))
     if not len(unplanned):
         return []
     files = {_file_digest(path): path for path in fragments.paths}
-    removed = []
+    finished = pa.concat_arrays([done.sorted_keys, expired])
+    leaving = []
     for name in unplanned.to_pylist():
         path = files.get(name.rpartition("/")[2].split("-")[1])
-        if path is not None and _is_done(fragments, path, done):
-            scores.remove(name)
-            scores.remove(f"_heatmaps/{_key_of(name)}", recursive=True)
-            removed.append(name)
-    return removed
+        if path is not None and _is_done(fragments, path, finished):
+            leaving.append(name)
+    return leaving
 
 
-def _is_done(fragments: Fragments, path: str, done: Committed) -> bool:
+def remove(scores: Folder, names: Iterable[str]) -> None:
+    """Remove parts and their heatmaps; what is gone already is fine.
+
+    The part is last: while it is there, whoever comes after a kill finds what is left to remove.
+    """
+    for name in names:
+        scores.remove(f"_heatmaps/{key_of(name)}", recursive=True)
+        scores.remove(name)
+
+
+def _is_done(fragments: Fragments, path: str, finished: pa.StringArray) -> bool:
     current = fragments.of_path(path).keys
-    return bool(pc.all(pc.is_in(current, value_set=done.sorted_keys)).as_py())
+    return bool(pc.all(pc.is_in(current, value_set=finished)).as_py())
 
 
 def bind_source(scores: Folder, images: Folder) -> None:
@@ -154,7 +171,7 @@ def require_source(scores: Folder, images: Folder) -> None:
     if scores.exists(_SOURCE) and scores.read(_SOURCE) != images.root.encode():
         raise ConfigError(
             f"{scores.root} holds scores of {scores.read(_SOURCE).decode()}, not of {images.root}; "
-            "choose another SCORES"
+            "choose another folder"
         )
 
 
@@ -162,5 +179,6 @@ def _file_digest(path: str) -> str:
     return hashlib.sha256(path.encode()).hexdigest()[:12]
 
 
-def _key_of(name: str) -> str:
+def key_of(name: str) -> str:
+    """Return the key in a part's name."""
     return name[-len(_KEY_AND_END) : -len(".parquet")]

@@ -62,12 +62,12 @@ def keyed(plan: Plan, settings_digests: Mapping[str, str], otherwise: str) -> Pl
 def output_digest(settings: Settings) -> str:
     """Return the digest of all settings that a part's bytes depend on, besides the model.
 
-    Runner, workers, `batch_size` and `max_failed` are not among them.
+    Runner, workers, `batch_size`, `max_failed` and where parts are published are not among them.
     """
     return digest(
         {
             "image": settings.image.model_dump(mode="json"),
-            "score": settings.score.model_dump(mode="json"),
+            "score": settings.score.model_dump(mode="json", exclude={"iceberg_table"}),
             "columns": settings.columns.model_dump(mode="json"),
             "fragment_images": settings.fragment_images,
         }

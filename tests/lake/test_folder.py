@@ -260,3 +260,25 @@ def test_a_files_uri_splits_into_folder_and_name(tmp_path, monkeypatch):
     assert split_uri("sub/a.yaml") == (Folder(f"{tmp_path}/sub"), "a.yaml")
     assert split_uri("/a.yaml") == (Folder("/"), "a.yaml")
     assert split_uri("memory://b/a.yaml") == (Folder("memory:///b"), "a.yaml")
+
+
+def test_a_moved_file_replaces_what_has_its_name(folder):
+    folder.write("next/1", b"new")
+    folder.write("a/b.bin", b"old")
+    folder.move("next/1", "a/b.bin")
+    folder.write("next/2", b"other")
+    folder.move("next/2", "c/d.bin")
+    assert _names(folder.find()) == ["a/b.bin", "c/d.bin"]
+    assert folder.read("a/b.bin") == b"new"
+    with pytest.raises(FileNotFoundError):
+        folder.move("next/1", "a/b.bin")
+
+
+def test_sub_folders_are_listed_without_what_is_below(folder):
+    assert folder.folders() == []
+    folder.write("version=b/x/1.bin", b"")
+    folder.write("version=a/1.bin", b"")
+    folder.write("file", b"")
+    assert folder.folders() == ["version=a", "version=b"]
+    assert folder.folders("version=b") == ["x"]
+    assert folder.folders("file") == []

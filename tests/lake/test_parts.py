@@ -12,7 +12,10 @@ from pipeline.lake import parts
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
 
-TABLE = pa.table({"image_id": ["a", "b"]})
+NONE = pa.array([], pa.string())
+TABLE = pa.table(
+    {"image_id": ["a", "b"], "source_path": ["x"] * 2, "source_row": [0, 1], "group": ["x"] * 2}
+)
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -75,16 +78,20 @@ def test_older_parts_of_a_changed_file_go_when_all_new_ones_are_there(scores):
 
     for fragment in new[:2]:
         _put(scores, fragment)
-        assert parts.remove_superseded(scores, plan, parts.committed(scores, "v1")) == []
+        assert parts.superseded(plan, parts.committed(scores, "v1"), NONE) == []
+    # What has expired needs no part.
+    expired = parts.superseded(plan, parts.committed(scores, "v1"), pa.array([new[2].key]))
     _put(scores, new[2])
-    removed = parts.remove_superseded(scores, plan, parts.committed(scores, "v1"))
+    removed = parts.superseded(plan, parts.committed(scores, "v1"), NONE)
+    assert expired == removed
+    parts.remove(scores, removed)
 
     assert sorted(removed) == sorted(parts.part_name("v1", fragment) for fragment in old)
     kept = [*new, unchanged, vanished]
     assert parts.committed(scores, "v1") == {f.key: parts.part_name("v1", f) for f in kept}
     heatmaps = {entry.name for entry in scores.find("_heatmaps")}
     assert heatmaps == {parts.heatmap_name(fragment, 0) for fragment in kept}
-    assert parts.remove_superseded(scores, plan, parts.committed(scores, "v1")) == []
+    assert parts.superseded(plan, parts.committed(scores, "v1"), NONE) == []
 
 
 def test_a_score_table_belongs_to_one_images_folder(scores, tmp_path):

@@ -1,0 +1,63 @@
+"""What a scoring run does once its parts are committed: parts that are over go, in a safe order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow.compute as pc
+
+from jobs.console import log
+from pipeline.lake import expiry, iceberg, parts, runs
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
+
+
+@dataclass(frozen=True)
+class Retirement:
+    """Removes parts of older contents and expired ones, after they have left the Iceberg table."""
+
+    rule: str | None
+    expires: Callable[[Folder, Sequence[str]], list[str]] | None
+    now: datetime
+    iceberg_table: str | None
+
+    @classmethod
+    def checked(cls, rule: str | None, iceberg_table: str | None) -> "Retirement":
+        """Return it, once what can be wrong with a rule and a table has been looked at.
+
+        Raises:
+            ConfigError: if the rule is none, or the Iceberg catalog cannot be opened.
+        """
+        now = runs.now()
+        if iceberg_table is not None:
+            iceberg.check(iceberg_table)
+        return cls(rule, expiry.parse_rule(rule, now) if rule else None, now, iceberg_table)
+
+    def __call__(self, scores: Folder, job: runs.Run, fragments: Fragments) -> list[str]:
+        """Publish, and remove what is over; return the names of the removed parts.
+
+        Each step can be repeated: a run that was killed anywhere is made up for by the next one.
+        """
+        version = job.record.version
+        done = parts.committed(scores, version)
+        in_ledger = expiry.expired_keys(scores, version)
+        leaving = {
+            *parts.superseded(fragments, done, in_ledger),
+            # A kill came between their entry in the ledger and their removal.
+            *done.names.filter(pc.is_in(done.sorted_keys, value_set=in_ledger)).to_pylist(),
+        }
+        if self.rule is not None and self.expires is not None:
+            every = [entry.name for entry in parts.every_part(scores)]
+            expired = self.expires(scores, every)
+            expiry.record(scores, expired, self.rule, self.now)
+            leaving.update(expired)
+            log.info("--expire %s: %d of %d parts go", self.rule, len(expired), len(every))
+        if self.iceberg_table is not None:
+            snapshot = iceberg.publish(
+                self.iceberg_table, scores, version, leaving, run=job.record.run
+            )
+            changed = (snapshot.added, snapshot.removed) if snapshot else (0, 0)
+            log.info("%s: %d parts added, %d removed", self.iceberg_table, *changed)
+        removed = sorted(leaving)
+        parts.remove(scores, removed)
+        return removed

@@ -1,0 +1,264 @@
+"""Old parts expire, are remembered, and are not scored again, whatever is killed in between."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import score, status
+from pipeline.config import Settings, load_settings
+from pipeline.errors import ConfigError
+from pipeline.lake import expiry, parts
+from pipeline.lake.folder import Folder
+from tests.conftest import LOCAL, TINY, TINY_FLAGS, output_files, read_scores
+from tests.lake.noise import ROWS, VERSION, fragment_of, put
+
+DATES = ("2026-08-01", "2026-11-22")
+
+
+@pytest.fixture(scope="module")
+def nights(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny lake, a product a night: 22 images, three fragments each."""
+    root = tmp_path_factory.mktemp("nights")
+    for date, product in zip(DATES, ("brushed_plate", "woven_cloth"), strict=True):
+        (file,) = images.glob(f"g={product}/*.parquet")
+        (root / f"dt={date}").mkdir()
+        shutil.copy(file, root / f"dt={date}" / "images.parquet")
+    return root
+
+
+@pytest.fixture(scope="module")
+def scored(
+    nights: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Settings
+) -> Path:
+    root = tmp_path_factory.mktemp("scored")
+    score.run(str(nights), str(model), str(root), tiny, LOCAL)
+    return root
+
+
+@pytest.fixture
+def again(nights: Path, model: Path, scored: Path, tmp_path: Path, tiny: Settings) -> Callable:
+    """Score the same lake again into a copy of its table, with a rule."""
+    shutil.copytree(scored, tmp_path / "scores")
+
+    def run(expire: str | None = None):
+        table = str(tmp_path / "scores")
+        return score.run(str(nights), str(model), table, tiny, LOCAL, expire=expire)
+
+    return run
+
+
+def _dates(table: Path) -> set[str]:
+    return {path.parent.name for path in table.glob("version=*/**/*.parquet")}
+
+
+def test_expired_parts_go_with_their_heatmaps_and_are_not_scored_again(again, tmp_path: Path):
+    table = tmp_path / "scores"
+    summary = again("dt < '2026-11-01'")
+    assert _dates(table) == {f"dt={DATES[1]}"}
+    assert len(summary.removed_parts) == 3
+    assert len(summary.parts) == 3
+    rows = read_scores(table).to_pylist()
+    pictures = {path.relative_to(table) for path in table.rglob("*.png")}
+    assert pictures == {Path(row["heatmap_path"]) for row in rows}
+    before = output_files(table)
+    for rule in (None, "dt < '2026-11-01'"):
+        summary = again(rule)
+        assert summary.statuses == {}
+        assert summary.already_done == summary.fragments == 6
+        assert output_files(table) == before
+    (run,) = status.read(str(table))
+    assert (run.done, run.expired, run.pending, run.images_done) == (3, 3, 0, 22)
+
+
+def test_an_age_counts_from_when_the_rows_were_scored(scored: Path):
+    table = Folder.at(str(scored))
+    names = [entry.name for entry in parts.every_part(table)]
+    assert len(names) == 6
+    for now, expired in (
+        (datetime(2026, 4, 1, tzinfo=UTC), 0),
+        (datetime(2026, 4, 2, tzinfo=UTC), 6),
+    ):
+        # Scored at 2026-01-01: 90 days and no more, then 91.
+        assert len(expiry.parse_rule("90d", now)(table, names)) == expired
+    rule = expiry.parse_rule("dt < '2026-09-01' and scored_at < '2027'", now)
+    assert len(rule(table, names)) == 3
+
+
+def test_what_a_kill_left_between_ledger_and_removal_goes_with_the_next_run(
+    again, tmp_path: Path, scored: Path
+):
+    table = Folder.at(str(tmp_path / "scores"))
+    names = [entry.name for entry in parts.every_part(table)]
+    first = [name for name in names if DATES[0] in name]
+    expiry.record(table, first, "dt < '2026-11-01'", datetime(2026, 11, 25, tzinfo=UTC))
+    parts.remove(table, first[:1])
+    table.remove(f"_heatmaps/{parts.key_of(first[1])}", recursive=True)
+    assert _dates(tmp_path / "scores") == {f"dt={date}" for date in DATES}
+    assert again().statuses == {}
+    assert _dates(tmp_path / "scores") == {f"dt={DATES[1]}"}
+    assert {path.name for path in (tmp_path / "scores" / "_heatmaps").iterdir()} == {
+        parts.key_of(name) for name in names if name not in first
+    }
+
+
+def test_without_its_ledger_entry_an_expired_image_is_scored_again(
+    again, tmp_path: Path, scored: Path
+):
+    again("dt < '2026-11-01'")
+    shutil.rmtree(tmp_path / "scores" / "_ledger")
+    assert again().statuses == {"ok": 22}
+    assert output_files(tmp_path / "scores") == output_files(scored)
+
+
+@pytest.mark.parametrize("rule", ["90", "dt <", "exit()"])
+def test_a_rule_that_is_none_is_told_before_any_work(rule: str, again, tmp_path: Path):
+    before = output_files(tmp_path / "scores")
+    with pytest.raises(ConfigError, match="--expire takes an age as 90d, or an expression"):
+        again(rule)
+    assert output_files(tmp_path / "scores") == before
+
+
+def test_a_rule_of_an_unknown_key_removes_nothing(again, tmp_path: Path):
+    before = output_files(tmp_path / "scores")
+    with pytest.raises(ConfigError, match="'date' is no partition key"):
+        again("date < '2026-11-01'")
+    assert output_files(tmp_path / "scores") == before
+
+
+def test_parts_have_statistics_that_prune_and_no_others(scored: Path):
+    for part in scored.glob("version=*/**/*.parquet"):
+        group = pq.ParquetFile(part).metadata.row_group(0)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        pruning = {c.path_in_schema for c in columns if c.is_stats_set}
+        assert pruning >= {"image_id", "group", "status", "image_score", "scored_at", "model_id"}
+        assert not pruning & {"anomaly_map.list.element", "heatmap_path", "error"}
+        assert {c.compression for c in columns} == {"ZSTD"}
+        assert [s.column_index for s in group.sorting_columns] == [3, 1, 2]
+        rows = pq.ParquetFile(part).read(columns=["source_row"]).column(0).to_pylist()
+        assert rows == sorted(rows)
+
+
+def test_where_parts_are_published_is_not_in_their_names():
+    with_table = load_settings(flags=TINY | {"score": TINY["score"] | {"iceberg_table": "a.b.c"}})
+    from pipeline.stages.plan import output_digest
+
+    assert output_digest(with_table) == output_digest(load_settings(flags=TINY))
+
+
+def _published(tmp_path: Path) -> list[tuple[str, int]]:
+    """The identities of all rows of the Iceberg table."""
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    catalog = SqlCatalog("lake", uri=f"sqlite:///{tmp_path}/catalog.db")
+    rows = catalog.load_table("plant.scores").scan().to_arrow()
+    catalog.close()
+    return list(
+        zip(*(rows.column(name).to_pylist() for name in ("source_path", "source_row")), strict=True)
+    )
+
+
+def _environment(tmp_path: Path) -> dict[str, str]:
+    return dict(os.environ) | {
+        "PYICEBERG_CATALOG__LAKE__TYPE": "sql",
+        "PYICEBERG_CATALOG__LAKE__URI": f"sqlite:///{tmp_path}/catalog.db",
+        "PYICEBERG_CATALOG__LAKE__WAREHOUSE": f"file://{tmp_path}/warehouse",
+    }
+
+
+# The end of a scoring run, without the scoring: all new contents of night 22 are committed, and
+# night 21 is to expire. Says when it begins: most of its life goes into starting Python.
+_RETIRE = """import sys
+from jobs.retirement import Retirement
+from pipeline.config import Settings
+from pipeline.lake import runs
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
+from tests.lake.noise import VERSION, fragment_of
+fragments = Fragments.of(fragment_of(22, file, version=sys.argv[2]) for file in range(10))
+record = runs.RunRecord(run="r", verb="score", images="i", where=None, version=VERSION,
+                        started_at=runs.now(), settings=Settings())
+scores = Folder(sys.argv[1])
+retire = Retirement.checked("dt < '2026-11-22'", "lake.plant.scores")
+print("begin", flush=True)
+retire(scores, runs.Run(scores, record), fragments)
+"""
+
+
+def _retire(tmp_path: Path, contents: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _RETIRE, str(tmp_path / "scores"), str(contents)]
+    process = subprocess.Popen(
+        command,
+        env=_environment(tmp_path),
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begin\n"
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_killed_while_expiring_replacing_and_publishing_every_row_is_there_once(tmp_path: Path):
+    (tmp_path / "warehouse").mkdir()
+    scores, draw = tmp_path / "scores", random.Random(7)
+    killed, seconds = 0, 0.0
+    for contents in range(4):
+        for file in range(10):
+            put(scores, fragment_of(21, file, version=str(contents)))
+            put(scores, fragment_of(22, file, version=str(contents)))
+        for _ in range(4 if seconds else 0):
+            with _retire(tmp_path, contents) as process:
+                time.sleep(1.2 * seconds * draw.random())
+                process.send_signal(signal.SIGKILL)
+                killed += process.wait() == -signal.SIGKILL
+        with _retire(tmp_path, contents) as process:
+            started = time.monotonic()
+            assert process.wait() == 0
+            seconds = time.monotonic() - started
+        rows = read_scores(scores)
+        columns = (rows.column(name).to_pylist() for name in ("source_path", "source_row"))
+        assert sorted(_published(tmp_path)) == sorted(zip(*columns, strict=True))
+        assert _dates(scores) == {"dt=2026-11-22"}
+        assert len(rows) == 10 * ROWS
+        kept = expiry.expired_keys(Folder(str(scores)), VERSION)
+        assert set(kept.to_pylist()) == {
+            fragment_of(21, file, version=str(earlier)).key
+            for earlier in range(contents + 1)
+            for file in range(10)
+        }
+    assert killed > 5
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_publishes_what_it_committed_and_withdraws_what_expires(
+    again, nights: Path, model: Path, tmp_path: Path, patchlake, monkeypatch: pytest.MonkeyPatch
+):
+    from pyiceberg.utils.config import Config
+
+    (tmp_path / "warehouse").mkdir()
+    for name, value in _environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+    command = ("score", nights, model, tmp_path / "scores", *TINY_FLAGS)
+    command += ("--iceberg", "lake.plant.scores")
+    assert patchlake(*command).code == 0
+    assert len(set(_published(tmp_path))) == len(_published(tmp_path)) == 44
+    result = patchlake(*command, "--expire", f"dt < '{DATES[1]}'")
+    assert result.code == 0
+    assert "0 parts added, 3 removed" in result.err
+    assert len(_published(tmp_path)) == 22
+    assert patchlake(*command[:-1], "nowhere.plant.scores").code == 2
