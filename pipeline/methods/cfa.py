@@ -12,8 +12,8 @@ Deliberate differences from the paper and the authors' code:
 * centres are the mean of all images. The authors' running mean gives each batch the same weight,
   which differs where the last batch is smaller;
 * the loss pushes off neighbours K + 1 to K + J; the authors' slice is right for K = J only;
-* the image score is the largest of the patch grid; the authors take it after upsampling, smoothing
-  and a min-max over the test set;
+* the image score is the largest of the patch grid, smoothed there by a Gaussian; the authors smooth
+  after upsampling, and add a min-max over the test set, which no image by itself has;
 * some images are left out (`held_out_fraction`), and scores are calibrated on these: what it was
   trained on looks more normal than new images ever will. Of fewer than 10 images none is left out,
   and calibration is on the training images themselves;
@@ -39,6 +39,7 @@ from torch.nn import functional
 from pipeline.config import Layers
 from pipeline.errors import ConfigError
 from pipeline.index.choose import ChosenSearch
+from pipeline.maths.smoothing import smoothed_peaks
 from pipeline.methods.contract import (
     Arrays,
     Corpus,
@@ -159,7 +160,7 @@ class CFA:
                 found.append(softmin_scores(distances))
         rows, columns = grid_of(embeddings)
         maps = np.array(found, np.float32).reshape(images, rows, columns)
-        return Scores(maps.max(axis=(1, 2)), maps)
+        return Scores(smoothed_peaks(maps), maps)
 
     def _descent(self, seed: int, unseen: np.ndarray) -> Descent:
         return Descent(

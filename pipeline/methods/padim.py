@@ -28,19 +28,17 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from pydantic import Field
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Layers
 from pipeline.maths.gaussian import Moments, merge, packed, unpacked, whitener
+from pipeline.maths.smoothing import smoothed_peaks
 from pipeline.methods.contract import Arrays, Corpus, Fitted, Model, Progress, Scores
 
 # Images of one product. Their number is fixed, and missing ones are zero: the last bits of a
 # product can depend on how many columns it has.
 _IMAGES_AT_ONCE = 16
-# Of the smoothing before the maximum, in locations.
-_SIGMA = 1.0
 # A worker merges two states into a third, beside a fragment's embeddings.
 _STATES_HELD = 4
 
@@ -126,8 +124,7 @@ class PaDiM:
         if ignore is not None:
             distances = without_itself(distances, int(model.state["count"][0]))
         maps = distances.reshape(images, height, width)
-        smoothed = gaussian_filter(maps, sigma=_SIGMA, axes=(1, 2))
-        return Scores(smoothed.max(axis=(1, 2)), maps)
+        return Scores(smoothed_peaks(maps), maps)
 
 
 def chosen_channels(total: int, count: int, seed: int) -> Int64[np.ndarray, " chosen"]:
