@@ -60,7 +60,7 @@ class Faults:
         temporary.write_text(json.dumps({**places, **spec}))
         temporary.replace(self.folder / "spec.json")
 
-    def worker(self, stage: str, timeout_s: float = 90) -> int:
+    def worker(self, stage: str, timeout_s: float = 300) -> int:
         """Wait for a process that is working in a stage; return its id."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -97,10 +97,10 @@ class Nodes:
 
     def fill(self) -> None:
         """Have two workers, of three CPUs each: when one is lost, two infer actors and a spare."""
+        # Memory is said, not measured: decode asks for 512 MiB, which a busy machine may not show.
+        sizes = {"memory": 4 * 2**30, "object_store_memory": 100 * 2**20}
         while len(self.workers) < 2:
-            self.workers.append(
-                self.cluster.add_node(num_cpus=3, object_store_memory=100 * 2**20, wait=True)
-            )
+            self.workers.append(self.cluster.add_node(num_cpus=3, wait=True, **sizes))
 
     def kill_one(self) -> None:
         """SIGKILL a raylet; its workers follow it by themselves."""

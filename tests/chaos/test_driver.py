@@ -20,21 +20,23 @@ from tests.chaos.checking import (
 from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
 from tests.conftest import by_place
 
-KILLS = 20
+# Most in one process, which starts in a third of the time; every sixth on a cluster.
+KILLS, ON_RAY = 24, 6
 
 
-def test_a_driver_that_is_killed_at_twenty_random_moments(
+def test_a_driver_that_is_killed_at_random_moments(
     images: Path, model: Path, oracle: Path, tmp_path: Path, nodes, start, faults
 ):
-    """Ten times on a cluster and ten times in one process, into one table, by the same command."""
+    """Twenty times in one process and four times on a cluster, into one table, by one command."""
     scores = tmp_path / "scores"
     command = ("score", images, model, scores, *FLAGS, *SCORED_AT)
     # Fragments take long enough that few are done before a kill.
-    faults.plan(slow={"infer": 0.4, "publish": 0.3})
+    faults.plan(slow={"infer": 0.9, "publish": 0.2})
     moments = random.Random(5)
     parts: list[int] = []
     for kill in range(KILLS):
-        where = ("--address", nodes.address) if kill % 2 else ("--runner", "local")
+        is_local = kill % ON_RAY < ON_RAY - 1
+        where = ("--runner", "local") if is_local else ("--address", nodes.address)
         job = start(*command, *where)
         if kill % 4 < 2:
             # Wherever it is then: importing, planning, connecting.

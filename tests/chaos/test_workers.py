@@ -25,9 +25,8 @@ def scoring(images: Path, model: Path, tmp_path: Path, nodes, start):
 def test_a_worker_that_is_killed_at_work(
     stage: str, scoring, images: Path, oracle: Path, tmp_path: Path, faults
 ):
-    faults.plan(slow={stage: 0.3})
+    faults.plan(slow={stage: 1})
     job = scoring()
-    wait_for(tmp_path / "scores", PARTS, 2)
     os.kill(faults.worker(stage), signal.SIGKILL)
     code, said = job.end()
     assert code == 0, said
@@ -37,10 +36,11 @@ def test_a_worker_that_is_killed_at_work(
 def test_a_raylet_that_is_killed_while_scoring(
     scoring, images: Path, oracle: Path, tmp_path: Path, nodes, faults
 ):
-    faults.plan(slow={"infer": 0.5})
+    faults.plan(slow={"infer": 1})
     job = scoring()
     wait_for(tmp_path / "scores", PARTS, 3)
     nodes.kill_one()
+    assert job.process.poll() is None
     code, said = job.end()
     assert code == 0, said
     check_scores(tmp_path / "scores", images, oracle)
@@ -49,13 +49,14 @@ def test_a_raylet_that_is_killed_while_scoring(
 def test_a_raylet_that_is_killed_while_fitting(
     images: Path, model: Path, tmp_path: Path, nodes, start, faults
 ):
-    faults.plan(slow={"embed": 0.5})
+    faults.plan(slow={"embed": 1})
     fitted = tmp_path / "model"
     # The rows are held by two members, in whatever nodes there are then.
     flags = (*FLAGS, *SCORED_AT, "--set", "method.coreset=distributed")
     job = start("fit", images, fitted, *flags, "--address", nodes.address)
     wait_for(fitted, "_runs/*/partials/*.safetensors", 3)
     nodes.kill_one()
+    assert job.process.poll() is None
     code, said = job.end()
     assert code == 0, said
     undisturbed = tmp_path / "undisturbed"

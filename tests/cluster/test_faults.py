@@ -86,10 +86,10 @@ def test_a_row_that_kills_its_workers_is_given_up_in_each_stage(tmp_path: Path):
         ),
     )
     names = ["one", "kills decode", "two", "kills infer", "kills publish", "three"]
-    rows = [pa.table({"name": [name], "done": [""]}) for name in names]
+    plan = pa.table({"name": names, "done": [""] * len(names)})
     pipeline = Pipeline(dying("decode"), Infer(), dying("publish"), poison)
 
-    done = [row.to_pylist()[0] for row in RayRunner(workers=1).run(rows, pipeline)]
+    done = [row.to_pylist()[0] for row in RayRunner(workers=1).run(plan, pipeline)]
 
     assert sorted(row["name"] for row in done) == sorted(names)
     for row in done:
@@ -107,4 +107,4 @@ def test_a_worker_that_dies_each_time_it_starts_ends_the_job():
 
     pipeline = Pipeline(lambda table: table, Dying())
     with pytest.raises(WorkersLost, match="died 3 times while it started"):
-        list(RayRunner(workers=1).run([pa.table({"name": ["one"]})], pipeline))
+        list(RayRunner(workers=1).run(pa.table({"name": ["one"]}), pipeline))
