@@ -8,7 +8,7 @@ import typer
 
 from jobs import compact, demo, evaluate, fit, ingest, score, status
 from jobs.console import log, set_up_logging
-from pipeline.errors import PatchlakeError, Stopped
+from pipeline.errors import InputChanged, PatchlakeError, Stopped
 
 app = typer.Typer(
     name="patchlake",
@@ -43,9 +43,15 @@ def main() -> None:
         # One clear message; a traceback is for faults of the program.
         log.error("%s", error)
         sys.exit(error.exit_code)
+    except InputChanged as error:
+        log.error("%s", error)
+        sys.exit(PatchlakeError.exit_code)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    # The clean-up that this begins ends the workers: a second signal must not cut it short.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     name = signal.Signals(number).name
     raise Stopped(f"stopped by {name}; the same command goes on from here")
 

@@ -2,9 +2,11 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -35,42 +37,92 @@ def set_up_logging() -> None:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show how far a job is, with an estimate: a bar on a terminal, else a line every 30 s."""
+def progress(
+    what: str, total: int, unit: str, note: Callable[[], str] = lambda: ""
+) -> Iterator[Advance]:
+    """Show how far a job is, with an estimate: a bar on a terminal, else a line every 30 s.
+
+    Args:
+        what: The work.
+        total: Units in all.
+        unit: Their name.
+        note: Returns what else is to be said, whenever it is said.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _logged(what, total, unit)
+        with _logged(_Count(what, total, unit, note)) as advance:
+            yield advance
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left:"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )
+    count = _Count(what, total, unit, note)
     with Progress(*columns, console=console) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda count: shown.advance(task, count)
+        task = shown.add_task(what, total=total, rate=unit, note="")
+
+        def advance_bar(more: int) -> None:
+            count.done += more
+            rate = f"{unit}, {count.rate:.1f} a second"
+            shown.update(task, advance=more, rate=rate, note=note())
+
+        yield advance_bar
 
 
-def _logged(what: str, total: int, unit: str) -> Advance:
-    started = last = time.monotonic()
-    done = 0
+class _Count:
+    def __init__(self, what: str, total: int, unit: str, note: Callable[[], str]) -> None:
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.note = note
+        self.done = 0
+        self._started = time.monotonic()
 
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if done < total and now - last < _LOG_EVERY_S:
-            return
-        last = now
-        rate = done / max(now - started, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
-        log.info("%s: %d of %d %s, %.1f a second%s", what, done, total, unit, rate, left)
+    @property
+    def rate(self) -> float:
+        return self.done / max(time.monotonic() - self._started, 1e-9)
 
-    return advance
+    def __str__(self) -> str:
+        left = ""
+        if 0 < self.done < self.total:
+            seconds = (self.total - self.done) / self.rate
+            end = datetime.now(UTC).astimezone() + timedelta(seconds=seconds)
+            left = f", {seconds:.0f} s left (until {end:%H:%M:%S})"
+        note = self.note()
+        return (
+            f"{self.what}: {self.done} of {self.total} {self.unit}, {self.rate:.1f} a second{left}"
+            f"{'; ' if note else ''}{note}"
+        )
+
+
+@contextmanager
+def _logged(count: _Count) -> Iterator[Advance]:
+    """Log a line every 30 s, also while nothing comes, and one when all is done."""
+    ended = threading.Event()
+
+    def log_on() -> None:
+        while not ended.wait(_LOG_EVERY_S):
+            log.info("%s", str(count))
+
+    def advance(more: int) -> None:
+        count.done += more
+        if count.done >= count.total:
+            ended.set()
+            log.info("%s", str(count))
+
+    thread = threading.Thread(target=log_on, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

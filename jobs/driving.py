@@ -4,16 +4,19 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from jobs.console import log, progress
-from pipeline.cluster.runner import Pipeline, Runner
+from jobs.heartbeat import Heart
+from pipeline.cluster.runner import Pipeline, Poison, Runner
 from pipeline.config import Settings
 from pipeline.errors import FragmentsFailed
 from pipeline.lake import runs
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.pulse import Speed
 from pipeline.lake.runs import Run, Summary
-from pipeline.stages.batch import FragmentResult
+from pipeline.stages.batch import FragmentResult, given_up, key_of
 
 _SHOWN = 5
 
@@ -22,9 +25,12 @@ _SHOWN = 5
 class Tally:
     """What came back from the fragments of this start."""
 
-    # Fragments that this start has passed through the pipeline.
+    # Fragments that this start has passed through the pipeline, and their images.
     fragments: int = 0
+    images: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    # Of what earlier starts of this run have done.
+    earlier: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     stage_seconds: Counter[str] = field(default_factory=Counter)
@@ -35,6 +41,7 @@ class Tally:
     def add(self, result: FragmentResult) -> None:
         """Count one fragment."""
         self.fragments += 1
+        self.images += result.planned
         self.statuses.update(result.statuses)
         self.duplicates += result.duplicates
         for stage, seconds in result.seconds.items():
@@ -45,11 +52,41 @@ class Tally:
         if result.failure is not None:
             self.failed[result.key] = result.failure
 
+    @property
+    def error_rows(self) -> int:
+        """Rows without a result."""
+        # Copied: another thread asks.
+        return sum(count for status, count in dict(self.statuses).items() if status != "ok")
 
-def drive(runner: Runner, run: Run, pending: Fragments, pipeline: Pipeline) -> Tally:
+    def told(self) -> str:
+        """Return errors and the time of each operator, in words."""
+        # Copied: another thread asks.
+        seconds = dict(self.stage_seconds)
+        each = [f"{n} {1000 * s / max(1, self.images):.0f}" for n, s in sorted(seconds.items())]
+        operators = f"{', '.join(each)} ms an image; " if each else ""
+        return f"{operators}{self.error_rows} error rows, {len(self.failed)} fragments failed"
+
+    def speed(self, images: int) -> Speed:
+        """Return the same as numbers, of that many images in all."""
+        rate = self.images / max(time.monotonic() - self.started, 1e-9)
+        return Speed(
+            images=images,
+            images_done=self.images,
+            error_rows=self.error_rows,
+            failed_fragments=len(self.failed),
+            images_per_second=rate,
+            seconds_left=(images - self.images) / rate if self.images else None,
+            stage_seconds={stage: float(s) for stage, s in dict(self.stage_seconds).items()},
+        )
+
+
+def drive(heart: Heart, runner: Runner, pending: Fragments, pipeline: Pipeline) -> Tally:
     """Pass the pending fragments through the pipeline; list those that fail."""
-    tally = Tally()
-    with progress(run.record.verb, pending.images, "images") as advance:
+    tally, run = Tally(), heart.run
+    attempts = run.record.settings.fragment_attempts
+    pipeline = replace(pipeline, poison=Poison(attempts, key_of, given_up))
+    heart.measure = partial(tally.speed, pending.images)
+    with progress(run.record.verb, pending.images, "images", tally.told) as advance:
         for row in runner.run(pending.table, pipeline) if pending else ():
             result = FragmentResult.from_arrow(row)
             tally.add(result)
@@ -80,6 +117,7 @@ def summarise(
         failed_fragments=tally.failed,
         images=planned.images,
         statuses=dict(sorted(tally.statuses.items())),
+        earlier_statuses=dict(sorted(tally.earlier.items())),
         duplicate_image_ids=tally.duplicates,
         seconds=time.monotonic() - tally.started,
         stage_seconds={stage: float(s) for stage, s in sorted(tally.stage_seconds.items())},
@@ -112,7 +150,8 @@ def _shortfall(summary: Summary) -> str | None:
     limit = summary.settings.max_failed
     if summary.error_rows > limit * summary.images:
         return (
-            f"{summary.error_rows} of {summary.images} images are error rows {summary.statuses}, "
+            f"{summary.error_rows} of {summary.images} images are error rows "
+            f"{dict(Counter(summary.statuses) + Counter(summary.earlier_statuses))}, "
             f"max_failed is {limit}: see the column 'error'"
         )
     return None

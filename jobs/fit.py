@@ -14,6 +14,7 @@ from jobs import options
 from jobs.console import log
 from jobs.driving import drive, half_of_memory
 from jobs.fleet import Fitting, fit_groups
+from jobs.heartbeat import beating
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.publishing import publish
@@ -110,12 +111,19 @@ def run(
     partials = job.name("partials/")
     pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
     pipeline = _pipeline(planned, target, partials, execution.threads)
-    with execution.start(settings.workers) as runner:
-        tally = drive(runner, job, pending, pipeline)
-        fitting = _fitting(planned, target, partials, execution.threads)
-        fitted, failed = fit_groups(fitting, planned.plan.kept, list(tally.failed), runner)
-    manifest = _manifest(planned, job, fitted, failed)
-    return publish(target, job, tally, manifest, planned.plan.kept)
+    with beating(job) as heart:
+        with execution.start(settings.workers) as runner:
+            tally = drive(heart, runner, pending, pipeline)
+            fitting = _fitting(planned, target, partials, execution.threads)
+            fitted, failed = fit_groups(fitting, planned.plan.kept, list(tally.failed), runner)
+        # Another driver of this very run may have been faster, and have cleared the partial results
+        # away.
+        published = _published(target, planned, overwrite=overwrite) if failed else None
+        if published is not None:
+            target.remove(partials, recursive=True)
+            return published
+        manifest = _manifest(planned, job, fitted, failed)
+        return publish(target, job, tally, manifest, planned.plan.kept)
 
 
 def preview(
@@ -156,7 +164,10 @@ def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) 
         batch_size=settings.batch_size,
         threads=threads,
     )
-    return Pipeline(Decode(planned.source, planned.selections, threads), embedder)
+    decode = Decode(
+        planned.source, planned.selections, threads, attempts=settings.fragment_attempts
+    )
+    return Pipeline(decode, embedder)
 
 
 def _fitting(planned: "_Planned", target: Folder, partials: str, threads: int) -> Fitting:

@@ -10,7 +10,7 @@ from jobs.console import log, progress
 from pipeline.cluster.local import LocalRunner
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PatchlakeError, WorkersLost
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.lake.models import GroupRecord
@@ -125,7 +125,10 @@ def _outcome(
     """Fit a group where this is called; a failure is returned, so that it stops no other group."""
     try:
         return fit_group(fitting.method, corpus, fitting.identity, fitting.settings, on_progress)
-    except ConfigError as error:
+    except (ConfigError, WorkersLost) as error:
         return str(error)
+    except PatchlakeError:
+        # Asked to stop, or a full disk: that is the job's.
+        raise
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one group stays with it
         return f"{type(error).__name__}: {error}"

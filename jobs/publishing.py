@@ -39,6 +39,8 @@ def publish(
         total = len(failed) + len(manifest.groups)
         raise FragmentsFailed(f"{len(failed)} of {total} groups are not published ({told})")
     target.remove(job.name("partials"), recursive=True)
+    # What a worker that was killed has left of a file.
+    target.sweep()
     require_success(summary)
     return manifest
 

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
+from pipeline.lake.pulse import Pulse, Speed, State, read_pulses, state_of
 from pipeline.stages.corpus import embedded_keys
 
 
@@ -24,10 +25,16 @@ class RunStatus:
     # Of the command, by which a scheduler finds its own run.
     where: str | None
     started_at: str
-    # finished: it wrote its summary. open: it runs, or died; the same command goes on.
-    state: str
-    # Of the command that finished it: 0, or 3. None while it is open.
+    # finished: it wrote its summary. running: its driver gave a sign of life. stopped: the driver
+    # ended and said why. dead: it did not. After the last two the same command goes on.
+    state: State
+    # Of the command that finished it: 0, or 3. None where there is no summary.
     exit_code: int | None
+    # When the driver gave the last sign of life, and why it ended, if it said so.
+    seen_at: str | None
+    stopped: str | None
+    # Of this start of the driver, as of then.
+    speed: Speed | None
     fragments: int
     done: int
     # Their parts were removed by --expire; they are not scored again.
@@ -67,8 +74,26 @@ def status(
     ]
     show_table(Folder.at(folder).root, header, rows)
     for state in states:
+        if state.state != "finished":
+            say(f"{state.run} {_told(state)}")
         for key, error in state.failures.items():
             say(f"{state.run} {key}: {error}")
+
+
+def _told(status: RunStatus) -> str:
+    """Return what has become of a run without a summary, in words."""
+    if status.state == "stopped":
+        return f"stopped: {status.stopped}"
+    if status.state == "dead":
+        return f"died without a word; its last sign of life: {status.seen_at}"
+    speed = status.speed
+    if speed is None or speed.seconds_left is None:
+        return "is running, and has no image done yet"
+    stages = ", ".join(f"{n} {seconds:.0f} s" for n, seconds in speed.stage_seconds.items())
+    return (
+        f"is running: {speed.images_per_second:.1f} images a second, {speed.seconds_left:.0f} s "
+        f"left, {speed.error_rows} error rows ({stages} of all workers)"
+    )
 
 
 def read(folder: str) -> list[RunStatus]:
@@ -81,10 +106,11 @@ def read(folder: str) -> list[RunStatus]:
     states = runs.read_runs(target)
     if not states:
         raise ConfigError(f"{target.root} holds no run of patchlake")
-    return [_status(target, state) for state in states]
+    pulses = read_pulses(target, [state.record.run for state in states])
+    return [_status(target, state, pulses.get(state.record.run)) for state in states]
 
 
-def _status(target: Folder, state: runs.RunState) -> RunStatus:
+def _status(target: Folder, state: runs.RunState, pulse: Pulse | None) -> RunStatus:
     record = state.record
     gone = state.fragments[:0]
     if record.verb == "score":
@@ -106,8 +132,11 @@ def _status(target: Folder, state: runs.RunState) -> RunStatus:
         verb=record.verb,
         where=record.where,
         started_at=record.started_at.isoformat(),
-        state="open" if state.summary is None else "finished",
+        state=state_of(pulse, is_finished=state.summary is not None),
         exit_code=state.summary.exit_code if state.summary else None,
+        seen_at=None if pulse is None else pulse.at.isoformat(),
+        stopped=None if pulse is None else pulse.stopped,
+        speed=None if pulse is None else pulse.speed,
         fragments=len(state.fragments),
         done=len(done),
         expired=len(gone),

@@ -115,6 +115,8 @@ class Settings(_Frozen):
     # Bytes that one process may hold of a fit's rows, or of a memory bank and its search; None:
     # half of this machine's memory.
     memory_budget: PositiveInt | None = None
+    # A fragment that raises, or kills its worker, is tried so often by each stage, then given up.
+    fragment_attempts: PositiveInt = 3
     # Above this share of error rows in the plan the job ends with exit code 3.
     max_failed: float = Field(default=0.01, ge=0, le=1)
     image: ImageSettings = ImageSettings()

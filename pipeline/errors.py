@@ -5,9 +5,12 @@ PatchlakeError            1
 │   ├── TableError        2   a table that is not what its schema says
 │   └── ModelError        2   a model that is absent, changed, or of other weights
 ├── FragmentsFailed       3   the job is done, but not all of it
-└── Stopped               4   asked to stop; the same command goes on from there
+├── Stopped               4   asked to stop; the same command goes on from there
+├── DiskFull              1   no fragment could be written: the job ends, and can go on later
+└── WorkersLost           1   processes died more often than the job tries again
 
-`ImageError` is none of these: one image that cannot be scored is a row of the result.
+`ImageError` is none of these: one image that cannot be scored is a row of the result. Nor is
+`InputChanged`, which is one fragment's.
 """
 
 from typing import Literal
@@ -45,6 +48,18 @@ class Stopped(PatchlakeError):  # noqa: N818 - an outcome, not a fault of the pr
     """The job was asked to stop; what is committed stays."""
 
     exit_code = 4
+
+
+class DiskFull(PatchlakeError):  # noqa: N818 - what it is, in two words
+    """A file could not be written for want of space; what is committed stays."""
+
+
+class WorkersLost(PatchlakeError):  # noqa: N818 - what happened, in two words
+    """Processes of the job died too often; what is committed stays."""
+
+
+class InputChanged(Exception):  # noqa: N818 - what happened, in two words
+    """A file is not what it was when the work was planned. Its fragments fail; others go on."""
 
 
 class ImageError(Exception):

@@ -128,6 +128,7 @@ FRAGMENT_BATCH = pa.schema(
         _optional("failure", pa.string(), "why the fragment was given up"),
         _field("seconds", pa.map_(pa.string(), pa.float64()), "time spent, by stage"),
         _field("nodes", pa.map_(pa.string(), pa.string()), "node that did it, by stage"),
+        _field("attempts", pa.int32(), "how often a stage tries it"),
     ]
 )
 

@@ -1,8 +1,12 @@
-"""`--runner ray`: the same stages as Ray Data operators. Only this package imports Ray.
+"""`--runner ray`: the same stages as Ray Data operators.
 
-One row is one fragment, in a block of its own, through decode (tasks), infer (an actor pool) and
-publish (tasks). Only settings and URIs travel to actors, so that an actor that dies is started
-again anywhere. Durability is not Ray's business: see `pipeline.lake.parts`.
+Only this package imports Ray. One row is one fragment, in a block of
+its own, through decode (tasks), infer (an actor pool) and publish (tasks). Only settings and URIs
+travel to actors, so that an actor that dies is started again anywhere. Durability is not Ray's
+business: see `pipeline.lake.parts`.
+
+What dies with its process or node is tried again: fragments without end by Ray, but each at most
+`Pipeline.poison.attempts` times by `attempts`; calls and members `_RETRIES` times.
 
 Traps of Ray 2.60 that this avoids: `read_parquet` and `write_parquet` are not used (the new reader
 dies with its node, file names change on every run); stages do not raise for a fragment (user
@@ -11,6 +15,8 @@ errors are not retried); CPUs are asked for whole (fractions can deadlock on sma
 
 import logging
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +30,10 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.cluster import nodes
+from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.errors import ConfigError, PatchlakeError
+from pipeline.errors import ConfigError, PatchlakeError, WorkersLost
 from pipeline.methods.contract import Held, M, Peers, T
 
 # Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
@@ -43,6 +50,13 @@ _MOST_ROWS, _BLOCKS_A_CPU = 64, 64
 # A job that waits for spot GPUs is not stuck: Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600
 
+# Deaths of a call's worker, or of a member, that are made good; each costs a start, and the loading
+# of a share. A night on spot nodes has some; one that dies of its own size does so each time.
+_RETRIES = 10
+
+# Of an infer worker whose start raises, one after the other.
+_INIT_RETRIES = 2
+
 # Ray Train has two implementations, and whoever still needs the first may have set its variable.
 _TRAIN_V2 = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}}
 
@@ -57,12 +71,16 @@ class RayRunner:
         """Yield the last stage's row for each row of the plan, as they are done."""
         gpus = nodes.offered("GPU")
         dataset = _dataset(_chunks(plan))
-        dataset = _map(dataset, pipeline.decode, _DECODE_BYTES, nodes.decode_request())
+        attempts = Attempts.counted()
+        guard = partial(Guarded, attempts=attempts, poison=pipeline.poison)
+        decode = guard("decode", pipeline.decode, is_last=False)
+        infer = partial(guard, "infer", is_last=pipeline.publish is None)
+        dataset = _map(dataset, decode, _DECODE_BYTES, nodes.decode_request())
         dataset = dataset.map_batches(
             _Actor,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_args=(pipeline.infer,),
+            fn_constructor_args=(pipeline.infer, infer, attempts),
             num_cpus=1,
             num_gpus=1 if gpus else None,
             compute=ActorPoolStrategy(
@@ -70,12 +88,13 @@ class RayRunner:
             ),
         )
         if pipeline.publish:
-            dataset = _map(dataset, pipeline.publish)
+            dataset = _map(dataset, guard("publish", pipeline.publish, is_last=True))
         return _rows(dataset)
 
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield one stage's row for each row, as they are done."""
-        return _rows(_map(_dataset(rows), stage))
+        guarded = Guarded("map", stage, Attempts.counted(), UNLOSABLE, is_last=True)
+        return _rows(_map(_dataset(rows), guarded))
 
     @property
     def processes(self) -> int:
@@ -84,7 +103,7 @@ class RayRunner:
 
     def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each call, in order, as tasks of one CPU."""
-        task: Any = ray.remote(num_cpus=1)(_run)
+        task: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
         # Ray keeps what waits in the driver: a few a CPU are enough to keep all busy.
         limit = 2 * max(1, nodes.present("CPU"))
         pending: deque[_Reference] = deque()
@@ -97,9 +116,16 @@ class RayRunner:
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
-        """Start an actor each. They hold memory and answer in turns, so they ask for no CPU."""
+        """Start an actor each. They hold memory and answer in turns, so they ask for no CPU.
+
+        An actor that dies is started again, on another node if need be, and asked again.
+        """
         kind: Any = ray.remote(
-            num_cpus=0, scheduling_strategy="SPREAD", label_selector=nodes.not_an_idle_head()
+            num_cpus=0,
+            scheduling_strategy="SPREAD",
+            label_selector=nodes.not_an_idle_head(),
+            max_restarts=_RETRIES,
+            max_task_retries=_RETRIES,
         )(_Member)
         actors = [kind.remote(start) for start in starts]
         try:
@@ -121,14 +147,12 @@ class RayRunner:
         task: Any = ray.remote(num_cpus=0, max_calls=1, runtime_env=_TRAIN_V2)(_run_together)
         # One CPU stays free for whoever else shares the cluster.
         most = self.workers or max(1, nodes.present("CPU") - 1)
-        try:
-            _get(task.remote(call, min(members, most)))
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
+        _get(task.remote(call, min(members, most)))
 
     def _actors(self, gpus: int, cpus: int) -> int:
         if self.workers:
-            return self.workers
+            # Each holds a CPU as long as the job runs: with none left nothing would be decoded.
+            return max(1, min(self.workers, cpus - 1))
         if gpus:
             return gpus
         # On CPUs the network takes some 35 ms an image, decode and publish 10: about 3 to 1; and
@@ -152,12 +176,13 @@ def connected(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        if address is None:
-            # Two CPUs at least: one is held by the infer actor.
-            cpus = max(2, os.cpu_count() or 2)
-            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-        else:
-            ray.init(address, log_to_driver=False)
+        with _keeping_sigterm():
+            if address is None:
+                # Two CPUs at least: one is held by the infer actor.
+                cpus = max(2, os.cpu_count() or 2)
+                ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+            else:
+                ray.init(address, log_to_driver=False)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster answers at '{address}': {error}") from None
     try:
@@ -166,11 +191,28 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Give SIGTERM back to whoever had it before.
+
+    `ray.init` of 2.60 takes it twice: in Python, to exit with 15; and below, where Abseil's handler
+    of failures aborts the process three seconds later, in the middle of the clean-up.
+    """
+    is_ours = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_ours else None
+    yield
+    if handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+
+
 class _Actor:
     """Starts a stage in the worker, and is called with one row at a time."""
 
-    def __init__(self, startable: Startable) -> None:
-        self._stage = startable.start()
+    def __init__(
+        self, startable: Startable, guard: Callable[..., Guarded], attempts: Attempts
+    ) -> None:
+        with attempts.starting():
+            self._stage = guard(stage=startable.start())
 
     def __call__(self, table: pa.Table) -> pa.Table:
         nodes.announce()
@@ -203,7 +245,8 @@ def _get(reference: _Reference) -> Any:  # noqa: ANN401 - as the reference says 
 
     `ray.get` waits in C++, where any exception but KeyboardInterrupt becomes a SystemError.
     """
-    return reference.future().result()
+    with _told():
+        return reference.future().result()
 
 
 def _run(call: Callable[[], T]) -> T:
@@ -228,6 +271,9 @@ def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     # In bytes: every row that a task returns is a block of its own, whatever its size.
     context.target_max_block_size = 1
+    # Weights on a store that does not answer may be read in a moment.
+    context.actor_init_retry_on_errors = True
+    context.actor_init_max_retries = _INIT_RETRIES
     return ray.data.from_arrow(list(rows))
 
 
@@ -270,11 +316,31 @@ def _call(stage: Stage, table: pa.Table) -> pa.Table:
 
 
 def _rows(dataset: Dataset) -> Iterator[pa.Table]:
-    try:
+    with _told():
         yield from _blocks(dataset)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell a fault of the whole job, raised in a worker, like one raised here."""
+    try:
+        yield
     except ray.exceptions.RayTaskError as error:
-        # A fault of the whole job, raised in a worker, is told like one raised here.
         raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
+    except _DEATHS as error:
+        raise WorkersLost(
+            f"a process of the job, or what it held, was lost once too often: {error}\n"
+            "What is done stays done; the same command goes on from there"
+        ) from error
+
+
+_DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
 
 
 def _blocks(dataset: Dataset) -> Iterator[pa.Table]:

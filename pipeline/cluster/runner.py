@@ -21,6 +21,17 @@ class Startable(Protocol):
 
 
 @dataclass(frozen=True)
+class Poison:
+    """What becomes of a row over which workers die: tried so often, then given up."""
+
+    attempts: int
+    # The name of a row, the same before every stage.
+    key_of: Callable[[pa.Table], str]
+    # (row, reason) -> a row that every stage passes on.
+    given_up: Callable[[pa.Table, str], pa.Table]
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """decode, then a stage that holds models, then what is left to do, if anything.
 
@@ -30,6 +41,8 @@ class Pipeline:
     decode: Stage
     infer: Startable
     publish: Stage | None = None
+    # None: a row is tried for ever.
+    poison: Poison | None = None
 
 
 class Runner(Protocol):
@@ -49,7 +62,10 @@ class Runner(Protocol):
         """Yield the result of each call, in their order."""
 
     def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Held[M]]:
-        """Start a thing in a worker each; they go when the block ends."""
+        """Start a thing in a worker each; they go when the block ends.
+
+        One whose process dies is started again from its `start`, and asked again.
+        """
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
         """Run a function in at most `members` workers in step, until all have returned.

@@ -6,9 +6,11 @@ and written to manifests.
 """
 
 import contextlib
+import errno
 import os
 import re
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,9 +22,13 @@ from urllib.parse import quote, unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DiskFull
 
 _TEMPORARY = ".tmp"
+# A temporary file of another host cannot be asked about its process. None is written for a day.
+_ABANDONED_S = 24 * 3600
+# Of a disk, a quota, and a limit on the size of files.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # user@ or key:secret@ after any scheme of a chain (simplecache::s3://...). A secret may have
 # slashes, and so is told from a port, which is digits.
 _CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
@@ -98,8 +104,11 @@ class Folder:
         return bool(self._filesystem[0].exists(self._inner(name)))
 
     def entry(self, name: str) -> Entry:
-        """Return one file's entry. Raises `FileNotFoundError`, also for a folder."""
-        info = self._filesystem[0].info(self._inner(name))
+        """Return one file's entry, as it is now. Raises `FileNotFoundError`, also for a folder."""
+        filesystem, _ = self._filesystem
+        # A listing that this process has made earlier would answer instead of the store.
+        filesystem.invalidate_cache()
+        info = filesystem.info(self._inner(name))
         if info["type"] == "directory":
             raise FileNotFoundError(f"{self.path(name)} is a folder")
         return _entry(name, info)
@@ -155,16 +164,25 @@ class Folder:
         return sorted(path.rpartition("/")[2] for path in inner)
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file, whole or not at all: a reader never sees a part of it."""
+        """Put a file, whole or not at all: a reader never sees a part of it.
+
+        Raises:
+            DiskFull: if there is no space for it.
+        """
         with self.writing(name) as file:
             file.write(content)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Write a file as a stream; it appears, whole, when the block ends without an error."""
+        """Write a file as a stream; it appears, whole, when the block ends without an error.
+
+        Raises:
+            DiskFull: if there is no space for it.
+        """
         filesystem, _ = self._filesystem
         if self.is_local:
-            with _writing_local(Path(self._inner(name))) as file:
+            target = Path(self._inner(name))
+            with _told_if_full(target), _writing_local(target) as file:
                 yield file
             return
         # An object store shows an object when its upload is completed, never before.
@@ -186,15 +204,8 @@ class Folder:
                 return False
             return True
         target = Path(self._inner(name))
-        temporary = _temporary(target)
-        try:
-            _write_synced(temporary, content)
-            os.link(temporary, target)  # fails, atomically, where the target exists
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
+        with _told_if_full(target):
+            return _create_local(target, content)
 
     def move(self, name: str, to: str) -> None:
         """Give a file another name, replacing what has it: readers see the one or the other.
@@ -218,14 +229,24 @@ class Folder:
             self._filesystem[0].rm(self._inner(name), recursive=recursive)
 
     def sweep(self) -> None:
-        """Remove this host's temporary files whose process is gone. Local disks only."""
+        """Remove temporary files whose process is gone. Local disks only.
+
+        Another host's, on a disk that several share, are taken for abandoned after a day.
+        """
         root = Path(self._inner(""))
         if not self.is_local or not root.is_dir():
             return
-        for temporary in root.rglob(f".*{_TEMPORARY}"):
+        # Not `rglob`, which fails where another driver removes a folder meanwhile.
+        found = (Path(folder, name) for folder, _, files in os.walk(root) for name in files)
+        for temporary in found:
+            if not temporary.match(f".*{_TEMPORARY}"):
+                continue
             host, _, pid = temporary.name.removesuffix(_TEMPORARY).rpartition(".")
-            ours = host.endswith(f".{socket.gethostname()}") and pid.isdecimal()
-            if ours and not _is_alive(int(pid)):
+            if host.endswith(f".{socket.gethostname()}") and pid.isdecimal():
+                is_left = not is_alive(int(pid))
+            else:
+                is_left = _age_s(temporary) > _ABANDONED_S
+            if is_left:
                 temporary.unlink(missing_ok=True)
 
 
@@ -261,6 +282,31 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
 
 
 @contextlib.contextmanager
+def _told_if_full(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFull(
+            f"no space to write {target} ({error.strerror}); make room, and start the same command "
+            "again, which goes on from what is done"
+        ) from error
+
+
+def _create_local(target: Path, content: bytes) -> bool:
+    temporary = _temporary(target)
+    try:
+        _write_synced(temporary, content)
+        os.link(temporary, target)  # fails, atomically, where the target exists
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
 def _writing_local(target: Path) -> Iterator[BinaryIO]:
     temporary = _temporary(target)
     try:
@@ -291,6 +337,13 @@ def _temporary(target: Path) -> Path:
     return temporary
 
 
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _sync_folder(folder: Path) -> None:
     # A rename is durable only when the folder that holds the name is.
     handle = os.open(folder, os.O_RDONLY)
@@ -300,7 +353,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether this host has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

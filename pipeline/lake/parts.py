@@ -8,8 +8,11 @@ same bytes under the same name, so reruns, retries and late writers are harmless
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import PurePosixPath
@@ -17,13 +20,18 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Entry, Folder
 from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.parquet import PART_ORDER, write_sorted
+from pipeline.tables import SCORES
 
 _SOURCE = "_source.json"
+_SCORED_AT = SCORES.field("scored_at").type
+# Two columns are a few KB behind a latency of tens of ms on an object store.
+_READ_AT_ONCE = 16
 # Anything else in the folder is somebody else's.
 _KEY_AND_END = "0" * 20 + ".parquet"
 _PART = re.compile(r"part-[0-9a-f]{12}-[0-9a-f]{20}\.parquet")
@@ -102,6 +110,19 @@ def committed(scores: Folder, version: str) -> Committed:
     """Return all that is done for a version. One listing."""
     names = scores.names(f"version={version}")
     return Committed.of(n for n in names if _PART.fullmatch(n.rpartition("/")[2]))
+
+
+def count_statuses(scores: Folder, names: Sequence[str], scored_at: datetime) -> Counter[str]:
+    """Return the rows of some parts that a run has written, by status. Reads two columns."""
+
+    def count(name: str) -> Counter[str]:
+        with scores.open(name) as handle:
+            rows = pq.ParquetFile(handle).read(columns=["status", "scored_at"])
+        own = rows.filter(pc.equal(rows.column("scored_at"), pa.scalar(scored_at, _SCORED_AT)))
+        return Counter(own.column("status").to_pylist())
+
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        return sum(pool.map(count, names), Counter())
 
 
 def versions(scores: Folder) -> list[str]:

@@ -66,9 +66,11 @@ class Summary(BaseModel):
     # Of these, found done when the run was started (again).
     already_done: int
     failed_fragments: dict[str, str]
-    # Images of the whole plan, and of what this start did, by status.
+    # Images of the whole plan; of what this start did, by status; and of what earlier starts of
+    # this run did.
     images: int
     statuses: dict[str, int]
+    earlier_statuses: dict[str, int] = {}
     duplicate_image_ids: int
     seconds: float
     stage_seconds: dict[str, float]
@@ -83,7 +85,8 @@ class Summary(BaseModel):
     @property
     def error_rows(self) -> int:
         """Rows without a score."""
-        return sum(count for status, count in self.statuses.items() if status != "ok")
+        counted = [*self.statuses.items(), *self.earlier_statuses.items()]
+        return sum(count for status, count in counted if status != "ok")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class Run:
 
     folder: Folder
     record: RunRecord
+    # Whether it was begun before, and how it ended then, if it did.
+    is_adopted: bool = False
+    previous: Summary | None = None
 
     def name(self, file: str = "") -> str:
         """Return the name of a file of the run, relative to SCORES or MODEL."""
@@ -122,7 +128,7 @@ def begin(folder: Folder, record: RunRecord, fragments: Fragments) -> Run:
     run = Run(folder, record)
     if not folder.create(run.name("run.json"), record.model_dump_json(indent=1).encode()):
         stored = RunRecord.model_validate_json(folder.read(run.name("run.json")))
-        run = Run(folder, stored)
+        run = Run(folder, stored, is_adopted=True, previous=_summary(folder, run.name()))
     folder.remove(run.name("failed"), recursive=True)
     folder.remove(run.name("summary.json"))
     with (
@@ -173,11 +179,7 @@ def read_runs(folder: Folder) -> list[RunState]:
         record = RunRecord.model_validate_json(folder.read(name))
         failures = [n for n in names if n.startswith(f"{run}failed/")]
         failed = [FailedFragment.model_validate_json(folder.read(n)) for n in failures]
-        summary = (
-            Summary.model_validate_json(folder.read(f"{run}summary.json"))
-            if f"{run}summary.json" in names
-            else None
-        )
+        summary = _summary(folder, run)
         fragments = (
             Fragments(pa.ipc.open_file(folder.read(f"{run}plan.arrow")).read_all())
             if f"{run}plan.arrow" in names
@@ -186,6 +188,14 @@ def read_runs(folder: Folder) -> list[RunState]:
         by_key = {failure.key: failure.error for failure in failed}
         states.append(RunState(record, fragments, by_key, summary))
     return sorted(states, key=lambda state: state.record.started_at)
+
+
+def _summary(folder: Folder, run: str) -> Summary | None:
+    # Read at once, not after a look: a driver that starts again removes it.
+    try:
+        return Summary.model_validate_json(folder.read(f"{run}summary.json"))
+    except FileNotFoundError:
+        return None
 
 
 def now() -> datetime:

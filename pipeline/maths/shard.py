@@ -84,6 +84,16 @@ class Shard:
             reach=float(self._bound.max(initial=0)),
         )
 
+    def farthest_since(
+        self, first: int, centres: Float32[np.ndarray, "new dim"], threshold: float
+    ) -> Farthest | None:
+        """As `farthest`, and may be asked again: `centres` are those from number `first` on.
+
+        None where earlier ones are lacking: this shard was started again.
+        """
+        known = self._centres.count - first
+        return None if known < 0 else self.farthest(centres[known:], threshold)
+
     def take(self, index: int) -> Float32[np.ndarray, "found dim"]:
         """Return the row of a global index, or no row where it is another shard's."""
         local = index - self._offset

@@ -27,7 +27,11 @@ class Held(Protocol[M_co]):
     """Things that workers hold in memory, each over some consecutive fragments."""
 
     def ask(self, question: Callable[[M_co], T]) -> Sequence[T]:
-        """Return each one's answer, in the order of the fragments."""
+        """Return each one's answer, in the order of the fragments.
+
+        A thing whose process dies is started again as at first, and any question may be asked of
+        it more than once: what a question changes, it must be able to change again.
+        """
 
 
 class Peers(Protocol):

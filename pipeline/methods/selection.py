@@ -8,7 +8,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -142,12 +142,24 @@ class HeldRows:
     """Shards that workers hold, as the rows of a selection."""
 
     shards: Held[Shard]
+    # Kept for a shard whose worker dies: started again, it knows of none.
+    told: list[np.ndarray] = field(default_factory=list)
 
     def farthest(
         self, centres: Float32[np.ndarray, "new dim"], threshold: float
     ) -> Sequence[Farthest]:
         """Return each shard's answer."""
-        return self.shards.ask(partial(Shard.farthest, centres=centres, threshold=threshold))
+        answers = self._ask(sum(map(len, self.told)), centres, threshold)
+        self.told.append(centres)
+        if any(answer is None for answer in answers):
+            # Those that lack nothing have nothing to add, and answer again.
+            answers = self._ask(0, np.concatenate(self.told), threshold)
+        return [answer for answer in answers if answer is not None]
+
+    def _ask(self, first: int, centres: np.ndarray, threshold: float) -> Sequence[Farthest | None]:
+        return self.shards.ask(
+            partial(Shard.farthest_since, first=first, centres=centres, threshold=threshold)
+        )
 
 
 def gather_rows(

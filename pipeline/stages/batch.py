@@ -12,13 +12,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import PatchlakeError
-from pipeline.lake.fragments import Fragment
+from pipeline.errors import InputChanged, PatchlakeError
+from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.runs import here
-from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT
+from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT, PLAN
 
-# Storage that does not answer may answer in a moment: after 0.5 and 2 s.
-_PAUSES_S = (0.5, 2.0)
+# Of `Settings.fragment_attempts`.
+ATTEMPTS = 3
+# Storage that does not answer may answer in a moment: after 0.5, 2, 8 and then 30 s.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 _NO_ROWS = pa.table({"status": pa.array([], pa.string())})
 
@@ -34,6 +36,8 @@ class FragmentBatch:
     # By stage: the time it took, and the node it ran on.
     seconds: Mapping[str, float] = field(default_factory=dict)
     nodes: Mapping[str, str] = field(default_factory=dict)
+    # How often each stage tries it before it is given up.
+    attempts: int = ATTEMPTS
 
     def to_arrow(self) -> pa.Table:
         """Return the batch as a one-row table of schema `FRAGMENT_BATCH`."""
@@ -50,6 +54,7 @@ class FragmentBatch:
             pa.array([self.failure], pa.string()),
             pa.array([list(self.seconds.items())], FRAGMENT_BATCH.field("seconds").type),
             pa.array([list(self.nodes.items())], FRAGMENT_BATCH.field("nodes").type),
+            pa.array([self.attempts], pa.int32()),
         ]
         return pa.Table.from_arrays(columns, schema=FRAGMENT_BATCH)
 
@@ -70,6 +75,7 @@ class FragmentBatch:
             failure=row["failure"].as_py(),
             seconds=dict(row["seconds"].as_py()),
             nodes=dict(row["nodes"].as_py()),
+            attempts=row["attempts"].as_py(),
         )
 
     def statuses(self) -> list[str]:
@@ -112,30 +118,54 @@ def advance(
 ) -> FragmentBatch:
     """Return the batch after `work`, or with the reason why it was given up.
 
-    Errors of storage are retried first. Errors that belong to the whole job (a wrong table, a
-    damaged model) are not one fragment's, and are raised.
+    Any error is tried again, `batch.attempts` times in all. Errors that belong to the whole job (a
+    wrong table, a damaged model) are not one fragment's, and are raised.
     """
     batch = FragmentBatch.from_arrow(table)
     if batch.failure is not None:
         return batch
     started = time.perf_counter()
-    for pause in (*_PAUSES_S, None):
-        try:
-            done = work(batch)
-        except PatchlakeError:
-            raise
-        except OSError as error:
-            if pause is not None:
-                time.sleep(pause)
-                continue
-            done = replace(batch, failure=_describe(name, error))
-        except Exception as error:  # noqa: BLE001 - the fragment is listed with it, see above
-            done = replace(batch, failure=_describe(name, error))
-        break
+    done = _tried(name, work, batch)
     seconds = {**batch.seconds, name: time.perf_counter() - started}
     if done.failure is not None:
         done = replace(batch, rows=_NO_ROWS, array=np.empty(0), failure=done.failure)
     return replace(done, seconds=seconds, nodes={**batch.nodes, name: here()})
+
+
+def _tried(
+    name: str, work: Callable[[FragmentBatch], FragmentBatch], batch: FragmentBatch
+) -> FragmentBatch:
+    pause = _FIRST_PAUSE_S
+    for left in reversed(range(batch.attempts)):
+        try:
+            return work(batch)
+        except PatchlakeError:
+            raise
+        except InputChanged as error:
+            return replace(batch, failure=f"{name}: {error}")
+        except Exception as error:  # noqa: BLE001 - the fragment is listed with it, see above
+            if left == 0:
+                return replace(batch, failure=_describe(name, error))
+            if isinstance(error, OSError):
+                time.sleep(pause)
+                pause = min(4 * pause, _LONGEST_PAUSE_S)
+    raise AssertionError("no attempt was made")
+
+
+def key_of(table: pa.Table) -> str:
+    """Return the key of the fragment of a row of the plan, or of a batch that `to_arrow` wrote."""
+    return _batch_of(table).fragment.key
+
+
+def given_up(table: pa.Table, reason: str) -> pa.Table:
+    """Return the batch without its rows: every stage passes it on, and it is listed as failed.
+
+    Args:
+        table: A one-row table, of schema `PLAN` or `FRAGMENT_BATCH`.
+        reason: What is listed.
+    """
+    batch = _batch_of(table)
+    return replace(batch, rows=_NO_ROWS, array=np.empty(0), failure=reason).to_arrow()
 
 
 def result_of(batch: FragmentBatch) -> pa.Table:
@@ -154,6 +184,11 @@ def result_of(batch: FragmentBatch) -> pa.Table:
         "nodes": list(batch.nodes.items()),
     }
     return pa.Table.from_pylist([row], schema=FRAGMENT_RESULT)
+
+
+def _batch_of(table: pa.Table) -> FragmentBatch:
+    is_planned = table.column_names == PLAN.names
+    return FragmentBatch(Fragments(table)[0]) if is_planned else FragmentBatch.from_arrow(table)
 
 
 def _binary(buffer: pa.Buffer) -> pa.Array:

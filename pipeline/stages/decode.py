@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.config import ColumnSettings, ImageSettings
-from pipeline.errors import ImageError, TableError
+from pipeline.errors import ImageError, InputChanged, TableError
 from pipeline.images.decode import decode_image
 from pipeline.images.geometry import Geometry, input_shape, join_inputs
 from pipeline.lake.folder import Folder
 from pipeline.lake.footers import read_column_names
 from pipeline.lake.fragments import Fragment, Fragments, group_rows
-from pipeline.stages.batch import FragmentBatch, advance
+from pipeline.stages.batch import ATTEMPTS, FragmentBatch, advance
 
 # `all`: every row (score). `good`: label good, split not test (fit). `unlabelled`: split not test,
 # for a group without any label. `none`: every row, but no pixels, for a group without a model.
@@ -41,9 +41,31 @@ class Source:
         `uri`, `split` and `label` are null where the file lacks them.
 
         Raises:
-            FileNotFoundError: if the file is gone.
-            TableError: if it lost a column since it was planned.
+            InputChanged: if the file is not the one that was planned, or gone.
         """
+        try:
+            rows = self._read(fragment, mask=mask)
+        except Exception:
+            # Of a file that was replaced by another, this says more than what it made of it.
+            self._require_unchanged(fragment)
+            raise
+        # After reading, so that a file which is replaced meanwhile does not pass either.
+        self._require_unchanged(fragment)
+        return rows
+
+    def _require_unchanged(self, fragment: Fragment) -> None:
+        where = self.images.path(fragment.path)
+        try:
+            version = self.images.entry(fragment.path).version
+        except FileNotFoundError:
+            raise InputChanged(f"{where} vanished since it was planned") from None
+        if version != fragment.version:
+            raise InputChanged(
+                f"{where} changed since it was planned: its version was {fragment.version}, and is "
+                f"{version}; the same command plans it anew"
+            )
+
+    def _read(self, fragment: Fragment, *, mask: bool) -> pa.Table:
         where = self.images.path(fragment.path)
         with self.images.open(fragment.path) as handle:
             file = pq.ParquetFile(handle)
@@ -125,6 +147,8 @@ class Decode:
     threads: int = 1
     # Of the inputs that are made, where models differ; else the source's.
     geometries: Sequence[Geometry] = ()
+    # How often this and every later stage tries a fragment.
+    attempts: int = ATTEMPTS
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
@@ -132,7 +156,7 @@ class Decode:
         Args:
             table: A one-row table of schema `PLAN`: the first stage begins with the plan itself.
         """
-        batch = FragmentBatch(Fragments(table)[0])
+        batch = FragmentBatch(Fragments(table)[0], attempts=self.attempts)
         return advance("decode", self._decode, batch.to_arrow()).to_arrow()
 
     def _decode(self, batch: FragmentBatch) -> FragmentBatch:

@@ -293,5 +293,5 @@ def test_two_score_tables_of_other_images_do_not_mix(
     lake.mkdir()
     file = next(images.glob("g=woven_cloth/*.parquet"))
     (lake / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ConfigError, match="choose another SCORES"):
+    with pytest.raises(ConfigError, match="choose another folder"):
         evaluate.run(str(tmp_path), str(scores))

@@ -38,7 +38,7 @@ def test_what_a_dead_run_left_is_pending(images: Path, model: Path, tmp_path: Pa
         (tmp_path / part).unlink()
     next(tmp_path.glob("_runs/*/summary.json")).unlink()
     (run,) = status.read(str(tmp_path))
-    assert (run.state, run.exit_code, run.done, run.pending) == ("open", None, 4, 2)
+    assert (run.state, run.exit_code, run.done, run.pending) == ("dead", None, 4, 2)
     here = {socket.gethostname(): 6}
     assert summary.nodes == {"decode": here, "infer": here, "publish": here}
 
@@ -92,3 +92,28 @@ def test_sigterm_stops_with_exit_code_4_and_the_same_command_goes_on(
         assert "goes on from here" in err
     subprocess.run(command, check=True, capture_output=True)
     assert output_files(tmp_path) == output_files(scores)
+
+
+def test_the_exit_code_does_not_depend_on_when_the_job_was_stopped(
+    images: Path, model: Path, tmp_path: Path, patchlake
+):
+    lake = tmp_path / "images"
+    lake.mkdir()
+    for name, content in (("a", b"no image"), ("b", JPEG)):
+        rows = {"image_id": [name], "image": [content], "group": ["woven_cloth"]}
+        pq.write_table(pa.table(rows), lake / f"{name}.parquet")
+    scores = tmp_path / "scores"
+    command = ("score", lake, model, scores, *TINY_FLAGS)
+    assert patchlake(*command).code == 3
+    # Nothing is left to do, and one of two images is still an error row.
+    again = patchlake(*command)
+    assert (again.code, "1 of 2 images are error rows" in again.err) == (3, True)
+    # As if killed after the first part, whose row is the error.
+    rows = {path: pq.ParquetFile(path).read() for path in scores.glob("version=*/*.parquet")}
+    [good] = [path for path, table in rows.items() if table.column("status")[0].as_py() == "ok"]
+    good.unlink()
+    next(scores.glob("_runs/*/summary.json")).unlink()
+    resumed = patchlake(*command)
+    assert resumed.code == 3
+    summary = json.loads(next(scores.glob("_runs/*/summary.json")).read_text())
+    assert (summary["statuses"], summary["earlier_statuses"]) == ({"ok": 1}, {"unreadable": 1})

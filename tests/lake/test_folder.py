@@ -1,8 +1,10 @@
 """A folder of the lake: whole files or none, listings, names, and what a URI may not carry."""
 
+import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DiskFull
 from pipeline.lake import folder as module
 from pipeline.lake.folder import Entry, Folder, escape, hive_keys, split_uri
 
@@ -282,3 +284,28 @@ def test_sub_folders_are_listed_without_what_is_below(folder):
     assert folder.folders() == ["version=a", "version=b"]
     assert folder.folders("version=b") == ["x"]
     assert folder.folders("file") == []
+
+
+def test_what_other_hosts_left_is_swept_after_a_day(disk, tmp_path):
+    left = tmp_path / ".part.another-host.7.tmp"
+    left.write_bytes(b"half")
+    disk.sweep()
+    assert left.exists()
+    os.utime(left, (0, time.time() - 25 * 3600))
+    disk.sweep()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_and_leaves_nothing(disk, tmp_path, number):
+    disk.write("a/b", b"before")
+
+    def fill():
+        with disk.writing("a/b") as file:
+            file.write(b"half")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(DiskFull, match=r"no space to write .*a/b"):
+        fill()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert disk.read("a/b") == b"before"

@@ -78,6 +78,42 @@ def test_actors_select_the_sequence_of_one_process(shards: int, local_ray: None)
     np.testing.assert_array_equal(split.radii, whole.radii)
 
 
+class Forgetting:
+    """Shards in this process, of which one is begun anew before some questions, as by a death."""
+
+    def __init__(self, pieces: list[np.ndarray], before: dict[int, int]) -> None:
+        offsets = np.cumsum([0, *map(len, pieces)])
+        self.starts = [
+            partial(Shard, piece, pool=64, offset=int(offset))
+            for piece, offset in zip(pieces, offsets, strict=False)
+        ]
+        self.shards = [start() for start in self.starts]
+        self.before = before
+        self.asked = 0
+
+    def ask(self, question):
+        if self.asked in self.before:
+            number = self.before[self.asked]
+            self.shards[number] = self.starts[number]()
+        self.asked += 1
+        # Of a question whose answer was lost, the second counts.
+        question(self.shards[0])
+        return [question(shard) for shard in self.shards]
+
+
+@pytest.mark.parametrize("before", [{0: 1}, {1: 0}, {2: 1, 3: 1}, {5: 0, 9: 2, 10: 1}])
+def test_a_shard_that_is_started_again_changes_no_index(before: dict[int, int]):
+    rows = np.random.default_rng(1).normal(size=(3000, 8)).astype(np.float32)
+    # Some equal rows, so that ties are among them.
+    rows[100:200] = rows[2900:3000]
+    held = Forgetting(np.array_split(rows, 3), before)
+    found = select(HeldRows(held), rows[7], 7, 300)
+    expected = greedy(rows, 300, start=7)
+    assert held.asked > max(before) + 1
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.radii, expected.radii)
+
+
 def test_rows_beyond_the_memory_budget_are_selected_in_parts(
     images: Path, tmp_path: Path, tiny: Settings, caplog: pytest.LogCaptureFixture
 ):

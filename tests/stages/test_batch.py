@@ -9,9 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline.errors import ConfigError
-from pipeline.lake.fragments import Fragment
-from pipeline.stages.batch import FragmentBatch, FragmentResult, advance, result_of
+from pipeline.errors import ConfigError, InputChanged
+from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.stages.batch import (
+    FragmentBatch,
+    FragmentResult,
+    advance,
+    given_up,
+    key_of,
+    result_of,
+)
 from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT
 
 FRAGMENT = Fragment("g=a/part.parquet", (0, 2), 5, "a", 3, "v1").keyed("settings")
@@ -147,3 +154,42 @@ def test_the_result_of_a_failed_fragment_is_its_failure():
     assert result == FragmentResult(
         FRAGMENT.key, FRAGMENT.path, FRAGMENT.images, {}, 0, "read: OSError", {}, {}
     )
+
+
+@pytest.mark.parametrize(
+    ("fails", "attempts", "is_done"), [(2, 3, True), (3, 3, False), (1, 1, False)]
+)
+def test_a_stage_that_raises_is_tried_as_often_as_is_set(fails, attempts, is_done):
+    calls = []
+
+    def works_at_last(batch):
+        calls.append(batch)
+        if len(calls) <= fails:
+            raise RuntimeError(f"fault {len(calls)}")
+        return batch
+
+    done = advance("infer", works_at_last, replace(BATCH, attempts=attempts).to_arrow())
+
+    assert len(calls) == min(fails + 1, attempts)
+    assert (done.failure is None) == is_done
+    if not is_done:
+        assert done.failure == f"infer: RuntimeError: fault {attempts}"
+
+
+def test_a_changed_input_is_not_tried_again():
+    calls = []
+
+    def changed(batch):
+        calls.append(batch)
+        raise InputChanged("a.parquet vanished since it was planned")
+
+    done = advance("decode", changed, BATCH.to_arrow())
+    assert (len(calls), done.failure) == (1, "decode: a.parquet vanished since it was planned")
+
+
+@pytest.mark.parametrize("row", [BATCH.to_arrow(), Fragments.of([FRAGMENT]).table])
+def test_a_row_that_is_given_up_is_passed_on_as_failed(row):
+    table = given_up(row, "infer: its worker died")
+    assert key_of(table) == key_of(row) == FRAGMENT.key
+    result = FragmentResult.from_arrow(result_of(advance("infer", list.append, table)))
+    assert (result.key, result.failure) == (FRAGMENT.key, "infer: its worker died")

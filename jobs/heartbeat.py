@@ -1,0 +1,60 @@
+"""The driver's sign of life, written beside the work for as long as the block lasts."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from pipeline.errors import DiskFull, FragmentsFailed
+from pipeline.lake.pulse import BEAT_S, Speed, beat, remove_pulse
+from pipeline.lake.runs import Run
+
+
+class Heart:
+    """Beats in a thread of its own; `measure` says how fast the work goes, once there is any."""
+
+    def __init__(self, run: Run) -> None:
+        self.measure: Callable[[], Speed | None] = lambda: None
+        self.run = run
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Beat once, and from now on."""
+        self._beat()
+        self._thread.start()
+
+    def stop(self, reason: str | None) -> None:
+        """Leave the reason behind, or nothing where the run has its summary."""
+        self._ended.set()
+        # A store that hangs must not keep the process from ending.
+        self._thread.join(timeout=10)
+        with suppress(OSError, DiskFull):
+            if reason is None:
+                remove_pulse(self.run.folder, self.run.record.run)
+            else:
+                beat(self.run.folder, self.run.record.run, self.measure(), reason)
+
+    def _beat_on(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        # Whoever misses a beat looks after the store; the work itself finds out soon enough.
+        with suppress(OSError, DiskFull):
+            beat(self.run.folder, self.run.record.run, self.measure())
+
+
+@contextmanager
+def beating(run: Run) -> Iterator[Heart]:
+    """Beat until the block ends, by its summary or by an error, which is told to `status`."""
+    heart = Heart(run)
+    heart.start()
+    try:
+        yield heart
+    except FragmentsFailed:
+        heart.stop(None)
+        raise
+    except BaseException as error:
+        heart.stop(f"{type(error).__name__}: {error}")
+        raise
+    heart.stop(None)

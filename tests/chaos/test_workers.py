@@ -1,0 +1,121 @@
+"""What dies beside the driver: workers, raylets, members. The job goes on and writes the same."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import status
+from tests.chaos.checking import check_model, check_scores, check_what_is_there
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+
+
+@pytest.fixture
+def scoring(images: Path, model: Path, tmp_path: Path, nodes, start):
+    def run():
+        command = ("score", images, model, tmp_path / "scores", *FLAGS, *SCORED_AT)
+        return start(*command, "--address", nodes.address)
+
+    return run
+
+
+@pytest.mark.parametrize("stage", ["decode", "infer", "publish"])
+def test_a_worker_that_is_killed_at_work(
+    stage: str, scoring, images: Path, oracle: Path, tmp_path: Path, faults
+):
+    faults.plan(slow={stage: 1})
+    job = scoring()
+    os.kill(faults.worker(stage), signal.SIGKILL)
+    code, said = job.end()
+    assert code == 0, said
+    check_scores(tmp_path / "scores", images, oracle)
+
+
+def test_a_raylet_that_is_killed_while_scoring(
+    scoring, images: Path, oracle: Path, tmp_path: Path, nodes, faults
+):
+    faults.plan(slow={"infer": 1})
+    job = scoring()
+    wait_for(tmp_path / "scores", PARTS, 3)
+    nodes.kill_one()
+    assert job.process.poll() is None
+    code, said = job.end()
+    assert code == 0, said
+    check_scores(tmp_path / "scores", images, oracle)
+
+
+def test_a_raylet_that_is_killed_while_fitting(
+    images: Path, model: Path, tmp_path: Path, nodes, start, faults
+):
+    faults.plan(slow={"embed": 1})
+    fitted = tmp_path / "model"
+    # The rows are held by two members, in whatever nodes there are then.
+    flags = (*FLAGS, *SCORED_AT, "--set", "method.coreset=distributed")
+    job = start("fit", images, fitted, *flags, "--address", nodes.address)
+    wait_for(fitted, "_runs/*/partials/*.safetensors", 3)
+    nodes.kill_one()
+    assert job.process.poll() is None
+    code, said = job.end()
+    assert code == 0, said
+    undisturbed = tmp_path / "undisturbed"
+    faults.plan()
+    assert start("fit", images, undisturbed, *flags, "--runner", "local").end()[0] == 0
+    check_model(fitted, undisturbed)
+
+
+def test_a_worker_that_is_killed_for_its_memory(
+    scoring, images: Path, oracle: Path, tmp_path: Path, faults, memory_group: str
+):
+    """By the kernel where this may make a control group of memory, else by SIGKILL, as it does."""
+    place = ("woven_cloth", 3)
+    faults.plan(stage="infer", place=_file(images, *place), do="oom", times=1, cgroup=memory_group)
+    code, said = scoring().end()
+    assert code == 0, said
+    assert (faults.folder / "counted" / "0").exists(), "nothing was killed"
+    if memory_group:
+        events = (Path(memory_group) / "memory.oom_control").read_text()
+        assert "oom_kill 1" in events
+    check_scores(tmp_path / "scores", images, oracle)
+
+
+def test_a_fragment_that_kills_every_worker_is_given_up_and_the_others_are_not(
+    scoring, images: Path, oracle: Path, tmp_path: Path, faults, nodes
+):
+    scores = tmp_path / "scores"
+    faults.plan(stage="infer", place=_file(images, "woven_cloth", 3), do="kill")
+    code, said = scoring().end()
+    assert code == 3, said
+    assert "its worker died 3 times over it" in said
+    [run] = status.read(str(scores))
+    assert (run.state, run.failed, run.pending) == ("finished", 1, 0)
+    assert run.done == run.fragments - 1
+    assert "infer: its worker died 3 times" in next(iter(run.failures.values()))
+    check_what_is_there(scores, oracle)
+    # What killed them is mended: the same command does what is left.
+    faults.plan()
+    code, said = scoring().end()
+    assert code == 0, said
+    check_scores(scores, images, oracle)
+
+
+def _file(images: Path, group: str, start: int) -> tuple[str, int]:
+    [file] = (images / f"g={group}").glob("*.parquet")
+    return str(file.relative_to(images)), start
+
+
+@pytest.fixture
+def memory_group():
+    """A control group of 100 MiB, or "" where this process may not make one."""
+    group = Path(f"/sys/fs/cgroup/memory/patchlake-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(100 * 2**20))
+    except OSError:
+        yield ""
+        return
+    yield str(group)
+    while (group / "cgroup.procs").read_text():
+        time.sleep(0.1)
+    group.rmdir()
