@@ -4,9 +4,9 @@ python benchmarks/memory.py WORK --weights mobilenetv2_100.safetensors --sizes 5
 
 Draws the images (224 x 224 JPEG, each of its own noise), and runs `patchlake fit` and `score` on
 Ray as a user would. Every 0.2 s the process tree is read from /proc (so Linux only). `rss` is all
-that is resident in a process; in it `own` is its heap, which nobody else has, `store` are pages of Ray's
-object store that it has touched: all processes have the same ones, however often they are counted,
-and Ray bounds them. The rest are libraries.
+that is resident in a process; in it `own` is its heap, which nobody else has, `store` are pages of
+Ray's object store that it has touched: all processes have the same ones, however often they are
+counted, and Ray bounds them. The rest are libraries.
 """
 
 import argparse
