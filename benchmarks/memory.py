@@ -3,9 +3,10 @@
 python benchmarks/memory.py WORK --weights mobilenetv2_100.safetensors --sizes 500 2000 8000 20000
 
 Draws the images (224 x 224 JPEG, each of its own noise), and runs `patchlake fit` and `score` on
-Ray as a user would. Every 0.2 s the process tree is read from /proc: `rss` is all that is resident
-in a process, with what it shares (libraries, Ray's object store); `uss` is what is its own. So it
-runs on Linux only.
+Ray as a user would. Every 0.2 s the process tree is read from /proc (so Linux only). `rss` is all
+that is resident in a process; in it `own` is its heap, which nobody else has, `store` are pages of
+Ray's object store that it has touched: all processes have the same ones, however often they are
+counted, and Ray bounds them. The rest are libraries.
 """
 
 import argparse
@@ -64,10 +65,9 @@ def lake_of(drawn: Path, folder: Path, count: int) -> Path:
 
 @dataclass
 class Peaks:
-    """Largest resident bytes seen, by kind of process: (rss, uss) of the worst one of each."""
+    """Largest bytes seen in any process of a kind: by kind, then `rss`, `own` and `store`."""
 
-    rss: dict[str, int] = field(default_factory=dict)
-    uss: dict[str, int] = field(default_factory=dict)
+    of: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def watch(self, root: int, stop: threading.Event) -> None:
         """Sample the tree below a process until told to stop."""
@@ -75,9 +75,10 @@ class Peaks:
             for pid in _tree(root):
                 found = _resident(pid)
                 if found is not None:
-                    kind, rss, uss = ("driver" if pid == root else found[0]), *found[1:]
-                    self.rss[kind] = max(self.rss.get(kind, 0), rss)
-                    self.uss[kind] = max(self.uss.get(kind, 0), uss)
+                    kind, sizes = ("driver" if pid == root else found[0]), found[1]
+                    peaks = self.of.setdefault(kind, {})
+                    for name, size in sizes.items():
+                        peaks[name] = max(peaks.get(name, 0), size)
 
 
 def _tree(root: int) -> list[int]:
@@ -97,16 +98,18 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _resident(pid: int) -> tuple[str, int, int] | None:
-    """Return kind, rss and uss of a process, or None once it is gone."""
+def _resident(pid: int) -> tuple[str, dict[str, int]] | None:
+    """Return the kind and the bytes of a process, or None once it is gone."""
     try:
         title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    kilobytes = {name.rstrip(":"): int(value) for name, value, *_ in map(str.split, lines)}
-    own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
-    return _kind(title), 1024 * kilobytes["Rss"], 1024 * own
+    fields = dict(line.split(":", 1) for line in lines)
+    wanted = {"rss": "VmRSS", "own": "RssAnon", "store": "RssShmem"}
+    if "VmRSS" not in fields:
+        return None
+    return _kind(title), {name: 1024 * int(fields[f].split()[0]) for name, f in wanted.items()}
 
 
 def _kind(title: str) -> str:
@@ -132,12 +135,12 @@ def measured(command: Sequence[str]) -> tuple[Peaks, float]:
 
 
 def report(what: str, images: int, found: tuple[Peaks, float]) -> None:
-    """Print a row of the table, in MiB: rss (uss)."""
+    """Print a row of the table, in MiB: rss (own, store)."""
     peaks, seconds = found
-    shown = [
-        f"{kind} {peaks.rss[kind] / 2**20:.0f} ({peaks.uss[kind] / 2**20:.0f})"
-        for kind in sorted(peaks.rss)
-    ]
+    shown = []
+    for kind, sizes in sorted(peaks.of.items()):
+        rss, own, store = (sizes[name] // 2**20 for name in ("rss", "own", "store"))
+        shown.append(f"{kind} {rss} ({own}, {store})")
     print(f"| {what} | {images} | {' | '.join(shown)} | {seconds:.0f} s |", flush=True)
 
 

@@ -44,6 +44,9 @@ _Reference = Any
 # for the same resources, and decoding would then wait for the network instead of running ahead.
 _DECODE_BYTES = 512 * 2**20
 
+# Of a local Ray's object store: a few dozen fragments of 38 MB are on their way at a time.
+_STORE_BYTES = 2**30
+
 # Of the plan's rows in one decode task: 64 for every CPU's last task of 16 and more.
 _MOST_ROWS, _BLOCKS_A_CPU = 64, 64
 
@@ -180,7 +183,13 @@ def connected(address: str | None) -> Iterator[None]:
             if address is None:
                 # Two CPUs at least: one is held by the infer actor.
                 cpus = max(2, os.cpu_count() or 2)
-                ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+                ray.init(
+                    "local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    object_store_memory=_store_bytes(),
+                )
             else:
                 ray.init(address, log_to_driver=False)
     except ConnectionError as error:
@@ -203,6 +212,15 @@ def _keeping_sigterm() -> Iterator[None]:
     yield
     if handler is not None:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _store_bytes() -> int:
+    """Return the size of a local object store: Ray's own 30 % of memory, but not more than needed.
+
+    Every process has in time touched all of it, and its resident memory counts it.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(_STORE_BYTES, memory * 3 // 10)
 
 
 class _Actor:
