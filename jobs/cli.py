@@ -8,7 +8,7 @@ import typer
 
 from jobs import compact, demo, evaluate, fit, ingest, score, status
 from jobs.console import log, set_up_logging
-from pipeline.errors import PatchlakeError, Stopped
+from pipeline.errors import PatchlakeError, Stopped, StorageError
 
 app = typer.Typer(
     name="patchlake",
@@ -42,6 +42,9 @@ def main() -> None:
     except PatchlakeError as error:
         # One clear message; a traceback is for faults of the program.
         log.error("%s", error)
+        sys.exit(error.exit_code)
+    except StorageError as error:
+        log.error("%s; what is committed stays, the same command goes on from there", error)
         sys.exit(error.exit_code)
 
 

@@ -7,7 +7,9 @@ PatchlakeError            1
 ├── FragmentsFailed       3   the job is done, but not all of it
 └── Stopped               4   asked to stop; the same command goes on from there
 
-`ImageError` is none of these: one image that cannot be scored is a row of the result.
+`ImageError` is none of these: one image that cannot be scored is a row of the result. Nor is
+`StorageError`: stages try again, and then give up the fragment; where the job itself cannot go on
+without the storage it ends with exit code 4, and before it has begun (`stages.preflight`) with 2.
 """
 
 from typing import Literal
@@ -53,3 +55,13 @@ class ImageError(Exception):
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
         self.status: Status = status
+
+
+class StorageError(OSError):
+    """Storage gave no answer, or not a whole one, however often it was asked."""
+
+    exit_code = Stopped.exit_code
+
+
+class StorageRefused(StorageError):  # noqa: N818 - as `Stopped`
+    """Storage says no, or is not there: credentials, permissions, bucket, endpoint."""

@@ -12,7 +12,7 @@ errors are not retried); CPUs are asked for whole (fractions can deadlock on sma
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +22,12 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import nodes
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.errors import ConfigError, PatchlakeError
+from pipeline.errors import ConfigError, PatchlakeError, StorageError
 from pipeline.methods.contract import Held, M, Peers, T
 
 # Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
@@ -95,6 +96,20 @@ class RayRunner:
         while pending:
             yield cast("T", _get(pending.popleft()))
 
+    def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:
+        """Return what a function returns in a task on each node that has CPUs, by its address."""
+        task: Any = ray.remote(num_cpus=0)(_run)
+        every = ray.nodes()  # type: ignore[no-untyped-call]
+        asked = {}
+        for node in every:
+            if not (node["Alive"] and node["Resources"].get("CPU")):
+                continue
+            # Soft: a node that dies meanwhile is no reason to end the job.
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+            place = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            asked[place] = task.options(scheduling_strategy=there).remote(call)
+        return {node: _get(answer) for node, answer in asked.items()}
+
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
         """Start an actor each. They hold memory and answer in turns, so they ask for no CPU."""
@@ -121,10 +136,7 @@ class RayRunner:
         task: Any = ray.remote(num_cpus=0, max_calls=1, runtime_env=_TRAIN_V2)(_run_together)
         # One CPU stays free for whoever else shares the cluster.
         most = self.workers or max(1, nodes.present("CPU") - 1)
-        try:
-            _get(task.remote(call, min(members, most)))
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
+        _get(task.remote(call, min(members, most)))
 
     def _actors(self, gpus: int, cpus: int) -> int:
         if self.workers:
@@ -203,7 +215,16 @@ def _get(reference: _Reference) -> Any:  # noqa: ANN401 - as the reference says 
 
     `ray.get` waits in C++, where any exception but KeyboardInterrupt becomes a SystemError.
     """
-    return reference.future().result()
+    try:
+        return reference.future().result()
+    except ray.exceptions.RayTaskError as error:
+        raise _told_here(error) from None
+
+
+def _told_here(error: ray.exceptions.RayTaskError) -> Exception:
+    """Return what a worker raised, where it is a fault that is told in one message."""
+    cause: Exception = error.cause
+    return cause if isinstance(cause, PatchlakeError | StorageError) else error
 
 
 def _run(call: Callable[[], T]) -> T:
@@ -274,7 +295,7 @@ def _rows(dataset: Dataset) -> Iterator[pa.Table]:
         yield from _blocks(dataset)
     except ray.exceptions.RayTaskError as error:
         # A fault of the whole job, raised in a worker, is told like one raised here.
-        raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
+        raise _told_here(error) from None
 
 
 def _blocks(dataset: Dataset) -> Iterator[pa.Table]:
