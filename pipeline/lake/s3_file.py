@@ -68,6 +68,13 @@ class RangedFile(io.RawIOBase):
         self._position += len(content)
         return content
 
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill a buffer; return the number of bytes, fewer only at the end."""
+        view = memoryview(buffer).cast("B")
+        content = self.read(len(view))
+        view[: len(content)] = content
+        return len(content)
+
     def fetch(self, ranges: Sequence[Range]) -> None:
         """Get these (begin, end) now, near ones together, so that reads in them ask nothing."""
         joined = join_ranges(ranges)

@@ -172,6 +172,10 @@ class TestServers:
                 file.seek(begin)
                 assert file.read(size) == content[begin : begin + size]
                 assert file.tell() == min(begin + size, len(content))
+            array = np.empty(500_000, np.float32)
+            file.seek(999_999)
+            assert file.readinto(array) == 2_000_000
+            assert array.tobytes() == content[999_999:2_999_999]
             assert file.seek(0, io.SEEK_END) == len(content)
             assert file.read(5) == b""
         for name, expected in (("x", content), ("small", content[:1000])):
