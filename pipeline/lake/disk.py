@@ -41,6 +41,13 @@ def create(target: Path, content: bytes) -> bool:
     return True
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file another name, replacing what has it. Raises `FileNotFoundError`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+    _sync_folder(target.parent)
+
+
 def sweep(root: Path) -> None:
     """Remove this host's temporary files whose process is gone."""
     if not root.is_dir():

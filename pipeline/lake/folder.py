@@ -283,12 +283,13 @@ class Folder:
 
         Object stores copy it, on their side, and then remove it. Raises `FileNotFoundError`.
         """
+        if self._s3 is not None:
+            self._s3.copy(self._key(name), self._key(to))
+            self._s3.delete(self._key(name))
+            return
         filesystem, _ = self._filesystem
         if self.is_local:
-            target = Path(self._inner(to))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Path(self._inner(name)).replace(target)
-            _sync_folder(target.parent)
+            disk.move(Path(self._inner(name)), Path(self._inner(to)))
             return
         filesystem.cp_file(self._inner(name), self._inner(to))
         filesystem.rm_file(self._inner(name))

@@ -150,6 +150,13 @@ class Bucket:
                 return
             given["ContinuationToken"] = page["NextContinuationToken"]
 
+    def copy(self, key: str, to: str) -> None:
+        """Copy an object of up to 5 GB within the bucket. Raises `FileNotFoundError`."""
+        source = {"Bucket": self.name, "Key": key}
+        self._ask(
+            key, lambda client: client.copy_object(Bucket=self.name, Key=to, CopySource=source)
+        )
+
     def delete(self, key: str) -> None:
         """Remove an object; that there is none is fine."""
         self._ask(key, lambda client: client.delete_object(Bucket=self.name, Key=key))

@@ -76,6 +76,10 @@ class TestServers:
         for absent in (folder.read, folder.entry, lambda name: folder.open(name).read()):
             with pytest.raises(FileNotFoundError, match=r"s3://b-.*/a lake/a/1 does not exist"):
                 absent("a/1")
+        folder.move("Z", "g=ä b/moved")
+        assert (folder.read("g=ä b/moved"), folder.exists("Z")) == (b"Z", False)
+        with pytest.raises(FileNotFoundError):
+            folder.move("Z", "again")
         folder.remove("", recursive=True)
         assert folder.find() == []
 
