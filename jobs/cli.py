@@ -8,7 +8,7 @@ import typer
 
 from jobs import compact, demo, evaluate, fit, ingest, score, status
 from jobs.console import log, set_up_logging
-from pipeline.errors import InputChanged, PatchlakeError, Stopped
+from pipeline.errors import InputChanged, PatchlakeError, Stopped, StorageError
 
 app = typer.Typer(
     name="patchlake",
@@ -46,6 +46,9 @@ def main() -> None:
     except InputChanged as error:
         log.error("%s", error)
         sys.exit(PatchlakeError.exit_code)
+    except StorageError as error:
+        log.error("%s; what is committed stays, the same command goes on from there", error)
+        sys.exit(error.exit_code)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
+from jobs import options
 from jobs.console import log, progress, say
+from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
 from pipeline.lake import compaction, parts
 from pipeline.lake.folder import Folder
+from pipeline.stages.preflight import Preflight
 
 _FILE_BYTES = 128 * 2**20
 
@@ -18,23 +21,34 @@ def compact(
     file_bytes: Annotated[
         int, typer.Option(min=1, help="Size of a file of DEST; a file is held in memory.")
     ] = _FILE_BYTES,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
 ) -> None:
     """Write the rows of SCORES into fewer, larger, sorted files of DEST.
 
     SCORES is only read. DEST then holds the rows that SCORES holds now; a rerun adds what is new,
     drops what has gone, and goes on after a kill. Heatmaps stay where they are, in SCORES.
+    Of the settings only storage.* counts.
     """
-    written = run(scores, target, file_bytes)
+    storage = options.read_settings(config, assignments, {}).storage
+    written = run(scores, target, file_bytes, storage)
     say(f"{len(written)} files written; {Folder.at(target).path('version=*')}/**/*.parquet")
 
 
-def run(scores: str, target: str, file_bytes: int = _FILE_BYTES) -> list[str]:
+def run(
+    scores: str,
+    target: str,
+    file_bytes: int = _FILE_BYTES,
+    storage: StorageSettings | None = None,
+) -> list[str]:
     """Bring the compacted table up to date; return the names of the files that are new or changed.
 
     Raises:
         ConfigError: if SCORES has no part, or DEST is of another score table.
     """
-    source, table = Folder.at(scores), Folder.at(target)
+    storage = storage or StorageSettings()
+    source, table = Folder.at(scores, storage), Folder.at(target, storage)
+    Preflight([source], [table]).here()
     table.sweep()
     found = parts.every_part(source)
     if not found and not table.exists("_source.json"):

@@ -7,7 +7,7 @@ import typer
 
 from jobs import options
 from jobs.console import log, progress, say, show_table
-from pipeline.config import Settings
+from pipeline.config import Settings, StorageSettings
 from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
@@ -15,6 +15,7 @@ from pipeline.lake.folder import Folder
 from pipeline.stages.compare import GroupMetrics, add_part
 from pipeline.stages.decode import Source
 from pipeline.stages.plan import plan_fragments
+from pipeline.stages.preflight import Preflight
 
 Metrics = dict[str, float | int | None]
 _RATES = ("image_auroc", "pixel_auroc", "aupro")
@@ -25,9 +26,15 @@ def evaluate(
     scores: Annotated[str, typer.Argument(metavar="SCORES", help="Its score table.")],
     where: options.Where = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
 ) -> None:
-    """Print image AUROC, pixel AUROC and AUPRO of the labelled images that are not for training."""
-    by_group = run(images, scores, where)
+    """Print image AUROC, pixel AUROC and AUPRO of the labelled images that are not for training.
+
+    Of the settings only storage.* counts: the others are those of the run.
+    """
+    storage = options.read_settings(config, assignments, {}).storage
+    by_group = run(images, scores, where, storage)
     mean = _mean(by_group)
     if as_json:
         say(json.dumps({"groups": by_group, "mean": mean}, indent=1))
@@ -37,16 +44,20 @@ def evaluate(
         [name, *(_shown(values[key]) for key in header[1:])] for name, values in by_group.items()
     ]
     rows.append(["mean", *(_shown(mean[key]) for key in header[1:])])
-    show_table(f"{Folder.at(scores).root}", header, rows)
+    show_table(Folder.at(scores).root, header, rows)
 
 
-def run(images: str, scores: str, where: str | None = None) -> dict[str, Metrics]:
+def run(
+    images: str, scores: str, where: str | None = None, storage: StorageSettings | None = None
+) -> dict[str, Metrics]:
     """Return the metrics of each group, by name.
 
     Raises:
         ConfigError: if there is no score, or no labelled image among them.
     """
-    lake, table = Folder.at(images), Folder.at(scores)
+    storage = storage or StorageSettings()
+    lake, table = Folder.at(images, storage), Folder.at(scores, storage)
+    Preflight([lake, table]).here()
     record = _newest(table)
     parts.bind_source(table, lake)
     settings: Settings = record.settings

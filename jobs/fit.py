@@ -39,6 +39,7 @@ from pipeline.stages.plan import (
     plan_fragments,
     training_selections,
 )
+from pipeline.stages.preflight import Preflight
 
 
 def fit(
@@ -99,7 +100,12 @@ def run(
     Raises:
         FragmentsFailed: if a fragment or a group failed; the other groups are published.
     """
-    lake, target = Folder.at(images), Folder.at(model)
+    storage = settings.storage
+    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    preflight = Preflight(
+        [lake], [target], options.weight_files(settings.backbone.weights, storage)
+    )
+    preflight.here()
     target.sweep()
     planned = _plan(lake, target, settings, where)
     settings = planned.record.settings
@@ -112,7 +118,7 @@ def run(
     pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
     pipeline = _pipeline(planned, target, partials, execution.threads)
     with beating(job) as heart:
-        with execution.start(settings.workers) as runner:
+        with execution.start(settings.workers, preflight) as runner:
             tally = drive(heart, runner, pending, pipeline)
             fitting = _fitting(planned, target, partials, execution.threads)
             fitted, failed = fit_groups(fitting, planned.plan.kept, list(tally.failed), runner)
@@ -138,7 +144,10 @@ def preview(
 
     The selection of the coreset, or what else a method does of the embeddings, is not sampled.
     """
-    lake, target = Folder.at(images), Folder.at(model)
+    storage = settings.storage
+    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    weights = options.weight_files(settings.backbone.weights, storage)
+    Preflight([lake, target], [], weights).here()
     planned = _plan(lake, target, settings, where)
     kept = planned.plan.kept
     partials = f"_runs/{planned.record.run}/partials/"
@@ -147,7 +156,7 @@ def preview(
     else:
         pending = kept[:0]
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
-        folder = Folder.at(scratch)
+        folder = Folder.at(scratch, storage)
         sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
     return preview_of("fit", (lake, target), planned.plan, pending, sample)
 
@@ -206,7 +215,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     for group, selection in selections.items():
         if selection == "unlabelled":
             log.warning("group '%s' has no label at all: every image of it is taken as good", group)
-    backbone = load_backbone(settings.backbone, seed=settings.seed)
+    backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)
     # One black image shows here, not in every worker, whether method and backbone go together.
     embed = partial(method.embed, seed=settings.seed)
     Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))

@@ -9,10 +9,11 @@ from jobs import options
 from jobs.console import log, progress, say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import Folder, split_uri
 from pipeline.lake.fragments import list_tables
-from pipeline.lake.sources import Layout, SourceImage, guess_layout, list_images, shards
+from pipeline.lake.sources import MANIFESTS, Layout, SourceImage, guess_layout, list_images, shards
 from pipeline.stages.pack import FILE_BYTES, Pack, known_sources, to_packs
+from pipeline.stages.preflight import Preflight
 
 _SHOWN = 10
 
@@ -47,10 +48,16 @@ def run(
     execution: options.Execution,
 ) -> int:
     """Ingest; return the number of images written."""
-    target = Folder.at(images)
+    storage = settings.storage
+    target = Folder.at(images, storage)
+    # A manifest is one file, in a folder that need not be ours to list.
+    named = [split_uri(source, storage)] if source.endswith(MANIFESTS) else []
+    read = [] if named else [Folder.at(source, storage)]
+    preflight = Preflight(read, [target], named)
+    preflight.here()
     target.sweep()
-    chosen = layout or guess_layout(source)
-    listing = list_images(source, chosen, group, settings.image.uri_prefixes)
+    chosen = layout or guess_layout(source, storage)
+    listing = list_images(source, chosen, group, settings.image.uri_prefixes, storage)
     known = known_sources(target, _existing(target))
     fresh = [image for image in listing.images if (image.uri, image.version) not in known]
     log.info(
@@ -65,7 +72,7 @@ def run(
     # Packing is reading and writing: it is worth a Ray only where there are files to share out.
     shared = execution if len(cut) > 1 else options.Execution("local", None)
     with (
-        shared.start(settings.workers) as runner,
+        shared.start(settings.workers, preflight) as runner,
         progress("ingest", len(fresh), "files") as advance,
     ):
         for result in runner.map(to_packs(cut), Pack(target, settings.fragment_images)):

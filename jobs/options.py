@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.cluster.runner import Runner
-from pipeline.config import Raw, Settings, load_settings
-from pipeline.errors import ConfigError
-from pipeline.lake.folder import split_uri
+from pipeline.config import Raw, Settings, StorageSettings, load_settings
+from pipeline.errors import ConfigError, StorageRefused
+from pipeline.lake.folder import Folder, split_uri
+from pipeline.stages.preflight import Preflight
 
 RunnerName = Literal["ray", "local"]
 
@@ -73,8 +74,15 @@ class Execution:
         return (os.cpu_count() or 1) if self.runner == "local" else 1
 
     @contextmanager
-    def start(self, workers: int | None) -> Iterator[Runner]:
-        """Yield the runner."""
+    def start(self, workers: int | None, preflight: Preflight | None = None) -> Iterator[Runner]:
+        """Yield the runner, when its workers may use the storage. Raises `ConfigError`."""
+        with self._start(workers) as runner:
+            if preflight is not None:
+                preflight.in_workers(runner)
+            yield runner
+
+    @contextmanager
+    def _start(self, workers: int | None) -> Iterator[Runner]:
         if self.runner == "local":
             from pipeline.cluster.local import LocalRunner
 
@@ -90,24 +98,51 @@ def read_settings(config: str | None, assignments: Sequence[str] | None, flags: 
     """Return the effective settings. Raises `ConfigError`."""
     text = ""
     if config is not None:
-        folder, name = split_uri(config)
+        # What is set beside the file says how the file is reached.
+        storage = with_environment(load_settings("", assignments or (), flags).storage)
+        folder, name = split_uri(config, storage)
         try:
             text = folder.read(name).decode()
         except FileNotFoundError:
             raise ConfigError(f"config file '{config}' does not exist") from None
         except UnicodeDecodeError:
             raise ConfigError(f"config file '{config}' is not UTF-8 text") from None
-    return _with_full_weights(load_settings(text, assignments or (), flags))
+        except StorageRefused as error:
+            raise ConfigError(str(error)) from None
+    settings = load_settings(text, assignments or (), flags)
+    for prefix in settings.image.uri_prefixes:
+        Folder(prefix)  # refuses credentials, which settings would carry everywhere
+    storage = with_environment(settings.storage)
+    return _with_full_weights(settings.model_copy(update={"storage": storage}))
+
+
+def with_environment(storage: StorageSettings) -> StorageSettings:
+    """Return the settings with what the AWS SDK's variables say where nothing is set.
+
+    Workers have other environments; what is taken here goes to them.
+
+    Raises:
+        ConfigError: if the variable of the endpoint is no plain URL.
+    """
+    named = {
+        "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    }
+    found = {
+        setting: next((os.environ[name] for name in names if os.environ.get(name)), None)
+        for setting, names in named.items()
+    }
+    given = {name: value for name, value in found.items() if value is not None}
+    flags = {"storage": given | storage.model_dump(exclude_none=True)}
+    return load_settings(flags=flags).storage
 
 
 def _with_full_weights(settings: Settings) -> Settings:
     """Return the settings with a full path of the weights: workers run in other folders."""
-    weights = settings.backbone.weights
-    if weights in (None, "untrained"):
-        return settings
-    folder, name = split_uri(str(weights))
-    backbone = settings.backbone.model_copy(update={"weights": folder.path(name)})
-    return settings.model_copy(update={"backbone": backbone})
+    for folder, name in weight_files(settings.backbone.weights, settings.storage):
+        backbone = settings.backbone.model_copy(update={"weights": folder.path(name)})
+        return settings.model_copy(update={"backbone": backbone})
+    return settings
 
 
 def require_dry_run(*, as_json: bool, dry_run: bool) -> None:
@@ -127,3 +162,8 @@ def nested(flags: Mapping[str, object]) -> Raw:
                 branch = branch.setdefault(part, {})  # type: ignore[assignment]
             branch[last] = value
     return tree
+
+
+def weight_files(weights: str | None, storage: StorageSettings) -> list[tuple[Folder, str]]:
+    """Return the file of the weights, if they are one."""
+    return [] if weights in (None, "untrained") else [split_uri(str(weights), storage)]

@@ -24,11 +24,13 @@ from pipeline.lake import parts, runs
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.models import MANIFEST
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.infer import Member, Scorer
 from pipeline.stages.models import load_calibration, verify_groups
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
+from pipeline.stages.preflight import Preflight
 from pipeline.stages.publish import Publish
 
 _NO_MODEL = "no model"
@@ -111,11 +113,16 @@ def run(
     Raises:
         FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors.
     """
-    lake, target = Folder.at(images), Folder.at(scores)
-    target.sweep()
     retire = Retirement.checked(expire, settings.score.iceberg_table)
+    storage = settings.storage
+    lake, target = Folder.at(images, storage), Folder.at(scores, storage)
     named = [model] if isinstance(model, str) else model
-    planned = _plan(lake, [Folder.at(one) for one in named], settings, where)
+    models_ = [Folder.at(one, storage) for one in named]
+    weights = options.weight_files(settings.backbone.weights, storage)
+    preflight = Preflight([lake], [target], [*((one, MANIFEST) for one in models_), *weights])
+    preflight.here()
+    target.sweep()
+    planned = _plan(lake, models_, settings, where)
     parts.bind_source(target, lake)
     job = runs.begin(target, planned.record, planned.plan.kept)
     pending = _pending(target, planned)
@@ -129,7 +136,7 @@ def run(
     )
     with beating(job) as heart:
         earlier = _earlier(target, job, planned.plan)
-        with execution.start(settings.workers) as runner, ExitStack() as stack:
+        with execution.start(settings.workers, preflight) as runner, ExitStack() as stack:
             budget = settings.memory_budget or half_of_memory()
             members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
             pipeline = _pipeline(planned, target, job, execution.threads, members)
@@ -143,12 +150,16 @@ def preview(
     images: str, model: Sequence[str], scores: str, settings: Settings, where: str | None = None
 ) -> Preview:
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
-    lake, target = Folder.at(images), Folder.at(scores)
-    planned = _plan(lake, [Folder.at(one) for one in model], settings, where)
+    storage = settings.storage
+    lake, target = Folder.at(images, storage), Folder.at(scores, storage)
+    models_ = [Folder.at(one, storage) for one in model]
+    weights = options.weight_files(settings.backbone.weights, storage)
+    Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
+    planned = _plan(lake, models_, settings, where)
     parts.require_source(target, lake)
     pending = _pending(target, planned)
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
-        folder = Folder.at(scratch)
+        folder = Folder.at(scratch, storage)
         pipeline = _pipeline(planned, folder, runs.Run(folder, planned.record), 1, planned.members)
         sample = measure(pending, pipeline, folder)
     return preview_of("score", (lake, target), planned.plan, pending, sample)
@@ -243,7 +254,7 @@ def _pipeline(
     }
     thresholds = {group: some[0].threshold for group, some in calibrations.items()}
     publish = Publish(
-        source=planned.source,
+        geometry=planned.source.geometry,
         scores=target,
         version=job.record.version,
         scored_at=job.record.started_at,
@@ -266,8 +277,9 @@ def _pipeline(
         models_budget=models_budget(settings),
         threads=threads,
     )
+    pictures = publish.heatmaps == "all" and bool(publish.scales)
     attempts = settings.fragment_attempts
-    decode = Decode(planned.source, without, threads, geometries, attempts)
+    decode = Decode(planned.source, without, threads, geometries, attempts, pictures)
     return Pipeline(decode, scorer, publish)
 
 

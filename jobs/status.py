@@ -7,13 +7,16 @@ import pyarrow as pa
 import typer
 from pydantic import TypeAdapter
 
+from jobs import options
 from jobs.console import say, show_table
+from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.pulse import Pulse, Speed, State, read_pulses, state_of
 from pipeline.stages.corpus import embedded_keys
+from pipeline.stages.preflight import Preflight
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ class RunStatus:
 def status(
     folder: Annotated[str, typer.Argument(metavar="SCORES|MODEL", help="Where the runs are.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
 ) -> None:
-    """Show what is done, failed and pending."""
-    states = read(folder)
+    """Show what is done, failed and pending. Of the settings only storage.* counts."""
+    states = read(folder, options.read_settings(config, assignments, {}).storage)
     if as_json:
         say(TypeAdapter(list[RunStatus]).dump_json(states, indent=1).decode())
         return
@@ -96,13 +101,14 @@ def _told(status: RunStatus) -> str:
     )
 
 
-def read(folder: str) -> list[RunStatus]:
+def read(folder: str, storage: StorageSettings | None = None) -> list[RunStatus]:
     """Return the status of every run of a SCORES or MODEL, the newest last.
 
     Raises:
         ConfigError: if there is none.
     """
-    target = Folder.at(folder)
+    target = Folder.at(folder, storage or StorageSettings())
+    Preflight([target]).here()
     states = runs.read_runs(target)
     if not states:
         raise ConfigError(f"{target.root} holds no run of patchlake")

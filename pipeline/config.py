@@ -7,12 +7,22 @@ Each source beats the one before it. An unknown name is an error that says the n
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from pipeline.errors import ConfigError
 
@@ -101,6 +111,32 @@ class ColumnSettings(_Frozen):
     extra: tuple[str, ...] = ()
 
 
+class StorageSettings(_Frozen):
+    """How S3 is reached. They travel to the workers; credentials do not, and are no settings."""
+
+    # URL of another store than AWS's; None: AWS_ENDPOINT_URL, or AWS.
+    endpoint: str | None = None
+    # None: AWS_REGION, or what the AWS configuration says.
+    region: str | None = None
+    # Unsigned requests, for public buckets.
+    anonymous: bool = False
+    # Of one request, after waits of 0.1 s, doubled each time up to 20 s: some 25 s in all.
+    retries: NonNegativeInt = 8
+    # Without a byte from the store for so long, a request has failed.
+    timeout_s: PositiveFloat = 30.0
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
+            raise ValueError("an endpoint is http(s)://HOST[:PORT], without user or password")
+        return endpoint
+
+
+# Whatever else a URL can hold may be a secret, and settings are written down.
+_ENDPOINT = re.compile(r"https?://[^/@?#]+/?")
+
+
 class Settings(_Frozen):
     """All settings. Those under `image` and `backbone` are fixed in a model once it is fitted."""
 
@@ -125,6 +161,7 @@ class Settings(_Frozen):
     index: IndexSettings = IndexSettings()
     score: ScoreSettings = ScoreSettings()
     columns: ColumnSettings = ColumnSettings()
+    storage: StorageSettings = StorageSettings()
 
 
 # The geometry of the papers, which MVTec AD's square images suit.
@@ -295,6 +332,8 @@ def _describe(raw: Raw, fault: Mapping[str, object]) -> str:
     value: object = raw
     for part in parts:
         value = value.get(part) if isinstance(value, Mapping) else value
+    if name == "storage.endpoint":  # somebody may have put a password into it
+        return f"setting '{name}': {fault['msg']}"
     return f"setting '{name}' is {value!r}: {fault['msg']}"
 
 

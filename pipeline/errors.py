@@ -10,7 +10,9 @@ PatchlakeError            1
 └── WorkersLost           1   processes died more often than the job tries again
 
 `ImageError` is none of these: one image that cannot be scored is a row of the result. Nor is
-`InputChanged`, which is one fragment's.
+`InputChanged`, which is one fragment's, nor `StorageError`: stages try again, and then give up the
+fragment; where the job itself cannot go on without the storage it ends with exit code 4, and before
+it has begun (`stages.preflight`) with 2.
 """
 
 from typing import Literal
@@ -68,3 +70,13 @@ class ImageError(Exception):
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
         self.status: Status = status
+
+
+class StorageError(OSError):
+    """Storage gave no answer, or not a whole one, however often it was asked."""
+
+    exit_code = Stopped.exit_code
+
+
+class StorageRefused(StorageError):  # noqa: N818 - as `Stopped`
+    """Storage says no, or is not there: credentials, permissions, bucket, endpoint."""

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from hypothesis import settings
 from jobs import cli, console, fit, ingest, options, score
 from pipeline.config import Settings, load_settings
 from pipeline.images.synthetic import write_products
+from tests import s3_servers
+from tests.fault_proxy import FaultProxy, fault_proxy
 
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
@@ -158,3 +161,80 @@ def by_place(scores: Path) -> dict[tuple[str, int], dict[str, object]]:
     """Rows of the score table by their identity."""
     rows = read_scores(scores).to_pylist()
     return {(row["source_path"], row["source_row"]): row for row in rows}
+
+
+@pytest.fixture(scope="session")
+def s3_environment(request: pytest.FixtureRequest) -> Path:
+    """Where the S3 servers are installed: pytest's cache, so once in a checkout."""
+    assert request.config.cache is not None
+    try:
+        return s3_servers.install(request.config.cache.mkdir("s3-servers"))
+    except (RuntimeError, OSError) as error:
+        pytest.skip(f"the S3 servers cannot be installed: {error}")
+
+
+@pytest.fixture(scope="session")
+def swift(
+    s3_environment: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[s3_servers.Server]:
+    """A real S3 server."""
+    with s3_servers.swift(s3_environment, tmp_path_factory.mktemp("swift")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto(
+    s3_environment: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[s3_servers.Server]:
+    """A mock of S3, for what Swift lacks."""
+    with s3_servers.moto(s3_environment, tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket of Swift's behind a proxy, which this process's environment names."""
+
+    server: s3_servers.Server
+    proxy: FaultProxy
+    bucket: str
+
+    def uri(self, name: str = "") -> str:
+        """Return the URI of a folder or file in the bucket."""
+        return f"s3://{self.bucket}/{name}"
+
+    def settings(self, **storage: object) -> Settings:
+        """Return the tiny settings, by way of the proxy."""
+        given = {"endpoint": self.proxy.endpoint, "region": "us-east-1", **storage}
+        return load_settings(flags=TINY | {"storage": given})
+
+    def put(self, name: str, content: bytes) -> None:
+        """Put an object past our own code."""
+        self.server.client().put_object(Bucket=self.bucket, Key=name, Body=content)
+
+    def files(self, folder: str = "") -> dict[str, bytes]:
+        """Return every object below a folder, past our own code."""
+        client, found = self.server.client(), {}
+        for page in client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=f"{folder}/" if folder else ""
+        ):
+            for item in page.get("Contents", ()):
+                body = client.get_object(Bucket=self.bucket, Key=item["Key"])["Body"]
+                found[item["Key"].removeprefix(f"{folder}/")] = body.read()
+        return found
+
+    def output(self, folder: str) -> dict[str, bytes]:
+        """Return what a score table holds, but the record of its runs."""
+        found = self.files(folder).items()
+        return {name: content for name, content in found if not name.startswith("_runs")}
+
+
+@pytest.fixture
+def store(swift: s3_servers.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A bucket of its own for each test."""
+    with fault_proxy(swift.endpoint) as proxy:
+        for name, value in {**swift.environment, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        bucket = f"lake-{uuid.uuid4().hex[:12]}"
+        swift.client().create_bucket(Bucket=bucket)
+        yield Store(swift, proxy, bucket)

@@ -4,7 +4,7 @@ The next fragment is decoded, and the one before written, while the present one 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +48,10 @@ class LocalRunner:
     def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each call."""
         return (call() for call in calls)
+
+    def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:  # noqa: ARG002 - all is here
+        """Return nothing: there is no other process."""
+        return {}
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:

@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +28,13 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import nodes
 from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.errors import ConfigError, PatchlakeError, WorkersLost
+from pipeline.errors import ConfigError, PatchlakeError, StorageError, WorkersLost
 from pipeline.methods.contract import Held, M, Peers, T
 
 # Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
@@ -116,6 +117,20 @@ class RayRunner:
             pending.append(task.remote(call))
         while pending:
             yield cast("T", _get(pending.popleft()))
+
+    def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:
+        """Return what a function returns in a task on each node that has CPUs, by its address."""
+        task: Any = ray.remote(num_cpus=0)(_run)
+        every = ray.nodes()  # type: ignore[no-untyped-call]
+        asked = {}
+        for node in every:
+            if not (node["Alive"] and node["Resources"].get("CPU")):
+                continue
+            # Soft: a node that dies meanwhile is no reason to end the job.
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+            place = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            asked[place] = task.options(scheduling_strategy=there).remote(call)
+        return {node: _get(answer) for node, answer in asked.items()}
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
@@ -344,7 +359,9 @@ def _told() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
+        cause = error.cause
+        is_told = isinstance(cause, PatchlakeError | StorageError)
+        raise (cause if is_told else error) from None
     except _DEATHS as error:
         raise WorkersLost(
             f"a process of the job, or what it held, was lost once too often: {error}\n"

@@ -1,6 +1,6 @@
 """What the two runners have in common: their interface."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,6 +60,12 @@ class Runner(Protocol):
 
     def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each call, in their order."""
+
+    def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:
+        """Return what a function returns in one worker of each node, by the node's name.
+
+        Empty where the only worker is this process.
+        """
 
     def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Held[M]]:
         """Start a thing in a worker each; they go when the block ends.

@@ -17,11 +17,11 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.config import BackboneSettings, nearest
-from pipeline.errors import ConfigError
+from pipeline.config import BackboneSettings, StorageSettings, nearest
+from pipeline.errors import ConfigError, StorageRefused
 from pipeline.features.layers import create_network, state_in_use
 from pipeline.lake import cache
-from pipeline.lake.folder import split_uri
+from pipeline.lake.folder import Folder, split_uri
 
 UNTRAINED = "untrained"
 
@@ -59,12 +59,15 @@ class Backbone:
         return sorted(maps, key=lambda feature_map: feature_map[0, 0].numel(), reverse=True)
 
 
-def load_backbone(settings: BackboneSettings, *, seed: int = 0) -> Backbone:
+def load_backbone(
+    settings: BackboneSettings, *, seed: int = 0, storage: StorageSettings | None = None
+) -> Backbone:
     """Return the backbone with weights from the timm hub, a safetensors file, or untrained.
 
     Args:
         settings: Name, weights and layers.
         seed: Of the random weights when they are untrained.
+        storage: How S3 is reached, for weights that are there.
 
     Raises:
         ConfigError: on an unknown name or layer, absent weights, or weights of another network.
@@ -80,7 +83,8 @@ def load_backbone(settings: BackboneSettings, *, seed: int = 0) -> Backbone:
     elif settings.weights is None:
         network = _from_hub(settings, seed)
     else:
-        network = _from_file(settings, settings.weights, seed)
+        located = split_uri(settings.weights, storage or StorageSettings())
+        network = _from_file(settings, located, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parameter in network.parameters():
@@ -100,12 +104,15 @@ def _from_hub(settings: BackboneSettings, seed: int) -> torch.nn.Module:
         ) from error
 
 
-def _from_file(settings: BackboneSettings, uri: str, seed: int) -> torch.nn.Module:
+def _from_file(
+    settings: BackboneSettings, located: tuple[Folder, str], seed: int
+) -> torch.nn.Module:
+    uri = str(settings.weights)
     if not uri.endswith(".safetensors"):
         raise ConfigError(
             f"backbone.weights '{uri}': only .safetensors is read; nothing is unpickled"
         )
-    with _as_local_file(uri) as path:
+    with _as_local_file(*located) as path:
         try:
             network = create_network(
                 settings, seed, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
@@ -133,19 +140,25 @@ def _from_file(settings: BackboneSettings, uri: str, seed: int) -> torch.nn.Modu
 
 
 @contextmanager
-def _as_local_file(uri: str) -> Iterator[Path]:
+def _as_local_file(folder: Folder, name: str) -> Iterator[Path]:
     """Yield the file itself if it is local, else a copy that goes when the block ends."""
-    folder, name = split_uri(uri)
-    if not folder.exists(name):
-        raise ConfigError(f"backbone.weights '{uri}' does not exist")
+    absent = ConfigError(f"backbone.weights '{folder.path(name)}' does not exist")
     if folder.is_local:
+        if not folder.exists(name):
+            raise absent
         yield Path(folder.path(name))
         return
     with tempfile.TemporaryDirectory() as copy:
         path = Path(copy) / name
-        # Another file under the same URI has another version.
-        version = hashlib.sha256(f"{uri} {folder.entry(name).version}".encode()).hexdigest()
-        path.write_bytes(cache.read(version, partial(folder.read, name)))
+        try:
+            # Another file under the same URI has another version.
+            named = f"{folder.path(name)} {folder.entry(name).version}"
+            version = hashlib.sha256(named.encode()).hexdigest()
+            path.write_bytes(cache.read(version, partial(folder.read, name)))
+        except FileNotFoundError:
+            raise absent from None
+        except StorageRefused as error:
+            raise ConfigError(f"backbone.weights: {error}") from None
         yield path
 
 

@@ -1,17 +1,15 @@
-"""A folder of the lake, on whatever fsspec opens: atomic puts, listings, removal.
+"""A folder of the lake: a disk, S3, or whatever fsspec opens. Atomic puts, listings, removal.
 
 Only here is a URI turned into a filesystem. Credentials come from the environment or the
-instance's role, as s3fs finds them; a URI that carries them is refused, because URIs are logged
-and written to manifests.
+instance's role, as the AWS SDKs find them; a URI that carries them is refused, because URIs are
+logged and written to manifests.
 """
 
 import contextlib
-import errno
 import os
 import re
-import socket
-import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,13 +20,15 @@ from urllib.parse import quote, unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, DiskFull
+from pipeline.config import StorageSettings
+from pipeline.errors import ConfigError
+from pipeline.lake import disk
+from pipeline.lake.s3 import Bucket, Item
+from pipeline.lake.s3_file import RangedFile, uploading
 
-_TEMPORARY = ".tmp"
-# A temporary file of another host cannot be asked about its process. None is written for a day.
-_ABANDONED_S = 24 * 3600
-# Of a disk, a quota, and a limit on the size of files.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_S3 = re.compile(r"s3a?://+(?P<bucket>[^/]*)/*(?P<prefix>.*?)/*", re.DOTALL)
+# Requests that remove one object each, at once: not every store removes many with one request.
+_REMOVED_AT_ONCE = 16
 # user@ or key:secret@ after any scheme of a chain (simplecache::s3://...). A secret may have
 # slashes, and so is told from a port, which is digits.
 _CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
@@ -43,11 +43,22 @@ class Entry:
     version: str
 
 
+_DEFAULT = StorageSettings()
+
+
 @dataclass(frozen=True)
 class Folder:
-    """A path, `s3://bucket/prefix`, or any URI that fsspec opens. It need not exist yet."""
+    """A path, `s3://bucket/prefix`, or any URI that fsspec opens. It need not exist yet.
+
+    `storage` says how S3 is reached, and goes with the folder to the workers.
+    """
 
     uri: str
+    storage: StorageSettings = _DEFAULT
+
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str, StorageSettings]]:
+        # Without what is cached: a worker connects for itself.
+        return Folder, (self.uri, self.storage)
 
     def __post_init__(self) -> None:
         if _CREDENTIALS.search(self.uri):
@@ -58,9 +69,24 @@ class Folder:
             )
 
     @classmethod
-    def at(cls, uri: str) -> "Folder":
+    def at(cls, uri: str, storage: StorageSettings = _DEFAULT) -> "Folder":
         """Return the folder under its normalised URI: workers have other working directories."""
-        return cls(cls(uri).root)
+        return cls(cls(uri, storage).root, storage)
+
+    @cached_property
+    def _s3(self) -> Bucket | None:
+        """The bucket, of a folder in S3; `_key` is where in it a file is."""
+        match = _S3.fullmatch(self.uri)
+        if match is None:
+            return None
+        if not match["bucket"]:
+            raise ConfigError(f"'{self.uri}' names no bucket")
+        return Bucket(match["bucket"], self.storage)
+
+    def _key(self, name: str) -> str:
+        match = _S3.fullmatch(self.uri)
+        assert match is not None
+        return "/".join(part for part in (match["prefix"], name) if part)
 
     @cached_property
     def _filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -75,13 +101,46 @@ class Folder:
     @property
     def root(self) -> str:
         """The normalised URI: equal for two spellings of one folder."""
+        if self._s3 is not None:
+            return f"s3://{self._s3.name}/{self._key('')}".rstrip("/")
         filesystem, root = self._filesystem
         return root if self.is_local else str(filesystem.unstrip_protocol(root))
 
     @property
+    def pins_versions(self) -> bool:
+        """Whether `open` with a version reads that version, or fails."""
+        return self._s3 is not None
+
+    @property
     def is_local(self) -> bool:
         """Whether the folder is on this machine's disk."""
-        return isinstance(self._filesystem[0], LocalFileSystem)
+        return self._s3 is None and isinstance(self._filesystem[0], LocalFileSystem)
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the folder is in S3."""
+        return self._s3 is not None
+
+    def require_readable(self, name: str = "") -> None:
+        """Raise `StorageRefused` if S3 does not let us list the folder and read it, or one file.
+
+        What is absent is somebody else's error. Other folders are not asked.
+        """
+        if self._s3 is None:
+            return
+        keys = [self._key(name)] if name else []
+        if not name:
+            keys = [item.key for item in self._s3.items(self._prefix(), at_most=1)]
+        with contextlib.suppress(FileNotFoundError):
+            for key in keys:
+                self._s3.get(key, span="0-0")
+
+    def require_writable(self, probe: str) -> None:
+        """Raise `StorageRefused` if S3 does not let us put and remove a file of that name."""
+        if self._s3 is not None:
+            self.require_readable()
+            self._s3.put(self._key(probe), b"")
+            self._s3.delete(self._key(probe))
 
     def path(self, name: str) -> str:
         """Return the full path of a file in the folder, for messages and for other programs."""
@@ -90,22 +149,38 @@ class Folder:
     def _inner(self, name: str) -> str:
         return f"{self._filesystem[1].rstrip('/')}/{name}" if name else self._filesystem[1]
 
-    def open(self, name: str) -> BinaryIO:
-        """Open a file for reading. Raises `FileNotFoundError`."""
+    def open(self, name: str, version: str = "") -> BinaryIO:
+        """Open a file for reading; in S3, the version that a listing named, or reading fails.
+
+        Raises:
+            FileNotFoundError: if there is none; of a file in S3, at the first read.
+        """
+        if self._s3 is not None:
+            return cast("BinaryIO", RangedFile(self._s3, self._key(name), version))
         return cast("BinaryIO", self._filesystem[0].open(self._inner(name), "rb"))
 
     def read(self, name: str, *, at_most: int | None = None) -> bytes:
         """Return a file's bytes, or its first `at_most`. Raises `FileNotFoundError`."""
+        if self._s3 is not None:
+            return self._s3.get(self._key(name), at_most=at_most).content
         with self.open(name) as file:
             return file.read(-1 if at_most is None else at_most)
 
     def exists(self, name: str) -> bool:
         """Return whether there is such a file or folder."""
+        if self._s3 is not None:
+            key = self._key(name)
+            return self._s3.head(key) is not None or any(self._s3.items(f"{key}/", at_most=1))
         return bool(self._filesystem[0].exists(self._inner(name)))
 
     def entry(self, name: str) -> Entry:
         """Return one file's entry, as it is now. Raises `FileNotFoundError`, also for a folder."""
-        filesystem, _ = self._filesystem
+        if self._s3 is not None:
+            item = self._s3.head(self._key(name))
+            if item is None:
+                raise FileNotFoundError(f"{self.path(name)} does not exist")
+            return Entry(name, item.size, item.etag)
+        filesystem = self._filesystem[0]
         # A listing that this process has made earlier would answer instead of the store.
         filesystem.invalidate_cache()
         info = filesystem.info(self._inner(name))
@@ -118,6 +193,10 @@ class Folder:
 
         Temporary files are left out. Linear in the number of files below.
         """
+        if self._s3 is not None:
+            found = (Entry(name, item.size, item.etag) for name, item in self._items(below))
+            kept = [entry for entry in found if not entry.name.endswith(disk.TEMPORARY)]
+            return sorted(kept, key=lambda entry: entry.name)
         filesystem, _ = self._filesystem
         filesystem.invalidate_cache()
         prefix = self._inner("").rstrip("/") + "/"
@@ -125,7 +204,7 @@ class Folder:
         entries = [
             _entry(path.removeprefix(prefix), info)
             for path, info in found.items()
-            if path.startswith(prefix) and not path.endswith(_TEMPORARY)
+            if path.startswith(prefix) and not path.endswith(disk.TEMPORARY)
         ]
         return sorted(entries, key=lambda entry: entry.name)
 
@@ -133,8 +212,10 @@ class Folder:
         """Yield the names of all files below a sub-folder, in no order.
 
         On a disk one at a time, so that a million cost no memory. An object store's listing is in
-        memory as fsspec returns it, at some 1 KB a file.
+        memory as fsspec returns it, at some 1 KB a file; of S3 a thousand files are.
         """
+        if self._s3 is not None:
+            return (name for name, _ in self._items(below) if not name.endswith(disk.TEMPORARY))
         filesystem, root = self._filesystem
         prefix = root.rstrip("/") + "/"
         if self.is_local:
@@ -149,7 +230,7 @@ class Folder:
         return (
             path.removeprefix(prefix)
             for path in found
-            if path.startswith(prefix) and not path.endswith(_TEMPORARY)
+            if path.startswith(prefix) and not path.endswith(disk.TEMPORARY)
         )
 
     def folders(self, below: str = "") -> list[str]:
@@ -179,10 +260,13 @@ class Folder:
         Raises:
             DiskFull: if there is no space for it.
         """
+        if self._s3 is not None:
+            with uploading(self._s3, self._key(name)) as upload:
+                yield upload
+            return
         filesystem, _ = self._filesystem
         if self.is_local:
-            target = Path(self._inner(name))
-            with _told_if_full(target), _writing_local(target) as file:
+            with disk.writing(Path(self._inner(name))) as file:
                 yield file
             return
         # An object store shows an object when its upload is completed, never before.
@@ -196,28 +280,32 @@ class Folder:
         filesystem.invalidate_cache()
 
     def create(self, name: str, content: bytes) -> bool:
-        """Put a file if there is none of that name; return whether this call put it."""
+        """Put a file if there is none of that name; return whether this call put it.
+
+        Atomic on disks and where S3 has If-None-Match; see `Bucket.create` for where it has not.
+        """
+        if self._s3 is not None:
+            return self._s3.create(self._key(name), content)
         if not self.is_local:
             try:
                 self._filesystem[0].pipe_file(self._inner(name), content, mode="create")
             except FileExistsError:
                 return False
             return True
-        target = Path(self._inner(name))
-        with _told_if_full(target):
-            return _create_local(target, content)
+        return disk.create(Path(self._inner(name)), content)
 
     def move(self, name: str, to: str) -> None:
         """Give a file another name, replacing what has it: readers see the one or the other.
 
         Object stores copy it, on their side, and then remove it. Raises `FileNotFoundError`.
         """
+        if self._s3 is not None:
+            self._s3.copy(self._key(name), self._key(to))
+            self._s3.delete(self._key(name))
+            return
         filesystem, _ = self._filesystem
         if self.is_local:
-            target = Path(self._inner(to))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Path(self._inner(name)).replace(target)
-            _sync_folder(target.parent)
+            disk.move(Path(self._inner(name)), Path(self._inner(to)))
             return
         filesystem.cp_file(self._inner(name), self._inner(to))
         filesystem.rm_file(self._inner(name))
@@ -225,35 +313,37 @@ class Folder:
 
     def remove(self, name: str, *, recursive: bool = False) -> None:
         """Remove a file, or a sub-folder with all below it; what is absent is fine."""
+        if self._s3 is not None:
+            keys = [item.key for _, item in self._items(name)] if recursive else [self._key(name)]
+            with ThreadPoolExecutor(_REMOVED_AT_ONCE) as pool:
+                list(pool.map(self._s3.delete, keys))
+            return
         with contextlib.suppress(FileNotFoundError):
             self._filesystem[0].rm(self._inner(name), recursive=recursive)
+
+    def _items(self, below: str) -> Iterator[tuple[str, Item]]:
+        """Yield what S3 has below a sub-folder, with names relative to the folder."""
+        assert self._s3 is not None
+        for item in self._s3.items(self._prefix(below)):
+            yield item.key.removeprefix(self._prefix()), item
+
+    def _prefix(self, below: str = "") -> str:
+        key = self._key(below)
+        return f"{key}/" if key else ""
 
     def sweep(self) -> None:
         """Remove temporary files whose process is gone. Local disks only.
 
         Another host's, on a disk that several share, are taken for abandoned after a day.
         """
-        root = Path(self._inner(""))
-        if not self.is_local or not root.is_dir():
-            return
-        # Not `rglob`, which fails where another driver removes a folder meanwhile.
-        found = (Path(folder, name) for folder, _, files in os.walk(root) for name in files)
-        for temporary in found:
-            if not temporary.match(f".*{_TEMPORARY}"):
-                continue
-            host, _, pid = temporary.name.removesuffix(_TEMPORARY).rpartition(".")
-            if host.endswith(f".{socket.gethostname()}") and pid.isdecimal():
-                is_left = not is_alive(int(pid))
-            else:
-                is_left = _age_s(temporary) > _ABANDONED_S
-            if is_left:
-                temporary.unlink(missing_ok=True)
+        if self.is_local:
+            disk.sweep(Path(self._inner("")))
 
 
-def split_uri(uri: str) -> tuple[Folder, str]:
+def split_uri(uri: str, storage: StorageSettings = _DEFAULT) -> tuple[Folder, str]:
     """Return the folder and the name of one file's path or URI."""
     parent, slash, name = uri.rpartition("/")
-    return Folder.at(parent or slash or "."), name
+    return Folder.at(parent or slash or ".", storage), name
 
 
 def escape(name: str) -> str:
@@ -279,86 +369,3 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
     if isinstance(changed, datetime):
         changed = changed.timestamp()
     return Entry(name, size, f"{size}-{changed}")
-
-
-@contextlib.contextmanager
-def _told_if_full(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFull(
-            f"no space to write {target} ({error.strerror}); make room, and start the same command "
-            "again, which goes on from what is done"
-        ) from error
-
-
-def _create_local(target: Path, content: bytes) -> bool:
-    temporary = _temporary(target)
-    try:
-        _write_synced(temporary, content)
-        os.link(temporary, target)  # fails, atomically, where the target exists
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-@contextlib.contextmanager
-def _writing_local(target: Path) -> Iterator[BinaryIO]:
-    temporary = _temporary(target)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _temporary(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}"
-    temporary = target.with_name(name)
-    # Left by a killed process whose id came back (1 in a container), it may be a hard link of a
-    # published file, which must not be written through.
-    temporary.unlink(missing_ok=True)
-    return temporary
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only when the folder that holds the name is.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether this host has a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -52,7 +52,7 @@ def cut_file(
     Raises:
         TableError: if a column is absent, or the path and the group column disagree.
     """
-    with images.open(entry.name) as handle:
+    with images.open(entry.name, entry.version) as handle:
         try:
             file = pq.ParquetFile(handle)
         except (pa.ArrowInvalid, OSError) as error:

@@ -26,8 +26,8 @@ from pipeline.lake.folder import Folder, escape
 FORMAT = 2
 MANIFEST = "model.json"
 
-# Of a file that is only checked.
-_BLOCK = 4 * 2**20
+# Of a file that is only checked; in S3 each is a request.
+_BLOCK = 16 * 2**20
 
 
 class _Record(BaseModel):

@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.lake.folder import Folder, is_alive
+from pipeline.lake.disk import is_alive
+from pipeline.lake.folder import Folder
 from pipeline.lake.runs import now
 
 BEAT_S = 15.0

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError, TableError
 from pipeline.lake.folder import Entry, Folder, split_uri
 
 Layout = Literal["mvtec", "folder", "csv"]
 
-_MANIFESTS = (".csv", ".parquet")
+MANIFESTS = (".csv", ".parquet")
+_STORAGE = StorageSettings()
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,28 @@ class Listing:
     skipped: list[str] = field(default_factory=list)
 
 
-def guess_layout(source: str) -> Layout:
+def guess_layout(source: str, storage: StorageSettings = _STORAGE) -> Layout:
     """Return the layout of a source by looking at its names.
 
     Raises:
         ConfigError: if there is nothing there.
     """
-    if source.endswith(_MANIFESTS):
+    if source.endswith(MANIFESTS):
         return "csv"
-    entries = Folder(source).find()
+    folder = Folder(source, storage)
+    entries = folder.find()
     if not entries:
-        raise ConfigError(f"{Folder(source).root} holds no file")
+        raise ConfigError(f"{folder.root} holds no file")
     parts = [PurePosixPath(entry.name).parts for entry in entries]
     return "mvtec" if any(p[-3:-1] == ("train", "good") for p in parts) else "folder"
 
 
 def list_images(
-    source: str, layout: Layout, group: str | None, prefixes: Sequence[str] = ()
+    source: str,
+    layout: Layout,
+    group: str | None,
+    prefixes: Sequence[str] = (),
+    storage: StorageSettings = _STORAGE,
 ) -> Listing:
     """Return what is to be ingested from a source.
 
@@ -73,14 +80,15 @@ def list_images(
         layout: How names, labels and masks are found.
         group: Of all images; None takes the folder's or the manifest's own.
         prefixes: Where a manifest's absolute URIs may point.
+        storage: How S3 is reached.
 
     Raises:
         ConfigError: if there is nothing there, or an URI points outside the prefixes.
         TableError: if a manifest has no `uri` column.
     """
     if layout == "csv":
-        return _list_manifest(source, group, prefixes)
-    folder = Folder.at(source)
+        return _list_manifest(split_uri(source, storage), group, prefixes)
+    folder = Folder.at(source, storage)
     entries = folder.find()
     if not entries:
         raise ConfigError(f"{folder.root} holds no file")
@@ -123,8 +131,11 @@ def _list_mvtec(
     return listing
 
 
-def _list_manifest(source: str, group: str | None, prefixes: Sequence[str]) -> Listing:
-    base, file_name = split_uri(source)
+def _list_manifest(
+    manifest: tuple[Folder, str], group: str | None, prefixes: Sequence[str]
+) -> Listing:
+    base, file_name = manifest
+    source = base.path(file_name)
     table = _read_manifest(base, file_name)
     if "uri" not in table.column_names:
         raise TableError(f"{source}: a manifest needs column 'uri', it has {table.column_names}")
@@ -144,7 +155,7 @@ def _list_manifest(source: str, group: str | None, prefixes: Sequence[str]) -> L
             )
         folder, (name, *masks) = located
         try:
-            entry = Folder(folder).entry(name)
+            entry = Folder(folder, base.storage).entry(name)
         except FileNotFoundError:
             listing.skipped.append(f"{uris[0]}: does not exist")
             continue
@@ -193,7 +204,7 @@ def _path(base: Folder, uri: str) -> str:
     """Return the normalised URI; a relative one is relative to the manifest."""
     if "://" in uri or uri.startswith("/"):
         folder, _, name = uri.rpartition("/")
-        return Folder(folder or "/").path(name)
+        return Folder(folder or "/", base.storage).path(name)
     return base.path(uri)
 
 

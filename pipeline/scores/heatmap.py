@@ -53,24 +53,28 @@ class ColourScale:
         return strength.astype(np.float32)
 
 
-def picture_size(image: Image.Image) -> tuple[int, int]:
+def picture_size(width: int, height: int) -> tuple[int, int]:
     """Return (height, width) of the heatmap of an image: its shape, no side above `MAX_SIDE`."""
-    shrink = min(1.0, MAX_SIDE / max(image.size))
-    return max(1, round(image.height * shrink)), max(1, round(image.width * shrink))
+    shrink = min(1.0, MAX_SIDE / max(width, height))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def grey_picture(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Return what a heatmap is drawn on: an upright RGB image at `picture_size`, in grey."""
+    height, width = picture_size(*image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).convert("L"))
 
 
 def overlay(
-    image: Image.Image, frame: Float32[np.ndarray, "h w"], scale: ColourScale
+    grey: UInt8[np.ndarray, "h w"], frame: Float32[np.ndarray, "h w"], scale: ColourScale
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the image, in grey, with colour where the map exceeds the scale's low end.
+    """Return the picture with colour where the map exceeds the scale's low end.
 
     Args:
-        image: Upright RGB, of any size.
-        frame: The anomaly map at `picture_size(image)`.
+        grey: From `grey_picture`.
+        frame: The anomaly map, of the same size.
         scale: The group's.
     """
-    height, width = frame.shape
-    grey = image.resize((width, height), Image.Resampling.BILINEAR).convert("L")
     strength = scale.strength(frame)
     colour = np.stack(
         [np.interp(strength, _COLOURS[:, 0], _COLOURS[:, i]) for i in (1, 2, 3)], axis=-1

@@ -49,9 +49,8 @@ def add_part(
     Raises:
         TableError: if a part's rows are not those of its fragment.
     """
-    with scores.open(part) as handle:
-        # As a file, not a dataset: the folder's `version=` is no column of ours.
-        scored = pq.ParquetFile(handle).read(columns=_SCORE_COLUMNS)
+    # As a file, not a dataset: the folder's `version=` is no column of ours.
+    scored = pq.ParquetFile(pa.BufferReader(scores.read(part))).read(columns=_SCORE_COLUMNS)
     described = source.read(fragment, mask=True)
     if scored.column("source_row").to_pylist() != described.column("source_row").to_pylist():
         raise TableError(f"{scores.path(part)} has other rows than its fragment; score again")

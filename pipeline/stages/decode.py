@@ -19,6 +19,8 @@ from pipeline.images.geometry import Geometry, input_shape, join_inputs
 from pipeline.lake.folder import Folder
 from pipeline.lake.footers import read_column_names
 from pipeline.lake.fragments import Fragment, Fragments, group_rows
+from pipeline.lake.s3_file import fetch_columns
+from pipeline.scores.heatmap import grey_picture
 from pipeline.stages.batch import ATTEMPTS, FragmentBatch, advance
 
 # `all`: every row (score). `good`: label good, split not test (fit). `unlabelled`: split not test,
@@ -50,7 +52,8 @@ class Source:
             self._require_unchanged(fragment)
             raise
         # After reading, so that a file which is replaced meanwhile does not pass either.
-        self._require_unchanged(fragment)
+        if not self.images.pins_versions:
+            self._require_unchanged(fragment)
         return rows
 
     def _require_unchanged(self, fragment: Fragment) -> None:
@@ -67,11 +70,12 @@ class Source:
 
     def _read(self, fragment: Fragment, *, mask: bool) -> pa.Table:
         where = self.images.path(fragment.path)
-        with self.images.open(fragment.path) as handle:
+        with self.images.open(fragment.path, fragment.version) as handle:
             file = pq.ParquetFile(handle)
             names = read_column_names(file, self.columns, where)
             if not mask:
                 names = [name for name in names if name != self.columns.mask]
+            fetch_columns(handle, file, fragment.row_groups, [*names, self.columns.group])
             pieces = list(group_rows(file, fragment, self.columns, names))
         found = sum(len(numbers) for numbers, _ in pieces)
         if found != fragment.images:
@@ -120,7 +124,7 @@ class Source:
                 f"'{uri}' is below none of image.uri_prefixes {list(self.limits.uri_prefixes)}",
             )
         try:
-            return Folder(folder).read(name, at_most=self.limits.max_bytes + 1)
+            return Folder(folder, self.images.storage).read(name, at_most=self.limits.max_bytes + 1)
         except FileNotFoundError:
             raise ImageError("missing", f"'{uri}' does not exist") from None
 
@@ -149,6 +153,9 @@ class Decode:
     geometries: Sequence[Geometry] = ()
     # How often this and every later stage tries a fragment.
     attempts: int = ATTEMPTS
+    # Whether heatmaps will be drawn: the rows then carry the grey picture that is drawn on, 0.26 MB
+    # an image at most, so that no image is read and decoded twice.
+    pictures: bool = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
@@ -185,7 +192,8 @@ class Decode:
             pixels = join_inputs(image, self._geometries)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
-        return _Outcome("ok", None, image.width, image.height, pixels)
+        picture = grey_picture(image).tobytes() if self.pictures else None
+        return _Outcome("ok", None, image.width, image.height, pixels, picture)
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,7 @@ class _Outcome:
     width: int | None
     height: int | None
     pixels: np.ndarray | None
+    picture: bytes | None = None
 
     @classmethod
     def failed(cls, status: str, error: str) -> "_Outcome":
@@ -224,6 +233,7 @@ def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
         ("error", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("picture", pa.large_binary()),
     ):
         table = table.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))
     return table

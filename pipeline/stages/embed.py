@@ -39,7 +39,8 @@ class Embedder:
     def start(self) -> "Embed":
         """Return the stage, with the backbone loaded."""
         method = build(self.method, self.method_options)
-        backbone = load_backbone(self.backbone, seed=self.seed)
+        storage = self.model.storage
+        backbone = load_backbone(self.backbone, seed=self.seed, storage=storage)
         embed = partial(method.embed, seed=self.seed)
         return Embed(self, Extractor(backbone, embed, self.batch_size, self.threads))
 

@@ -59,7 +59,8 @@ class Member:
         settings = BackboneSettings(
             name=self.manifest.backbone.name, layers=layers, weights=self.weights
         )
-        return load_backbone(settings, seed=self.manifest.settings.seed)
+        seed = self.manifest.settings.seed
+        return load_backbone(settings, seed=seed, storage=self.model.storage)
 
     def checked_backbone(self) -> Backbone:
         """Return the network of the fit.

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.images.decode import is_image
 from pipeline.lake.folder import Folder, escape
+from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.sources import SourceImage
 from pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
 
@@ -66,7 +67,8 @@ class Pack:
         rows: list[Row] = []
         size = 0
         for source in sources:
-            row = _read(SourceImage(**source), outcome)  # type: ignore[arg-type]
+            image = SourceImage(**source)  # type: ignore[arg-type]
+            row = _read(Folder(image.folder, self.images.storage), image, outcome)
             if row is None:
                 continue
             added = sum(
@@ -88,8 +90,7 @@ class _Outcome:
     skipped: list[str] = field(default_factory=list)
 
 
-def _read(source: SourceImage, outcome: _Outcome) -> Row | None:
-    folder = Folder(source.folder)
+def _read(folder: Folder, source: SourceImage, outcome: _Outcome) -> Row | None:
     try:
         content = folder.read(source.name)
         mask = folder.read(source.mask) if source.mask else None
@@ -130,6 +131,8 @@ def known_sources(images: Folder, files: Sequence[str]) -> set[tuple[str, str]]:
         with images.open(name) as handle:
             file = pq.ParquetFile(handle)
             if "source_version" in file.schema_arrow.names:
-                table = file.read(columns=["source_uri", "source_version"])
+                names = ["source_uri", "source_version"]
+                fetch_columns(handle, file, range(file.num_row_groups), names)
+                table = file.read(columns=names)
                 known.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
     return known

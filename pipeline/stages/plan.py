@@ -11,6 +11,7 @@ from pipeline.config import ColumnSettings, Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments, plan
+from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.where import parse_where
 from pipeline.stages.decode import Selection
 
@@ -82,18 +83,21 @@ def training_selections(
     Reads the label column of every file, several at a time.
     """
     labelled: set[str] = set()
+    files = fragments.table.group_by(["path", "version"]).aggregate([]).to_pylist()
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        for known in pool.map(partial(_labelled, images, columns), fragments.paths):
+        for known in pool.map(partial(_labelled, images, columns), files):
             labelled |= known
     return {group: "good" if group in labelled else "unlabelled" for group in fragments.groups}
 
 
-def _labelled(images: Folder, columns: ColumnSettings, path: str) -> set[str]:
-    """Return the groups of a file that have a label."""
-    with images.open(path) as handle:
+def _labelled(images: Folder, columns: ColumnSettings, place: dict[str, str]) -> set[str]:
+    """Return the groups of a file (path, version) that have a label."""
+    with images.open(place["path"], place["version"]) as handle:
         file = pq.ParquetFile(handle)
         if columns.label not in file.schema_arrow.names:
             return set()
-        table = file.read(columns=[columns.group, columns.label])
+        names = [columns.group, columns.label]
+        fetch_columns(handle, file, range(file.num_row_groups), names)
+        table = file.read(columns=names)
     known = table.filter(table.column(columns.label).is_valid())
     return set(known.column(columns.group).unique().to_pylist())

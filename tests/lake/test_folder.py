@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, DiskFull
-from pipeline.lake import folder as module
+from pipeline.lake import disk as module
 from pipeline.lake.folder import Entry, Folder, escape, hive_keys, split_uri
 
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pipeline.scores.heatmap import MAX_SIDE, ColourScale, overlay, picture_size, to_png
+from pipeline.scores.heatmap import (
+    MAX_SIDE,
+    ColourScale,
+    grey_picture,
+    overlay,
+    picture_size,
+    to_png,
+)
 
 distances = st.floats(0, 1000, width=32)
 SCALE = ColourScale(2.0, 3.0)
@@ -54,7 +61,7 @@ def test_a_normal_map_leaves_the_grey_picture():
     image = random_image(30, 20)
     grey = np.asarray(image.convert("L"))
 
-    picture = overlay(image, np.full((20, 30), 2.0, np.float32), SCALE)
+    picture = overlay(grey_picture(image), np.full((20, 30), 2.0, np.float32), SCALE)
 
     assert (picture.dtype, picture.shape) == (np.uint8, (20, 30, 3))
     np.testing.assert_array_equal(picture, np.repeat(grey[..., None], 3, axis=2))
@@ -64,9 +71,9 @@ def test_only_what_is_above_the_low_end_is_coloured():
     image = random_image(30, 20)
     frame = np.zeros((20, 30), np.float32)
     frame[4:9, 10:16] = 10
-    grey = overlay(image, np.zeros_like(frame), SCALE)
+    grey = overlay(grey_picture(image), np.zeros_like(frame), SCALE)
 
-    picture = overlay(image, frame, SCALE)
+    picture = overlay(grey_picture(image), frame, SCALE)
 
     is_coloured = (picture != grey).any(axis=2)
     np.testing.assert_array_equal(is_coloured, frame > 0)
@@ -77,7 +84,7 @@ def test_only_what_is_above_the_low_end_is_coloured():
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_a_heatmap_keeps_the_shape_and_no_side_exceeds_512(width, height):
-    rows, columns = picture_size(Image.new("1", (width, height)))
+    rows, columns = picture_size(width, height)
     longest = max(width, height)
     assert max(rows, columns) == min(longest, MAX_SIDE)
     shrink = max(1, longest / MAX_SIDE)
@@ -89,8 +96,8 @@ def test_a_heatmap_keeps_the_shape_and_no_side_exceeds_512(width, height):
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (1024, 768)])
 def test_any_image_is_painted_at_its_picture_size(size):
     image = random_image(*size)
-    shape = picture_size(image)
-    picture = overlay(image, np.full(shape, 2.5, np.float32), SCALE)
+    shape = picture_size(*image.size)
+    picture = overlay(grey_picture(image), np.full(shape, 2.5, np.float32), SCALE)
     assert picture.shape == (*shape, 3)
 
 

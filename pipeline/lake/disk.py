@@ -1,0 +1,141 @@
+"""Files of a local disk: whole or not there, and what killed processes leave behind.
+
+A put is a temporary file, fsync, rename, fsync of the folder. Temporary files carry host and pid.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import DiskFull
+
+TEMPORARY = ".tmp"
+# A temporary file of another host cannot be asked about its process. None is written for a day.
+_ABANDONED_S = 24 * 3600
+# Of a disk, a quota, and a limit on the size of files.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[BinaryIO]:
+    """Write a file as a stream; it appears, whole, when the block ends without an error.
+
+    Raises:
+        DiskFull: if there is no space for it.
+    """
+    with _told_if_full(target):
+        temporary = _temporary(target)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+
+def create(target: Path, content: bytes) -> bool:
+    """Put a file if there is none of that name; return whether this call put it.
+
+    Raises:
+        DiskFull: if there is no space for it.
+    """
+    with _told_if_full(target):
+        temporary = _temporary(target)
+        try:
+            _write_synced(temporary, content)
+            os.link(temporary, target)  # fails, atomically, where the target exists
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file another name, replacing what has it. Raises `FileNotFoundError`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+    _sync_folder(target.parent)
+
+
+def sweep(root: Path) -> None:
+    """Remove temporary files whose process is gone; another host's after a day."""
+    if not root.is_dir():
+        return
+    # Not `rglob`, which fails where another driver removes a folder meanwhile.
+    found = (Path(folder, name) for folder, _, files in os.walk(root) for name in files)
+    for temporary in found:
+        if not temporary.match(f".*{TEMPORARY}"):
+            continue
+        host, _, pid = temporary.name.removesuffix(TEMPORARY).rpartition(".")
+        if host.endswith(f".{socket.gethostname()}") and pid.isdecimal():
+            is_left = not is_alive(int(pid))
+        else:
+            is_left = _age_s(temporary) > _ABANDONED_S
+        if is_left:
+            temporary.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether this host has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _told_if_full(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFull(
+            f"no space to write {target} ({error.strerror}); make room, and start the same command "
+            "again, which goes on from what is done"
+        ) from error
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = f".{target.name}.{socket.gethostname()}.{os.getpid()}{TEMPORARY}"
+    temporary = target.with_name(name)
+    # Left by a killed process whose id came back (1 in a container), it may be a hard link of a
+    # published file, which must not be written through.
+    temporary.unlink(missing_ok=True)
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is durable only when the folder that holds the name is.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
