@@ -9,7 +9,7 @@ import pytest
 
 from jobs import fit, fleet, ingest, score
 from pipeline.config import load_settings
-from pipeline.errors import FragmentsFailed
+from pipeline.errors import DiskFull, FragmentsFailed, PatchlakeError, Stopped
 from pipeline.images.synthetic import write_products
 from pipeline.lake import models
 from pipeline.lake.folder import Folder
@@ -90,6 +90,24 @@ def test_a_group_that_cannot_be_fitted_stops_no_other(
     monkeypatch.undo()
     fit.run(str(fleet_images), str(tmp_path), settings, LOCAL)
     assert len(digests(tmp_path)) == GROUPS
+
+
+@pytest.mark.parametrize("small_bytes", [0, 2**28], ids=["large", "small"])
+@pytest.mark.parametrize("error", [Stopped("stopped by SIGTERM"), DiskFull("no space")])
+def test_a_stop_and_a_full_disk_are_no_groups_failure(
+    fleet_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_bytes: int,
+    error: PatchlakeError,
+):
+    def fit_group(*_: object):
+        raise error
+
+    monkeypatch.setattr(fleet, "_SMALL_BYTES", small_bytes)
+    monkeypatch.setattr(fleet, "fit_group", fit_group)
+    with pytest.raises(type(error), match=str(error)):
+        fit.run(str(fleet_images), str(tmp_path), load_settings(flags=TINY), LOCAL)
 
 
 def test_models_are_loaded_once_where_groups_are_mixed_in_the_files(
