@@ -30,7 +30,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.cluster import nodes
-from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
+from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded, JobFault
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
 from pipeline.errors import ConfigError, PatchlakeError, WorkersLost
@@ -271,6 +271,8 @@ def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     # In bytes: every row that a task returns is a block of its own, whatever its size.
     context.target_max_block_size = 1
+    # See `JobFault`.
+    context.raise_original_map_exception = True
     # Weights on a store that does not answer may be read in a moment.
     context.actor_init_retry_on_errors = True
     context.actor_init_max_retries = _INIT_RETRIES
@@ -326,7 +328,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, PatchlakeError) else error) from None
+        cause = error.cause.fault if isinstance(error.cause, JobFault) else error.cause
+        raise (cause if isinstance(cause, PatchlakeError) else error) from None
     except _DEATHS as error:
         raise WorkersLost(
             f"a process of the job, or what it held, was lost once too often: {error}\n"
