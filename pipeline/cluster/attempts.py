@@ -11,14 +11,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
+from ray.exceptions import UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.runner import Poison, Stage
-from pipeline.errors import WorkersLost
+from pipeline.errors import PatchlakeError, WorkersLost
 
 # Deaths of an actor while it starts, one after the other. Rows have a setting, starts do not.
 _STARTS = 3
@@ -92,6 +93,20 @@ class Attempts:
         return begun
 
 
+class JobFault(UserCodeException):
+    """A fault of the whole job on its way through Ray Data.
+
+    Ray Data wraps all other exceptions and loses what they were, or, by
+    `raise_original_map_exception`,
+    adds advice on its own settings to their first argument.
+    """
+
+    @property
+    def fault(self) -> PatchlakeError:
+        """What the stage raised."""
+        return cast("PatchlakeError", self.args[1])
+
+
 @dataclass(frozen=True)
 class Guarded:
     """A stage that is not tried for ever on a row that kills its worker."""
@@ -105,6 +120,12 @@ class Guarded:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the stage's row, or one that says why it was given up."""
+        try:
+            return self._guarded(table)
+        except PatchlakeError as error:
+            raise JobFault(str(error), error) from error
+
+    def _guarded(self, table: pa.Table) -> pa.Table:
         if self.poison is None:
             return self.stage(table)
         key = self.poison.key_of(table)

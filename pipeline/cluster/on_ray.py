@@ -31,7 +31,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import nodes
-from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
+from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded, JobFault
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
 from pipeline.errors import ConfigError, PatchlakeError, StorageError, WorkersLost
@@ -304,6 +304,8 @@ def _dataset(rows: Sequence[pa.Table]) -> Dataset:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     # In bytes: every row that a task returns is a block of its own, whatever its size.
     context.target_max_block_size = 1
+    # See `JobFault`.
+    context.raise_original_map_exception = True
     # Weights on a store that does not answer may be read in a moment.
     context.actor_init_retry_on_errors = True
     context.actor_init_max_retries = _INIT_RETRIES
@@ -359,7 +361,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
+        cause = error.cause.fault if isinstance(error.cause, JobFault) else error.cause
         is_told = isinstance(cause, PatchlakeError | StorageError)
         raise (cause if is_told else error) from None
     except _DEATHS as error:

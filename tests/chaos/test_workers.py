@@ -51,8 +51,7 @@ def test_a_raylet_that_is_killed_while_fitting(
 ):
     faults.plan(slow={"embed": 1})
     fitted = tmp_path / "model"
-    # The rows are held by two members, in whatever nodes there are then.
-    flags = (*FLAGS, *SCORED_AT, "--set", "method.coreset=distributed")
+    flags = (*FLAGS, *SCORED_AT)
     job = start("fit", images, fitted, *flags, "--address", nodes.address)
     wait_for(fitted, "_runs/*/partials/*.safetensors", 3)
     nodes.kill_one()

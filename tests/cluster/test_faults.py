@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cluster.on_ray import RayRunner
 from pipeline.cluster.runner import Pipeline, Poison
-from pipeline.errors import WorkersLost
+from pipeline.errors import ConfigError, WorkersLost
 from pipeline.maths.coreset import greedy, select
 from pipeline.maths.shard import Shard
 from pipeline.methods.selection import HeldRows
@@ -107,4 +107,18 @@ def test_a_worker_that_dies_each_time_it_starts_ends_the_job():
 
     pipeline = Pipeline(lambda table: table, Dying())
     with pytest.raises(WorkersLost, match="died 3 times while it started"):
+        list(RayRunner(workers=1).run(pa.table({"name": ["one"]}), pipeline))
+
+
+def test_a_fault_of_the_whole_job_is_raised_as_it_was():
+    def wrong(_table: pa.Table):
+        raise ConfigError("no such column")
+
+    class Infer:
+        def start(self):
+            return lambda table: table
+
+    poison = Poison(2, lambda table: table.column("name")[0].as_py(), lambda table, _: table)
+    pipeline = Pipeline(wrong, Infer(), None, poison)
+    with pytest.raises(ConfigError, match=r"^no such column$"):
         list(RayRunner(workers=1).run(pa.table({"name": ["one"]}), pipeline))
