@@ -6,7 +6,7 @@ from types import FrameType
 
 import typer
 
-from jobs import compact, demo, evaluate, fit, ingest, score, status
+from jobs import compact, demo, evaluate, fit, ingest, score, status, withdraw
 from jobs.console import log, set_up_logging
 from pipeline.errors import InputChanged, PatchlakeError, Stopped, StorageError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 VERBS = (
     ingest.ingest,
     fit.fit,
+    withdraw.withdraw,
     score.score,
     evaluate.evaluate,
     compact.compact,

@@ -75,6 +75,20 @@ def progress(
         yield advance_bar
 
 
+@contextmanager
+def percent(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far something is that tells (done, total)."""
+    with progress(what, 100, "%") as advance:
+        shown = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal shown
+            advance(100 * done // total - shown)
+            shown = 100 * done // total
+
+        yield tell
+
+
 class _Count:
     def __init__(self, what: str, total: int, unit: str, note: Callable[[], str]) -> None:
         self.what = what

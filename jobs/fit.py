@@ -18,6 +18,7 @@ from jobs.heartbeat import beating
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.publishing import publish
+from jobs.update import run as update_model
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import PRESETS, Scalar, Settings, digest
 from pipeline.errors import ConfigError
@@ -59,6 +60,10 @@ def fit(
     ] = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Add new good images to the model; it is not fitted again."),
+    ] = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     runner: options.RunnerChoice = "ray",
@@ -73,17 +78,17 @@ def fit(
     }
     settings = options.read_settings(config, assignments, options.nested(flags))
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
+    if update and (overwrite or dry_run):
+        other = "--overwrite" if overwrite else "--dry-run"
+        raise ConfigError(f"--update cannot be joined with {other}: name one")
     if dry_run:
         show(preview(images, model, settings, where, overwrite=overwrite), as_json=as_json)
         return
-    run(
-        images,
-        model,
-        settings,
-        options.Execution(runner, address),
-        where=where,
-        overwrite=overwrite,
-    )
+    execution = options.Execution(runner, address)
+    if update:
+        update_model(images, model, settings, execution, where=where)
+        return
+    run(images, model, settings, execution, where=where, overwrite=overwrite)
 
 
 def run(
@@ -302,4 +307,19 @@ def _manifest(
         failed_groups=failed,
         libraries=runs.library_versions(),
         settings=settings,
+        lineage=[
+            models.Step(
+                run=job.record.run,
+                verb="fit",
+                at=job.record.started_at,
+                images=job.record.images,
+                where=job.record.where,
+                groups={
+                    group: models.Change(
+                        parent=None, digest=record.digest, added=record.images, withdrawn=0
+                    )
+                    for group, record in fitted.items()
+                },
+            )
+        ],
     )

@@ -6,7 +6,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from jobs.console import log, progress
+from jobs.console import log, percent, progress
 from pipeline.cluster.local import LocalRunner
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
@@ -108,15 +108,8 @@ def _fit_small(
 
 
 def _fit_large(fitting: Fitting, corpus: StoredCorpus) -> GroupRecord | str:
-    with progress(f"fit of {corpus.group}", 100, "%") as advance:
-        shown = 0
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal shown
-            advance(100 * done // total - shown)
-            shown = 100 * done // total
-
-        return _outcome(fitting, corpus, on_progress)
+    with percent(f"fit of {corpus.group}") as tell:
+        return _outcome(fitting, corpus, tell)
 
 
 def _outcome(

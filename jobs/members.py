@@ -24,7 +24,7 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
     members = []
     for folder in folders:
         manifest = models.read_manifest(folder)
-        _require_unchanged(settings, manifest)
+        require_unchanged(settings, manifest)
         weights = settings.backbone.weights or manifest.backbone.weights
         members.append(Member(folder, manifest, weights))
     if len(members) == 1:
@@ -60,7 +60,7 @@ def group_digests(members: Sequence[Member]) -> dict[str, str]:
     }
 
 
-def _require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
+def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
     """Refuse settings that the model has fixed otherwise; defaults stand for what it has."""
     fresh = Settings()
     asked: dict[str, tuple[object, object, object]] = {

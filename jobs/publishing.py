@@ -33,7 +33,7 @@ def publish(
     if failed:
         summary = summary.model_copy(update={"exit_code": FragmentsFailed.exit_code})
     job.finish(summary)
-    _show(target, manifest)
+    show_model(target, manifest)
     if failed:
         told = "; ".join(f"{group}: {reason}" for group, reason in failed.items())
         total = len(failed) + len(manifest.groups)
@@ -45,7 +45,8 @@ def publish(
     return manifest
 
 
-def _show(target: Folder, manifest: models.Manifest) -> None:
+def show_model(target: Folder, manifest: models.Manifest) -> None:
+    """Print a line a group."""
     rows = [
         [
             group,

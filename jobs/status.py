@@ -11,7 +11,7 @@ from jobs import options
 from jobs.console import say, show_table
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
-from pipeline.lake import parts, runs
+from pipeline.lake import models, parts, runs
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.pulse import Pulse, Speed, State, read_pulses, state_of
@@ -28,8 +28,9 @@ class RunStatus:
     # Of the command, by which a scheduler finds its own run.
     where: str | None
     started_at: str
-    # finished: it wrote its summary. running: its driver gave a sign of life. stopped: the driver
-    # ended and said why. dead: it did not. After the last two the same command goes on.
+    # finished: it wrote its summary, or published its model. running: its driver gave a sign of
+    # life. stopped: the driver ended and said why. dead: it did not. After the last two the same
+    # command goes on.
     state: State
     # Of the command that finished it: 0, or 3. None where there is no summary.
     exit_code: int | None
@@ -47,6 +48,8 @@ class RunStatus:
     images: int
     images_done: int
     failures: dict[str, str]
+    # Of a run that is a step of a model's lineage: what it did to each group.
+    changes: dict[str, models.Change]
 
 
 def status(
@@ -78,6 +81,14 @@ def status(
         for s in states
     ]
     show_table(Folder.at(folder).root, header, rows)
+    steps = [
+        [s.run, s.verb, group, str(c.added), str(c.withdrawn), (c.parent or "")[:12], c.digest[:12]]
+        for s in states
+        for group, c in s.changes.items()
+    ]
+    if steps:
+        header = ["run", "verb", "group", "added", "withdrawn", "parent", "model"]
+        show_table("lineage", header, steps)
     for state in states:
         if state.state != "finished":
             say(f"{state.run} {_told(state)}")
@@ -113,10 +124,23 @@ def read(folder: str, storage: StorageSettings | None = None) -> list[RunStatus]
     if not states:
         raise ConfigError(f"{target.root} holds no run of patchlake")
     pulses = read_pulses(target, [state.record.run for state in states])
-    return [_status(target, state, pulses.get(state.record.run)) for state in states]
+    steps = {step.run: step.groups for step in _lineage(target)}
+    return [
+        _status(target, state, pulses.get(state.record.run), steps.get(state.record.run, {}))
+        for state in states
+    ]
 
 
-def _status(target: Folder, state: runs.RunState, pulse: Pulse | None) -> RunStatus:
+def _lineage(target: Folder) -> list[models.Step]:
+    return models.read_manifest(target).lineage if target.exists(models.MANIFEST) else []
+
+
+def _status(
+    target: Folder,
+    state: runs.RunState,
+    pulse: Pulse | None,
+    changes: dict[str, models.Change],
+) -> RunStatus:
     record = state.record
     gone = state.fragments[:0]
     if record.verb == "score":
@@ -124,7 +148,7 @@ def _status(target: Folder, state: runs.RunState, pulse: Pulse | None) -> RunSta
         done = state.fragments.with_keys(keys)
         gone = state.fragments.without_keys(keys)
         gone = gone.with_keys(expired_keys(target, record.version))
-    elif state.summary is not None:
+    elif state.summary is not None or changes:
         # A fit's partial results go when its model is published.
         done = state.fragments.without_keys(pa.array(list(state.failed), pa.string()))
     else:
@@ -138,7 +162,7 @@ def _status(target: Folder, state: runs.RunState, pulse: Pulse | None) -> RunSta
         verb=record.verb,
         where=record.where,
         started_at=record.started_at.isoformat(),
-        state=state_of(pulse, is_finished=state.summary is not None),
+        state=state_of(pulse, is_finished=state.summary is not None or bool(changes)),
         exit_code=state.summary.exit_code if state.summary else None,
         seen_at=None if pulse is None else pulse.at.isoformat(),
         stopped=None if pulse is None else pulse.stopped,
@@ -151,4 +175,5 @@ def _status(target: Folder, state: runs.RunState, pulse: Pulse | None) -> RunSta
         images=state.fragments.images,
         images_done=done.images,
         failures=failed,
+        changes=changes,
     )

@@ -93,6 +93,23 @@ PROVENANCE = pa.schema(
     ]
 )
 
+# One row an image that was ever in a group's model, in the order in which they joined. Those that
+# were not withdrawn are numbered in this order.
+TRAINING_IMAGES = pa.schema(
+    [
+        _field("image_id", pa.string(), "as in the images table"),
+        _field("source_path", pa.string(), "Parquet file of the image, relative to IMAGES"),
+        _field("source_row", pa.int64(), "row in that file, from 0"),
+        _field("source_version", pa.string(), "etag, or size and time, of that file"),
+        _field("joined", pa.int32(), "step of the model's lineage, from 0, that added it"),
+        _optional("left", pa.int32(), "step that withdrew it; null: it is in the model"),
+        _optional("score", pa.float32(), "its score as if it were new, if calibrated on it"),
+        _optional("peak", pa.float32(), "highest point of its smoothed map, likewise"),
+        _optional("patch_mean", pa.float64(), "mean of its anomaly map, likewise"),
+        _optional("patch_std", pa.float64(), "standard deviation of its anomaly map, likewise"),
+    ]
+)
+
 PLAN = pa.schema(
     [
         _field("key", pa.string(), "names the part; changes with anything that changes its bytes"),

@@ -40,7 +40,7 @@ def test_every_preset_is_settings_of_a_method():
 
 def test_readme_shows_every_verb():
     verbs = [command.callback.__name__ for command in app.registered_commands]
-    assert verbs == ["ingest", "fit", "score", "evaluate", "compact", "status", "demo"]
+    assert verbs == ["ingest", "fit", "withdraw", "score", "evaluate", "compact", "status", "demo"]
     for verb in verbs[:-1]:
         assert f"patchlake {verb}" in README
 

@@ -4,6 +4,8 @@
     g=<group>/state-<sha12>.safetensors          arrays of the method
     g=<group>/index-00000-of-00001-<sha12>.faiss the memory bank, if the method has one
     g=<group>/gallery-000000000-<sha12>.safetensors  feature maps of training images, of SPADE
+    g=<group>/statistics-<sha12>.safetensors     of Mahalanobis AD: for images that join or leave
+    g=<group>/images-<sha12>.parquet             every image that was ever in the model
     g=<group>/calibration-<sha12>.json           how normal images score; colours of the heatmaps
     g=<group>/provenance-<sha12>.parquet         bank row -> image, y, x
 
@@ -25,6 +27,9 @@ from pipeline.lake.folder import Folder, escape
 
 FORMAT = 2
 MANIFEST = "model.json"
+
+# Beginnings of the roles of files that no score depends on.
+NOT_SCORED_WITH = ("provenance", "images.", "statistics.")
 
 # Of a file that is only checked; in S3 each is a request.
 _BLOCK = 16 * 2**20
@@ -48,6 +53,7 @@ class GroupRecord(_Record):
 
     digest: str
     images: int
+    # Of the last step that read images.
     unusable_images: dict[str, int]
     # How the bank's files are searched; None where the method has no bank.
     index: Literal["exact", "hnsw", "ivf"] | None
@@ -77,11 +83,35 @@ class Network(_Record):
     weights_sha256: str
 
 
+class Change(_Record):
+    """What a step of the lineage did to one group: `parent` and `digest` are of its models."""
+
+    parent: str | None
+    digest: str
+    added: int
+    withdrawn: int
+
+
+class Step(_Record):
+    """One step of a model's life: its fit, or images that joined or left later.
+
+    Which images, the groups' `images.parquet` say: their `joined` and `left` number these steps.
+    """
+
+    run: str
+    verb: Literal["fit", "update", "withdraw"]
+    at: datetime
+    # Where the images were; relative paths in the model are relative to it.
+    images: str
+    where: str | None
+    groups: dict[str, Change]
+
+
 class Manifest(_Record):
     """`model.json`."""
 
     format: int
-    # The fit that made it; the same fit again has nothing to do.
+    # The run that made it; the same run again has nothing to do.
     run: str
     created_at: datetime
     preset: str | None
@@ -93,6 +123,8 @@ class Manifest(_Record):
     failed_groups: dict[str, str]
     libraries: dict[str, str]
     settings: Settings
+    # From the fit on. Models of before it was kept have none.
+    lineage: list[Step] = []
 
 
 def read_manifest(model: Folder) -> Manifest:
@@ -188,7 +220,7 @@ def group_digest(identity: Mapping[str, object], files: list[FileRecord]) -> str
 
     Args:
         identity: Method, its settings, geometry, backbone and weights digest.
-        files: All its files; provenance is left out, as scores do not depend on it.
+        files: All its files; those that scores do not depend on are left out.
     """
-    arrays = {f.role: f.sha256 for f in files if not f.role.startswith("provenance")}
+    arrays = {f.role: f.sha256 for f in files if not f.role.startswith(NOT_SCORED_WITH)}
     return digest({**identity, "files": arrays})

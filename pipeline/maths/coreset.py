@@ -20,6 +20,11 @@ A matrix product only proposes: where its rounding leaves several centres possib
 they are measured by direct differences, and so is every candidate before it is compared. So the
 order does not depend on blocks, threads, the BLAS kernel or how the rows are sharded, and ties go
 to the lowest index.
+
+*Continuation* (`extend`): the same from any centres that are given and need not be rows, such as a
+memory bank whose rows were selected from images that are gone. If those gone are within r of the
+given centres and the rows here within r' of all centres in the end, all of them are within
+max(r, r'). While r' exceeds r, each pick is what greedy over all rows, old and new, would pick.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,6 +61,17 @@ class Coreset:
 
     indices: Int64[np.ndarray, " size"]
     radii: Float32[np.ndarray, " size"]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Rows selected after centres that were given, in order of selection.
+
+    `radii[i]` is the covering radius of the rows after `i` of them: one more than there are rows.
+    """
+
+    indices: Int64[np.ndarray, " picked"]
+    radii: Float32[np.ndarray, " picked_1"]
 
 
 class Rows(Protocol):
@@ -99,6 +115,29 @@ def greedy(
         return select(shards, rows[start], start, size, progress)
 
 
+def extend(
+    rows: Float32[np.ndarray, "rows dim"],
+    centres: Float32[np.ndarray, "given dim"],
+    size: int,
+    *,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Extension:
+    """Return `size` rows more, each the farthest from the centres given and those before it.
+
+    As `greedy`, which it continues: fewer where all rows coincide with centres. `size` may be 0,
+    for the radius alone.
+
+    Raises:
+        ValueError: if there are no rows or no centres, or `size` exceeds the rows.
+    """
+    if not 0 <= size <= len(rows) or 0 in (len(rows), len(centres)):
+        raise ValueError(f"size {size} does not fit {len(rows)} rows and {len(centres)} centres")
+    with threadpool_limits(1, "blas"):
+        shards = Shards([Shard(rows, pool=POOL, threads=threads)])
+        return select_further(shards, centres, size, progress)
+
+
 def select(
     shards: Rows,
     first: Float32[np.ndarray, " dim"],
@@ -115,8 +154,34 @@ def select(
         size: At most the number of rows.
         progress: Called with (selected, size) after each round.
     """
-    picked = _Picked([start], [])
-    centres = first[None]
+    picked = _Picked([start], [], radii=size, size=size)
+    _pick_on(shards, first[None], picked, progress)
+    return Coreset(*picked.arrays())
+
+
+def select_further(
+    shards: Rows,
+    centres: Float32[np.ndarray, "given dim"],
+    size: int,
+    progress: Progress | None = None,
+) -> Extension:
+    """Return the rows that greedy picks after the centres given: the same for any sharding.
+
+    Args:
+        shards: All rows, none of which need be a centre.
+        centres: At least one.
+        size: Rows to pick, 0 to all of them.
+        progress: Called with (selected, size) after each round.
+    """
+    picked = _Picked([], [], radii=size + 1, size=size)
+    _pick_on(shards, centres, picked, progress)
+    return Extension(*picked.arrays())
+
+
+def _pick_on(
+    shards: Rows, centres: np.ndarray, picked: "_Picked", progress: Progress | None
+) -> None:
+    """Pick until there are as many radii as are wanted, or nothing is left to be covered."""
     threshold, share = -1.0, 0.9
     while True:
         answers = shards.farthest(centres, threshold)
@@ -129,29 +194,38 @@ def select(
             centres = centres[:0]
             if threshold > 0:
                 continue
-        centres = _pick(answers, tau, size, picked)
-        if len(picked.squared_radii) == size or picked.squared_radii[-1:] == [0.0]:
-            break
+        centres = _pick(answers, tau, picked)
+        if picked.is_done:
+            return
         # Rows below the threshold are spared: a high one costs rounds, of a few ms each, a low one
         # products with rows that would never have come near the front. 0.9 to 0.97 measured best.
         candidates = sum(len(answer.indices) for answer in answers)
         share = min(0.97, share + 0.02) if candidates >= POOL else max(0.9, share - 0.02)
         threshold = share * tau
         if progress is not None:
-            progress(len(picked.indices), size)
-    radii = np.sqrt(np.asarray(picked.squared_radii, np.float32))
-    return Coreset(np.asarray(picked.indices, np.int64), radii)
+            progress(len(picked.indices), picked.size)
 
 
 @dataclass
 class _Picked:
     indices: list[int]
-    # One behind the indices: the radius after a centre is known when the next one is.
+    # The radius after a centre is known when the next one is.
     squared_radii: list[float]
+    # How many radii are wanted, and indices.
+    radii: int
+    size: int
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.squared_radii) == self.radii or self.squared_radii[-1:] == [0.0]
+
+    def arrays(self) -> tuple[Int64[np.ndarray, " indices"], Float32[np.ndarray, " radii"]]:
+        radii = np.sqrt(np.asarray(self.squared_radii, np.float32))
+        return np.asarray(self.indices, np.int64), radii
 
 
 def _pick(
-    answers: Sequence[Farthest], tau: float, size: int, picked: _Picked
+    answers: Sequence[Farthest], tau: float, picked: _Picked
 ) -> Float32[np.ndarray, "new dim"]:
     """Greedy among the candidates while one is farther than `tau`; return the new centres.
 
@@ -171,7 +245,7 @@ def _pick(
         if chosen and largest <= tau and tau > 0:
             break
         picked.squared_radii.append(largest)
-        if len(picked.squared_radii) == size or largest == 0:
+        if picked.is_done:
             break
         picked.indices.append(int(pool.indices[farthest]))
         chosen.append(pool.rows[farthest])

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.maths.coreset import Progress, greedy
+from pipeline.maths.coreset import Progress, extend, greedy
 from pipeline.maths.shard import Shard
 
 T = TypeVar("T")
@@ -98,6 +98,39 @@ def _unite(locals_: Iterable[_Local]) -> tuple[Rows, Int64[np.ndarray, " union"]
     return union[:filled], np.concatenate(indices), radius
 
 
+def extended(
+    parts: Parts,
+    centres: Float32[np.ndarray, "given dim"],
+    size: int,
+    share: float,
+    *,
+    threads: int = 1,
+) -> PartitionedCoreset:
+    """Return `size` rows more than the centres given, from what each part selects after them.
+
+    As `partitioned`; the radius and its bound are of the rows of the parts.
+
+    Args:
+        parts: Not empty, as a whole.
+        centres: At least one; they need not be rows.
+        size: At most the rows of the union; it may be 0.
+        share: As of `partitioned`.
+        threads: As of `partitioned`.
+    """
+    extend_locally = partial(_extend_locally, centres=centres, share=share)
+    union, indices, local_radius = _unite(parts.each(extend_locally))
+    radius = 0.0
+    if len(union):
+        chosen = extend(union, centres, min(size, len(union)), threads=threads)
+        union, indices = union[chosen.indices], indices[chosen.indices]
+        radius = float(chosen.radii[-1])
+    return PartitionedCoreset(
+        indices=indices,
+        radius=covering_radius(parts, np.concatenate([centres, union])),
+        bound=local_radius + radius,
+    )
+
+
 def covering_radius(parts: Parts, centres: Float32[np.ndarray, "centres dim"]) -> float:
     """Return the largest distance of any row to its nearest centre."""
     return max(parts.each(partial(_radius, centres=centres)))
@@ -106,6 +139,12 @@ def covering_radius(parts: Parts, centres: Float32[np.ndarray, "centres dim"]) -
 def _select_locally(rows: Rows, share: float) -> _Local:
     size = min(len(rows), max(1, int(np.ceil(len(rows) * share))))
     selected = greedy(rows, size)
+    return _Local(rows[selected.indices], selected.indices, float(selected.radii[-1]), len(rows))
+
+
+def _extend_locally(rows: Rows, centres: Rows, share: float) -> _Local:
+    size = min(len(rows), max(1, int(np.ceil(len(rows) * share))))
+    selected = extend(rows, centres, size)
     return _Local(rows[selected.indices], selected.indices, float(selected.radii[-1]), len(rows))
 
 

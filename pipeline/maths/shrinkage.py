@@ -9,7 +9,11 @@ Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions o
 of Eq. 23, and whose Ledoit-Wolf is of centred rows.
 
 Ledoit-Wolf needs the fourth powers of the distances to the final mean: a second pass over the rows.
+Where rows join or leave later, the passes need not be made again: `Powers` can be moved to another
+mean, exactly, for which a vector of third powers is kept beside the fourth.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -24,6 +28,54 @@ def fourth_powers(
     centred = rows - mean
     squared = np.einsum("nd,nd->n", centred, centred)
     return float(squared @ squared)
+
+
+@dataclass(frozen=True)
+class Powers:
+    """Sums over rows about their mean: `third` of |u|^2 u, `fourth` of |u|^4, with u = x - mean."""
+
+    third: Float64[np.ndarray, " dim"]
+    fourth: float
+
+    @classmethod
+    def of(
+        cls, rows: Float32[np.ndarray, "rows dim"], mean: Float64[np.ndarray, " dim"]
+    ) -> "Powers":
+        """Return the sums of some of the rows, about the mean of all."""
+        centred = rows - mean
+        squared = np.einsum("nd,nd->n", centred, centred)
+        return cls(np.einsum("n,nd->d", squared, centred), float(squared @ squared))
+
+    def __add__(self, other: "Powers") -> "Powers":
+        """Return the sums of the rows of both; they must be about one mean."""
+        return Powers(self.third + other.third, self.fourth + other.fourth)
+
+    def __sub__(self, other: "Powers") -> "Powers":
+        """Return the sums of the rows that are not among the other's; about one mean."""
+        return Powers(self.third - other.third, self.fourth - other.fourth)
+
+    def about(self, moments: Moments, mean: Float64[np.ndarray, " dim"]) -> "Powers":
+        """Return the same rows' sums about another mean.
+
+        |u - d|^2 (u - d) and |u - d|^4 multiplied out; the sums of u are zero.
+
+        Args:
+            moments: Of these rows: their own mean is what the sums are about.
+            mean: The other one.
+        """
+        shift = mean - moments.mean
+        length = float(shift @ shift)
+        turned = np.einsum("de,e->d", moments.scatter, shift)
+        spread = float(np.trace(moments.scatter))
+        third = self.third - 2 * turned - (spread + moments.count * length) * shift
+        fourth = (
+            self.fourth
+            - 4 * float(self.third @ shift)
+            + 4 * float(shift @ turned)
+            + 2 * spread * length
+            + moments.count * length**2
+        )
+        return Powers(third, fourth)
 
 
 def ledoit_wolf(moments: Moments, fourth: float) -> tuple[Float64[np.ndarray, "dim dim"], float]:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from pipeline.config import Layers
+from pipeline.errors import ConfigError
 from pipeline.index.galleries import Galleries
 from pipeline.index.search import Search
 
@@ -146,6 +147,37 @@ class MemoryBank:
         origin[:, 0] = np.arange(len(rows))
         return cls(rows, embedding, origin)
 
+    def joined(self, other: "MemoryBank", first: int) -> "MemoryBank":
+        """Return both banks' rows, the other's images being numbered from `first`."""
+        assert self.origin is not None
+        assert other.origin is not None
+        origin = np.concatenate([self.origin, other.origin + np.array([first, 0, 0])])
+        return MemoryBank(np.concatenate([self.rows, other.rows]), other.embedding, origin)
+
+    def without(self, images: Int64[np.ndarray, " withdrawn"]) -> "MemoryBank":
+        """Return the bank without the rows of some images; those left close up.
+
+        Raises:
+            ConfigError: if no row is left.
+        """
+        assert self.origin is not None
+        kept = ~np.isin(self.origin[:, 0], images)
+        if not kept.any():
+            raise ConfigError(
+                f"without these {len(images)} images none of {len(kept)} rows of the memory bank "
+                "is left; fit again on other images"
+            )
+        origin = self.origin[kept]
+        origin[:, 0] = closed_up(origin[:, 0], images)
+        return MemoryBank(self.rows[kept], self.embedding, origin)
+
+
+def closed_up(
+    numbers: Int64[np.ndarray, " some"], withdrawn: Int64[np.ndarray, " withdrawn"]
+) -> Int64[np.ndarray, " some"]:
+    """Return the numbers that images have once others, not among them, are withdrawn."""
+    return numbers - np.searchsorted(np.unique(withdrawn), numbers)
+
 
 def _embedding(embeddings: Arrays, first: int, *, name: str) -> np.ndarray:  # noqa: ARG001
     return embeddings[name]
@@ -167,6 +199,19 @@ class Fitted:
     unseen: Int64[np.ndarray, " images"] | None = None
     # The score above which an image is anomalous, if the method knows one.
     threshold: float | None = None
+    # What is kept beside the state, in float64, for images that join or leave later.
+    statistics: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A fitted group which images join or leave: what its files hold, nothing derived from it."""
+
+    images: int
+    facts: Mapping[str, float | str]
+    state: Arrays
+    statistics: Arrays
+    bank: MemoryBank | None = None
 
 
 class Gallery(Protocol):
@@ -224,4 +269,42 @@ class Method(Protocol):
 
         `ignore` is given when one image of the training corpus is scored, which must not be
         compared with itself: it names its rows of the memory bank, none where there is no bank.
+        """
+
+
+@runtime_checkable
+class Updatable(Method, Protocol):
+    """A method whose models images can join and leave without being fitted again.
+
+    Images are numbered as they joined; where some leave, the others close up.
+    """
+
+    # Whether what is to leave must be embedded again: nothing of a single image is in the model.
+    leaves_by_embedding: ClassVar[bool]
+
+    def update(
+        self, earlier: Earlier, corpus: Corpus, *, seed: int, progress: Progress | None = None
+    ) -> Fitted:
+        """Return what is to be stored of the earlier images and those of the corpus together.
+
+        Of a gallery it is what is to be added.
+
+        Raises:
+            ConfigError: if the settings of the method keep too little for that.
+        """
+
+    def withdraw(
+        self,
+        earlier: Earlier,
+        images: Int64[np.ndarray, " withdrawn"],
+        corpus: Corpus | None,
+        *,
+        seed: int,
+    ) -> Fitted:
+        """Return what is to be stored without some of the images, given by number.
+
+        `corpus` are these images, where `leaves_by_embedding` asks for them.
+
+        Raises:
+            ConfigError: if too little would be left.
         """

@@ -22,6 +22,7 @@ from pipeline.features.patches import pooled
 from pipeline.methods.contract import (
     Arrays,
     Corpus,
+    Earlier,
     Fitted,
     MemoryBank,
     Model,
@@ -36,6 +37,7 @@ class DN2:
 
     layers: ClassVar[Layers] = (4,)
     calibration_images: ClassVar[int] = 200
+    leaves_by_embedding: ClassVar[bool] = False
 
     # k of the paper: training images whose distance counts.
     neighbours: Annotated[int, Field(ge=1)] = 2
@@ -53,6 +55,32 @@ class DN2:
     ) -> Fitted:
         """Return the features of all training images: 8 KB an image of 2048 channels."""
         bank = MemoryBank.of_images(corpus, "pooled")
+        return Fitted(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
+
+    def update(
+        self,
+        earlier: Earlier,
+        corpus: Corpus,
+        *,
+        seed: int,  # noqa: ARG002 - as in `fit`
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> Fitted:
+        """Return the features of all images: what `fit` makes of them in this order."""
+        assert earlier.bank is not None
+        bank = earlier.bank.joined(MemoryBank.of_images(corpus, "pooled"), earlier.images)
+        return Fitted(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
+
+    def withdraw(
+        self,
+        earlier: Earlier,
+        images: Int64[np.ndarray, " withdrawn"],
+        corpus: Corpus | None,  # noqa: ARG002 - a row is an image
+        *,
+        seed: int,  # noqa: ARG002
+    ) -> Fitted:
+        """Return the features of the images that stay."""
+        assert earlier.bank is not None
+        bank = earlier.bank.without(images)
         return Fitted(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
 
     def prepare(self, model: Model) -> Model:

@@ -7,6 +7,9 @@ At each level the spatial mean of the features, its Gaussian with the covariance
 and sqrt((x - mu)^T Sigma^-1 (x - mu)); the image score is the sum over levels. There is no anomaly
 map. Levels are `backbone.layers`: the preset `mahalanobis_paper` has the nine of EfficientNet-B4.
 
+Images can join and leave a fitted model exactly: beside the whitening the model keeps, in float64,
+the scatter of each level, and the two sums of higher powers that Ledoit-Wolf's shrinkage takes.
+
 Deliberate differences from the paper: none in the model. Of its settings, augmentation and the
 baselines with other distances are left out; OAS is not in the paper.
 """
@@ -14,7 +17,7 @@ baselines with other distances are left out; OAS is not in the paper.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -24,12 +27,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.config import Layers
+from pipeline.errors import ConfigError
 from pipeline.features.patches import pooled
-from pipeline.maths.gaussian import Moments, merge, whitener
-from pipeline.maths.shrinkage import fourth_powers, ledoit_wolf, oas
-from pipeline.methods.contract import Arrays, Corpus, Fitted, Model, Progress, Scores
+from pipeline.maths.gaussian import Moments, merge, whitener, without
+from pipeline.maths.shrinkage import Powers, fourth_powers, ledoit_wolf, oas
+from pipeline.methods.contract import Arrays, Corpus, Earlier, Fitted, Model, Progress, Scores
 
 Directions = Float64[np.ndarray, "dim kept"]
+Summand = TypeVar("Summand", float, Powers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class Mahalanobis:
 
     layers: ClassVar[Layers] = (0, 1, 2, 3, 4)
     calibration_images: ClassVar[int] = 200
+    leaves_by_embedding: ClassVar[bool] = True
 
     covariance: Literal["ledoit_wolf", "oas"] = "ledoit_wolf"
     # Directions that count: all, the principal ones that hold `variance` (pca), or those behind
@@ -55,12 +61,89 @@ class Mahalanobis:
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:  # noqa: ARG002
         """Return mean and whitening of each level, in two passes over a few KB an image."""
         levels = corpus.reduce(_moments, _merged)
+        means = {name: moments.mean for name, moments in levels.items()}
+        powers = corpus.reduce(partial(_powers, means=means), _summed)
+        fourths = {name: sums.fourth for name, sums in powers.items()}
+        directions = self._all_directions(levels)
+        if self.directions != "all":
+            find = partial(_fourths, means=means, directions=directions)
+            fourths = corpus.reduce(find, _summed)
+        return self._fitted(levels, powers, directions, fourths)
+
+    def update(
+        self,
+        earlier: Earlier,
+        corpus: Corpus,
+        *,
+        seed: int,  # noqa: ARG002 - nothing is drawn
+        progress: Progress | None = None,  # noqa: ARG002 - as in `fit`
+    ) -> Fitted:
+        """Return the Gaussians of all images: those that a fit of all gives, to rounding."""
+        self._require_statistics(earlier)
+        before, sums = _stored(earlier)
+        added = corpus.reduce(_moments, _merged)
+        means = {name: moments.mean for name, moments in added.items()}
+        own = corpus.reduce(partial(_powers, means=means), _summed)
+        levels = _merged(before, added)
+        powers = {
+            name: sums[name].about(before[name], level.mean)
+            + own[name].about(added[name], level.mean)
+            for name, level in levels.items()
+        }
+        fourths = {name: of_level.fourth for name, of_level in powers.items()}
+        return self._fitted(levels, powers, self._all_directions(levels), fourths)
+
+    def withdraw(
+        self,
+        earlier: Earlier,
+        images: Int64[np.ndarray, " withdrawn"],
+        corpus: Corpus | None,
+        *,
+        seed: int,  # noqa: ARG002
+    ) -> Fitted:
+        """Return the Gaussians without the images of the corpus, which are those withdrawn."""
+        assert corpus is not None
+        assert corpus.images == len(images)
+        self._require_statistics(earlier)
+        if corpus.images >= earlier.images:
+            raise ConfigError(f"of {earlier.images} images none is left; fit again on others")
+        before, sums = _stored(earlier)
+        gone = corpus.reduce(_moments, _merged)
+        levels = {name: without(before[name], moments) for name, moments in gone.items()}
+        means = {name: moments.mean for name, moments in levels.items()}
+        theirs = corpus.reduce(partial(_powers, means=means), _summed)
+        powers = {
+            name: sums[name].about(before[name], means[name]) - theirs[name] for name in levels
+        }
+        fourths = {name: of_level.fourth for name, of_level in powers.items()}
+        return self._fitted(levels, powers, self._all_directions(levels), fourths)
+
+    def _require_statistics(self, earlier: Earlier) -> None:
+        if self.covariance == "ledoit_wolf" and self.directions != "all":
+            raise ConfigError(
+                f"method.directions={self.directions} with covariance=ledoit_wolf takes fourth "
+                "powers along directions that move with every image, which a model cannot keep; "
+                "fit again, or fit once with covariance=oas"
+            )
+        if not earlier.statistics:
+            raise ConfigError("the model was fitted before statistics were kept; fit again")
+
+    def _all_directions(self, levels: dict[str, Moments]) -> dict[str, Directions]:
         with threadpool_limits(1, "blas"):
-            directions = {name: self._directions(moments) for name, moments in levels.items()}
+            return {name: self._directions(moments) for name, moments in levels.items()}
+
+    def _fitted(
+        self,
+        levels: dict[str, Moments],
+        powers: dict[str, Powers],
+        directions: dict[str, Directions],
+        fourths: dict[str, float],
+    ) -> Fitted:
+        """Return the whitenings of the levels, and the statistics that they come from."""
+        with threadpool_limits(1, "blas"):
             projected = {name: _project(levels[name], directions[name]) for name in levels}
         means = {name: moments.mean for name, moments in levels.items()}
-        fourths = corpus.reduce(partial(_fourths, means=means, directions=directions), _summed)
-        state: Arrays = {"count": np.array([corpus.images])}
+        state: Arrays = {"count": np.array([next(iter(levels.values())).count])}
         facts: dict[str, float | str] = {}
         threshold = 0.0
         for name, moments in sorted(projected.items()):
@@ -75,7 +158,12 @@ class Mahalanobis:
             facts[f"{name}.dimensions"] = float(len(whitening))
             facts[f"{name}.shrinkage"] = shrinkage
             threshold += self._threshold(len(whitening))
-        return Fitted(facts=facts, state=state, threshold=threshold or None)
+        return Fitted(
+            facts=facts,
+            state=state,
+            statistics=_statistics(levels, powers),
+            threshold=threshold or None,
+        )
 
     def prepare(self, model: Model) -> Model:
         """Return the model as it is."""
@@ -144,6 +232,38 @@ def _project(moments: Moments, directions: Directions) -> Moments:
     return Moments(moments.count, moments.mean @ directions, scatter)
 
 
+def _powers(
+    embeddings: Arrays,
+    first: int,  # noqa: ARG001
+    *,
+    means: dict[str, np.ndarray],
+) -> dict[str, Powers]:
+    return {name: Powers.of(rows, means[name]) for name, rows in embeddings.items()}
+
+
+def _statistics(levels: dict[str, Moments], powers: dict[str, Powers]) -> Arrays:
+    """Return what `_stored` reads: half of each scatter, which is symmetric, and the powers."""
+    kept: Arrays = {}
+    for name, moments in levels.items():
+        kept[f"{name}.scatter"] = moments.scatter[np.tril_indices(len(moments.mean))]
+        kept[f"{name}.third"] = powers[name].third
+        kept[f"{name}.fourth"] = np.array([powers[name].fourth])
+    return kept
+
+
+def _stored(earlier: Earlier) -> tuple[dict[str, Moments], dict[str, Powers]]:
+    levels, powers = {}, {}
+    for name in (n.removesuffix(".mean") for n in earlier.state if n.endswith(".mean")):
+        mean = earlier.state[f"{name}.mean"]
+        scatter = np.zeros((len(mean), len(mean)))
+        scatter[np.tril_indices(len(mean))] = earlier.statistics[f"{name}.scatter"]
+        scatter += np.tril(scatter, -1).T
+        levels[name] = Moments(earlier.images, mean, scatter)
+        fourth = float(earlier.statistics[f"{name}.fourth"][0])
+        powers[name] = Powers(earlier.statistics[f"{name}.third"], fourth)
+    return levels, powers
+
+
 def _fourths(
     embeddings: Arrays,
     first: int,  # noqa: ARG001
@@ -160,7 +280,7 @@ def _fourths(
     return found
 
 
-def _summed(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:
+def _summed(left: dict[str, Summand], right: dict[str, Summand]) -> dict[str, Summand]:
     return {name: left[name] + right[name] for name in left}
 
 

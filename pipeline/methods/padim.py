@@ -13,12 +13,14 @@ Deliberate differences from the paper and its implementations:
 * the image score is the largest M of the smoothed patch grid; implementations upsample the grid
   first, and smooth by 4 pixels, which are 1 of a grid at a quarter of the image. Unsmoothed it
   finds less: image AUROC 0.769 instead of 0.792 on the tile images;
+* images can join and leave a fitted model: Sigma is had back from its whitening, of which float32
+  loses a few parts in a million (`covariance_of`), and nothing is stored for it;
 * `dimensions` is 100 for every backbone unless it is set, as the paper has it for ResNet-18. With
   its 550 for WideResNet-50 (preset `padim_paper`) a model is 1.9 GB a group.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -32,13 +34,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Layers
-from pipeline.maths.gaussian import Moments, merge, packed, unpacked, whitener
+from pipeline.errors import ConfigError
+from pipeline.maths.gaussian import (
+    Moments,
+    covariance_of,
+    merge,
+    packed,
+    unpacked,
+    whitener,
+    without,
+)
 from pipeline.maths.smoothing import smoothed_peaks
-from pipeline.methods.contract import Arrays, Corpus, Fitted, Model, Progress, Scores
+from pipeline.methods.contract import Arrays, Corpus, Earlier, Fitted, Model, Progress, Scores
 
 # Images of one product. Their number is fixed, and missing ones are zero: the last bits of a
 # product can depend on how many columns it has.
 _IMAGES_AT_ONCE = 16
+# What images that join or leave do to the moments of locations `begin` to `end`.
+Change = Callable[[Moments, int, int], Moments]
 # A worker merges two states into a third, beside a fragment's embeddings.
 _STATES_HELD = 4
 
@@ -49,6 +62,7 @@ class PaDiM:
 
     layers: ClassVar[Layers] = (1, 2, 3)
     calibration_images: ClassVar[int] = 200
+    leaves_by_embedding: ClassVar[bool] = True
 
     # Channels that are kept, of all layers together.
     dimensions: Annotated[int, Field(ge=1)] = 100
@@ -75,6 +89,56 @@ class PaDiM:
         x 100); where `memory_budget` does not hold it, locations take turns, a pass over the corpus
         each.
         """
+        return self._whitened(corpus, None, progress)
+
+    def update(
+        self,
+        earlier: Earlier,
+        corpus: Corpus,
+        *,
+        seed: int,  # noqa: ARG002 - the channels were chosen when images were embedded
+        progress: Progress | None = None,
+    ) -> Fitted:
+        """Return the Gaussians of all images; costs as the fit of the corpus."""
+        recovered = partial(self._recovered, earlier, corpus.threads)
+
+        def join(new: Moments, begin: int, end: int) -> Moments:
+            return merge(recovered(begin, end), new, threads=corpus.threads)
+
+        return self._whitened(corpus, join, progress)
+
+    def withdraw(
+        self,
+        earlier: Earlier,
+        images: Int64[np.ndarray, " withdrawn"],
+        corpus: Corpus | None,
+        *,
+        seed: int,  # noqa: ARG002
+    ) -> Fitted:
+        """Return the Gaussians without the images of the corpus, which are those withdrawn."""
+        assert corpus is not None
+        assert corpus.images == len(images)
+        if corpus.images >= earlier.images:
+            raise ConfigError(f"of {earlier.images} images none is left; fit again on others")
+        recovered = partial(self._recovered, earlier, corpus.threads)
+
+        def leave(gone: Moments, begin: int, end: int) -> Moments:
+            return without(recovered(begin, end), gone, threads=corpus.threads)
+
+        return self._whitened(corpus, leave, None)
+
+    def _recovered(self, earlier: Earlier, threads: int, begin: int, end: int) -> Moments:
+        """Return the moments of some locations, from their whitenings."""
+        mean = earlier.state["mean"][begin:end].astype(np.float64)
+        dim = mean.shape[1]
+        whitening = unpacked(earlier.state["whitening"][begin:end], dim).astype(np.float64)
+        scatter = covariance_of(whitening, threads=threads)
+        scatter[:, np.arange(dim), np.arange(dim)] -= self.regularisation
+        scatter *= earlier.images - 1
+        return Moments(earlier.images, mean, scatter)
+
+    def _whitened(self, corpus: Corpus, change: Change | None, progress: Progress | None) -> Fitted:
+        """Return the model of the corpus' moments, or of what `change` makes of them."""
         height, width, dim = corpus.shapes["patches"]
         locations = height * width
         needed = _STATES_HELD * locations * dim * dim * 8
@@ -86,6 +150,8 @@ class PaDiM:
         for turn, (begin, end) in enumerate(pairwise(edges)):
             start = partial(_moments, begin=begin, end=end, threads=threads)
             moments = corpus.reduce(start, partial(merge, threads=threads))
+            if change is not None:
+                moments = change(moments, begin, end)
             covariance = moments.scatter / max(1, moments.count - 1)
             covariance[:, np.arange(dim), np.arange(dim)] += self.regularisation
             means.append(moments.mean.astype(np.float32))
@@ -95,7 +161,7 @@ class PaDiM:
         state = {
             "mean": np.concatenate(means),
             "whitening": np.concatenate(factors),
-            "count": np.array([corpus.images]),
+            "count": np.array([moments.count]),
         }
         return Fitted(facts={"locations": float(locations), "dimensions": float(dim)}, state=state)
 

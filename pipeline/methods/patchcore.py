@@ -28,10 +28,12 @@ from torch.nn import functional
 
 from pipeline.config import Layers
 from pipeline.features import patches
+from pipeline.index.exact import ExactSearch
 from pipeline.index.search import Search
 from pipeline.methods.contract import (
     Arrays,
     Corpus,
+    Earlier,
     Fitted,
     MemoryBank,
     Model,
@@ -48,6 +50,7 @@ class PatchCore:
     layers: ClassVar[Layers] = (2, 3)
     # A 95 % quantile of 200 rests on 10 images above it.
     calibration_images: ClassVar[int] = 200
+    leaves_by_embedding: ClassVar[bool] = False
 
     # None: official where it is defined, else concat.
     embedding: Literal["official", "concat"] | None = None
@@ -89,16 +92,73 @@ class PatchCore:
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
         """Return the coreset of all patches (algorithm 1) and where each row is from."""
         height, width, _ = corpus.shapes["patches"]
-        patches_ = corpus.images * height * width
-        size = min(max(1, int(patches_ * self.coreset_fraction)), self.max_bank_rows)
-        selector = Selector(self.coreset, self.projection, seed)
-        selection = selector.select(corpus, size, progress)
-        grid = (corpus.images, height, width)
-        origin = np.stack(np.unravel_index(selection.indices, grid), axis=1)
+        size = self._size(corpus.images * height * width)
+        selection = self._selector(seed).select(corpus, size, progress)
         return Fitted(
             facts=selection.facts | {"bank_rows": float(len(selection.indices))},
-            bank=MemoryBank(gather_rows(corpus, selection.indices), origin=origin),
+            bank=_bank(corpus, selection.indices),
         )
+
+    def update(
+        self, earlier: Earlier, corpus: Corpus, *, seed: int, progress: Progress | None = None
+    ) -> Fitted:
+        """Return the bank and the patches of the corpus that greedy picks after it.
+
+        The bank grows to the coreset's share of all patches. `radius_bound` is proven for all
+        images: earlier ones were covered by the bank, which only grows.
+        """
+        assert earlier.bank is not None
+        height, width, _ = corpus.shapes["patches"]
+        patches_ = float(earlier.facts["patches"]) + corpus.images * height * width
+        more = max(0, self._size(int(patches_)) - len(earlier.bank.rows))
+        selection = self._selector(seed).extend(corpus, earlier.bank.rows, more, progress)
+        bank = earlier.bank.joined(_bank(corpus, selection.indices), earlier.images)
+        added = float(selection.facts["covering_radius"])
+        facts: dict[str, float | str] = {
+            "patches": patches_,
+            "coreset": selection.facts["coreset"],
+            "radius_bound": max(_radius_bound(earlier), added),
+            "added_images_radius": added,
+            "bank_rows": float(len(bank.rows)),
+        }
+        return Fitted(facts=facts, bank=bank)
+
+    def withdraw(
+        self,
+        earlier: Earlier,
+        images: Int64[np.ndarray, " withdrawn"],
+        corpus: Corpus | None,  # noqa: ARG002 - the bank knows whose its rows are
+        *,
+        seed: int,
+    ) -> Fitted:
+        """Return the bank without the images' rows; nothing takes their place.
+
+        What a row covered is within the old radius of it, and so within that and its distance to
+        the nearest row that stays: the new `radius_bound`.
+        """
+        assert earlier.bank is not None
+        assert earlier.bank.origin is not None
+        bank = earlier.bank.without(images)
+        left, gone = bank.rows, earlier.bank.rows[np.isin(earlier.bank.origin[:, 0], images)]
+        # The radius is of the space that the rows were selected in.
+        projection = self._selector(seed).project(left.shape[1])
+        if projection is not None:
+            left, gone = left @ projection, gone @ projection
+        farther = float(ExactSearch.over(left).nearest(gone, 1)[0].max(initial=0))
+        patches_ = float(earlier.facts["patches"])
+        facts: dict[str, float | str] = {
+            "patches": patches_ - round(patches_ / earlier.images) * len(images),
+            "coreset": earlier.facts["coreset"],
+            "radius_bound": _radius_bound(earlier) + farther,
+            "bank_rows": float(len(left)),
+        }
+        return Fitted(facts=facts, bank=bank)
+
+    def _size(self, patches_: int) -> int:
+        return min(max(1, int(patches_ * self.coreset_fraction)), self.max_bank_rows)
+
+    def _selector(self, seed: int) -> Selector:
+        return Selector(self.coreset, self.projection, seed)
 
     def prepare(self, model: Model) -> Model:
         """Return the model as it is."""
@@ -156,6 +216,19 @@ class PatchCore:
         weight = 1 - np.exp(distances - log_sum)
         reweighted: np.ndarray = (weight * distances).astype(np.float32)
         return reweighted
+
+
+def _bank(corpus: Corpus, indices: Int64[np.ndarray, " size"]) -> MemoryBank:
+    """Return the rows of these numbers, with the image and the place that each is of."""
+    height, width, _ = corpus.shapes["patches"]
+    grid = (corpus.images, height, width)
+    origin = np.stack(np.unravel_index(indices, grid), axis=1)
+    return MemoryBank(gather_rows(corpus, indices), origin=origin)
+
+
+def _radius_bound(earlier: Earlier) -> float:
+    """Return what is known of the covering radius: as it was measured, or a bound."""
+    return float(earlier.facts.get("covering_radius", earlier.facts.get("radius_bound", np.inf)))
 
 
 def mean_of_largest(

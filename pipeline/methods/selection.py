@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.maths.coreset import Progress, greedy, select
-from pipeline.maths.partitioned import partitioned
+from pipeline.maths.coreset import Progress, extend, greedy, select, select_further
+from pipeline.maths.partitioned import extended, partitioned
 from pipeline.maths.projection import gaussian_projection
 from pipeline.maths.shard import Farthest, Shard
 from pipeline.methods.contract import Arrays, Corpus, Held, T
@@ -52,7 +52,7 @@ class Selector:
 
     def select(self, corpus: Corpus, size: int, progress: Progress | None = None) -> Selection:
         """Return `size` rows of the corpus, whose embeddings are (images, rows, columns, dim)."""
-        projection = self._project(corpus.shapes[self.embedding][-1])
+        projection = self.project(corpus.shapes[self.embedding][-1])
         rows = _Patches(corpus, self.embedding, projection)
         strategy = self._choose(rows, corpus)
         facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
@@ -74,7 +74,31 @@ class Selector:
         facts["covering_radius"] = float(selected.radii[-1])
         return Selection(selected.indices, facts)
 
-    def _project(self, dim: int) -> np.ndarray | None:
+    def extend(
+        self, corpus: Corpus, centres: Rows, size: int, progress: Progress | None = None
+    ) -> Selection:
+        """Return at most `size` rows of the corpus more than the centres given: greedy goes on.
+
+        The facts are of the rows of the corpus alone.
+        """
+        projection = self.project(centres.shape[1])
+        given = centres if projection is None else centres @ projection
+        rows = _Patches(corpus, self.embedding, projection)
+        strategy, size = self._choose(rows, corpus), min(size, rows.count)
+        facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
+        if strategy == "partitioned":
+            share = min(1.0, corpus.memory_budget / 2 / rows.nbytes)
+            chosen = extended(rows, given, size, share, threads=corpus.threads)
+            return Selection(chosen.indices, facts | {"covering_radius": chosen.radius})
+        if strategy == "driver":
+            found = extend(rows.gather(), given, size, threads=corpus.threads, progress=progress)
+        else:
+            with rows.held() as shards:
+                found = select_further(HeldRows(shards), given, size, progress)
+        return Selection(found.indices, facts | {"covering_radius": float(found.radii[-1])})
+
+    def project(self, dim: int) -> np.ndarray | None:
+        """Return the projection in which rows of `dim` dimensions are selected; None: none."""
         if self.projection is None or self.projection >= dim:
             return None
         return gaussian_projection(dim, self.projection, np.random.default_rng(self.seed))

@@ -45,12 +45,14 @@ from pipeline.maths.resampling import bilinear_matrix
 from pipeline.methods.contract import (
     Arrays,
     Corpus,
+    Earlier,
     Fitted,
     Gallery,
     MemoryBank,
     Model,
     Progress,
     Scores,
+    closed_up,
 )
 from pipeline.methods.selection import Selector, gather_rows
 
@@ -65,6 +67,7 @@ class SPADE:
     layers: ClassVar[Layers] = (1, 2, 3, 4)
     # Each is as dear as scoring an image.
     calibration_images: ClassVar[int] = 40
+    leaves_by_embedding: ClassVar[bool] = False
 
     # K of the paper.
     retrieved: Annotated[int, Field(ge=1)] = 50
@@ -93,20 +96,68 @@ class SPADE:
 
         Nothing is computed but for gallery=coreset: O(pixels * coreset * dim) a layer at worst.
         """
+        return self._fitted(corpus, None, seed, progress)
+
+    def update(
+        self, earlier: Earlier, corpus: Corpus, *, seed: int, progress: Progress | None = None
+    ) -> Fitted:
+        """Return the bank with the features of the corpus, whose maps join the gallery.
+
+        Of gallery=coreset each layer's greedy selection goes on from the rows that there are.
+        """
+        return self._fitted(corpus, earlier, seed, progress)
+
+    def withdraw(
+        self,
+        earlier: Earlier,
+        images: Int64[np.ndarray, " withdrawn"],
+        corpus: Corpus | None,  # noqa: ARG002 - a row of the bank is an image
+        *,
+        seed: int,  # noqa: ARG002
+    ) -> Fitted:
+        """Return bank and coresets without the images; the gallery loses them as well."""
+        assert earlier.bank is not None
+        bank = earlier.bank.without(images)
+        facts = dict(earlier.facts) | {"bank_rows": float(len(bank.rows))}
+        state: Arrays = {}
+        for name in _layers(earlier.state):
+            owners = earlier.state[f"{name}.images"]
+            stays = ~np.isin(owners, images)
+            if not stays.any():
+                raise ConfigError(f"without these images the coreset of {name} is empty; fit again")
+            state[name] = earlier.state[name][stays]
+            state[f"{name}.images"] = closed_up(owners[stays], images)
+        # What is left of the gallery's bytes, and of the pixels that an image is compared with.
+        left = len(bank.rows) / earlier.images
+        compared = min(self.retrieved, len(bank.rows)) / min(self.retrieved, earlier.images)
+        if state:
+            left = sum(array.nbytes for array in state.values()) / float(facts["gallery_bytes"])
+            compared = left
+        facts["gallery_bytes"] = float(facts["gallery_bytes"]) * left
+        if "gflop_per_image" in facts:
+            facts["gflop_per_image"] = float(facts["gflop_per_image"]) * compared
+        return Fitted(facts, state, bank)
+
+    def _fitted(
+        self, corpus: Corpus, earlier: Earlier | None, seed: int, progress: Progress | None
+    ) -> Fitted:
         bank = MemoryBank.of_images(corpus, "pooled")
+        if earlier is not None:
+            assert earlier.bank is not None
+            bank = earlier.bank.joined(bank, earlier.images)
         facts: dict[str, float | str] = {"bank_rows": float(len(bank.rows))}
         if self.gallery == "coreset":
-            state = self._coresets(corpus, seed, progress)
+            state = self._coresets(corpus, earlier, seed, progress)
             facts["gallery_bytes"] = float(sum(array.nbytes for array in state.values()))
             facts["gflop_per_image"] = sum(
                 _gflop(corpus.shapes[name], len(state[name])) for name in _layers(corpus.shapes)
             )
             return Fitted(facts, state, bank)
         shapes = [corpus.shapes[name] for name in _layers(corpus.shapes)]
-        values = corpus.images * sum(int(np.prod(shape)) for shape in shapes)
+        values = len(bank.rows) * sum(int(np.prod(shape)) for shape in shapes)
         facts["gallery_bytes"] = float(values * np.dtype(self.gallery_dtype).itemsize)
         if self.gallery == "neighbours":
-            images = min(self.retrieved, corpus.images)
+            images = min(self.retrieved, len(bank.rows))
             facts["gflop_per_image"] = sum(
                 _gflop((y, x, dim), images * y * x) for y, x, dim in shapes
             )
@@ -173,17 +224,29 @@ class SPADE:
             return model.pixels.same_place(rows, retrieved, self.neighbours)
         return model.pixels.nearest(rows, retrieved, self.neighbours)
 
-    def _coresets(self, corpus: Corpus, seed: int, progress: Progress | None) -> Arrays:
+    def _coresets(
+        self, corpus: Corpus, earlier: Earlier | None, seed: int, progress: Progress | None
+    ) -> Arrays:
         """Return each layer's coreset by the layer's name, and the images that its rows are of."""
         state: Arrays = {}
         names = _layers(corpus.shapes)
+        before = 0 if earlier is None else earlier.images
         for done, name in enumerate(names, 1):
             height, width, _ = corpus.shapes[name]
-            pixels = corpus.images * height * width
+            pixels = (before + corpus.images) * height * width
             size = min(max(1, int(pixels * self.coreset_fraction)), self.max_bank_rows)
-            chosen = Selector("auto", None, seed, name).select(corpus, size).indices
-            state[name] = gather_rows(corpus, chosen, name)
-            state[f"{name}.images"] = chosen // (height * width)
+            selector = Selector("auto", None, seed, name)
+            if earlier is None:
+                chosen = selector.select(corpus, size).indices
+            else:
+                given = earlier.state[name]
+                more = max(0, size - len(given))
+                chosen = selector.extend(corpus, given, more).indices
+            rows, owners = gather_rows(corpus, chosen, name), chosen // (height * width) + before
+            if earlier is not None:
+                rows = np.concatenate([given, rows])
+                owners = np.concatenate([earlier.state[f"{name}.images"], owners])
+            state[name], state[f"{name}.images"] = rows, owners
             if progress is not None:
                 progress(done, len(names))
         return state

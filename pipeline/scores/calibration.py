@@ -31,6 +31,19 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How one training image scored, measured without its own part in the model."""
+
+    # Its number in the model.
+    image: int
+    score: float
+    # Of its map: the highest point once smoothed, mean and standard deviation of the patches.
+    peak: float | None = None
+    patch_mean: float | None = None
+    patch_std: float | None = None
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Scores of training images, each measured without its own part in the model.
 
@@ -43,6 +56,23 @@ class Calibration:
     scale: ColourScale | None
     # The score above which an image is anomalous, where the method knows one.
     threshold: float | None = None
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], threshold: float | None) -> "Calibration":
+        """Return what the samples say together; all maps are of one size.
+
+        Without a sample, scores are taken as they are.
+        """
+        scores = Spread.of(np.array([one.score for one in samples], np.float32))
+        known = [one for one in samples if one.peak is not None]
+        if samples and not known:
+            return cls(len(samples), scores, None, None, threshold)
+        peaks = np.array([one.peak for one in known] or [0.0], np.float32)
+        means = np.array([one.patch_mean for one in known] or [0.0], np.float64)
+        within = np.array([one.patch_std for one in known] or [0.0], np.float64)
+        std = float(np.sqrt(np.mean(within**2) + means.var())) or 1.0
+        patches = Spread(float(means.mean()), std)
+        return cls(len(samples), scores, patches, ColourScale.of_normal(peaks), threshold)
 
     def to_json(self) -> bytes:
         """Return the calibration as JSON; `from_json` undoes it."""

@@ -105,6 +105,12 @@ class StoredCorpus:
                 found[image] = place
         return found
 
+    def described(self) -> Iterator[tuple[Fragment, Described]]:
+        """Yield each fragment and what its embeddings are of."""
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            keys = (fragment.key for fragment in self.fragments)
+            yield from zip(self.fragments, pool.map(self._describe, keys), strict=True)
+
     @property
     def unusable(self) -> dict[str, int]:
         """The number of images that could not be used, by status."""

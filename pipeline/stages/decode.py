@@ -45,8 +45,16 @@ class Source:
         Raises:
             InputChanged: if the file is not the one that was planned, or gone.
         """
+        return self._checked(fragment, leave_out=() if mask else (self.columns.mask,))
+
+    def read_names(self, fragment: Fragment) -> pa.Table:
+        """Return the same without images, masks and URIs: who the rows are of. Raises as `read`."""
+        columns = self.columns
+        return self._checked(fragment, leave_out=(columns.mask, columns.image, columns.uri))
+
+    def _checked(self, fragment: Fragment, *, leave_out: Sequence[str]) -> pa.Table:
         try:
-            rows = self._read(fragment, mask=mask)
+            rows = self._read(fragment, leave_out=leave_out)
         except Exception:
             # Of a file that was replaced by another, this says more than what it made of it.
             self._require_unchanged(fragment)
@@ -68,13 +76,12 @@ class Source:
                 f"{version}; the same command plans it anew"
             )
 
-    def _read(self, fragment: Fragment, *, mask: bool) -> pa.Table:
+    def _read(self, fragment: Fragment, *, leave_out: Sequence[str]) -> pa.Table:
         where = self.images.path(fragment.path)
         with self.images.open(fragment.path, fragment.version) as handle:
             file = pq.ParquetFile(handle)
             names = read_column_names(file, self.columns, where)
-            if not mask:
-                names = [name for name in names if name != self.columns.mask]
+            names = [name for name in names if name not in leave_out]
             fetch_columns(handle, file, fragment.row_groups, [*names, self.columns.group])
             pieces = list(group_rows(file, fragment, self.columns, names))
         found = sum(len(numbers) for numbers, _ in pieces)
@@ -156,6 +163,9 @@ class Decode:
     # Whether heatmaps will be drawn: the rows then carry the grey picture that is drawn on, 0.26 MB
     # an image at most, so that no image is read and decoded twice.
     pictures: bool = False
+    # Of each fragment, by its key: the rows, numbered in the file, that are taken of those
+    # selected. None: all of them.
+    chosen: Mapping[str, Sequence[int]] | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
@@ -168,7 +178,10 @@ class Decode:
 
     def _decode(self, batch: FragmentBatch) -> FragmentBatch:
         selection = self.selections.get(batch.fragment.group, "all")
-        rows = _select(self.source.read(batch.fragment), selection)
+        rows = select_rows(self.source.read(batch.fragment), selection)
+        if self.chosen is not None:
+            taken = pa.array(self.chosen[batch.fragment.key], pa.int64())
+            rows = rows.filter(pc.is_in(rows.column("source_row"), value_set=taken))
         if selection == "none":
             reason = f"the model has no group '{batch.fragment.group}'"
             outcomes: list[_Outcome] = [_Outcome.failed("no_model", reason)] * len(rows)
@@ -210,7 +223,8 @@ class _Outcome:
         return cls(status, error, None, None, None)
 
 
-def _select(rows: pa.Table, selection: Selection) -> pa.Table:
+def select_rows(rows: pa.Table, selection: Selection) -> pa.Table:
+    """Return the rows that a selection takes."""
     if selection in ("all", "none"):
         return rows
     keep = pa.array(np.ones(len(rows), bool))

@@ -1,25 +1,25 @@
 """fit: one group's model from its stored embeddings, its calibration, and its files."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32
 
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.index.choose import search_over
+from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, GroupRecord, group_digest
-from pipeline.methods.contract import Fitted, MemoryBank, Method, Model, Progress, Scores
+from pipeline.methods.contract import Fitted, MemoryBank, Method, Model, Progress
 from pipeline.methods.selection import gather_rows
-from pipeline.scores.calibration import Calibration, Spread
-from pipeline.scores.heatmap import ColourScale
+from pipeline.scores.calibration import Calibration
+from pipeline.stages.calibrate import Calibrator, spread
 from pipeline.stages.corpus import StoredCorpus
 from pipeline.stages.gallery import StoredGallery, write_gallery
-from pipeline.stages.models import bank_files, measured_quality, store_group
-from pipeline.tables import PROVENANCE
+from pipeline.stages.membership import Membership
+from pipeline.stages.models import Accounts, bank_files, measured_quality, store_group
 
 # Patches on which an approximate index is held against exact search: one missed in 2000 is seen.
 _HELD_OUT_PATCHES = 2000
@@ -51,38 +51,87 @@ def fit_group(
         )
     fitted = method.fit(corpus, seed=settings.seed, progress=progress)
     gallery = write_gallery(corpus, fitted.gallery) if fitted.gallery else []
-    bank, facts = _bank(corpus, fitted, settings)
-    geometry = identity["geometry"]
-    assert isinstance(geometry, dict)
-    calibration = _calibrate(method, corpus, fitted, gallery, Geometry(**geometry))
-    provenance = None if fitted.bank is None else _provenance(corpus, fitted.bank)
-    files = store_group(corpus.model, corpus.group, fitted.state, bank, (calibration, provenance))
-    files += gallery
+    bank, facts = bank_and_facts(corpus, fitted, settings)
+    calibrator = calibrator_of(method, corpus.model, fitted, gallery, identity)
+    candidates = np.arange(corpus.images) if fitted.unseen is None else fitted.unseen
+    chosen = spread(candidates, len(candidates), method.calibration_images)
+    members = Membership.of(corpus, 0).measured(list(calibrator.measure(corpus, chosen)))
+    made = Made(fitted, bank, facts, gallery, members, corpus.unusable)
+    return store(corpus.model, corpus.group, made, identity, settings)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a group's files are made of."""
+
+    fitted: Fitted
+    # From `bank_and_facts`.
+    bank: Mapping[str, bytes]
+    facts: dict[str, float | str]
+    gallery: list[FileRecord]
+    members: Membership
+    unusable: dict[str, int]
+
+
+def store(
+    model: Folder, group: str, made: Made, identity: Mapping[str, object], settings: Settings
+) -> GroupRecord:
+    """Write a group's files; return the record for `model.json`."""
+    fitted = made.fitted
+    origin = None if fitted.bank is None else fitted.bank.origin
+    accounts = Accounts(
+        calibration=Calibration.of(made.members.samples(), fitted.threshold),
+        images=made.members.table,
+        provenance=None if origin is None else made.members.provenance(origin),
+        statistics=fitted.statistics,
+    )
+    files = store_group(model, group, fitted.state, made.bank, accounts) + made.gallery
     return GroupRecord(
         digest=group_digest(identity, files),
-        images=corpus.images,
-        unusable_images=corpus.unusable,
-        index=settings.index.kind if bank else None,
-        facts=facts,
+        images=made.members.count,
+        unusable_images=made.unusable,
+        index=settings.index.kind if made.bank else None,
+        facts=made.facts,
         files=files,
     )
 
 
-def _bank(
-    corpus: StoredCorpus, fitted: Fitted, settings: Settings
+def calibrator_of(
+    method: Method,
+    model: Folder,
+    fitted: Fitted,
+    gallery: list[FileRecord],
+    identity: Mapping[str, object],
+) -> Calibrator:
+    """Return what measures the training images of a group that was just fitted."""
+    geometry = identity["geometry"]
+    assert isinstance(geometry, dict)
+    search = None if fitted.bank is None else search_over(fitted.bank.rows)
+    opened = StoredGallery.open(model, gallery) if gallery else None
+    prepared = method.prepare(Model(fitted.state, search, opened))
+    return Calibrator(method, fitted, prepared, Geometry(**geometry))
+
+
+def bank_and_facts(
+    corpus: StoredCorpus, fitted: Fitted, settings: Settings, *, before: int = 0
 ) -> tuple[dict[str, bytes], dict[str, float | str]]:
-    """Return the memory bank as files, if there is one, and the facts with its index's quality."""
+    """Return the memory bank as files, if there is one, and the facts with its index's quality.
+
+    Of the model's images, `before` come before those of the corpus.
+    """
     if fitted.bank is None:
         return {}, fitted.facts
     files = bank_files(fitted.bank, settings.index)
     if settings.index.kind == "exact":
         return files, fitted.facts
-    queries = _held_out(corpus, fitted.bank)
+    queries = _held_out(corpus, fitted.bank, before)
     quality = measured_quality(fitted.bank, files, settings.index, queries)
     return files, fitted.facts | asdict(quality)
 
 
-def _held_out(corpus: StoredCorpus, bank: MemoryBank) -> Float32[np.ndarray, "queries dim"]:
+def _held_out(
+    corpus: StoredCorpus, bank: MemoryBank, before: int
+) -> Float32[np.ndarray, "queries dim"]:
     """Return normal patches that are not in the bank, evenly spread.
 
     Raises:
@@ -96,69 +145,8 @@ def _held_out(corpus: StoredCorpus, bank: MemoryBank) -> Float32[np.ndarray, "qu
     *grid, _ = corpus.shapes[bank.embedding]
     height, width = grid or (1, 1)
     patches = corpus.images * height * width
-    taken = np.ravel_multi_index(tuple(bank.origin.T), (corpus.images, height, width))
+    origin = bank.origin - np.array([before, 0, 0])
+    of_corpus = origin[origin[:, 0] >= 0]
+    taken = np.ravel_multi_index(tuple(of_corpus.T), (corpus.images, height, width))
     candidates = np.arange(0, patches, max(1, patches // _HELD_OUT_PATCHES))
     return gather_rows(corpus, np.setdiff1d(candidates, taken), bank.embedding)
-
-
-def _provenance(corpus: StoredCorpus, bank: MemoryBank) -> pa.Table | None:
-    if bank.origin is None:
-        return None
-    numbers = bank.origin[:, 0].tolist()
-    identities = corpus.identities(numbers)
-    images = [identities[number] for number in numbers]
-    columns = {
-        "bank_row": np.arange(len(images)),
-        "image_id": [image_id for image_id, _, _ in images],
-        "source_path": [path for _, path, _ in images],
-        "source_row": [row for _, _, row in images],
-        "y": bank.origin[:, 1],
-        "x": bank.origin[:, 2],
-    }
-    arrays = [pa.array(columns[f.name]).cast(f.type) for f in PROVENANCE]
-    return pa.Table.from_arrays(arrays, schema=PROVENANCE)
-
-
-def _calibrate(
-    method: Method,
-    corpus: StoredCorpus,
-    fitted: Fitted,
-    gallery: list[FileRecord],
-    geometry: Geometry,
-) -> Calibration:
-    """Score training images as if they were new, and say how normal images score."""
-    search = None if fitted.bank is None else search_over(fitted.bank.rows)
-    opened = StoredGallery.open(corpus.model, gallery) if gallery else None
-    model = method.prepare(Model(fitted.state, search, opened))
-    found = list(_scored_as_new(method, corpus, fitted, model))
-    scores = Spread.of(np.array([one.image_scores[0] for one in found], np.float32))
-    maps = [one.anomaly_maps[0] for one in found if one.anomaly_maps is not None]
-    calibration = Calibration(len(found), scores, None, None, fitted.threshold)
-    if found and not maps:
-        return calibration
-    height, width = geometry.input_size
-    frames = [geometry.to_frame(grid, (width, height), (height, width)) for grid in maps]
-    peaks = np.array([frame.max() for frame in frames] or [0.0], np.float32)
-    patches = Spread.of(np.concatenate([grid.ravel() for grid in maps] or [np.zeros(1)]))
-    return replace(calibration, patches=patches, scale=ColourScale.of_normal(peaks))
-
-
-def _scored_as_new(
-    method: Method, corpus: StoredCorpus, fitted: Fitted, model: Model
-) -> Iterator[Scores]:
-    """Yield the scores of some training images, evenly spread, each without its part in the model.
-
-    An image whose rows are the whole bank cannot be, and is passed over.
-    """
-    candidates = np.arange(corpus.images) if fitted.unseen is None else fitted.unseen
-    step = max(1, -(-len(candidates) // method.calibration_images))
-    for image, one in corpus.some(candidates[::step].tolist()):
-        own = _own_rows(fitted, image)
-        if model.search is None or len(own) < model.search.size:
-            yield method.score(one, model, ignore=None if fitted.unseen is not None else own)
-
-
-def _own_rows(fitted: Fitted, image: int) -> np.ndarray:
-    if fitted.bank is None or fitted.bank.origin is None:
-        return np.empty(0, np.int64)
-    return np.flatnonzero(fitted.bank.origin[:, 0] == image)

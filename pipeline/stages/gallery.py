@@ -9,13 +9,12 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from pipeline.lake.arrays import to_bytes
+from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, read_file, verify_file, write_files
 from pipeline.methods.contract import Arrays
@@ -24,23 +23,58 @@ from pipeline.stages.corpus import StoredCorpus
 _PREFIX = "gallery-"
 
 
-def write_gallery(corpus: StoredCorpus, keep: Callable[[Arrays], Arrays]) -> list[FileRecord]:
-    """Write what `keep` takes of each fragment's embeddings; the workers do it."""
-    write = partial(_write, model=corpus.model, group=corpus.group, keep=keep)
-    return list(corpus.each(write))
+def write_gallery(
+    corpus: StoredCorpus, keep: Callable[[Arrays], Arrays], *, before: int = 0
+) -> list[FileRecord]:
+    """Write what `keep` takes of each fragment's embeddings; the workers do it.
+
+    `before` images are in the gallery already.
+    """
+    return list(corpus.each(_Writer(corpus.model, corpus.group, keep, before)))
 
 
-def _write(
-    embeddings: Arrays,
-    first: int,
-    *,
-    model: Folder,
-    group: str,
-    keep: Callable[[Arrays], Arrays],
-) -> FileRecord:
-    content = to_bytes(keep(embeddings))
-    (record,) = write_files(model, group, {f"{_PREFIX}{first:09d}.safetensors": content})
-    return record
+def without_images(
+    model: Folder, group: str, files: Sequence[FileRecord], withdrawn: Sequence[int]
+) -> list[FileRecord]:
+    """Return a gallery without some images; the others close up.
+
+    Files that hold any of them are written anew, without them. Others keep their names, under
+    other roles.
+    """
+    left, taken = [], set(withdrawn)
+    first = number = 0
+    for file in files:
+        images: Arrays = from_bytes(read_file(model, file))
+        count = len(next(iter(images.values())))
+        stays = [n for n in range(count) if number + n not in taken]
+        number += count
+        role = _role(first)
+        if len(stays) == count:
+            left.append(file.model_copy(update={"role": role}))
+        elif stays:
+            content = to_bytes({name: array[stays] for name, array in images.items()})
+            left += write_files(model, group, {role: content})
+        first += len(stays)
+    return left
+
+
+def _role(first: int) -> str:
+    return f"{_PREFIX}{first:09d}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the file of one fragment, wherever a worker is."""
+
+    model: Folder
+    group: str
+    keep: Callable[[Arrays], Arrays]
+    before: int
+
+    def __call__(self, embeddings: Arrays, first: int) -> FileRecord:
+        content = to_bytes(self.keep(embeddings))
+        (record,) = write_files(self.model, self.group, {_role(self.before + first): content})
+        return record
 
 
 def gallery_files(files: Sequence[FileRecord]) -> list[FileRecord]:

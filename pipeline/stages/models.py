@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,12 +23,21 @@ from pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
 from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
-from pipeline.lake.models import FileRecord, GroupRecord, read_file, verify_file, write_files
+from pipeline.lake.models import (
+    NOT_SCORED_WITH,
+    FileRecord,
+    GroupRecord,
+    read_file,
+    verify_file,
+    write_files,
+)
 from pipeline.methods.contract import Arrays, Held, MemoryBank, Model
 from pipeline.scores.calibration import Calibration
 from pipeline.stages.gallery import StoredGallery, gallery_files
 
 _STATE = "state.safetensors"
+_STATISTICS = "statistics.safetensors"
+_IMAGES = "images.parquet"
 _CALIBRATION = "calibration.json"
 _PROVENANCE = "provenance.parquet"
 _BANK = ".faiss"
@@ -78,12 +88,21 @@ def measured_quality(
     return quality
 
 
+@dataclass(frozen=True)
+class Accounts:
+    """What a group's files say beside what it scores with."""
+
+    calibration: Calibration
+    # Every image that was ever in it, schema `TRAINING_IMAGES`.
+    images: pa.Table
+    # Of the bank's rows, schema `PROVENANCE`, where they are of images.
+    provenance: pa.Table | None
+    # `Fitted.statistics`.
+    statistics: Arrays
+
+
 def store_group(
-    model: Folder,
-    group: str,
-    state: Arrays,
-    bank: Mapping[str, bytes],
-    described: tuple[Calibration, pa.Table | None],
+    model: Folder, group: str, state: Arrays, bank: Mapping[str, bytes], accounts: Accounts
 ) -> list[FileRecord]:
     """Write a group's files; it counts only once `model.json` names them.
 
@@ -92,15 +111,56 @@ def store_group(
         group: Its name.
         state: Arrays of the method.
         bank: From `bank_files`; empty where there is none.
-        described: Calibration, and provenance of the bank's rows where they are of images.
+        accounts: What else is stored.
     """
-    calibration, provenance = described
-    contents = {_STATE: to_bytes(state), **bank, _CALIBRATION: calibration.to_json()}
-    if provenance is not None:
-        sink = io.BytesIO()
-        pq.write_table(provenance, sink, compression="zstd")
-        contents[_PROVENANCE] = sink.getvalue()
+    contents = {_STATE: to_bytes(state), **bank, _CALIBRATION: accounts.calibration.to_json()}
+    if accounts.statistics:
+        contents[_STATISTICS] = to_bytes(accounts.statistics)
+    for role, table in ((_PROVENANCE, accounts.provenance), (_IMAGES, accounts.images)):
+        if table is not None:
+            sink = io.BytesIO()
+            pq.write_table(table, sink, compression="zstd")
+            contents[role] = sink.getvalue()
     return write_files(model, group, contents)
+
+
+def load_accounts(model: Folder, record: GroupRecord) -> Accounts:
+    """Return what is stored of a group beside what it scores with, each file checked.
+
+    Raises:
+        ConfigError: if the model was fitted before its images were recorded.
+        ModelError: if a file is missing or damaged.
+    """
+    roles = {file.role for file in record.files}
+    if _IMAGES not in roles:
+        raise ConfigError(
+            f"{model.root} was fitted before models recorded their images: none can join or leave; "
+            "fit again"
+        )
+
+    def table(role: str) -> pa.Table | None:
+        if role not in roles:
+            return None
+        return pq.read_table(io.BytesIO(read_file(model, _record(record, role))))
+
+    statistics: Arrays = {}
+    if _STATISTICS in roles:
+        statistics = from_bytes(read_file(model, _record(record, _STATISTICS)))
+    return Accounts(load_calibration(model, record), table(_IMAGES), table(_PROVENANCE), statistics)
+
+
+def load_state(model: Folder, record: GroupRecord) -> Arrays:
+    """Return the arrays of the method. Raises `ModelError`."""
+    state: Arrays = from_bytes(read_file(model, _record(record, _STATE)))
+    return state
+
+
+def load_bank_rows(model: Folder, record: GroupRecord) -> np.ndarray | None:
+    """Return the rows of the memory bank, if there is one. Raises `ModelError`."""
+    if record.index is None:
+        return None
+    shards = {file.role: read_file(model, file) for file in _bank_records(record)}
+    return from_shards(shards, kind=_KINDS[record.index])
 
 
 def verify_groups(model: Folder, records: Iterable[GroupRecord]) -> None:
@@ -118,7 +178,8 @@ def held_bytes(record: GroupRecord) -> int:
     a gallery, which stays where it is, only what is kept of it for searching.
     """
     galleries = gallery_files(record.files)
-    files = sum(file.bytes for file in record.files) - sum(file.bytes for file in galleries)
+    loaded = (f for f in record.files if not f.role.startswith(NOT_SCORED_WITH))
+    files = sum(file.bytes for file in loaded) - sum(file.bytes for file in galleries)
     return 2 * files + (SLOTS_BYTES if galleries else 0)
 
 
@@ -141,7 +202,7 @@ def load_group(
     if search is None and record.index is not None:
         shards = {file.role: read_file(model, file) for file in _bank_records(record)}
         search = _search(shards, record.index, threads)
-    state: Arrays = from_bytes(read_file(model, _record(record, _STATE)))
+    state = load_state(model, record)
     files = gallery_files(record.files)
     return Model(state, search, StoredGallery.open(model, files) if files else None)
 

@@ -1,0 +1,243 @@
+"""What `fit --update` and `withdraw` share: a published model that images join or leave."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.console import log
+from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from jobs.heartbeat import Heart
+from jobs.members import require_unchanged
+from jobs.publishing import show_model
+from pipeline.cluster.runner import Pipeline, Runner
+from pipeline.config import ColumnSettings, Settings
+from pipeline.errors import ConfigError, FragmentsFailed
+from pipeline.images.geometry import Geometry
+from pipeline.lake import models, runs
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
+from pipeline.lake.runs import Run
+from pipeline.methods import build
+from pipeline.methods.contract import Updatable
+from pipeline.stages.corpus import StoredCorpus, embedded_keys
+from pipeline.stages.decode import Decode, Selection, Source
+from pipeline.stages.embed import Embedder
+from pipeline.stages.infer import Member
+from pipeline.stages.update import Standing, updatable
+
+
+@dataclass(frozen=True)
+class Base:
+    """A published model, and the settings with which it is changed."""
+
+    target: Folder
+    manifest: models.Manifest
+    method: Updatable
+    # The user's, and the model's where a model fixes them.
+    settings: Settings
+
+    @property
+    def step(self) -> int:
+        """Number of the next step of the lineage."""
+        return len(self.manifest.lineage)
+
+    @property
+    def geometry(self) -> Geometry:
+        """That of the model."""
+        return Geometry(self.settings.image.resize, self.settings.image.crop)
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """What the digest of a group's model covers besides its arrays, as in its fit."""
+        manifest = self.manifest
+        backbone = manifest.backbone
+        return {
+            "method": manifest.method,
+            "options": manifest.method_options,
+            "geometry": {"resize": manifest.geometry.resize, "crop": manifest.geometry.crop},
+            "backbone": [backbone.name, backbone.layers, backbone.weights_sha256],
+            "index": self.settings.index.model_dump(mode="json"),
+            "seed": self.settings.seed,
+        }
+
+    def standing(self, group: str) -> Standing:
+        """Return a group as it stands. Raises `ConfigError`, `ModelError`."""
+        record = self.manifest.groups[group]
+        return Standing.of(self.target, group, record, self.identity, self.settings)
+
+    def require_weights(self) -> None:
+        """Check that the network is that of the fit. Raises `ModelError`."""
+        Member(self.target, self.manifest, self.settings.backbone.weights).checked_backbone()
+
+    def corpus(self, job: Run, fragments: Fragments, runner: Runner) -> StoredCorpus:
+        """Return one group's embeddings, as `embed` has stored them."""
+        return StoredCorpus(
+            model=self.target,
+            partials=job.name("partials/"),
+            fragments=fragments,
+            workers=runner,
+            memory_budget=self.settings.memory_budget or half_of_memory(),
+            threads=os.cpu_count() or 1,
+        )
+
+
+def open_base(target: Folder, settings: Settings) -> Base:
+    """Return the model of a folder, to be changed.
+
+    Raises:
+        ConfigError: if its method cannot, or the settings contradict the model.
+        ModelError: if there is none.
+    """
+    target.sweep()
+    manifest = models.read_manifest(target)
+    require_unchanged(settings, manifest)
+    method = build(manifest.method, manifest.method_options)
+    if manifest.lineage and manifest.lineage[-1].verb != "fit":
+        # Left by a step that was stopped between publishing and cleaning up.
+        target.remove(f"_runs/{manifest.run}/partials", recursive=True)
+    fitted = manifest.settings
+    weights = settings.backbone.weights or manifest.backbone.weights
+    fixed = {
+        "preset": fitted.preset,
+        "seed": fitted.seed,
+        "image": settings.image.model_copy(
+            update={
+                "resize": manifest.geometry.resize,
+                "crop": manifest.geometry.crop,
+                "uri_prefixes": settings.image.uri_prefixes or fitted.image.uri_prefixes,
+            }
+        ),
+        "columns": fitted.columns if settings.columns == ColumnSettings() else settings.columns,
+        "backbone": fitted.backbone.model_copy(update={"weights": weights}),
+        "method": fitted.method,
+        "index": fitted.index,
+    }
+    effective = settings.model_copy(update=fixed)
+    return Base(target, manifest, updatable(method, manifest.method), effective)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which rows of a lake are to be embedded."""
+
+    source: Source
+    selections: Mapping[str, Selection]
+    fragments: Fragments
+    # Fragment's key -> rows, numbered in the file.
+    rows: Mapping[str, Sequence[int]]
+
+
+def embed(base: Base, heart: Heart, chosen: Chosen, threads: int, runner: Runner) -> Tally:
+    """Embed what is not embedded yet; the embeddings stay in the run's folder."""
+    partials = heart.run.name("partials/")
+    pending = chosen.fragments.without_keys(embedded_keys(base.target, partials))
+    settings = base.settings
+    embedder = Embedder(
+        model=base.target,
+        partials=partials,
+        backbone=settings.backbone,
+        method=base.manifest.method,
+        method_options=base.manifest.method_options,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        threads=threads,
+    )
+    decode = Decode(
+        chosen.source,
+        chosen.selections,
+        threads,
+        attempts=settings.fragment_attempts,
+        chosen=chosen.rows,
+    )
+    return drive(heart, runner, pending, Pipeline(decode, embedder))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did: groups that it changed, and why others were not."""
+
+    records: Mapping[str, models.GroupRecord]
+    changes: Mapping[str, models.Change]
+    failed: Mapping[str, str]
+
+
+def publish_step(
+    base: Base, job: Run, tally: Tally, planned: Fragments, outcome: Outcome
+) -> models.Manifest:
+    """Replace `model.json`, which alone makes the step happen; return the manifest.
+
+    A group that failed keeps its model. The files of the earlier models stay: scoring that began
+    with them goes on.
+
+    Raises:
+        ConfigError: if the model was changed by another run since this one began.
+        FragmentsFailed: if a group failed, or too many images could not be used.
+    """
+    manifest = _changed(base, job, outcome)
+    if outcome.changes:
+        present = models.read_manifest(base.target)
+        if present.run != base.manifest.run:
+            raise ConfigError(
+                f"{base.target.root} was changed by run {present.run} since this run began with "
+                f"{base.manifest.run}; start again"
+            )
+        models.write_manifest(base.target, manifest)
+    digests = {group: change.digest for group, change in outcome.changes.items()}
+    summary = summarise(job, tally, planned, len(planned) - tally.fragments, groups=digests)
+    if outcome.failed:
+        summary = summary.model_copy(update={"exit_code": FragmentsFailed.exit_code})
+    job.finish(summary)
+    base.target.remove(job.name("partials"), recursive=True)
+    # What a worker that was killed has left of a file.
+    base.target.sweep()
+    show_model(base.target, manifest)
+    if outcome.failed:
+        told = "; ".join(f"{group}: {reason}" for group, reason in outcome.failed.items())
+        raise FragmentsFailed(
+            f"{len(outcome.failed)} groups keep their earlier models; the same command tries them "
+            f"again ({told})"
+        )
+    require_success(summary)
+    return manifest
+
+
+def _changed(base: Base, job: Run, outcome: Outcome) -> models.Manifest:
+    """Return the manifest after the step; the same one where no group has changed."""
+    if not outcome.changes:
+        return base.manifest
+    record, manifest = job.record, base.manifest
+    assert record.verb in ("update", "withdraw")
+    step = models.Step(
+        run=record.run,
+        verb=record.verb,  # type: ignore[arg-type]
+        at=record.started_at,
+        images=record.images,
+        where=record.where,
+        groups=dict(outcome.changes),
+    )
+    backbone = manifest.backbone.model_copy(update={"weights": base.settings.backbone.weights})
+    return manifest.model_copy(
+        update={
+            "run": record.run,
+            "backbone": backbone,
+            "groups": {**manifest.groups, **outcome.records},
+            "libraries": runs.library_versions(),
+            "lineage": [*manifest.lineage, step],
+        }
+    )
+
+
+def broken_in(fragments: Fragments, tally: Tally) -> list[str]:
+    """Return the keys of those fragments that failed."""
+    keys: list[str] = fragments.with_keys(
+        pa.array(list(tally.failed), pa.string())
+    ).keys.to_pylist()
+    return keys
+
+
+def say_failed(group: str, reason: str) -> str:
+    """Log why a group keeps its earlier model; return the reason."""
+    log.warning("group '%s' keeps its earlier model: %s", group, reason)
+    return reason
