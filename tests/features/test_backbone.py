@@ -173,7 +173,7 @@ def test_a_file_that_is_no_safetensors_is_named(resnet18_file, tmp_path, kept):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"weights": "absent.safetensors"}, r"'absent\.safetensors' does not exist"),
+        ({"weights": "absent.safetensors"}, r"absent\.safetensors' does not exist"),
         ({"weights": "model.pth"}, r"only \.safetensors is read"),
         ({"name": "resnet18.tv_in1", "weights": UNTRAINED}, r"did you mean 'resnet18\.tv_in1k'"),
         ({"name": "ResNet18.tv_in1k", "weights": UNTRAINED}, r"did you mean 'resnet18\.tv_in1k'"),
