@@ -19,7 +19,7 @@ from ray.exceptions import UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.runner import Poison, Stage
-from pipeline.errors import PatchlakeError, WorkersLost
+from pipeline.errors import PatchlakeError, StorageError, WorkersLost
 
 # Deaths of an actor while it starts, one after the other. Rows have a setting, starts do not.
 _STARTS = 3
@@ -96,15 +96,14 @@ class Attempts:
 class JobFault(UserCodeException):
     """A fault of the whole job on its way through Ray Data.
 
-    Ray Data wraps all other exceptions and loses what they were, or, by
-    `raise_original_map_exception`,
-    adds advice on its own settings to their first argument.
+    It wraps any other exception and loses what that was; or, asked to raise the original one, adds
+    advice on Ray's settings to its first argument, and logs a traceback.
     """
 
     @property
-    def fault(self) -> PatchlakeError:
+    def fault(self) -> PatchlakeError | StorageError:
         """What the stage raised."""
-        return cast("PatchlakeError", self.args[1])
+        return cast("PatchlakeError | StorageError", self.args[1])
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Guarded:
         """Return the stage's row, or one that says why it was given up."""
         try:
             return self._guarded(table)
-        except PatchlakeError as error:
+        except (PatchlakeError, StorageError) as error:
             raise JobFault(str(error), error) from error
 
     def _guarded(self, table: pa.Table) -> pa.Table:
