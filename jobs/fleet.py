@@ -82,6 +82,9 @@ def fit_groups(
             continue
         held = sum(sizes.get(key, 0) for key in fragments.keys.to_pylist())
         (small if held <= limit else large).append(fitting.corpus(fragments, runner))
+    if len(small) == 1:
+        # Nothing to do beside it: this process has more threads than a worker.
+        large, small = small + large, []
     outcomes |= _fit_small(fitting, small, runner)
     for corpus in large:
         outcomes[corpus.group] = _fit_large(fitting, corpus)
