@@ -37,7 +37,7 @@ def test_a_distributed_coreset_is_the_drivers(workers: int, images: Path, tmp_pa
     class Several(options.Execution):
         """As many holders as a cluster would have, in this process."""
 
-        def start(self, _workers: int | None):  # type: ignore[override]
+        def start(self, _workers: int | None, _preflight: object = None):  # type: ignore[override]
             return nullcontext(LocalRunner(processes=workers))
 
     spread = fitted(images, tmp_path / "b", Several("local", None), method=method)
