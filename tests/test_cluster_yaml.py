@@ -17,8 +17,7 @@ from ray.data import Dataset
 
 from pipeline.cluster import nodes, on_ray
 from pipeline.cluster.runner import Pipeline
-from pipeline.lake.fragments import Fragment
-from pipeline.stages.batch import FragmentBatch
+from pipeline.lake.fragments import Fragment, Fragments
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -127,8 +126,8 @@ def test_what_each_stage_asks_for_some_node_has(monkeypatch: pytest.MonkeyPatch)
     built: list[Dataset] = []
     monkeypatch.setattr(nodes, "offered", offered)
     monkeypatch.setattr(on_ray, "_rows", built.append)
-    rows = [FragmentBatch(Fragment("a.parquet", (0,), 0, "tile", 1, "v1", "key")).to_arrow()]
-    on_ray.RayRunner().run(rows, Pipeline(len, Nothing(), len))
+    plan = Fragments.of([Fragment("a.parquet", (0,), 0, "tile", 1, "v1", "key")])
+    on_ray.RayRunner().run(plan.table, Pipeline(len, Nothing(), len))
     requests = [operator.ray_remote_args for operator in asking(built[0])]
     named = [{"CPU": 1, nodes.DECODE: 1}, {"CPU": 1, "GPU": 1}, {"CPU": 1}]
     assert [as_resources(request) for request in requests] == named
