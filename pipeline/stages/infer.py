@@ -233,15 +233,17 @@ class Infer:
         return sum(map(held_bytes, records))
 
     def _load_group(self, group: str) -> tuple[Sequence[Model], Sequence[Calibration]]:
-        models, calibrations = [], []
+        models = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
             record = member.manifest.groups[group]
             holders = member.holders.get(group)
             search = sharded_search(holders, record) if holders else None
             loaded = load_group(member.model, record, self._scorer.threads, search)
             models.append(method.prepare(loaded))
-            calibrations.append(load_calibration(member.model, record))
-        return models, calibrations
+        members = self._scorer.members
+        # One model's scores are in no need of a common unit.
+        joined = members if len(members) > 1 else ()
+        return models, [load_calibration(m.model, m.manifest.groups[group]) for m in joined]
 
 
 def _together(found: Sequence[Scores], calibrations: Sequence[Calibration]) -> Scores:
