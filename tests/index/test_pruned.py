@@ -13,6 +13,7 @@ from pipeline.index import bounds, choose, pruned, sieve
 from pipeline.index.bounds import Projection, principal_directions
 from pipeline.index.choose import ChosenSearch, search_over
 from pipeline.index.exact import ExactSearch
+from pipeline.index.pace import _TRIAL
 from pipeline.index.pruned import PrunedSearch
 from tests.conftest import ASSETS
 
@@ -208,12 +209,28 @@ def test_a_choice_changes_no_result(kind):
     assert_same(search, queries_for(kind, rng, bank, 50), 1)
 
 
-def test_what_prunes_is_chosen():
+def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.MonkeyPatch):
+    # Processor seconds: other processes on the machine must not decide.
+    monkeypatch.setattr(choose, "perf_counter", process_time)
     rng = np.random.default_rng(1)
     basis = 0.8 ** np.arange(64)[:, None] * rng.standard_normal((64, 512))
     low = (rng.standard_normal((8000, 64)) @ basis).astype(np.float32)
+    # All rows are about as far as one another from what is not a row.
+    high, new = rng.standard_normal((2, 8000, 512)).astype(np.float32)
+    new = new[:300]
+    with threadpool_limits(1):
+        searches = {
+            name: search_over(bank, threads=1) for name, bank in (("low", low), ("high", high))
+        }
+        for _ in range(_TRIAL):
+            searches["low"].nearest(low[:300] + np.float32(0.1), 1)
+            searches["high"].nearest(new, 1)
+    chosen = searches["low"]
     if bounds.products_are_exact():
-        assert search_over(low, low[:300] + np.float32(0.1), threads=1).components > 0
+        assert chosen.components > 0
+        assert chosen._paces[1].prunes()
+    chosen = searches["high"]
+    assert chosen.pruned is None or not chosen._paces[1].prunes()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 511])
