@@ -121,6 +121,7 @@ def test_models_are_arrays_and_json(done: Done):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_and_local_write_the_same_bytes(
     done: Done, images: Path, tmp_path: Path, local_ray: None
 ):
