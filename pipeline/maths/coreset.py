@@ -28,7 +28,7 @@ max(r, r'). While r' exceeds r, each pick is what greedy over all rows, old and 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,10 @@ Progress = Callable[[int, int], None]
 
 # Centres between two looks at what has left a pool.
 _TRIM_EVERY = 32
+# Least and largest part of the front's distance that is the next threshold. Rows below it are
+# spared: a high one costs rounds, of a few ms each, a low one products with rows that would never
+# have come near the front. Of 0.9 to 0.99, these measured best.
+_SHARES = 0.95, 0.98
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _pick_on(
     shards: Rows, centres: np.ndarray, picked: "_Picked", progress: Progress | None
 ) -> None:
     """Pick until there are as many radii as are wanted, or nothing is left to be covered."""
-    threshold, share = -1.0, 0.9
+    threshold, share = -1.0, _SHARES[0]
     while True:
         answers = shards.farthest(centres, threshold)
         tau = max(*(answer.tau for answer in answers), threshold, 0.0)
@@ -197,10 +201,9 @@ def _pick_on(
         centres = _pick(answers, tau, picked)
         if picked.is_done:
             return
-        # Rows below the threshold are spared: a high one costs rounds, of a few ms each, a low one
-        # products with rows that would never have come near the front. 0.9 to 0.97 measured best.
         candidates = sum(len(answer.indices) for answer in answers)
-        share = min(0.97, share + 0.02) if candidates >= POOL else max(0.9, share - 0.02)
+        share += 0.02 if candidates >= POOL else -0.02
+        share = min(max(share, _SHARES[0]), _SHARES[1])
         threshold = share * tau
         if progress is not None:
             progress(len(picked.indices), picked.size)
@@ -264,13 +267,16 @@ class _Pool:
     distances: Float32[np.ndarray, " pool"]
     augmented: Float32[np.ndarray, "pool dim_1"]
     norms: Float32[np.ndarray, " pool"]
+    # Of the product, for any of these as the centre.
+    error: Float32[np.ndarray, " pool"]
 
     @classmethod
     def of(cls, rows: np.ndarray, indices: np.ndarray, distances: np.ndarray) -> "_Pool":
         mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1], np.float32)
         augmented = augment(rows, mean)
         norms = squared_norms(augmented[:, :-1])
-        return cls(rows, indices, distances, augmented, norms)
+        error = product_error(norms, distances, float(norms.max(initial=0)), rows.shape[1])
+        return cls(rows, indices, distances, augmented, norms, error)
 
     def farthest(self) -> tuple[int, float]:
         """Return the position of the farthest candidate, the first of equals, and its distance."""
@@ -285,10 +291,7 @@ class _Pool:
         negative[-1] = self.norms[centre]
         product = self.augmented @ negative
         product += self.norms
-        error = product_error(
-            self.norms, self.distances, float(self.norms[centre]), self.rows.shape[1]
-        )
-        near = np.flatnonzero(product <= self.distances + error)
+        near = np.flatnonzero(product <= self.distances + self.error)
         direct = squared_distances(self.rows[near], self.rows[centre])
         self.distances[near] = np.minimum(self.distances[near], direct)
 
@@ -297,8 +300,7 @@ class _Pool:
         keep = self.distances > tau
         if np.count_nonzero(keep) > 0.75 * len(keep):
             return self
-        fields = (self.rows, self.indices, self.distances, self.augmented, self.norms)
-        return _Pool(*(values[keep] for values in fields))
+        return _Pool(*(getattr(self, member.name)[keep] for member in fields(self)))
 
 
 @dataclass(frozen=True)

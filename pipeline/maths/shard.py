@@ -6,14 +6,17 @@ exact. Matrix products propose, direct differences decide.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 # Rows in a pool: 2048 x 384 float32 are 3 MB, which stays in the cache for all of its picks.
 POOL = 2048
-# Rows x centres of one product of a flush: 1024 x 128 float32 = 512 KiB a thread, in the cache.
-_BLOCK_ROWS, _BLOCK_CENTRES = 1024, 128
+# Rows x centres of one product of a flush: 1024 x 256 float32 = 1 MiB a thread, in the cache.
+_BLOCK_ROWS, _BLOCK_CENTRES = 1024, 256
+# Rows whose mean is near enough to that of all.
+_AVERAGED = 4096
 # Copying a block's rows costs as much as some ten centres.
 _WORTH_DROPPING = 0.9
 
@@ -49,9 +52,14 @@ class Shard:
         self._offset = offset
         self._pool = pool
         self._threads = threads
-        # Centred, because |x|^2 + |c|^2 - 2 x.c loses digits where the mean is far from zero.
-        self._mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        # Centred, because |x|^2 + |c|^2 - 2 x.c loses digits where the mean is far from zero. Any
+        # point amid the rows will do.
+        some = rows[:: 1 + len(rows) // _AVERAGED]
+        self._mean = some.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._centres = _Centres(self._mean)
+        self._scratch: SimpleQueue[_Scratch] = SimpleQueue()
+        for _ in range(threads):
+            self._scratch.put(_Scratch(rows.shape[1]))
         # 12 bytes a row. `bound` exceeds the distance to `nearest` by rounding at most, never less.
         self._bound = np.full(len(rows), np.inf, np.float32)
         self._nearest = np.zeros(len(rows), np.int32)
@@ -116,28 +124,41 @@ class Shard:
         stale = stale[np.argsort(self._seen[stale], kind="stable")]
         blocks = [stale[i : i + _BLOCK_ROWS] for i in range(0, len(stale), _BLOCK_ROWS)]
         with ThreadPoolExecutor(self._threads) as pool:
-            for _ in pool.map(self._flush_block, blocks, [threshold] * len(blocks)):
+            for _ in pool.map(self._flush_with_any, blocks, [threshold] * len(blocks)):
                 pass
 
-    def _flush_block(self, block: Int64[np.ndarray, " block"], threshold: float) -> None:
+    def _flush_with_any(self, block: Int64[np.ndarray, " block"], threshold: float) -> None:
+        scratch = self._scratch.get()
+        try:
+            self._flush_block(block, threshold, scratch)
+        finally:
+            self._scratch.put(scratch)
+
+    def _flush_block(
+        self, block: Int64[np.ndarray, " block"], threshold: float, scratch: "_Scratch"
+    ) -> None:
         """Measure rows against the centres that they have not seen, until they are near enough."""
+        rows = scratch.take(self._rows, block)
         if self._centres.count == 1:
             # Nothing to choose between: the distance itself, without the detour of a product.
-            self._bound[block] = squared_distances(self._rows[block], self._centres.plain[0])
+            rows -= self._centres.plain[0]
+            self._bound[block] = squared_lengths(rows)
             self._seen[block] = 1
             return
-        augmented = augment(self._rows[block], self._mean)
+        augmented = scratch.augment(rows, self._mean)
         norms = squared_norms(augmented[:, :-1])
         for begin in range(int(self._seen[block].min()), self._centres.count, _BLOCK_CENTRES):
             end = min(begin + _BLOCK_CENTRES, self._centres.count)
-            self._lower(block, augmented @ self._centres.augmented[begin:end].T, norms, begin)
+            product = scratch.product(augmented, self._centres.augmented[begin:end].T)
+            self._lower(block, product, norms, begin)
             self._seen[block] = end
             # Most fall below the threshold on the way, and are spared the other centres.
-            above = self._bound[block] > threshold
-            if np.count_nonzero(above) < _WORTH_DROPPING * len(block):
-                block, augmented, norms = block[above], augmented[above], norms[above]
-            if len(block) == 0:
+            above = np.flatnonzero(self._bound[block] > threshold)
+            if len(above) == 0:
                 return
+            if len(above) < _WORTH_DROPPING * len(block):
+                block, norms = block[above], norms[above]
+                augmented = scratch.take(augmented, above)
 
     def _lower(self, block: np.ndarray, product: np.ndarray, norms: np.ndarray, begin: int) -> None:
         """Lower a block's bounds by the distances to centres `begin` onwards.
@@ -146,21 +167,24 @@ class Shard:
         """
         before = self._bound[block]
         error = product_error(norms, before, self._centres.largest_norm, len(self._mean))
-        lowest = product.min(axis=1) + norms
-        # Most rows are far from all of some new centres, and need no second look at them.
-        reached = np.flatnonzero(lowest <= before + error)
-        if len(reached) < _WORTH_DROPPING * len(block):
-            block, product, norms = block[reached], product[reached], norms[reached]
-            before, error, lowest = before[reached], error[reached], lowest[reached]
-        limit = np.minimum(lowest + error, before)
-        near = np.flatnonzero(product <= (limit + error - norms)[:, None])
+        near = np.flatnonzero(product <= (before + error - norms)[:, None])
+        if len(near) == 0:
+            return
+        # Most rows are far from all of some new centres: what follows is about the few others.
         row, centre = np.divmod(near, product.shape[1])
+        proposed = product.ravel()[near] + norms[row]
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        reached = row[first]
+        row = np.repeat(np.arange(len(first)), np.diff(first, append=len(row)))
+        block, before, error = block[reached], before[reached], error[reached]
+        limit = np.minimum(np.minimum.reduceat(proposed, first) + error, before)
+        possible = proposed <= (limit + error)[row]
+        row, centre, proposed = row[possible], centre[possible], proposed[possible]
         # One candidate, new or old, is the nearest for certain. Several are measured.
         old = np.isfinite(before) & (before - 2 * error <= limit)
         contested = np.bincount(row, minlength=len(block)) + old > 1
         sure = ~contested[row]
-        proposed = product.ravel()[near] + (norms + error)[row]
-        self._bound[block[row[sure]]] = proposed[sure]
+        self._bound[block[row[sure]]] = (proposed + error[row])[sure]
         self._nearest[block[row[sure]]] = centre[sure] + begin
         kept = np.flatnonzero(contested & old)
         row = np.concatenate([kept, row[~sure]])
@@ -170,6 +194,32 @@ class Shard:
         order = np.lexsort((-centre, -direct, row))
         self._bound[block[row[order]]] = direct[order]
         self._nearest[block[row[order]]] = centre[order]
+
+
+class _Scratch:
+    """Buffers of one thread: new arrays of this size are new pages, which cost as much again."""
+
+    def __init__(self, dim: int) -> None:
+        self._flat = [np.empty(_BLOCK_ROWS * (dim + 1), np.float32) for _ in range(2)]
+        self._product = np.empty(_BLOCK_ROWS * _BLOCK_CENTRES, np.float32)
+
+    def take(self, rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Return some rows, until the next call after this one."""
+        self._flat.reverse()
+        out = self._flat[0][: len(indices) * rows.shape[1]].reshape(len(indices), -1)
+        return np.take(rows, indices, axis=0, out=out, mode="clip")
+
+    def augment(self, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """Return `augment` of what `take` returned last."""
+        self._flat.reverse()
+        out = self._flat[0][: len(rows) * (rows.shape[1] + 1)].reshape(len(rows), -1)
+        return augment(rows, mean, out)
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return left @ right, until the next call."""
+        shape = len(left), right.shape[1]
+        out = self._product[: shape[0] * shape[1]].reshape(shape)
+        return np.matmul(left, right, out=out)
 
 
 class _Centres:
@@ -197,9 +247,11 @@ class _Centres:
         self.count = count
 
 
-def augment(rows: np.ndarray, mean: np.ndarray) -> Float32[np.ndarray, "rows dim_1"]:
+def augment(
+    rows: np.ndarray, mean: np.ndarray, out: np.ndarray | None = None
+) -> Float32[np.ndarray, "rows dim_1"]:
     """Return (x - mean, 1) of each row x: times (-2 c, |c|^2) it gives |x - c|^2 - |x|^2."""
-    augmented = np.empty((len(rows), rows.shape[1] + 1), np.float32)
+    augmented = np.empty((len(rows), rows.shape[1] + 1), np.float32) if out is None else out
     np.subtract(rows, mean, out=augmented[:, :-1])
     augmented[:, -1] = 1
     return augmented
@@ -213,7 +265,12 @@ def squared_norms(rows: np.ndarray) -> Float32[np.ndarray, " rows"]:
 
 def squared_distances(left: np.ndarray, right: np.ndarray) -> Float32[np.ndarray, " rows"]:
     """Return |x - y|^2 of each pair of rows, by direct differences."""
-    squared = squared_norms(left - right)
+    return squared_lengths(left - right)
+
+
+def squared_lengths(differences: np.ndarray) -> Float32[np.ndarray, " rows"]:
+    """Return |x - y|^2 of each row x - y."""
+    squared = squared_norms(differences)
     # Below the normal numbers a square has few digits or none: rows that near are equal.
     squared[squared < np.finfo(np.float32).tiny] = 0
     return squared
