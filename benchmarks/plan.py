@@ -1,12 +1,14 @@
 """Time and memory of a plan of many fragments, as `score` makes it before anything is decoded.
 
 python benchmarks/plan.py --files 50000 --fragments 20
+python benchmarks/plan.py --files 100000 --fragments 1 --new 1000
 
 Simulated is the listing: a file system of N names, every one of which is the same Parquet file, in
 memory. What is timed is real: each footer is opened and parsed, fragments are cut, kept by
 `--where`, given keys, named, written as plan.arrow, and compared with a listing of parts of which
-half are done. What is not in it: the latency of a store, and the seconds of its listing (S3 lists
-some 1,000 names a request).
+half are done. With `--new` then comes the next night: so many files are new, the others known. What
+is not in it: the latency of a store, and the seconds of its listing (S3 lists some 1,000 names a
+request).
 """
 
 import argparse
@@ -28,7 +30,7 @@ from pipeline.config import Settings
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
-from pipeline.stages.plan import keyed, plan_fragments
+from pipeline.stages.plan import Plan, keyed, plan_fragments, read_cuts, write_cuts
 
 T = TypeVar("T")
 
@@ -40,15 +42,18 @@ class Simulated(AbstractFileSystem):
 
     protocol = "simulated"
     count: ClassVar[int] = 0
+    # The first of them have been replaced.
+    changed: ClassVar[int] = 0
     contents: ClassVar[list[bytes]] = []
 
     def find(self, path: str, detail: bool = False, **_: object) -> dict[str, dict[str, object]]:  # noqa: ARG002, FBT001, FBT002 - fsspec's signature
         """Return all files."""
         size = len(self.contents[0])
         return {
-            name: {"name": name, "size": size, "type": "file", "ETag": f"{number:032x}"}
+            name: {"name": name, "size": size, "type": "file", "ETag": etag}
             for number in range(self.count)
             for name in [f"lake/dt=2026-{1 + number % 12:02d}-01/images-{number:08d}.parquet"]
+            for etag in [f"{number:031x}{int(number < self.changed)}"]
         }
 
     def _open(self, path: str, mode: str = "rb", **_: object) -> io.BytesIO:  # noqa: ARG002
@@ -120,6 +125,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=50_000)
     parser.add_argument("--fragments", type=int, default=20, help="of each file")
     parser.add_argument("--where", help="as of `score`; a day of the month is one in twelve")
+    parser.add_argument("--new", type=int, default=0, help="files that are new on the next night")
     arguments = parser.parse_args()
     settings = Settings()
     timed("imports, simulated files", lambda: simulate(arguments.files, arguments.fragments, 256))
@@ -151,6 +157,27 @@ def main() -> None:
         f"{len(plan.every)} fragments, {len(plan.kept)} kept, {plan.images} images, "
         f"{len(pending)} pending: {planning:.1f} s before parts are listed, "
         f"{plan.kept.table.nbytes / max(1, len(plan.kept)):.0f} bytes a fragment"
+    )
+    if arguments.new:
+        _next_night(lake, settings, plan, arguments.new)
+
+
+def _next_night(lake: Folder, settings: Settings, plan: Plan, new: int) -> None:
+    Simulated.changed = new
+    with tempfile.TemporaryDirectory() as folder:
+        scores = Folder.at(folder)
+        timed("_cuts, written", lambda: write_cuts(scores, settings, plan, None, plan.every))
+        started = time.perf_counter()
+        known = timed("_cuts, read", lambda: read_cuts(scores, settings))
+        again = timed(
+            "footers of the new files", lambda: plan_fragments(lake, settings, None, known)
+        )
+        again = timed("keys", lambda: keyed(again, {}, otherwise="settings"))
+        done = parts.Committed.of(parts.part_name("0" * 12, f) for f in plan.every)
+        pending = timed("what is pending", lambda: again.kept.without_keys(done.sorted_keys))
+    print(
+        f"next night: {again.opened} of {len(again.every.paths)} files opened, "
+        f"{len(pending)} fragments pending: {time.perf_counter() - started:.1f} s"
     )
 
 

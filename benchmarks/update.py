@@ -181,7 +181,7 @@ def _measured_radius(images: str, model: str) -> float:
     from pipeline.config import Settings
     from pipeline.features.extractor import Extractor
     from pipeline.lake.folder import Folder
-    from pipeline.lake.fragments import plan
+    from pipeline.lake.planning import plan
     from pipeline.maths.shard import Shard
     from pipeline.stages.batch import FragmentBatch
     from pipeline.stages.decode import Decode, Source
@@ -201,7 +201,7 @@ def _measured_radius(images: str, model: str) -> float:
     source = Source(Folder.at(images), settings.columns, settings.image, base.geometry)
     decode = Decode(source, {group: "good"}, 2)
     farthest = 0.0
-    fragments = plan(source.images, settings.columns, 64)
+    fragments = plan(source.images, settings.model_copy(update={"fragment_images": 64})).every
     for number in range(len(fragments)):
         row = decode(fragments[number : number + 1].table)
         patches = extract(FragmentBatch.from_arrow(row).array)["patches"]

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, add_part
 from pipeline.stages.decode import Source
 from pipeline.stages.plan import plan_fragments
@@ -62,7 +63,7 @@ def run(
     parts.bind_source(table, lake)
     settings: Settings = record.settings
     geometry = Geometry(settings.image.resize, settings.image.crop)
-    source = Source(lake, settings.columns, settings.image, geometry)
+    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     done = parts.committed(table, record.version)
     planned = plan_fragments(lake, settings, where).kept
     by_place = {(f.path, f.row_groups, f.start, f.group): f for f in planned}

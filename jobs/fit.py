@@ -28,6 +28,7 @@ from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.runs import Run
+from pipeline.lake.where import read_where
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
 from pipeline.stages.corpus import embedded_keys
@@ -244,7 +245,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         started_at=runs.now(),
         settings=settings,
     )
-    source = Source(lake, settings.columns, settings.image, geometry)
+    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     options_used = options_of(method)
     log.info(
         "fit of %s: %d groups, %d fragments, into %s",

@@ -41,7 +41,8 @@ Where = Annotated[
     str | None,
     typer.Option(
         "--where",
-        help="Keep only fragments whose partition keys match, e.g. \"dt >= '2026-11-20'\".",
+        help="Keep only what matches, by partition keys and columns: "
+        "\"dt >= '2026-11-20' and line in ('L1', 'L2')\".",
     ),
 ]
 DryRun = Annotated[

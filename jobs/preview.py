@@ -19,7 +19,8 @@ from jobs.console import say, show_table
 from pipeline.cluster.runner import Pipeline
 from pipeline.errors import FragmentsFailed
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment, Fragments, list_tables
+from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.lake.planning import list_tables
 from pipeline.stages.batch import FragmentResult
 from pipeline.stages.plan import Plan
 

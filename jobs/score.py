@@ -29,7 +29,14 @@ from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.infer import Member, Scorer
 from pipeline.stages.models import load_calibration, verify_groups
-from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
+from pipeline.stages.plan import (
+    Plan,
+    keyed,
+    output_digest,
+    plan_fragments,
+    read_cuts,
+    write_cuts,
+)
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.publish import Publish
 
@@ -122,8 +129,10 @@ def run(
     preflight = Preflight([lake], [target], [*((one, MANIFEST) for one in models_), *weights])
     preflight.here()
     target.sweep()
-    planned = _plan(lake, models_, settings, where)
+    cuts = read_cuts(target, settings)
+    planned = _plan(lake, models_, settings, where, cuts)
     parts.bind_source(target, lake)
+    write_cuts(target, settings, planned.plan, where, cuts)
     job = runs.begin(target, planned.record, planned.plan.kept)
     pending = _pending(target, planned)
     log.info(
@@ -155,7 +164,7 @@ def preview(
     models_ = [Folder.at(one, storage) for one in model]
     weights = options.weight_files(settings.backbone.weights, storage)
     Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
-    planned = _plan(lake, models_, settings, where)
+    planned = _plan(lake, models_, settings, where, read_cuts(target, settings))
     parts.require_source(target, lake)
     pending = _pending(target, planned)
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
@@ -180,7 +189,11 @@ class _Planned:
 
 
 def _plan(
-    lake: Folder, folders: Sequence[Folder], settings: Settings, where: str | None
+    lake: Folder,
+    folders: Sequence[Folder],
+    settings: Settings,
+    where: str | None,
+    cuts: Fragments,
 ) -> _Planned:
     """Check everything that can be wrong with the command, then cut the work."""
     if settings.score.heatmaps == "anomalous":
@@ -197,7 +210,7 @@ def _plan(
     )
     for member in members:
         member.checked_backbone()
-    plan = plan_fragments(lake, settings, where)
+    plan = plan_fragments(lake, settings, where, cuts)
     digests = group_digests(members)
     for member in members:
         of_member = member.manifest.groups

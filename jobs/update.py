@@ -32,6 +32,7 @@ from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.runs import Run
+from pipeline.lake.where import read_where
 from pipeline.stages.decode import Selection, Source, select_rows
 from pipeline.stages.plan import output_digest, plan_fragments, training_selections
 from pipeline.stages.preflight import Preflight
@@ -83,7 +84,7 @@ def _choose(
 ) -> Chosen:
     """Return the fragments that hold images which the model does not know, and those images."""
     settings = base.settings
-    source = Source(lake, settings.columns, settings.image, base.geometry)
+    source = Source(lake, settings.columns, settings.image, base.geometry, read_where(where))
     plan = plan_fragments(lake, settings, where)
     for group in plan.groups:
         if group not in standing:

@@ -27,7 +27,8 @@ from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError, WorkersLost
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Entry, Folder
-from pipeline.lake.fragments import Fragments, plan
+from pipeline.lake.fragments import Fragments
+from pipeline.lake.planning import plan
 from pipeline.lake.runs import Run
 from pipeline.stages.corpus import StoredCorpus
 from pipeline.stages.decode import Source
@@ -156,7 +157,7 @@ def _choose(base: Base, leaving: Mapping[str, _Leaving], wanted: Wanted) -> Chos
     state = digest({"run": base.manifest.run, "withdraw": _numbers(leaving)})
     entries = [_unchanged(lake, path, every) for path in sorted({p.path for p in every})]
     fragments, rows = [], {}
-    for fragment in plan(lake, columns, base.settings.fragment_images, entries=entries):
+    for fragment in plan(lake, base.settings, entries=entries).every:
         wanted_rows = {p.row for p in places.get(fragment.group, []) if p.path == fragment.path}
         numbers = source.read_names(fragment).column("source_row").to_pylist()
         taken = [row for row in numbers if row in wanted_rows]

@@ -206,17 +206,37 @@ def require_columns(schema: pa.Schema, wanted: dict[str, pa.Field], where: str) 
     """
     faults = []
     for name, field in wanted.items():
-        if name not in schema.names:
+        found = type_of(schema, name)
+        if found is None:
             near = ", ".join(schema.names)
             faults.append(
                 f"column '{name}' ({field.name}) is missing; the file has: {near}. "
                 f"Map it with --set columns.{field.name}=NAME"
             )
-        elif not _readable_as(schema.field(name).type, field):
-            found = schema.field(name).type
+        elif not _readable_as(found, field):
             faults.append(f"column '{name}' is {found}, {field.name} needs {field.type}")
+            if pa.types.is_struct(found):
+                inner = [f"{name}.{part.name}" for part in found if _readable_as(part.type, field)]
+                faults[-1] += f"; fields that fit: {', '.join(inner) or 'none'}. "
+                faults[-1] += f"Map one with --set columns.{field.name}=NAME"
     if faults:
         raise TableError(f"{where}: " + "; ".join(faults))
+
+
+def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """Return the type of a column, or of a struct's field (`image.bytes`); None if there is none.
+
+    A column whose own name has a dot goes before a field.
+    """
+    if name in schema.names:
+        return schema.field(name).type
+    first, *inner = name.split(".")
+    found: pa.DataType | None = schema.field(first).type if first in schema.names else None
+    for part in inner:
+        if found is None or not pa.types.is_struct(found) or found.get_field_index(part) < 0:
+            return None
+        found = found.field(part).type
+    return found
 
 
 def _readable_as(found: pa.DataType, field: pa.Field) -> bool:

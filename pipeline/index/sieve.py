@@ -67,7 +67,7 @@ class Block:
             scores[:, ignore] = NEVER
         self._lower_limit(scores, begin)
         np.less_equal(scores, self._threshold()[:, None], out=mask)
-        near = np.flatnonzero(mask)
+        near = _few(mask)
         if len(near) > _MANY * mask.size + 8 * self._k * len(mask):
             return None
         query, row = np.divmod(near, width)
@@ -127,6 +127,16 @@ class Block:
         rounding = 1 + (self._coordinates.exact.shape[1] + 3) * _UNIT
         sieve: np.ndarray = reach * reach * rounding + 1e-35
         return sieve
+
+
+def _few(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
+    """Return `np.flatnonzero` of a mask with few True, in half the time: eight at a time."""
+    flat = mask.reshape(-1)
+    whole = len(flat) // 8 * 8
+    words = np.flatnonzero(flat[:whole].view(np.uint64) != 0)
+    inside = np.flatnonzero(flat[:whole].reshape(-1, 8)[words])
+    found: np.ndarray = words[inside >> 3] * 8 + (inside & 7)
+    return np.concatenate([found, np.flatnonzero(flat[whole:]) + whole])
 
 
 def _lowest(scores: np.ndarray, k: int) -> Int64[np.ndarray, "queries candidates"]:

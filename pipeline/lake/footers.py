@@ -1,16 +1,20 @@
 """What Parquet footers say: the columns of a file, and where the rows of each group are."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pipeline.config import ColumnSettings
+from pipeline.config import ColumnSettings, Settings
 from pipeline.errors import TableError
+from pipeline.lake.columns import chunk_number, select
 from pipeline.lake.folder import Entry, Folder, hive_keys
-from pipeline.tables import IMAGES, require_columns
+from pipeline.lake.fragments import keys_of
+from pipeline.lake.where import Where
+from pipeline.tables import IMAGES, require_columns, type_of
 
 
 class Cut(NamedTuple):
@@ -20,30 +24,35 @@ class Cut(NamedTuple):
     start: int
     group: str
     images: int
+    # Whether `--where` may hold in a row of these row groups.
+    may_hold: bool
 
 
 def read_column_names(file: pq.ParquetFile, columns: ColumnSettings, where: str) -> list[str]:
     """Return the names of our columns that this file has, after checking those it must have."""
     schema = file.schema_arrow
     required = {"image_id": columns.image_id, "group": columns.group}
-    if columns.image not in schema.names and columns.uri in schema.names:
+    if type_of(schema, columns.image) is None and type_of(schema, columns.uri) is not None:
         required["uri"] = columns.uri
     else:
         required["image"] = columns.image
     wanted = {named: IMAGES.field(ours) for ours, named in required.items()}
     for ours in ("uri", "split", "label", "mask"):
         named = getattr(columns, ours)
-        if named in schema.names:
+        if type_of(schema, named) is not None:
             wanted[named] = IMAGES.field(ours)
     require_columns(schema, wanted, where)
-    absent = [name for name in columns.extra if name not in schema.names]
+    absent = [name for name in columns.extra if type_of(schema, name) is None]
     if absent:
         raise TableError(f"{where}: columns.extra names {absent}, the file has {schema.names}")
     return [*wanted, *(name for name in columns.extra if name not in wanted)]
 
 
 def cut_file(
-    images: Folder, columns: ColumnSettings, fragment_images: int, entry: Entry
+    images: Folder,
+    settings: Settings,
+    entry: Entry,
+    where: Where | None = None,
 ) -> list[Cut]:
     """Return the rows of a file, cut by group into at most `fragment_images`, in row order.
 
@@ -51,7 +60,9 @@ def cut_file(
 
     Raises:
         TableError: if a column is absent, or the path and the group column disagree.
+        ConfigError: if `where` has a name that is neither key nor column.
     """
+    columns = settings.columns
     with images.open(entry.name, entry.version) as handle:
         try:
             file = pq.ParquetFile(handle)
@@ -62,8 +73,11 @@ def cut_file(
             raise TableError(f"{images.path(entry.name)} is not Parquet: {error}") from None
         read_column_names(file, columns, images.path(entry.name))
         counts = _groups_of_row_groups(file, columns.group, images.path(entry.name))
+        found = sorted({group for counted in counts for group in counted})
+        possible = {
+            group: _possible(handle, file, where, keys_of(entry.name, group)) for group in found
+        }
     by_folder = hive_keys(entry.name).get("g")
-    found = sorted({group for counted in counts for group in counted})
     if by_folder is not None and found not in ([], [by_folder]):
         raise TableError(
             f"{images.path(entry.name)}: the folder says group '{by_folder}', "
@@ -72,8 +86,9 @@ def cut_file(
     cuts = []
     for group in found:
         holding = [(i, counted[group]) for i, counted in enumerate(counts) if group in counted]
-        for row_groups, start, size in _slices(holding, fragment_images):
-            cuts.append(Cut(row_groups, start, group, size))
+        for row_groups, start, size in _slices(holding, settings.fragment_images):
+            may_hold = not possible[group].isdisjoint(row_groups)
+            cuts.append(Cut(row_groups, start, group, size, may_hold))
     return sorted(cuts)
 
 
@@ -101,9 +116,7 @@ def _slices(
 def _groups_of_row_groups(file: pq.ParquetFile, column: str, where: str) -> list[dict[str, int]]:
     """Return, for each row group, the number of rows of each group."""
     counts = []
-    position = file.schema_arrow.get_field_index(column)
-    flat = [file.schema.column(i).path for i in range(len(file.schema))].index(column)
-    assert position >= 0
+    flat = chunk_number(file, column)
     for number in range(file.num_row_groups):
         described = file.metadata.row_group(number)
         statistics = described.column(flat).statistics
@@ -116,7 +129,7 @@ def _groups_of_row_groups(file: pq.ParquetFile, column: str, where: str) -> list
         ):
             counts.append({str(statistics.min): described.num_rows})
             continue
-        values = text_of(file.read_row_group(number, columns=[column]).column(column))
+        values = text_of(select(file.read_row_group(number, columns=[column]), [column])[column])
         if values.null_count:
             raise TableError(
                 f"{where}: column '{column}' is null in {values.null_count} of {len(values)} rows "
@@ -125,6 +138,20 @@ def _groups_of_row_groups(file: pq.ParquetFile, column: str, where: str) -> list
         counted = pc.value_counts(values.combine_chunks()).to_pylist()
         counts.append({pair["values"]: pair["counts"] for pair in counted})
     return counts
+
+
+def _possible(
+    handle: BinaryIO, file: pq.ParquetFile, where: Where | None, keys: Mapping[str, str]
+) -> frozenset[int]:
+    """Return the row groups in which `where` may hold, by their statistics."""
+    verdict = True if where is None else where.judge(keys)
+    if where is None or verdict is not None:
+        return frozenset(range(file.num_row_groups) if verdict else ())
+    schema = file.schema_arrow
+    expression = where.expression(keys, schema, keys["path"])
+    table = ds.ParquetFileFormat().make_fragment(pa.PythonFile(handle, mode="r"))
+    left = table.split_by_row_group(filter=expression, schema=schema)
+    return frozenset(piece.row_groups[0].id for piece in left)
 
 
 def text_of(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""The plan: the images of a lake, cut into fragments, from Parquet footers.
+"""Fragments: the images of a lake, cut into pieces.
 
 A fragment is the unit of work and of commit: up to `fragment_images` rows of one group in one
 file. The cut depends on the files alone, never on `--where`, workers or what is already done, so
@@ -7,28 +7,17 @@ that a rerun finds the same fragments under the same keys.
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import TypeVar, overload
+from typing import overload
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.config import ColumnSettings
-from pipeline.errors import ConfigError
-from pipeline.lake.folder import Entry, Folder, hive_keys
-from pipeline.lake.footers import Cut, cut_file, text_of
+from pipeline.lake.folder import Folder, hive_keys
 from pipeline.tables import OUTPUT_VERSION, PLAN
 
-T = TypeVar("T")
-
-# Footers are a few KB behind a latency of tens of ms on an object store.
-_FOOTERS_AT_ONCE = 16
 # Fragments of one record batch of a plan, and of what is made into Python objects at a time.
 _BATCH, _READ = 16_384, 4096
 
@@ -77,6 +66,17 @@ class Fragments(Sequence[Fragment]):
         rows = list(fragments)
         columns = {name: [getattr(f, name) for f in rows] for name in PLAN.names}
         return cls(pa.table(columns, schema=PLAN))
+
+    @classmethod
+    def read(cls, folder: Folder, name: str) -> "Fragments":
+        """Return what `write` wrote. Raises `FileNotFoundError`."""
+        return cls(pa.ipc.open_file(folder.read(name)).read_all())
+
+    def write(self, folder: Folder, name: str) -> None:
+        """Write a file of Arrow's IPC format: of a million fragments 150 MB, a batch at a time."""
+        schema = self.table.schema
+        with folder.writing(name) as file, pa.ipc.new_file(file, schema) as writer:
+            writer.write_table(self.table)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -143,15 +143,6 @@ class Fragments(Sequence[Fragment]):
         """Return the fragments of one file."""
         return self.only(pc.equal(self.table.column("path"), path))
 
-    def where(self, keep: Callable[[Mapping[str, str]], bool]) -> "Fragments":
-        """Return the fragments whose partition keys `keep` accepts."""
-        judged = lru_cache(_READ)(lambda path, group: keep(keys_of(path, group)))
-        masks = [
-            np.fromiter(map(judged, *(batch.column(n).to_pylist() for n in _PLACE)), bool)
-            for batch in self.table.to_batches(max_chunksize=_BATCH)
-        ]
-        return self.only(pa.chunked_array(masks, pa.bool_()))
-
     def keyed(self, digests: Mapping[str, str], otherwise: str) -> "Fragments":
         """Return the fragments with keys; the digest is the group's, or `otherwise`.
 
@@ -164,94 +155,28 @@ class Fragments(Sequence[Fragment]):
         keys = []
         for batch in self.table.to_batches(max_chunksize=_BATCH):
             columns = (batch.column(name).to_pylist() for name in _IDENTITY)
-            keys.append(
-                pa.array(
-                    _key(file(path, version), row_groups, (start, images), settings(group))
-                    for path, version, row_groups, start, images, group in zip(
-                        *columns, strict=True
-                    )
-                )
+            made = (
+                _key(file(path, version), row_groups, (start, images), settings(group))
+                for path, version, row_groups, start, images, group in zip(*columns, strict=True)
             )
+            keys.append(pa.array(made, pa.string()))
         column = pa.chunked_array(keys, pa.string())
         at = PLAN.get_field_index("key")
         return Fragments(self.table.set_column(at, PLAN.field("key"), column))
 
 
-_PLACE = ("path", "group")
 _IDENTITY = ("path", "version", "row_groups", "start", "images", "group")
 
 
-def list_tables(images: Folder) -> list[Entry]:
-    """Return the Parquet files of a lake, by path; folders that begin with _ or . are not data.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    entries = [
-        entry
-        for entry in images.find()
-        if entry.name.endswith(".parquet")
-        and not any(part.startswith(("_", ".")) for part in entry.name.split("/"))
-    ]
-    if not entries:
-        raise ConfigError(f"{images.root} holds no Parquet file; run `patchlake ingest` first")
-    return entries
-
-
-def plan(
-    images: Folder, columns: ColumnSettings, fragment_images: int, *, entries: Sequence[Entry] = ()
-) -> Fragments:
-    """Return all fragments of the lake, without keys, in (path, first row, group) order.
-
-    Reads footers, and the group column of files that mix groups in a row group.
-
-    Raises:
-        TableError: if a column is absent, or a path and a group column disagree.
-    """
-    batches: list[pa.RecordBatch] = []
-    rows: list[tuple[Entry, Cut]] = []
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-
-        def cut(entry: Entry) -> tuple[Entry, Future[list[Cut]]]:
-            return entry, pool.submit(cut_file, images, columns, fragment_images, entry)
-
-        for entry, cuts in _ahead(map(cut, entries or list_tables(images)), 4 * _FOOTERS_AT_ONCE):
-            rows += [(entry, one) for one in cuts.result()]
-            if len(rows) >= _BATCH:
-                batches.append(_batch(rows))
-                rows = []
-    return Fragments(pa.Table.from_batches([*batches, _batch(rows)], PLAN))
-
-
-def group_rows(
-    file: pq.ParquetFile, fragment: Fragment, columns: ColumnSettings, names: Sequence[str]
-) -> Iterator[tuple[pa.Array, pa.RecordBatch]]:
-    """Yield a fragment's rows in file order, with their row numbers in the file.
-
-    Reads small batches: a row group of somebody else's table may be a gigabyte.
-    """
-    wanted = [*dict.fromkeys([*names, columns.group])]
-    passed = 0
-    for row_group in fragment.row_groups:
-        first = sum(file.metadata.row_group(i).num_rows for i in range(row_group))
-        for read in file.iter_batches(batch_size=64, row_groups=[row_group], columns=wanted):
-            batch = _without_views(read)
-            numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
-            first += batch.num_rows
-            mine = pc.equal(text_of(batch.column(columns.group)), fragment.group)
-            numbers, rows = numbers.filter(mine), batch.filter(mine)
-            begin = min(max(fragment.start - passed, 0), rows.num_rows)
-            end = min(max(fragment.start + fragment.images - passed, 0), rows.num_rows)
-            passed += rows.num_rows
-            if end > begin:
-                yield numbers[begin:end], rows.slice(begin, end - begin).select(names)
-            if passed >= fragment.start + fragment.images:
-                return
-
-
 def keys_of(path: str, group: str) -> dict[str, str]:
-    """Return the names that `--where` may use, with a fragment's values."""
+    """Return the names of `--where` that have one value in a fragment, with their values."""
     return {**hive_keys(path), "group": group, "path": path}
+
+
+def path_keys(path: str) -> dict[str, str]:
+    """Return the same of a file: its group only if its folder tells."""
+    keys = hive_keys(path)
+    return {**keys, **({"group": keys["g"]} if "g" in keys else {}), "path": path}
 
 
 def _key(file: str, row_groups: Sequence[int], rows: tuple[int, int], settings: str) -> str:
@@ -264,32 +189,3 @@ def _key(file: str, row_groups: Sequence[int], rows: tuple[int, int], settings: 
 def _fragment(row: dict[str, object]) -> Fragment:
     fields: dict[str, object] = row | {"row_groups": tuple(row["row_groups"])}  # type: ignore[arg-type]
     return Fragment(**fields)  # type: ignore[arg-type]
-
-
-def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
-    """Yield the items, drawn `count` ahead: futures of them all would be more than the plan."""
-    drawn: deque[T] = deque()
-    for item in items:
-        drawn.append(item)
-        if len(drawn) > count:
-            yield drawn.popleft()
-    yield from drawn
-
-
-def _batch(rows: Sequence[tuple[Entry, Cut]]) -> pa.RecordBatch:
-    columns = {
-        "key": [""] * len(rows),
-        "path": [entry.name for entry, _ in rows],
-        "version": [entry.version for entry, _ in rows],
-        **{name: [getattr(cut, name) for _, cut in rows] for name in Cut._fields},
-    }
-    return pa.RecordBatch.from_pydict(columns, schema=PLAN)
-
-
-def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return string and binary views as plain ones: Arrow 26 cannot filter views."""
-    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-    return pa.RecordBatch.from_arrays(
-        [column.cast(plain.get(column.type, column.type)) for column in batch.columns],
-        names=batch.schema.names,
-    )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import Settings
@@ -131,12 +130,7 @@ def begin(folder: Folder, record: RunRecord, fragments: Fragments) -> Run:
         run = Run(folder, stored, is_adopted=True, previous=_summary(folder, run.name()))
     folder.remove(run.name("failed"), recursive=True)
     folder.remove(run.name("summary.json"))
-    with (
-        folder.writing(run.name("plan.arrow")) as file,
-        pa.ipc.new_file(file, fragments.table.schema) as writer,
-    ):
-        # A batch at a time: of a million fragments the file is 150 MB.
-        writer.write_table(fragments.table)
+    fragments.write(folder, run.name("plan.arrow"))
     return run
 
 
@@ -181,7 +175,7 @@ def read_runs(folder: Folder) -> list[RunState]:
         failed = [FailedFragment.model_validate_json(folder.read(n)) for n in failures]
         summary = _summary(folder, run)
         fragments = (
-            Fragments(pa.ipc.open_file(folder.read(f"{run}plan.arrow")).read_all())
+            Fragments.read(folder, f"{run}plan.arrow")
             if f"{run}plan.arrow" in names
             else Fragments.of([])
         )

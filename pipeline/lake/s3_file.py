@@ -135,11 +135,11 @@ def fetch_columns(
     """
     if not isinstance(handle, RangedFile):
         return
-    wanted, ranges = set(names), []
+    wanted, ranges = tuple(f"{name}." for name in names), []
     for number in row_groups:
         row_group = file.metadata.row_group(number)
         for chunk in map(row_group.column, range(row_group.num_columns)):
-            if chunk.path_in_schema.partition(".")[0] in wanted:
+            if f"{chunk.path_in_schema}.".startswith(wanted):
                 begin = chunk.dictionary_page_offset or chunk.data_page_offset
                 begin = min(begin, chunk.data_page_offset)
                 ranges.append((begin, begin + chunk.total_compressed_size))

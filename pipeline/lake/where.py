@@ -1,22 +1,32 @@
-"""`--where`: an expression over a fragment's partition keys that keeps or drops it whole.
+"""`--where`: an expression over partition keys and columns.
 
-    dt >= '2026-11-20' and group in ('tile', 'hazelnut')
+    dt >= '2026-11-20' and group in ('tile', 'hazelnut') and exposure_us < 900
 
-Names are the hive keys of the path, `group` and `path`. Comparison is of text, unless the other
-side is a number. The grammar is Python's for `and`, `or`, `not`, comparisons and tuples, and
-nothing else: the expression is walked, never evaluated by Python.
+Names are the hive keys of the path, `group`, `path`, and columns of the table; a key hides a column
+of its name. The grammar is Python's for `and`, `or`, `not`, comparisons and tuples, and nothing
+else, with SQL's `=` and `AND` taken for what they mean: the expression is walked, never evaluated
+by Python.
+
+A key is text, unless the other side is a number; a column is what its type says, and null where
+it is null, which compares with nothing. What hangs on columns is handed to Arrow, which knows from
+a footer's statistics that a row group has no such row.
 """
 
 import ast
+import io
 import operator
+import tokenize
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, reduce
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import nearest
 from pipeline.errors import ConfigError
 
-Where = Callable[[Mapping[str, str]], bool]
-
-_COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
+_COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], object]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,  # type: ignore[dict-item]
@@ -25,22 +35,109 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
     ast.GtE: operator.ge,  # type: ignore[dict-item]
 }
 _LISTS = (ast.Tuple, ast.List)
+_SQL = {"=": "==", "and": "and", "or": "or", "not": "not", "in": "in"}
 
 
-def parse_where(text: str | None) -> Where:
-    """Return a predicate over partition keys; None keeps everything.
+@dataclass(frozen=True)
+class Where:
+    """An expression. Build it with `parse_where`."""
 
-    Raises:
-        ConfigError: on anything outside the grammar. The predicate raises it for unknown names.
-    """
-    if text is None:
-        return lambda _keys: True
+    text: str
+
+    @cached_property
+    def _tree(self) -> ast.expr:
+        return _parsed(self.text)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)]
+
+    def judge(self, keys: Mapping[str, str]) -> bool | None:
+        """Return whether it holds for all rows, for none, or (None) hangs on names beyond `keys`.
+
+        Raises:
+            ConfigError: if a number is compared with a key that is none.
+        """
+        return _holds(self._tree, keys)
+
+    def __call__(self, keys: Mapping[str, str]) -> bool:
+        """Return whether it holds, where nothing but keys is allowed. Raises `ConfigError`."""
+        holds = self.judge(keys)
+        if holds is None:
+            unknown = next(name for name in self._names if name not in keys)
+            raise ConfigError(f"--where: '{unknown}' is no partition key{nearest(unknown, keys)}")
+        return holds
+
+    def columns(self, keys: Mapping[str, str]) -> list[str]:
+        """Return the columns that it hangs on."""
+        return [name for name in dict.fromkeys(self._names) if name not in keys]
+
+    def expression(self, keys: Mapping[str, str], schema: pa.Schema, file: str) -> pc.Expression:
+        """Return what Arrow evaluates for each row of a file, or rules out by statistics.
+
+        Args:
+            keys: Names that have one value in the whole file.
+            schema: The file's columns.
+            file: For the message.
+
+        Raises:
+            ConfigError: if a name is neither, or a value does not fit the column's type.
+        """
+        known = {**dict.fromkeys(schema.names, ""), **keys}
+        for name in self.columns(keys):
+            if name not in known:
+                raise ConfigError(
+                    f"--where: '{name}' is no partition key and no column of {file}"
+                    f"{nearest(name, known)}"
+                )
+        return _expression(self._tree, keys, schema)
+
+
+def parse_where(text: str) -> Where:
+    """Return the expression of a text. Raises `ConfigError` on anything outside the grammar."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ConfigError(f"--where {text!r}: {error.msg}") from None
+        tree = _parsed(text)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"--where {text!r}: {error}") from None
     _check(tree, text)
-    return lambda keys: _holds(tree, keys)
+    return Where(text)
+
+
+def read_where(text: str | None) -> Where | None:
+    """Return the expression of an option that may be absent. Raises as `parse_where`."""
+    return None if text is None else parse_where(text)
+
+
+class _Signs(ast.NodeTransformer):
+    """Makes -5 a literal: Python knows it as an operation."""
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        self.generic_visit(node)
+        inner = node.operand
+        is_number = isinstance(inner, ast.Constant) and type(inner.value) in (int, float)
+        if isinstance(node.op, ast.USub) and is_number:
+            return ast.Constant(-inner.value)  # type: ignore[attr-defined]
+        return node
+
+
+def _parsed(text: str) -> ast.expr:
+    tree: ast.expr = _Signs().visit(ast.parse(_as_python(text.strip()), mode="eval").body)
+    return tree
+
+
+def _as_python(text: str) -> str:
+    """Return the text with SQL's spellings replaced by Python's."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except (tokenize.TokenError, SyntaxError):
+        return text
+    lines = text.splitlines(keepends=True)
+    for token in reversed(tokens):
+        meant = _SQL.get(token.string.lower())
+        if meant is not None:
+            line, begin, end = token.start[0] - 1, token.start[1], token.end[1]
+            lines[line] = lines[line][:begin] + meant + lines[line][end:]
+    return "".join(lines)
 
 
 def _check(node: ast.expr, text: str) -> None:
@@ -50,14 +147,18 @@ def _check(node: ast.expr, text: str) -> None:
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         _check(node.operand, text)
     elif isinstance(node, ast.Compare):
-        sides = [node.left, *node.comparators]
-        for comparison, left, right in zip(node.ops, sides, sides[1:], strict=False):
+        for comparison, left, right in _pairs(node):
             _check_comparison(comparison, left, right, ast.unparse(node))
     else:
         raise ConfigError(
             f"--where {text!r}: '{ast.unparse(node)}' is not a comparison; "
             "write for example: dt >= '2026-11-20' and group == 'tile'"
         )
+
+
+def _pairs(node: ast.Compare) -> list[tuple[ast.cmpop, ast.expr, ast.expr]]:
+    sides = [node.left, *node.comparators]
+    return list(zip(node.ops, sides, sides[1:], strict=False))
 
 
 def _check_comparison(comparison: ast.cmpop, left: ast.expr, right: ast.expr, text: str) -> None:
@@ -76,29 +177,41 @@ def _check_comparison(comparison: ast.cmpop, left: ast.expr, right: ast.expr, te
         raise ConfigError(f"--where: '{text}' is not a comparison of two values")
 
 
-def _holds(node: ast.expr, keys: Mapping[str, str]) -> bool:
+def _holds(node: ast.expr, keys: Mapping[str, str]) -> bool | None:
+    """Return whether a node holds; None where that hangs on names beyond `keys`."""
     if isinstance(node, ast.BoolOp):
-        results = (_holds(value, keys) for value in node.values)
-        return all(results) if isinstance(node.op, ast.And) else any(results)
+        return _joined(isinstance(node.op, ast.And), [_holds(v, keys) for v in node.values])
     if isinstance(node, ast.UnaryOp):
-        return not _holds(node.operand, keys)
+        holds = _holds(node.operand, keys)
+        return None if holds is None else not holds
     assert isinstance(node, ast.Compare)
-    sides = [node.left, *node.comparators]
-    return all(
-        _compare(comparison, left, right, keys)
-        for comparison, left, right in zip(node.ops, sides, sides[1:], strict=False)
-    )
+    return _joined(True, [_compare(*pair, keys) for pair in _pairs(node)])  # noqa: FBT003
+
+
+def _joined(is_and: bool, results: list[bool | None]) -> bool | None:  # noqa: FBT001
+    decisive = not is_and
+    if decisive in results:
+        return decisive
+    return None if None in results else is_and
 
 
 def _compare(
     comparison: ast.cmpop, left: ast.expr, right: ast.expr, keys: Mapping[str, str]
-) -> bool:
+) -> bool | None:
     value = _value(left, keys)
+    values = [_value(v, keys) for v in (right.elts if isinstance(right, _LISTS) else [right])]
+    if value is None:
+        return None
     if isinstance(right, _LISTS):
-        items = [_value(item, keys) for item in right.elts]
-        inside = any(operator.eq(*_as_same_kind(value, item)) for item in items)
-        return inside == isinstance(comparison, ast.In)
-    return _COMPARISONS[type(comparison)](*_as_same_kind(value, _value(right, keys)))
+        inside = _joined(False, [_equal(value, item) for item in values])  # noqa: FBT003
+        return None if inside is None else inside == isinstance(comparison, ast.In)
+    if values[0] is None:
+        return None
+    return bool(_COMPARISONS[type(comparison)](*_as_same_kind(value, values[0])))
+
+
+def _equal(left: str | float, right: str | float | None) -> bool | None:
+    return None if right is None else operator.eq(*_as_same_kind(left, right))
 
 
 def _as_same_kind(left: str | float, right: str | float) -> tuple[object, object]:
@@ -111,11 +224,79 @@ def _as_same_kind(left: str | float, right: str | float) -> tuple[object, object
         raise ConfigError(f"--where compares the number and the text {left!r}, {right!r}") from None
 
 
-def _value(node: ast.expr, keys: Mapping[str, str]) -> str | float:
+def _value(node: ast.expr, keys: Mapping[str, str]) -> str | float | None:
     if isinstance(node, ast.Name):
-        if node.id not in keys:
-            raise ConfigError(f"--where: '{node.id}' is no partition key{nearest(node.id, keys)}")
-        return keys[node.id]
+        return keys.get(node.id)
     assert isinstance(node, ast.Constant)
     assert isinstance(node.value, str | int | float)
     return node.value
+
+
+def _expression(node: ast.expr, keys: Mapping[str, str], schema: pa.Schema) -> pc.Expression:
+    decided = _holds(node, keys)
+    if decided is not None:
+        return pc.scalar(decided)
+    if isinstance(node, ast.BoolOp):
+        join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+        return reduce(join, [_expression(value, keys, schema) for value in node.values])
+    if isinstance(node, ast.UnaryOp):
+        return ~_expression(node.operand, keys, schema)
+    assert isinstance(node, ast.Compare)
+    return reduce(operator.and_, [_relation(*pair, keys, schema) for pair in _pairs(node)])
+
+
+def _relation(
+    comparison: ast.cmpop,
+    left: ast.expr,
+    right: ast.expr,
+    keys: Mapping[str, str],
+    schema: pa.Schema,
+) -> pc.Expression:
+    if isinstance(right, _LISTS):
+        equals = [_relation(ast.Eq(), left, item, keys, schema) for item in right.elts]
+        inside = reduce(operator.or_, equals) if equals else pc.scalar(False)  # noqa: FBT003
+        return inside if isinstance(comparison, ast.In) else ~inside
+    columns = [n.id for n in (left, right) if isinstance(n, ast.Name) and n.id not in keys]
+    if not columns:
+        return pc.scalar(bool(_compare(comparison, left, right, keys)))
+    column = columns[0]
+    kind = schema.field(column).type
+    sides = []
+    for side in (left, right):
+        value = _value(side, keys)
+        if value is None:
+            assert isinstance(side, ast.Name)
+            sides.append(pc.field(side.id))
+        else:
+            sides.append(pc.scalar(_as_type(value, kind, column)))
+    compared: pc.Expression = _COMPARISONS[type(comparison)](*sides)
+    return compared
+
+
+def _as_type(value: str | float, kind: pa.DataType, column: str) -> pa.Scalar:
+    """Return a value as one of a column's type. Raises `ConfigError` where it is none."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    try:
+        if pa.types.is_integer(kind) and isinstance(value, float):
+            return pa.scalar(value)
+        if pa.types.is_timestamp(kind):
+            return _as_time(str(value), kind)
+        if isinstance(value, str):
+            return pa.scalar(value).cast(kind)
+        if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            return pa.scalar(value, kind)
+        if pa.types.is_decimal(kind):
+            return pa.scalar(str(value)).cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        raise ConfigError(f"--where: {value!r} is no {kind}, as column '{column}' is") from None
+    raise ConfigError(f"--where compares column '{column}', which is {kind}, with {value!r}")
+
+
+def _as_time(text: str, kind: pa.TimestampType) -> pa.Scalar:
+    """Return a time; one without a zone is in UTC where the column has a zone."""
+    plain = pa.timestamp(kind.unit)
+    try:
+        return pa.scalar(text).cast(plain).cast(kind) if kind.tz else pa.scalar(text).cast(kind)
+    except pa.ArrowInvalid:
+        return pa.scalar(text).cast(pa.timestamp(kind.unit, kind.tz or "UTC")).cast(kind)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ImageError, TableError
@@ -52,6 +53,9 @@ def add_part(
     # As a file, not a dataset: the folder's `version=` is no column of ours.
     scored = pq.ParquetFile(pa.BufferReader(scores.read(part))).read(columns=_SCORE_COLUMNS)
     described = source.read(fragment, mask=True)
+    if source.where is not None:
+        asked = described.column("source_row").combine_chunks()
+        scored = scored.filter(pc.is_in(scored.column("source_row"), value_set=asked))
     if scored.column("source_row").to_pylist() != described.column("source_row").to_pylist():
         raise TableError(f"{scores.path(part)} has other rows than its fragment; score again")
     group = metrics.setdefault(fragment.group, GroupMetrics())

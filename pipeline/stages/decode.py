@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -18,8 +19,10 @@ from pipeline.images.decode import decode_image
 from pipeline.images.geometry import Geometry, input_shape, join_inputs
 from pipeline.lake.folder import Folder
 from pipeline.lake.footers import read_column_names
-from pipeline.lake.fragments import Fragment, Fragments, group_rows
+from pipeline.lake.fragments import Fragment, Fragments, keys_of
+from pipeline.lake.rows import group_rows
 from pipeline.lake.s3_file import fetch_columns
+from pipeline.lake.where import Where
 from pipeline.scores.heatmap import grey_picture
 from pipeline.stages.batch import ATTEMPTS, FragmentBatch, advance
 
@@ -36,6 +39,8 @@ class Source:
     columns: ColumnSettings
     limits: ImageSettings
     geometry: Geometry
+    # Rows in which it does not hold are left out.
+    where: Where | None = None
 
     def read(self, fragment: Fragment, *, mask: bool = False) -> pa.Table:
         """Return a fragment's rows under our own column names, with `source_row`.
@@ -82,22 +87,39 @@ class Source:
             file = pq.ParquetFile(handle)
             names = read_column_names(file, self.columns, where)
             names = [name for name in names if name not in leave_out]
-            fetch_columns(handle, file, fragment.row_groups, [*names, self.columns.group])
-            pieces = list(group_rows(file, fragment, self.columns, names))
+            condition, asked = self._condition(fragment, file.schema_arrow)
+            wanted = [*dict.fromkeys([*names, self.columns.group, *asked])]
+            fetch_columns(handle, file, fragment.row_groups, wanted)
+            pieces = list(group_rows(file, fragment, self.columns, wanted))
         found = sum(len(numbers) for numbers, _ in pieces)
         if found != fragment.images:
             raise TableError(
                 f"{where} has {found} of the {fragment.images} rows that were planned for group "
                 f"'{fragment.group}'; it changed since: start again"
             )
-        table = pa.Table.from_batches([batch for _, batch in pieces])
+        table = pa.concat_tables([rows for _, rows in pieces])
+        numbers = pa.chunked_array([numbers for numbers, _ in pieces], pa.int64())
+        if condition is not None:
+            holds = ds.dataset(table).scanner(columns={"holds": condition}).to_table()["holds"]
+            table, numbers = table.filter(holds), numbers.filter(holds)
+        return self._renamed(table.select(names), fragment, numbers)
+
+    def _condition(
+        self, fragment: Fragment, schema: pa.Schema
+    ) -> tuple[pc.Expression | None, list[str]]:
+        """Return what is to hold of a row, and the columns that takes."""
+        keys = keys_of(fragment.path, fragment.group)
+        if self.where is None or self.where.judge(keys):
+            return None, []
+        return self.where.expression(keys, schema, fragment.path), self.where.columns(keys)
+
+    def _renamed(self, table: pa.Table, fragment: Fragment, numbers: pa.ChunkedArray) -> pa.Table:
         ours = {getattr(self.columns, name): name for name in _OURS}
         extra = {name: table.column(name) for name in self.columns.extra}
         table = table.rename_columns([ours.get(name, name) for name in table.column_names])
         kept = table.select([name for name in table.column_names if name in _OURS])
         for name, values in extra.items():
             kept = kept.append_column(f"extra:{name}", values)
-        numbers = pa.chunked_array([numbers for numbers, _ in pieces], pa.int64())
         kept = kept.set_column(
             kept.column_names.index("image_id"), "image_id", _named(kept, fragment, numbers)
         )

@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings, Settings, digest
 from pipeline.errors import ConfigError
+from pipeline.lake.columns import select
 from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments, plan
+from pipeline.lake.fragments import Fragments
+from pipeline.lake.planning import plan
 from pipeline.lake.s3_file import fetch_columns
-from pipeline.lake.where import parse_where
+from pipeline.lake.where import read_where
 from pipeline.stages.decode import Selection
+from pipeline.tables import PLAN, type_of
 
 # Label columns are small, behind the latency of an object store.
 _FILES_AT_ONCE = 16
@@ -25,6 +30,8 @@ class Plan:
 
     every: Fragments
     kept: Fragments
+    # Files that had to be opened; the others are as an earlier plan found them.
+    opened: int = 0
 
     @property
     def images(self) -> int:
@@ -37,27 +44,65 @@ class Plan:
         return self.kept.groups
 
 
-def plan_fragments(images: Folder, settings: Settings, where: str | None) -> Plan:
+def plan_fragments(
+    images: Folder, settings: Settings, where: str | None, known: Fragments | None = None
+) -> Plan:
     """Return the plan of a job over a lake, without keys.
+
+    Args:
+        images: The lake.
+        settings: Its columns and the size of fragments.
+        where: Which fragments are kept: those in which it may hold.
+        known: What an earlier plan found, from `read_cuts`.
 
     Raises:
         ConfigError: if there are no images, or `where` keeps none.
         TableError: if a file is not an images table.
     """
-    every = plan(images, settings.columns, settings.fragment_images)
-    kept = every if where is None else every.where(parse_where(where))
-    if not kept:
-        raise ConfigError(
-            f"--where {where!r} keeps none of {len(every)} fragments of {images.root}"
-        )
-    return Plan(every, kept)
+    rule = read_where(where)
+    found = plan(images, settings, where=rule, known=known)
+    if not found.kept:
+        raise ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
+    return Plan(found.every, found.kept, found.opened)
+
+
+def read_cuts(scores: Folder, settings: Settings) -> Fragments:
+    """Return how the files of earlier plans were cut; nothing, where that cannot be read."""
+    try:
+        known = Fragments.read(scores, _cuts_name(settings))
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return Fragments.of([])
+    return known if known.table.schema.equals(PLAN) else Fragments.of([])
+
+
+def write_cuts(
+    scores: Folder, settings: Settings, plan: Plan, where: str | None, known: Fragments
+) -> None:
+    """Remember how files were cut, so that a file which does not change is opened once.
+
+    Nothing hangs on it: two writers at once write what either may read.
+    """
+    if plan.opened == 0:
+        return
+    tables = [plan.every.table]
+    if where is not None:
+        # Files that the rule left out are still there, as far as this run knows.
+        looked_at = pc.is_in(known.table.column("path"), value_set=pa.array(plan.every.paths))
+        tables.append(known.only(pc.invert(looked_at)).table)
+    Fragments(pa.concat_tables(tables)).write(scores, _cuts_name(settings))
+
+
+def _cuts_name(settings: Settings) -> str:
+    columns = settings.columns.model_dump(mode="json")
+    return f"_cuts/{digest({'columns': columns, 'images': settings.fragment_images})[:12]}.arrow"
 
 
 def keyed(plan: Plan, settings_digests: Mapping[str, str], otherwise: str) -> Plan:
     """Return the plan with keys; the digest is the group's, or `otherwise` where it has none."""
     every = plan.every.keyed(settings_digests, otherwise)
     same = plan.kept is plan.every
-    return Plan(every, every if same else plan.kept.keyed(settings_digests, otherwise))
+    kept = every if same else plan.kept.keyed(settings_digests, otherwise)
+    return replace(plan, every=every, kept=kept)
 
 
 def output_digest(settings: Settings) -> str:
@@ -94,10 +139,10 @@ def _labelled(images: Folder, columns: ColumnSettings, place: dict[str, str]) ->
     """Return the groups of a file (path, version) that have a label."""
     with images.open(place["path"], place["version"]) as handle:
         file = pq.ParquetFile(handle)
-        if columns.label not in file.schema_arrow.names:
+        if type_of(file.schema_arrow, columns.label) is None:
             return set()
         names = [columns.group, columns.label]
         fetch_columns(handle, file, range(file.num_row_groups), names)
-        table = file.read(columns=names)
+        table = select(file.read(columns=names), names)
     known = table.filter(table.column(columns.label).is_valid())
     return set(known.column(columns.group).unique().to_pylist())

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import ColumnSettings
+from pipeline.config import ColumnSettings, Settings
 from pipeline.errors import ConfigError, TableError
-from pipeline.lake import footers, fragments
-from pipeline.lake.folder import Folder, escape
+from pipeline.lake import footers, fragments, planning
+from pipeline.lake.folder import Entry, Folder, escape
 from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.lake.rows import group_rows
+from pipeline.lake.where import parse_where
 
 COLUMNS = ColumnSettings()
 TEXT_TYPES = [
@@ -44,9 +46,16 @@ def _images(groups: Sequence[str | None], text_type: pa.DataType = TEXT_TYPES[0]
     )
 
 
+def plan_of(
+    lake: Folder, columns: ColumnSettings, fragment_images: int, entries: Sequence[Entry] = ()
+) -> Fragments:
+    settings = Settings(columns=columns, fragment_images=fragment_images)
+    return planning.plan(lake, settings, entries=entries).every
+
+
 def _rows(lake: Folder, fragment: Fragment, names: Sequence[str]) -> list[tuple[int, dict]]:
     with lake.open(fragment.path) as handle:
-        batches = fragments.group_rows(pq.ParquetFile(handle), fragment, COLUMNS, names)
+        batches = group_rows(pq.ParquetFile(handle), fragment, COLUMNS, names)
         return [
             pair
             for numbers, rows in batches
@@ -84,7 +93,8 @@ def test_fragments_hold_every_row_once_in_file_order(
         options = {"row_group_size": row_group_size, "write_statistics": write_statistics}
         lake.write(f"{number}.parquet", _parquet(_images(groups, text_type), **options))
 
-    planned = fragments.plan(lake, COLUMNS, fragment_images)
+    asked = Settings(columns=COLUMNS, fragment_images=fragment_images)
+    planned = planning.plan(lake, asked).every
 
     found = {}
     sizes: dict[tuple[str, str], list[int]] = {}
@@ -110,14 +120,15 @@ def test_fragments_hold_every_row_once_in_file_order(
     assert len(set(keyed.keys.to_pylist())) == len(planned)
     assert planned.images == len(expected)
     assert list(planned.of_group("a")) == [f for f in planned if f.group == "a"]
-    kept = planned.where(lambda keys: keys["path"] == "0.parquet" and keys["group"] != "a")
+    rule = parse_where("path == '0.parquet' and group != 'a'")
+    kept = planning.plan(lake, asked, where=rule).kept
     assert list(kept) == [f for f in planned if f.path == "0.parquet" and f.group != "a"]
 
 
 def test_fragments_are_ordered_by_path_and_first_row(lake):
     for name in ("b/x.parquet", "a.parquet", "b/c/y.parquet"):
         lake.write(name, _parquet(_images(["b", "a", "a", "b"]), row_group_size=2))
-    planned = fragments.plan(lake, COLUMNS, 1)
+    planned = plan_of(lake, COLUMNS, 1)
     assert [f.path for f in planned[::4]] == ["a.parquet", "b/c/y.parquet", "b/x.parquet"]
     assert [(f.group, f.row_groups) for f in planned[:4]] == [
         ("a", (0,)),
@@ -130,13 +141,13 @@ def test_fragments_are_ordered_by_path_and_first_row(lake):
 def test_only_the_files_asked_for_are_planned(lake):
     for name in ("a.parquet", "b.parquet"):
         lake.write(name, _parquet(_images(["x"])))
-    planned = fragments.plan(lake, COLUMNS, 1, entries=[lake.entry("b.parquet")])
+    planned = plan_of(lake, COLUMNS, 1, entries=[lake.entry("b.parquet")])
     assert [f.path for f in planned] == ["b.parquet"]
 
 
 def test_a_key_is_stable_until_the_file_the_settings_or_the_cut_change(lake):
     def keys(settings: str = "settings", size: int = 3) -> set[str]:
-        return {f.keyed(settings).key for f in fragments.plan(lake, COLUMNS, size)}
+        return {f.keyed(settings).key for f in plan_of(lake, COLUMNS, size)}
 
     lake.write("a.parquet", _parquet(_images(["x", "y", "x", "x", "x"])))
     before = keys()
@@ -175,22 +186,22 @@ def test_folders_that_begin_with_an_underscore_or_a_dot_are_not_data(lake):
         lake.write(name, table)
     lake.write("a/notes.txt", b"")
     with pytest.raises(ConfigError, match="holds no Parquet file; run `patchlake ingest`"):
-        fragments.list_tables(lake)
+        planning.list_tables(lake)
     lake.write("a/b_.c/d.parquet", table)
-    assert [entry.name for entry in fragments.list_tables(lake)] == ["a/b_.c/d.parquet"]
+    assert [entry.name for entry in planning.list_tables(lake)] == ["a/b_.c/d.parquet"]
 
 
 @pytest.mark.parametrize("groups", [["tile", "tile"], ["tile", "a/b"]])
 def test_a_folder_that_disagrees_with_the_column_is_refused_with_both_names(lake, groups):
     lake.write(f"g={escape('a/b')}/x.parquet", _parquet(_images(groups)))
     with pytest.raises(TableError, match=r"folder says group 'a/b', column 'group' .*'tile'"):
-        fragments.plan(lake, COLUMNS, 2)
+        plan_of(lake, COLUMNS, 2)
 
 
 def test_a_folder_that_agrees_with_the_column_is_one_of_the_partition_keys(lake):
     lake.write(f"dt=2026-11-23/g={escape('a/b')}/x.parquet", _parquet(_images(["a/b"])))
     lake.write(f"g={escape('a/b')}/empty.parquet", _parquet(_images([])))
-    [fragment] = fragments.plan(lake, COLUMNS, 2)
+    [fragment] = plan_of(lake, COLUMNS, 2)
     path = "dt=2026-11-23/g=a%2Fb/x.parquet"
     expected = {"dt": "2026-11-23", "g": "a/b", "group": "a/b", "path": path}
     assert fragments.keys_of(fragment.path, fragment.group) == expected
@@ -201,7 +212,7 @@ def test_a_null_group_is_refused_with_its_row_group_and_number(lake, text_type):
     table = _images(["x", "x", "x", None, None, "x"], text_type)
     lake.write("a.parquet", _parquet(table, row_group_size=3))
     with pytest.raises(TableError, match="'group' is null in 2 of 3 rows of row group 1"):
-        fragments.plan(lake, COLUMNS, 2)
+        plan_of(lake, COLUMNS, 2)
 
 
 @pytest.mark.parametrize("absent", ["image_id", "image", "group"])
@@ -209,7 +220,7 @@ def test_a_missing_column_is_named_with_the_way_to_map_it(lake, absent):
     lake.write("a.parquet", _parquet(_images(["x"]).rename_columns({absent: "other"})))
     match = rf"a.parquet: column '{absent}' .*missing.*other.*--set columns.{absent}=NAME"
     with pytest.raises(TableError, match=match):
-        fragments.plan(lake, COLUMNS, 2)
+        plan_of(lake, COLUMNS, 2)
 
 
 def test_columns_are_mapped_and_others_come_along(lake):
@@ -217,25 +228,25 @@ def test_columns_are_mapped_and_others_come_along(lake):
     table = table.set_column(1, "jpeg", table.column("jpeg").cast(pa.binary_view()))
     lake.write("a.parquet", _parquet(table.append_column("line", pa.array([1, 2, 3]))))
     columns = ColumnSettings(image_id="serial", image="jpeg", group="station", extra=("line",))
-    fragment, _ = fragments.plan(lake, columns, 2)
+    fragment, _ = plan_of(lake, columns, 2)
     with lake.open("a.parquet") as handle:
         file = pq.ParquetFile(handle)
         names = footers.read_column_names(file, columns, "a.parquet")
-        [(numbers, rows)] = fragments.group_rows(file, fragment, columns, names)
+        [(numbers, rows)] = group_rows(file, fragment, columns, names)
     assert names == ["serial", "station", "jpeg", "line"]
     assert numbers.to_pylist() == [0, 2]
     assert rows.column_names == names
     assert rows.column("line").to_pylist() == [1, 3]
     assert rows.column("jpeg").to_pylist() == [b"jpeg", b"jpeg"]
     with pytest.raises(TableError, match=r"columns.extra names \['nil'\], the file has .*'line'"):
-        fragments.plan(lake, columns.model_copy(update={"extra": ("line", "nil")}), 2)
+        plan_of(lake, columns.model_copy(update={"extra": ("line", "nil")}), 2)
 
 
 def test_a_file_may_name_images_instead_of_holding_them(lake):
     table = _images(["x"]).rename_columns({"image": "uri"})
     table = table.set_column(1, "uri", pa.array(["s3://bucket/a.jpg"]))
     lake.write("a.parquet", _parquet(table.append_column("label", pa.array(["good"]))))
-    [fragment] = fragments.plan(lake, COLUMNS, 2)
+    [fragment] = plan_of(lake, COLUMNS, 2)
     with lake.open("a.parquet") as handle:
         names = footers.read_column_names(pq.ParquetFile(handle), COLUMNS, "a.parquet")
     assert names == ["image_id", "group", "uri", "label"]
@@ -255,4 +266,4 @@ def test_a_file_that_is_not_parquet_is_named(lake, content):
     lake.write("good.parquet", _WHOLE)
     lake.write("sub/bad.parquet", content)
     with pytest.raises(TableError, match=r"/sub/bad\.parquet is not Parquet: "):
-        fragments.plan(lake, COLUMNS, 2)
+        plan_of(lake, COLUMNS, 2)

@@ -1,0 +1,160 @@
+"""From a listing to fragments: footers are read where neither path nor memory tells enough."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Settings
+from pipeline.errors import ConfigError
+from pipeline.lake.folder import Entry, Folder
+from pipeline.lake.footers import Cut, cut_file
+from pipeline.lake.fragments import Fragments, keys_of, path_keys
+from pipeline.lake.where import Where
+from pipeline.tables import PLAN
+
+T = TypeVar("T")
+
+# Footers are a few KB behind a latency of tens of ms on an object store.
+_FOOTERS_AT_ONCE = 16
+# Fragments of one record batch, and places whose judgement is remembered.
+_BATCH, _PLACES = 16_384, 4096
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Fragments of the files that were looked at, and those of them in which `where` may hold."""
+
+    every: Fragments
+    kept: Fragments
+    # Files of the lake, and those of them that had to be opened.
+    listed: int
+    opened: int
+
+
+def list_tables(images: Folder) -> list[Entry]:
+    """Return the Parquet files of a lake, by path; folders that begin with _ or . are not data.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    entries = [
+        entry
+        for entry in images.find()
+        if entry.name.endswith(".parquet")
+        and not any(part.startswith(("_", ".")) for part in entry.name.split("/"))
+    ]
+    if not entries:
+        raise ConfigError(f"{images.root} holds no Parquet file; run `patchlake ingest` first")
+    return entries
+
+
+def plan(
+    images: Folder,
+    settings: Settings,
+    *,
+    entries: Sequence[Entry] = (),
+    where: Where | None = None,
+    known: Fragments | None = None,
+) -> Planned:
+    """Return the fragments of the lake, without keys, in (path, first row, group) order.
+
+    Reads footers, and the group column of files that mix groups in a row group.
+
+    Args:
+        images: The lake.
+        settings: What its columns are called, and rows of a fragment at most.
+        entries: Files to look at; without, all of them.
+        where: A file that its path rules out is not looked at.
+        known: Fragments of an earlier plan with these settings. A file that has not changed since
+            is not opened, unless `where` hangs on its columns.
+
+    Raises:
+        TableError: if a column is absent, or a path and a group column disagree.
+        ConfigError: if `where` has a name that is neither key nor column.
+    """
+    listed = entries or list_tables(images)
+    wanted = listed
+    if where is not None:
+        wanted = [e for e in listed if where.judge(path_keys(e.name)) is not False]
+    old = _unchanged(known or Fragments.of([]), wanted, where)
+    have = set(old.table.column("path").unique().to_pylist())
+    unseen = [entry for entry in wanted if entry.name not in have]
+    tables = [_with_verdicts(old, where)]
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+
+        def cut(entry: Entry) -> tuple[Entry, Future[list[Cut]]]:
+            return entry, pool.submit(cut_file, images, settings, entry, where)
+
+        rows: list[tuple[Entry, Cut]] = []
+        for entry, cuts in _ahead(map(cut, unseen), 4 * _FOOTERS_AT_ONCE):
+            rows += [(entry, one) for one in cuts.result()]
+            if len(rows) >= _BATCH:
+                tables.append(_table(rows))
+                rows = []
+        tables.append(_table(rows))
+    table = pa.concat_tables(tables)
+    if len(old):
+        table = table.take(pc.sort_indices(table.column("path")))
+    every = Fragments(table.select(PLAN.names))
+    return Planned(every, every.only(table.column("may_hold")), len(listed), len(unseen))
+
+
+def _unchanged(known: Fragments, listed: Sequence[Entry], where: Where | None) -> Fragments:
+    """Return the fragments of files as they are listed, of which `where` needs no footer."""
+    paths = pa.array([entry.name for entry in listed], pa.string())
+    versions = pa.array([entry.version for entry in listed], pa.string())
+    places = pc.index_in(known.table.column("path"), value_set=paths)
+    now = versions.take(places.combine_chunks())
+    same = pc.fill_null(pc.equal(now, known.table.column("version").combine_chunks()), False)  # noqa: FBT003
+    unchanged = known.only(pa.chunked_array([same]))
+    if where is None:
+        return unchanged
+    unsure = {
+        path
+        for path, verdict in zip(
+            unchanged.table.column("path").to_pylist(), _verdicts(unchanged, where), strict=True
+        )
+        if verdict is None
+    }
+    asked = pa.array(list(unsure), pa.string())
+    return unchanged.only(pc.invert(pc.is_in(unchanged.table.column("path"), value_set=asked)))
+
+
+def _verdicts(fragments: Fragments, where: Where | None) -> list[bool | None]:
+    if where is None:
+        return [True] * len(fragments)
+    judged = lru_cache(_PLACES)(lambda path, group: where.judge(keys_of(path, group)))
+    columns = (fragments.table.column(name).to_pylist() for name in ("path", "group"))
+    return list(map(judged, *columns))
+
+
+def _with_verdicts(fragments: Fragments, where: Where | None) -> pa.Table:
+    return fragments.table.append_column(
+        "may_hold", pa.array(_verdicts(fragments, where), pa.bool_())
+    )
+
+
+def _table(rows: Sequence[tuple[Entry, Cut]]) -> pa.Table:
+    columns = {
+        "key": [""] * len(rows),
+        "path": [entry.name for entry, _ in rows],
+        "version": [entry.version for entry, _ in rows],
+        **{name: [getattr(cut, name) for _, cut in rows] for name in Cut._fields},
+    }
+    return pa.table(columns, schema=PLAN.append(pa.field("may_hold", pa.bool_())))
+
+
+def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """Yield the items, drawn `count` ahead: futures of them all would be more than the plan."""
+    drawn: deque[T] = deque()
+    for item in items:
+        drawn.append(item)
+        if len(drawn) > count:
+            yield drawn.popleft()
+    yield from drawn

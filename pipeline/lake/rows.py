@@ -1,0 +1,38 @@
+"""The rows of a fragment, out of its Parquet file."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config import ColumnSettings
+from pipeline.lake.columns import select
+from pipeline.lake.footers import text_of
+from pipeline.lake.fragments import Fragment
+
+
+def group_rows(
+    file: pq.ParquetFile, fragment: Fragment, columns: ColumnSettings, names: Sequence[str]
+) -> Iterator[tuple[pa.Array, pa.Table]]:
+    """Yield a fragment's rows in file order, with their row numbers in the file.
+
+    Reads small batches: a row group of somebody else's table may be a gigabyte.
+    """
+    wanted = [*dict.fromkeys([*names, columns.group])]
+    passed = 0
+    for row_group in fragment.row_groups:
+        first = sum(file.metadata.row_group(i).num_rows for i in range(row_group))
+        for read in file.iter_batches(batch_size=64, row_groups=[row_group], columns=wanted):
+            table = select(pa.Table.from_batches([read]), wanted)
+            numbers = pa.array(range(first, first + len(table)), pa.int64())
+            first += len(table)
+            mine = pc.equal(text_of(table.column(columns.group)), fragment.group).combine_chunks()
+            numbers, rows = numbers.filter(mine), table.filter(mine)
+            begin = min(max(fragment.start - passed, 0), len(rows))
+            end = min(max(fragment.start + fragment.images - passed, 0), len(rows))
+            passed += len(rows)
+            if end > begin:
+                yield numbers[begin:end], rows.slice(begin, end - begin).select(names)
+            if passed >= fragment.start + fragment.images:
+                return
