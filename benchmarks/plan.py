@@ -164,9 +164,10 @@ def main() -> None:
 
 def _next_night(lake: Folder, settings: Settings, plan: Plan, new: int) -> None:
     Simulated.changed = new
+    none = Fragments.of([])
     with tempfile.TemporaryDirectory() as folder:
         scores = Folder.at(folder)
-        timed("_cuts, written", lambda: write_cuts(scores, settings, plan, None, plan.every))
+        timed("_cuts, written", lambda: write_cuts(scores, settings, plan, none, is_whole=True))
         started = time.perf_counter()
         known = timed("_cuts, read", lambda: read_cuts(scores, settings))
         again = timed(

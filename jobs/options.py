@@ -1,9 +1,11 @@
 """Options that several verbs share, and how they become settings and a runner."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import typer
@@ -144,6 +146,25 @@ def _with_full_weights(settings: Settings) -> Settings:
         backbone = settings.backbone.model_copy(update={"weights": folder.path(name)})
         return settings.model_copy(update={"backbone": backbone})
     return settings
+
+
+def parse_since(text: str, now: datetime) -> datetime:
+    """Return the time of `--since`: of days, the midnight (UTC) before, so that a rerun says alike.
+
+    Raises:
+        ConfigError: if it is neither days nor a time of ISO 8601.
+    """
+    days = re.fullmatch(r"(\d+)d", text.strip())
+    if days:
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return midnight - timedelta(days=int(days[1]))
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(
+            f"--since takes days as 2d, or a time as 2026-11-22 or 2026-11-22T18:00, not {text!r}"
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def require_dry_run(*, as_json: bool, dry_run: bool) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Literal
 
 import typer
@@ -54,6 +55,14 @@ def score(
         ),
     ] = None,
     where: options.Where = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS|TIME",
+            help="Look only at files that were written in the last days (2d, from midnight UTC) or "
+            "since a time (2026-11-22, 2026-11-22T18:00). None is no error.",
+        ),
+    ] = None,
     heatmaps: Annotated[
         Literal["all", "anomalous", "none"] | None, typer.Option(help="Sets score.heatmaps.")
     ] = None,
@@ -89,11 +98,12 @@ def score(
     settings = options.read_settings(config, assignments, options.nested(flags))
     named = [model, *(others or [])]
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
+    written = None if since is None else options.parse_since(since, runs.now())
     if dry_run:
-        show(preview(images, named, scores, settings, where), as_json=as_json)
+        show(preview(images, named, scores, settings, where, written), as_json=as_json)
         return
     execution = options.Execution(runner, address)
-    run(images, named, scores, settings, execution, where=where, expire=expire)
+    run(images, named, scores, settings, execution, where=where, since=written, expire=expire)
 
 
 def run(
@@ -104,6 +114,7 @@ def run(
     execution: options.Execution,
     *,
     where: str | None = None,
+    since: datetime | None = None,
     expire: str | None = None,
 ) -> runs.Summary:
     """Score with one model or an ensemble of several, and return the run's summary.
@@ -115,6 +126,7 @@ def run(
         settings: Of what is scored and written.
         execution: Where it runs.
         where: Which fragments are scored.
+        since: Files that were written earlier are not looked at.
         expire: Which parts are removed at the end (`lake.expiry.parse_rule`).
 
     Raises:
@@ -130,9 +142,10 @@ def run(
     preflight.here()
     target.sweep()
     cuts = read_cuts(target, settings)
-    planned = _plan(lake, models_, settings, where, cuts)
+    planned = _plan(lake, models_, settings, where, cuts, since)
     parts.bind_source(target, lake)
-    write_cuts(target, settings, planned.plan, where, cuts)
+    is_whole = where is None and since is None
+    write_cuts(target, settings, planned.plan, cuts, is_whole=is_whole)
     job = runs.begin(target, planned.record, planned.plan.kept)
     pending = _pending(target, planned)
     log.info(
@@ -156,7 +169,12 @@ def run(
 
 
 def preview(
-    images: str, model: Sequence[str], scores: str, settings: Settings, where: str | None = None
+    images: str,
+    model: Sequence[str],
+    scores: str,
+    settings: Settings,
+    where: str | None = None,
+    since: datetime | None = None,
 ) -> Preview:
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
     storage = settings.storage
@@ -164,7 +182,7 @@ def preview(
     models_ = [Folder.at(one, storage) for one in model]
     weights = options.weight_files(settings.backbone.weights, storage)
     Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
-    planned = _plan(lake, models_, settings, where, read_cuts(target, settings))
+    planned = _plan(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
     pending = _pending(target, planned)
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
@@ -194,6 +212,7 @@ def _plan(
     settings: Settings,
     where: str | None,
     cuts: Fragments,
+    since: datetime | None,
 ) -> _Planned:
     """Check everything that can be wrong with the command, then cut the work."""
     if settings.score.heatmaps == "anomalous":
@@ -210,7 +229,7 @@ def _plan(
     )
     for member in members:
         member.checked_backbone()
-    plan = plan_fragments(lake, settings, where, cuts)
+    plan = plan_fragments(lake, settings, where, cuts, since)
     digests = group_digests(members)
     for member in members:
         of_member = member.manifest.groups

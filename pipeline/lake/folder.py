@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -36,11 +36,15 @@ _CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file: its name relative to the folder, its size in bytes, and what changes when it does."""
+    """A file: its name relative to the folder, its size in bytes, and what changes when it does.
+
+    `modified` is when it was written, as far as the store says.
+    """
 
     name: str
     size: int
     version: str
+    modified: datetime | None = None
 
 
 _DEFAULT = StorageSettings()
@@ -179,7 +183,7 @@ class Folder:
             item = self._s3.head(self._key(name))
             if item is None:
                 raise FileNotFoundError(f"{self.path(name)} does not exist")
-            return Entry(name, item.size, item.etag)
+            return Entry(name, item.size, item.etag, item.modified)
         filesystem = self._filesystem[0]
         # A listing that this process has made earlier would answer instead of the store.
         filesystem.invalidate_cache()
@@ -194,7 +198,10 @@ class Folder:
         Temporary files are left out. Linear in the number of files below.
         """
         if self._s3 is not None:
-            found = (Entry(name, item.size, item.etag) for name, item in self._items(below))
+            found = (
+                Entry(name, item.size, item.etag, item.modified)
+                for name, item in self._items(below)
+            )
             kept = [entry for entry in found if not entry.name.endswith(disk.TEMPORARY)]
             return sorted(kept, key=lambda entry: entry.name)
         filesystem, _ = self._filesystem
@@ -360,12 +367,12 @@ def hive_keys(name: str) -> dict[str, str]:
 
 def _entry(name: str, info: dict[str, object]) -> Entry:
     size = int(cast("int", info["size"]))
-    etag = info.get("ETag") or info.get("etag")
-    if etag:
-        return Entry(name, size, str(etag).strip('"'))
     times = (info.get(name) for name in ("mtime", "LastModified", "updated", "created"))
     changed = next((time for time in times if time), "")
     # Of fsspec's file systems some say it one way in a listing and the other of a file.
     if isinstance(changed, datetime):
         changed = changed.timestamp()
-    return Entry(name, size, f"{size}-{changed}")
+    modified = datetime.fromtimestamp(changed, UTC) if isinstance(changed, float) else None
+    etag = info.get("ETag") or info.get("etag")
+    version = str(etag).strip('"') if etag else f"{size}-{changed}"
+    return Entry(name, size, version, modified)

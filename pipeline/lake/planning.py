@@ -58,7 +58,7 @@ def plan(
     images: Folder,
     settings: Settings,
     *,
-    entries: Sequence[Entry] = (),
+    entries: Sequence[Entry] | None = None,
     where: Where | None = None,
     known: Fragments | None = None,
 ) -> Planned:
@@ -78,7 +78,7 @@ def plan(
         TableError: if a column is absent, or a path and a group column disagree.
         ConfigError: if `where` has a name that is neither key nor column.
     """
-    listed = entries or list_tables(images)
+    listed = list_tables(images) if entries is None else entries
     wanted = listed
     if where is not None:
         wanted = [e for e in listed if where.judge(path_keys(e.name)) is not False]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,6 +61,7 @@ class Item(NamedTuple):
     key: str
     size: int
     etag: str
+    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,12 @@ class Bucket:
         return True
 
     def head(self, key: str) -> Item | None:
-        """Return an object's size and ETag, or None if there is none."""
+        """Return an object's item, or None if there is none."""
         try:
             found = self._ask(key, lambda client: client.head_object(Bucket=self.name, Key=key))
         except FileNotFoundError:
             return None
-        return Item(key, found["ContentLength"], _plain(found["ETag"]))
+        return Item(key, found["ContentLength"], _plain(found["ETag"]), found["LastModified"])
 
     def items(self, prefix: str, *, at_most: int | None = None) -> Iterator[Item]:
         """Yield the objects below a prefix, by key; markers of folders are left out.
@@ -145,7 +147,8 @@ class Bucket:
             page = self._ask(prefix, lambda client: client.list_objects_v2(**given))
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):
-                    yield Item(found["Key"], found["Size"], _plain(found["ETag"]))
+                    etag = _plain(found["ETag"])
+                    yield Item(found["Key"], found["Size"], etag, found["LastModified"])
             if at_most or not page.get("IsTruncated"):
                 return
             given["ContinuationToken"] = page["NextContinuationToken"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.lake.columns import select
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
-from pipeline.lake.planning import plan
+from pipeline.lake.planning import list_tables, plan
 from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.where import read_where
 from pipeline.stages.decode import Selection
@@ -45,7 +46,11 @@ class Plan:
 
 
 def plan_fragments(
-    images: Folder, settings: Settings, where: str | None, known: Fragments | None = None
+    images: Folder,
+    settings: Settings,
+    where: str | None,
+    known: Fragments | None = None,
+    since: datetime | None = None,
 ) -> Plan:
     """Return the plan of a job over a lake, without keys.
 
@@ -54,14 +59,18 @@ def plan_fragments(
         settings: Its columns and the size of fragments.
         where: Which fragments are kept: those in which it may hold.
         known: What an earlier plan found, from `read_cuts`.
+        since: Files that were written earlier are left out; none may be left.
 
     Raises:
         ConfigError: if there are no images, or `where` keeps none.
         TableError: if a file is not an images table.
     """
     rule = read_where(where)
-    found = plan(images, settings, where=rule, known=known)
-    if not found.kept:
+    entries = list_tables(images)
+    if since is not None:
+        entries = [e for e in entries if e.modified is None or e.modified >= since]
+    found = plan(images, settings, entries=entries, where=rule, known=known)
+    if not found.kept and (entries or since is None):
         raise ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
     return Plan(found.every, found.kept, found.opened)
 
@@ -76,17 +85,23 @@ def read_cuts(scores: Folder, settings: Settings) -> Fragments:
 
 
 def write_cuts(
-    scores: Folder, settings: Settings, plan: Plan, where: str | None, known: Fragments
+    scores: Folder, settings: Settings, plan: Plan, known: Fragments, *, is_whole: bool
 ) -> None:
     """Remember how files were cut, so that a file which does not change is opened once.
 
     Nothing hangs on it: two writers at once write what either may read.
+
+    Args:
+        scores: Where it is kept.
+        settings: Those of the plan.
+        plan: What was found now.
+        known: What was known before.
+        is_whole: Whether the plan is of all files. Else the others are kept as they were known.
     """
     if plan.opened == 0:
         return
     tables = [plan.every.table]
-    if where is not None:
-        # Files that the rule left out are still there, as far as this run knows.
+    if not is_whole:
         looked_at = pc.is_in(known.table.column("path"), value_set=pa.array(plan.every.paths))
         tables.append(known.only(pc.invert(looked_at)).table)
     Fragments(pa.concat_tables(tables)).write(scores, _cuts_name(settings))
