@@ -10,10 +10,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+# (begin, end) of bytes in a file.
+Range = tuple[int, int]
+
 
 def chunk_number(file: pq.ParquetFile, name: str) -> int:
     """Return the number of the column chunk, in each row group, that holds a column of values."""
     return [file.schema.column(i).path for i in range(len(file.schema))].index(name)
+
+
+def chunk_ranges(
+    file: pq.ParquetFile, row_groups: Sequence[int], names: Sequence[str]
+) -> list[Range]:
+    """Return where in the file the chunks of these columns are, fields of structs included."""
+    wanted, ranges = tuple(f"{name}." for name in names), []
+    for number in row_groups:
+        row_group = file.metadata.row_group(number)
+        for chunk in map(row_group.column, range(row_group.num_columns)):
+            if f"{chunk.path_in_schema}.".startswith(wanted):
+                begin = chunk.dictionary_page_offset or chunk.data_page_offset
+                begin = min(begin, chunk.data_page_offset)
+                ranges.append((begin, begin + chunk.total_compressed_size))
+    return ranges
 
 
 def select(table: pa.Table, names: Sequence[str]) -> pa.Table:

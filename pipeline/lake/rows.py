@@ -1,15 +1,33 @@
 """The rows of a fragment, out of its Parquet file."""
 
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings
-from pipeline.lake.columns import select
+from pipeline.lake.columns import chunk_ranges, select
 from pipeline.lake.footers import text_of
 from pipeline.lake.fragments import Fragment
+
+# Arrow reads a column chunk whole, unless it is told to read as it goes: then a page at a time,
+# which writers make 1 MB, or 1,024 rows. Small chunks are faster whole.
+_LARGE_BYTES = 256 * 2**20
+_BUFFER_BYTES = 8 * 2**20
+
+
+def opened_for(
+    handle: BinaryIO, file: pq.ParquetFile, row_groups: Sequence[int], names: Sequence[str]
+) -> pq.ParquetFile:
+    """Return the file, to be read page by page if these columns are more than one can hold."""
+    ranges = chunk_ranges(file, row_groups, names)
+    if sum(end - begin for begin, end in ranges) <= _LARGE_BYTES:
+        return file
+    return pq.ParquetFile(
+        handle, metadata=file.metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False
+    )
 
 
 def group_rows(
@@ -17,7 +35,8 @@ def group_rows(
 ) -> Iterator[tuple[pa.Array, pa.Table]]:
     """Yield a fragment's rows in file order, with their row numbers in the file.
 
-    Reads small batches: a row group of somebody else's table may be a gigabyte.
+    Reads small batches: a row group of somebody else's table may be a gigabyte. Open it with
+    `opened_for`.
     """
     wanted = [*dict.fromkeys([*names, columns.group])]
     passed = 0

@@ -8,6 +8,7 @@ from typing import BinaryIO, cast
 import pyarrow.parquet as pq
 from typing_extensions import Buffer
 
+from pipeline.lake.columns import Range, chunk_ranges
 from pipeline.lake.s3 import Bucket, Parts, Piece
 
 # A request costs some 30 ms, in which a connection carries 2 MB.
@@ -18,8 +19,6 @@ _AHEAD_BYTES = 2**20
 _FETCHED_BYTES = 256 * 2**20
 # A part of an upload: 10,000 of them may make an object, and one is held in memory.
 PART_BYTES = 64 * 2**20
-
-Range = tuple[int, int]
 
 
 class RangedFile(io.RawIOBase):
@@ -135,15 +134,7 @@ def fetch_columns(
     """
     if not isinstance(handle, RangedFile):
         return
-    wanted, ranges = tuple(f"{name}." for name in names), []
-    for number in row_groups:
-        row_group = file.metadata.row_group(number)
-        for chunk in map(row_group.column, range(row_group.num_columns)):
-            if f"{chunk.path_in_schema}.".startswith(wanted):
-                begin = chunk.dictionary_page_offset or chunk.data_page_offset
-                begin = min(begin, chunk.data_page_offset)
-                ranges.append((begin, begin + chunk.total_compressed_size))
-    handle.fetch(ranges)
+    handle.fetch(chunk_ranges(file, row_groups, names))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pipeline.images.geometry import Geometry, input_shape, join_inputs
 from pipeline.lake.folder import Folder
 from pipeline.lake.footers import read_column_names
 from pipeline.lake.fragments import Fragment, Fragments, keys_of
-from pipeline.lake.rows import group_rows
+from pipeline.lake.rows import group_rows, opened_for
 from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.where import Where
 from pipeline.scores.heatmap import grey_picture
@@ -90,6 +90,7 @@ class Source:
             condition, asked = self._condition(fragment, file.schema_arrow)
             wanted = [*dict.fromkeys([*names, self.columns.group, *asked])]
             fetch_columns(handle, file, fragment.row_groups, wanted)
+            file = opened_for(handle, file, fragment.row_groups, wanted)
             pieces = list(group_rows(file, fragment, self.columns, wanted))
         found = sum(len(numbers) for numbers, _ in pieces)
         if found != fragment.images:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.config import ColumnSettings, ImageSettings, Settings
 from pipeline.errors import ConfigError, TableError
 from pipeline.images.geometry import Geometry
+from pipeline.lake import rows
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.planning import Planned, plan
@@ -98,8 +99,8 @@ def test_rows_are_those_of_duckdb_and_no_fragment_with_one_is_left_out(
 ):
     root = tmp_path_factory.mktemp("lake")
     lake = Folder.at(str(root))
-    for number, rows in enumerate(files):
-        ordered = sorted(rows, key=str) if is_sorted else rows
+    for number, cells_ in enumerate(files):
+        ordered = sorted(cells_, key=str) if is_sorted else cells_
         table = _table([line for line, _ in ordered], [n for _, n in ordered], kind)
         _write(lake, f"dt=2026-11-{19 + number}/{number}.parquet", table)
     connection = duckdb.connect()
@@ -286,3 +287,25 @@ def test_the_row_groups_of_a_fragment_are_all_that_is_read_of_many(lake, counted
     counted.read_bytes = 0
     Source(lake, ColumnSettings(), ImageSettings(), GEOMETRY).read(fragment)
     assert counted.read_bytes < 1_100_000
+
+
+def test_of_a_large_row_group_what_comes_after_the_fragment_is_not_read(
+    tmp_path: Path, counted, monkeypatch: pytest.MonkeyPatch
+):
+    table = _table(["L1"] * 300, range(300), pa.string())
+    images = [i.to_bytes(2) * 5_000 for i in range(300)]
+    table = table.set_column(1, "image", pa.array(images, pa.binary()))
+    options = {"compression": "none", "use_dictionary": False, "data_page_size": 20_000}
+    pq.write_table(table, tmp_path / "a.parquet", write_batch_size=2, **options)
+    lake = Folder.at(str(tmp_path))
+    source = Source(lake, ColumnSettings(), ImageSettings(), GEOMETRY)
+    planned = plan(lake, SETTINGS).every
+    whole = [source.read(fragment) for fragment in planned]
+    monkeypatch.setattr(rows, "_LARGE_BYTES", 1_000_000)
+    monkeypatch.setattr(rows, "_BUFFER_BYTES", 50_000)
+    for fragment, expected in zip(planned, whole, strict=True):
+        counted.read_bytes = 0
+        assert source.read(fragment) == expected
+        # Of 3 MB: 64 rows of 10 kB at a time, up to those that have the fragment's last row.
+        last = max(expected.column("source_row").to_pylist())
+        assert counted.read_bytes < (last // 64 + 1) * 640_000 + 300_000

@@ -1,0 +1,158 @@
+"""The work of a score: checked, cut into fragments, and as a pipeline of stages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from jobs.console import log
+from jobs.driving import models_budget
+from jobs.members import announce_cost, group_digests, read_members
+from pipeline.cluster.runner import Pipeline
+from pipeline.config import Settings, digest
+from pipeline.errors import ConfigError
+from pipeline.lake import parts, runs
+from pipeline.lake.expiry import expired_keys
+from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
+from pipeline.scores.calibration import Calibration, mean_scale
+from pipeline.stages.decode import Decode, Selection, Source
+from pipeline.stages.infer import Member, Scorer
+from pipeline.stages.models import load_calibration, verify_groups
+from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
+from pipeline.stages.publish import Publish
+
+_NO_MODEL = "no model"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a score is going to do."""
+
+    plan: Plan
+    members: Sequence[Member]
+    # Group -> digest of its model, of the groups that every member has.
+    digests: Mapping[str, str]
+    source: Source
+    record: runs.RunRecord
+
+    def calibrations(self, group: str) -> list[Calibration]:
+        """Return each member's."""
+        return [load_calibration(m.model, m.manifest.groups[group]) for m in self.members]
+
+
+def plan_score(
+    lake: Folder,
+    folders: Sequence[Folder],
+    settings: Settings,
+    where: str | None,
+    cuts: Fragments,
+    since: datetime | None,
+) -> Planned:
+    """Check everything that can be wrong with the command, then cut the work."""
+    if settings.score.heatmaps == "anomalous":
+        raise ConfigError(
+            "--heatmaps anomalous needs a calibrated model, which says what is anomalous; "
+            "this model has none: use all or none"
+        )
+    members = read_members(folders, settings)
+    # The first member's: heatmaps and metrics need one way from the map to the picture.
+    fixed = members[0].manifest.geometry
+    image = settings.image.model_copy(update={"resize": fixed.resize, "crop": fixed.crop})
+    settings = settings.model_copy(
+        update={"image": image, "seed": members[0].manifest.settings.seed}
+    )
+    for member in members:
+        member.checked_backbone()
+    plan = plan_fragments(lake, settings, where, cuts, since)
+    digests = group_digests(members)
+    for member in members:
+        of_member = member.manifest.groups
+        verify_groups(member.model, [of_member[g] for g in plan.groups if g in of_member])
+        for group in plan.groups:
+            if group not in of_member:
+                log.warning(
+                    "%s has no group '%s': its rows get status no_model", member.model.root, group
+                )
+    output = output_digest(settings)
+    version = digest({"groups": digests, "output": output})[:12]
+    plan = keyed(
+        plan,
+        {group: digest({"model": sha, "output": output}) for group, sha in digests.items()},
+        otherwise=digest({"model": _NO_MODEL, "output": output}),
+    )
+    record = runs.RunRecord(
+        run=runs.identify(lake, version, where, plan.kept),
+        verb="score",
+        images=lake.root,
+        where=where,
+        version=version,
+        started_at=settings.score.scored_at or runs.now(),
+        settings=settings,
+    )
+    source = Source(lake, settings.columns, settings.image, members[0].geometry)
+    announce_cost(plan, members)
+    return Planned(plan, members, digests, source, record)
+
+
+def pending_of(target: Folder, planned: Planned) -> Fragments:
+    """Return what has neither a part nor an entry in the ledger."""
+    version = planned.record.version
+    without = planned.plan.kept.without_keys(parts.committed(target, version).sorted_keys)
+    return without.without_keys(expired_keys(target, version))
+
+
+def pipeline_of(
+    planned: Planned,
+    target: Folder,
+    record: runs.RunRecord,
+    threads: int,
+    members: Sequence[Member],
+) -> Pipeline:
+    """Return the stages.
+
+    Args:
+        planned: What is done.
+        target: Where parts and heatmaps go.
+        record: Of the run, which may have been begun before.
+        threads: Of one worker.
+        members: Those of `planned`, or with their large banks held elsewhere.
+    """
+    settings = record.settings
+    groups = [group for group in planned.plan.groups if group in planned.digests]
+    without: dict[str, Selection] = {
+        group: "none" for group in planned.plan.groups if group not in groups
+    }
+    calibrations = {group: planned.calibrations(group) for group in groups}
+    scales = {
+        group: some[0].scale if len(some) == 1 else mean_scale(some)
+        for group, some in calibrations.items()
+    }
+    thresholds = {group: some[0].threshold for group, some in calibrations.items()}
+    publish = Publish(
+        geometry=planned.source.geometry,
+        scores=target,
+        version=record.version,
+        scored_at=record.started_at,
+        heatmaps="none" if settings.score.heatmaps == "none" else "all",
+        model_ids={group: planned.digests[group] for group in groups},
+        scales={group: scale for group, scale in scales.items() if scale},
+        # What is anomalous to one member says nothing of a mean of several.
+        thresholds={
+            group: threshold
+            for group, threshold in thresholds.items()
+            if threshold is not None and len(planned.members) == 1
+        },
+        threads=threads,
+    )
+    geometries = tuple(dict.fromkeys(member.geometry for member in planned.members))
+    scorer = Scorer(
+        members=tuple(members),
+        geometries=geometries,
+        batch_size=settings.batch_size,
+        models_budget=models_budget(settings),
+        threads=threads,
+    )
+    pictures = publish.heatmaps == "all" and bool(publish.scales)
+    attempts = settings.fragment_attempts
+    decode = Decode(planned.source, without, threads, geometries, attempts, pictures)
+    return Pipeline(decode, scorer, publish)
