@@ -27,7 +27,7 @@ def main() -> None:
     shutil.rmtree(arguments.work, ignore_errors=True)
     for group in range(arguments.groups):
         _write_group(pictures / f"station-{group:03}", group, arguments.images)
-    _patchlake("ingest", str(pictures), str(lake), "--layout", "folder", "--runner", "local")
+    _patchlake("ingest", str(pictures), str(lake), "--layout", "mvtec", "--runner", "local")
     fitted, scored = _both(lake, arguments.work / "fleet", arguments)
     alone = [
         _both(lake / f"g=station-{group:03}", arguments.work / f"alone-{group}", arguments)
@@ -71,7 +71,7 @@ def _write_group(folder: Path, seed: int, count: int) -> None:
     """Write images of one look, with noise."""
     rng = np.random.default_rng(seed)
     look = rng.integers(60, 200, (8, 8, 3))
-    good = folder / "good"
+    good = folder / "train" / "good"
     good.mkdir(parents=True)
     for number in range(count):
         pixels = np.kron(look, np.ones((32, 32, 1))) + rng.normal(0, 8, (256, 256, 3))

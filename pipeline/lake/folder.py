@@ -242,6 +242,9 @@ class Folder:
 
     def folders(self, below: str = "") -> list[str]:
         """Return the names of the sub-folders directly below one, sorted; none if it is absent."""
+        if self._s3 is not None:
+            prefix = self._prefix(below)
+            return sorted(key[len(prefix) : -1] for key in self._s3.folders(prefix))
         filesystem, _ = self._filesystem
         filesystem.invalidate_cache()
         try:

@@ -141,15 +141,25 @@ class Bucket:
 
         One request for each 1000. Raises `StorageRefused` if there is no such bucket.
         """
-        given: dict[str, object] = {"Bucket": self.name, "Prefix": prefix}
-        given["MaxKeys"] = at_most or _PAGE
-        while True:
-            page = self._ask(prefix, lambda client: client.list_objects_v2(**given))
+        for page in self._pages(prefix, MaxKeys=at_most or _PAGE):
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):
                     etag = _plain(found["ETag"])
                     yield Item(found["Key"], found["Size"], etag, found["LastModified"])
-            if at_most or not page.get("IsTruncated"):
+            if at_most:
+                return
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the prefixes, to the next slash, of what is below one. Requests as of `items`."""
+        for page in self._pages(prefix, Delimiter="/"):
+            yield from (found["Prefix"] for found in page.get("CommonPrefixes", ()))
+
+    def _pages(self, prefix: str, **given: object) -> Iterator[dict[str, Any]]:
+        given |= {"Bucket": self.name, "Prefix": prefix}
+        while True:
+            page = self._ask(prefix, lambda client: client.list_objects_v2(**given))
+            yield page
+            if not page.get("IsTruncated"):
                 return
             given["ContinuationToken"] = page["NextContinuationToken"]
 
