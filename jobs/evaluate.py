@@ -15,7 +15,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, add_part
 from pipeline.stages.decode import Source
-from pipeline.stages.plan import plan_fragments
+from pipeline.stages.plan import plan_fragments, read_cuts
 from pipeline.stages.preflight import Preflight
 
 Metrics = dict[str, float | int | None]
@@ -65,7 +65,7 @@ def run(
     geometry = Geometry(settings.image.resize, settings.image.crop)
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     done = parts.committed(table, record.version)
-    planned = plan_fragments(lake, settings, where).kept
+    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).kept
     by_place = {(f.path, f.row_groups, f.start, f.group): f for f in planned}
     found = {
         done[f.key]: by_place.get((f.path, f.row_groups, f.start, f.group))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.console import log
@@ -33,14 +34,22 @@ class Retirement:
             iceberg.check(iceberg_table)
         return cls(rule, expiry.parse_rule(rule, now) if rule else None, now, iceberg_table)
 
-    def __call__(self, scores: Folder, job: runs.Run, fragments: Fragments) -> list[str]:
-        """Publish, and remove what is over; return the names of the removed parts.
+    def __call__(
+        self, scores: Folder, job: runs.Run, fragments: Fragments, in_ledger: pa.StringArray
+    ) -> "Retired":
+        """Publish, and remove what is over.
 
-        Each step can be repeated: a run that was killed anywhere is made up for by the next one.
+        Each step can be repeated: a run that was killed anywhere is made up for by the next one,
+        and so is what another run has written into the ledger since it was read.
+
+        Args:
+            scores: The score table.
+            job: Whose parts are committed.
+            fragments: All fragments of the files that it has looked at.
+            in_ledger: Keys of its version that have expired before.
         """
         version = job.record.version
         done = parts.committed(scores, version)
-        in_ledger = expiry.expired_keys(scores, version)
         leaving = {
             *parts.superseded(fragments, done, in_ledger),
             # A kill came between their entry in the ledger and their removal.
@@ -60,4 +69,17 @@ class Retirement:
             log.info("%s: %d parts added, %d removed", self.iceberg_table, *changed)
         removed = sorted(leaving)
         parts.remove(scores, removed)
-        return removed
+        return Retired(removed, done)
+
+
+@dataclass(frozen=True)
+class Retired:
+    """Names of parts that went, and what was there before they did."""
+
+    removed: list[str]
+    before: parts.Committed
+
+    def left(self, fragments: Fragments) -> list[str]:
+        """Return the names of those fragments' parts that are there."""
+        gone = set(self.removed)
+        return [name for name in self.before.of_plan(fragments).to_pylist() if name not in gone]

@@ -16,10 +16,11 @@ from jobs.heartbeat import beating
 from jobs.members import hold_large_banks
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
-from jobs.retirement import Retirement
+from jobs.retirement import Retired, Retirement
 from jobs.scoring import Planned, pending_of, pipeline_of, plan_score
 from pipeline.config import Settings
 from pipeline.lake import parts, runs
+from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import MANIFEST
 from pipeline.stages.plan import (
@@ -130,10 +131,9 @@ def run(
     cuts = read_cuts(target, settings)
     planned = plan_score(lake, models_, settings, where, cuts, since)
     parts.bind_source(target, lake)
-    is_whole = where is None and since is None
-    write_cuts(target, settings, planned.plan, cuts, is_whole=is_whole)
     job = runs.begin(target, planned.record, planned.plan.kept)
-    pending = pending_of(target, planned)
+    in_ledger = expired_keys(target, job.record.version)
+    pending = pending_of(target, planned, in_ledger)
     log.info(
         "score of %s: %d images in %d fragments, %d of them done, into %s",
         lake.root,
@@ -145,13 +145,18 @@ def run(
     with beating(job) as heart:
         earlier = _earlier(target, job, planned.plan)
         with execution.start(settings.workers, preflight) as runner, ExitStack() as stack:
+            # Once it is known that the workers reach what they need.
+            is_whole = where is None and since is None
+            write_cuts(target, settings, planned.plan, cuts, is_whole=is_whole)
             budget = settings.memory_budget or half_of_memory()
             members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
             pipeline = pipeline_of(planned, target, job.record, execution.threads, members)
             tally = drive(heart, runner, pending.by_group(), pipeline)
         tally.earlier = earlier
         done_before = len(planned.plan.kept) - len(pending)
-        return _finish(target, planned, job, tally, retire, already_done=done_before)
+        # Files of which `--where` keeps a part are left alone: their other fragments are not new.
+        retired = retire(target, job, planned.plan.every, in_ledger)
+        return _finish(target, planned, job, tally, retired, already_done=done_before)
 
 
 def preview(
@@ -170,7 +175,7 @@ def preview(
     Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
-    pending = pending_of(target, planned)
+    pending = pending_of(target, planned, expired_keys(target, planned.record.version))
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
         folder = Folder.at(scratch, storage)
         pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)
@@ -197,12 +202,9 @@ def _finish(
     planned: Planned,
     job: runs.Run,
     tally: Tally,
-    retire: Retirement,
+    retired: Retired,
     already_done: int,
 ) -> runs.Summary:
-    # Files of which `--where` keeps a part are left alone: their other fragments are not new.
-    removed = retire(target, job, planned.plan.every)
-    done = parts.committed(target, job.record.version)
     kept = planned.plan.kept
     summary = summarise(
         job,
@@ -210,8 +212,8 @@ def _finish(
         kept,
         already_done,
         groups=planned.digests,
-        parts=done.of_plan(kept).to_pylist(),
-        removed_parts=removed,
+        parts=retired.left(kept),
+        removed_parts=retired.removed,
     )
     job.finish(summary)
     # What a worker that was killed has left of a file.

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow as pa
+
 from jobs.console import log
 from jobs.driving import models_budget
 from jobs.members import announce_cost, group_digests, read_members
@@ -11,7 +13,6 @@ from pipeline.cluster.runner import Pipeline
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
-from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.scores.calibration import Calibration, mean_scale
@@ -94,11 +95,10 @@ def plan_score(
     return Planned(plan, members, digests, source, record)
 
 
-def pending_of(target: Folder, planned: Planned) -> Fragments:
+def pending_of(target: Folder, planned: Planned, in_ledger: pa.StringArray) -> Fragments:
     """Return what has neither a part nor an entry in the ledger."""
-    version = planned.record.version
-    without = planned.plan.kept.without_keys(parts.committed(target, version).sorted_keys)
-    return without.without_keys(expired_keys(target, version))
+    done = parts.committed(target, planned.record.version)
+    return planned.plan.kept.without_keys(done.sorted_keys).without_keys(in_ledger)
 
 
 def pipeline_of(

@@ -278,13 +278,14 @@ def _as_type(value: str | float, kind: pa.DataType, column: str) -> pa.Scalar:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     try:
-        if pa.types.is_integer(kind) and isinstance(value, float):
+        if pa.types.is_integer(kind) and not isinstance(value, str):
+            # Of its own type, which may be wider: 100000 is more than any int16.
             return pa.scalar(value)
         if pa.types.is_timestamp(kind):
             return _as_time(str(value), kind)
         if isinstance(value, str):
             return pa.scalar(value).cast(kind)
-        if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        if pa.types.is_boolean(kind) or pa.types.is_floating(kind):
             return pa.scalar(value, kind)
         if pa.types.is_decimal(kind):
             return pa.scalar(str(value)).cast(kind)

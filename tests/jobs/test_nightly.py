@@ -181,6 +181,7 @@ _RETIRE = """import sys
 from jobs.retirement import Retirement
 from pipeline.config import Settings
 from pipeline.lake import runs
+from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from tests.lake.noise import VERSION, fragment_of
@@ -190,7 +191,7 @@ record = runs.RunRecord(run="r", verb="score", images="i", where=None, version=V
 scores = Folder(sys.argv[1])
 retire = Retirement.checked("dt < '2026-11-22'", "lake.plant.scores")
 print("begin", flush=True)
-retire(scores, runs.Run(scores, record), fragments)
+retire(scores, runs.Run(scores, record), fragments, expired_keys(scores, VERSION))
 """
 
 

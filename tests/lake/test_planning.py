@@ -66,7 +66,7 @@ orders = st.sampled_from(["=", "!=", "<", "<=", ">", ">="])
 comparisons = st.one_of(
     st.builds("line {} {}".format, orders, texts),
     st.builds("line {} ({}, {})".format, st.sampled_from(["in", "not in"]), texts, texts),
-    st.builds("exposure {} {}".format, orders, st.integers(-1, 6)),
+    st.builds("exposure {} {}".format, orders, st.sampled_from([*range(-1, 7), 100_000])),
     st.builds("exposure {} {}".format, orders, st.sampled_from([0.5, 2.5])),
     st.builds("taken {} '{}'".format, orders, st.sampled_from(["2026-11-20", "2026-11-20 03:00"])),
     st.builds("dt {} '{}'".format, orders, st.sampled_from(["2026-11-19", "2026-11-20"])),
