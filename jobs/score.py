@@ -135,8 +135,9 @@ def run(
     in_ledger = expired_keys(target, job.record.version)
     pending = pending_of(target, planned, in_ledger)
     log.info(
-        "score of %s: %d images in %d fragments, %d of them done, into %s",
+        "score of %s (%d files opened): %d images in %d fragments, %d of them done, into %s",
         lake.root,
+        planned.plan.opened,
         planned.plan.images,
         len(planned.plan.kept),
         len(planned.plan.kept) - len(pending),

@@ -98,13 +98,19 @@ def write_cuts(
         known: What was known before.
         is_whole: Whether the plan is of all files. Else the others are kept as they were known.
     """
-    if plan.opened == 0:
-        return
     tables = [plan.every.table]
     if not is_whole:
-        looked_at = pc.is_in(known.table.column("path"), value_set=pa.array(plan.every.paths))
+        looked_at = pc.is_in(
+            known.table.column("path"), value_set=pa.array(plan.every.paths, pa.string())
+        )
         tables.append(known.only(pc.invert(looked_at)).table)
-    Fragments(pa.concat_tables(tables)).write(scores, _cuts_name(settings))
+    table = pa.concat_tables(tables)
+    # Keys depend on the model; batches and their order on what was known.
+    at = PLAN.get_field_index("key")
+    table = table.set_column(at, PLAN.field(at), pa.repeat("", len(table)))
+    table = table.take(pc.sort_indices(table.column("path"))).combine_chunks()
+    if not table.equals(known.table):
+        Fragments(table).write(scores, _cuts_name(settings))
 
 
 def _cuts_name(settings: Settings) -> str:
