@@ -101,7 +101,9 @@ class Source:
         table = pa.concat_tables([rows for _, rows in pieces])
         numbers = pa.chunked_array([numbers for numbers, _ in pieces], pa.int64())
         if condition is not None:
-            holds = ds.dataset(table).scanner(columns={"holds": condition}).to_table()["holds"]
+            # In one batch, which has an order.
+            judged = ds.dataset(table.select(asked).combine_chunks())
+            holds = judged.scanner(columns={"holds": condition}).to_table().column("holds")
             table, numbers = table.filter(holds), numbers.filter(holds)
         return self._renamed(table.select(names), fragment, numbers)
 

@@ -309,3 +309,18 @@ def test_of_a_large_row_group_what_comes_after_the_fragment_is_not_read(
         # Of 3 MB: 64 rows of 10 kB at a time, up to those that have the fragment's last row.
         last = max(expected.column("source_row").to_pylist())
         assert counted.read_bytes < (last // 64 + 1) * 640_000 + 300_000
+
+
+def test_rows_that_are_read_in_many_batches_keep_their_order(tmp_path: Path):
+    lines = [f"L{number % 3}" for number in range(1000)]
+    lake = Folder.at(str(tmp_path))
+    _write(lake, "a.parquet", _table(lines, range(1000), pa.string()), row_group_size=100)
+    settings = Settings(fragment_images=1000)
+    where = parse_where("line = 'L1' and group = 'x'")
+    planned = plan(lake, settings, where=where)
+    source = Source(lake, ColumnSettings(), ImageSettings(), GEOMETRY, where)
+    [fragment] = planned.kept
+    rows = source.read(fragment)
+    numbers = [n for n in range(1000) if n % 3 == 1 and n % 5]
+    assert rows.column("source_row").to_pylist() == numbers
+    assert rows.column("image_id").to_pylist() == [f"image {n}" for n in numbers]
