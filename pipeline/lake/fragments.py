@@ -92,7 +92,7 @@ class Fragments(Sequence[Fragment]):
         begin, end, step = at.indices(len(self))
         if step == 1:
             return Fragments(self.table.slice(begin, max(0, end - begin)))
-        return Fragments(self.table.take(list(range(begin, end, step))))
+        return Fragments(self.table.take(pa.array(range(begin, end, step), pa.int64())))
 
     def __iter__(self) -> Iterator[Fragment]:
         for batch in self.table.to_batches(max_chunksize=_READ):

@@ -47,7 +47,10 @@ def _images(groups: Sequence[str | None], text_type: pa.DataType = TEXT_TYPES[0]
 
 
 def plan_of(
-    lake: Folder, columns: ColumnSettings, fragment_images: int, entries: Sequence[Entry] = ()
+    lake: Folder,
+    columns: ColumnSettings,
+    fragment_images: int,
+    entries: Sequence[Entry] | None = None,
 ) -> Fragments:
     settings = Settings(columns=columns, fragment_images=fragment_images)
     return planning.plan(lake, settings, entries=entries).every
