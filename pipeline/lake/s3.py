@@ -22,11 +22,10 @@ import botocore.config
 import botocore.session
 from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
 
 from pipeline.config import StorageSettings
 from pipeline.errors import StorageRefused
-from pipeline.lake.s3_errors import NotKnown, code_of, may_pass, raise_stop, translated
+from pipeline.lake.s3_errors import FAILURES, NotKnown, code_of, may_pass, raise_stop, translated
 
 T = TypeVar("T")
 # botocore makes its clients at run time: it has no type for them.
@@ -190,7 +189,7 @@ class Bucket:
         for attempt in range(self.storage.retries + 1):
             try:
                 return call(client_of(self.storage))
-            except (BotoCoreError, ClientError, ResponseParserError) as error:
+            except FAILURES as error:
                 raise_stop(error)
                 if attempt == self.storage.retries or not may_pass(error):
                     raise translated(error, where, attempt + 1) from None

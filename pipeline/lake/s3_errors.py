@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from botocore.exceptions import (
+    BotoCoreError,
     ClientError,
     ConnectionError,  # noqa: A004 - botocore's own
     ConnectTimeoutError,
@@ -11,6 +12,7 @@ from botocore.exceptions import (
     IncompleteReadError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from pipeline.errors import PatchlakeError, StorageError, StorageRefused
 
@@ -21,8 +23,11 @@ _DENIED = (
 )
 
 
-# Not made (refused, timed out), or not brought to its end.
-_BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError)
+# Not made (refused, timed out), or not brought to its end: of an answer that is an error, botocore
+# lets urllib3 say so itself.
+_BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError, HTTPError)
+# What a request can end with.
+FAILURES = (BotoCoreError, ClientError, ResponseParserError, HTTPError)
 
 
 class NotKnown(StorageError):  # noqa: N818 - an answer, no fault

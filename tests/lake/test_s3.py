@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from urllib3.exceptions import ProtocolError
 
 from pipeline.config import StorageSettings, load_settings
 from pipeline.errors import ConfigError, StorageError, StorageRefused
@@ -298,3 +299,21 @@ def test_what_is_fetched_at_once_is_bounded():
     with pytest.raises(FileNotFoundError):
         file.fetch([(0, 10), (100, 110)])
     assert asked == ["0-109"]
+
+
+def test_an_answer_of_an_error_that_breaks_off_is_asked_for_again():
+    """Botocore reads the body of a 404 itself, and lets urllib3's errors through."""
+
+    def call(_client: object) -> str:
+        if broken:
+            raise broken.pop()
+        return "answer"
+
+    broken = [ProtocolError("Connection broken")]
+    storage = StorageSettings(endpoint="http://127.0.0.1:9", region="us-east-1", anonymous=True)
+    once = storage.model_copy(update={"retries": 1})
+    assert Bucket("bucket", once)._ask("key", call) == "answer"
+    broken = [ProtocolError("Connection broken")]
+    never = storage.model_copy(update={"retries": 0})
+    with pytest.raises(StorageError, match=r"s3://bucket/key: no whole answer"):
+        Bucket("bucket", never)._ask("key", call)
