@@ -375,7 +375,7 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
     # Of fsspec's file systems some say it one way in a listing and the other of a file.
     if isinstance(changed, datetime):
         changed = changed.timestamp()
-    modified = datetime.fromtimestamp(changed, UTC) if isinstance(changed, float) else None
+    modified = datetime.fromtimestamp(changed, UTC) if isinstance(changed, int | float) else None
     etag = info.get("ETag") or info.get("etag")
     version = str(etag).strip('"') if etag else f"{size}-{changed}"
     return Entry(name, size, version, modified)

@@ -85,7 +85,7 @@ def plan(
     old = _unchanged(known or Fragments.of([]), wanted, where)
     have = set(old.table.column("path").unique().to_pylist())
     unseen = [entry for entry in wanted if entry.name not in have]
-    tables = [_with_verdicts(old, where)]
+    tables, verdicts = [old.table], _verdicts(old, where)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
 
         def cut(entry: Entry) -> tuple[Entry, Future[list[Cut]]]:
@@ -94,15 +94,18 @@ def plan(
         rows: list[tuple[Entry, Cut]] = []
         for entry, cuts in _ahead(map(cut, unseen), 4 * _FOOTERS_AT_ONCE):
             rows += [(entry, one) for one in cuts.result()]
+            verdicts += [one.may_hold for one in cuts.result()]
             if len(rows) >= _BATCH:
                 tables.append(_table(rows))
                 rows = []
         tables.append(_table(rows))
-    table = pa.concat_tables(tables)
+    table, may_hold = pa.concat_tables(tables), pa.array(verdicts, pa.bool_())
     if len(old):
-        table = table.take(pc.sort_indices(table.column("path")))
-    every = Fragments(table.select(PLAN.names))
-    return Planned(every, every.only(table.column("may_hold")), len(listed), len(unseen))
+        order = pc.sort_indices(table.column("path"))
+        table, may_hold = table.take(order), may_hold.take(order)
+    every = Fragments(table)
+    kept = every.only(pa.chunked_array([may_hold]))
+    return Planned(every, kept, len(listed), len(unseen))
 
 
 def _unchanged(known: Fragments, listed: Sequence[Entry], where: Where | None) -> Fragments:
@@ -111,7 +114,7 @@ def _unchanged(known: Fragments, listed: Sequence[Entry], where: Where | None) -
     versions = pa.array([entry.version for entry in listed], pa.string())
     places = pc.index_in(known.table.column("path"), value_set=paths)
     now = versions.take(places.combine_chunks())
-    same = pc.fill_null(pc.equal(now, known.table.column("version").combine_chunks()), False)  # noqa: FBT003
+    same = pc.equal(now, known.table.column("version").combine_chunks()).fill_null(fill_value=False)
     unchanged = known.only(pa.chunked_array([same]))
     if where is None:
         return unchanged
@@ -134,20 +137,18 @@ def _verdicts(fragments: Fragments, where: Where | None) -> list[bool | None]:
     return list(map(judged, *columns))
 
 
-def _with_verdicts(fragments: Fragments, where: Where | None) -> pa.Table:
-    return fragments.table.append_column(
-        "may_hold", pa.array(_verdicts(fragments, where), pa.bool_())
-    )
-
-
 def _table(rows: Sequence[tuple[Entry, Cut]]) -> pa.Table:
     columns = {
         "key": [""] * len(rows),
         "path": [entry.name for entry, _ in rows],
         "version": [entry.version for entry, _ in rows],
-        **{name: [getattr(cut, name) for _, cut in rows] for name in Cut._fields},
+        **{
+            name: [getattr(cut, name) for _, cut in rows]
+            for name in PLAN.names
+            if name in Cut._fields
+        },
     }
-    return pa.table(columns, schema=PLAN.append(pa.field("may_hold", pa.bool_())))
+    return pa.table(columns, schema=PLAN)
 
 
 def _ahead(items: Iterable[T], count: int) -> Iterator[T]:

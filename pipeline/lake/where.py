@@ -22,6 +22,7 @@ from functools import cached_property, reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from pipeline.config import nearest
 from pipeline.errors import ConfigError
@@ -81,7 +82,7 @@ class Where:
             file: For the message.
 
         Raises:
-            ConfigError: if a name is neither, or a value does not fit the column's type.
+            ConfigError: if a name is neither, or types do not go together.
         """
         known = {**dict.fromkeys(schema.names, ""), **keys}
         for name in self.columns(keys):
@@ -90,7 +91,12 @@ class Where:
                     f"--where: '{name}' is no partition key and no column of {file}"
                     f"{nearest(name, known)}"
                 )
-        return _expression(self._tree, keys, schema)
+        expression = _expression(self._tree, keys, schema)
+        try:
+            ds.dataset(schema.empty_table()).scanner(filter=expression)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ConfigError(f"--where {self.text!r} does not fit {file}: {error}") from None
+        return expression
 
 
 def parse_where(text: str) -> Where:
@@ -113,10 +119,9 @@ class _Signs(ast.NodeTransformer):
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
         self.generic_visit(node)
-        inner = node.operand
-        is_number = isinstance(inner, ast.Constant) and type(inner.value) in (int, float)
-        if isinstance(node.op, ast.USub) and is_number:
-            return ast.Constant(-inner.value)  # type: ignore[attr-defined]
+        match node:
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+                return node if isinstance(number, bool) else ast.Constant(-number)
         return node
 
 
@@ -180,19 +185,21 @@ def _check_comparison(comparison: ast.cmpop, left: ast.expr, right: ast.expr, te
 def _holds(node: ast.expr, keys: Mapping[str, str]) -> bool | None:
     """Return whether a node holds; None where that hangs on names beyond `keys`."""
     if isinstance(node, ast.BoolOp):
-        return _joined(isinstance(node.op, ast.And), [_holds(v, keys) for v in node.values])
+        join = _all if isinstance(node.op, ast.And) else _any
+        return join([_holds(value, keys) for value in node.values])
     if isinstance(node, ast.UnaryOp):
         holds = _holds(node.operand, keys)
         return None if holds is None else not holds
     assert isinstance(node, ast.Compare)
-    return _joined(True, [_compare(*pair, keys) for pair in _pairs(node)])  # noqa: FBT003
+    return _all([_compare(*pair, keys) for pair in _pairs(node)])
 
 
-def _joined(is_and: bool, results: list[bool | None]) -> bool | None:  # noqa: FBT001
-    decisive = not is_and
-    if decisive in results:
-        return decisive
-    return None if None in results else is_and
+def _all(results: list[bool | None]) -> bool | None:
+    return False if False in results else (None if None in results else True)
+
+
+def _any(results: list[bool | None]) -> bool | None:
+    return True if True in results else (None if None in results else False)
 
 
 def _compare(
@@ -203,7 +210,7 @@ def _compare(
     if value is None:
         return None
     if isinstance(right, _LISTS):
-        inside = _joined(False, [_equal(value, item) for item in values])  # noqa: FBT003
+        inside = _any([_equal(value, item) for item in values])
         return None if inside is None else inside == isinstance(comparison, ast.In)
     if values[0] is None:
         return None
@@ -254,7 +261,7 @@ def _relation(
 ) -> pc.Expression:
     if isinstance(right, _LISTS):
         equals = [_relation(ast.Eq(), left, item, keys, schema) for item in right.elts]
-        inside = reduce(operator.or_, equals) if equals else pc.scalar(False)  # noqa: FBT003
+        inside = reduce(operator.or_, equals, pc.scalar(value=False))
         return inside if isinstance(comparison, ast.In) else ~inside
     columns = [n.id for n in (left, right) if isinstance(n, ast.Name) and n.id not in keys]
     if not columns:
@@ -289,15 +296,15 @@ def _as_type(value: str | float, kind: pa.DataType, column: str) -> pa.Scalar:
             return pa.scalar(value, kind)
         if pa.types.is_decimal(kind):
             return pa.scalar(str(value)).cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise ConfigError(f"--where: {value!r} is no {kind}, as column '{column}' is") from None
     raise ConfigError(f"--where compares column '{column}', which is {kind}, with {value!r}")
 
 
 def _as_time(text: str, kind: pa.TimestampType) -> pa.Scalar:
     """Return a time; one without a zone is in UTC where the column has a zone."""
-    plain = pa.timestamp(kind.unit)
     try:
-        return pa.scalar(text).cast(plain).cast(kind) if kind.tz else pa.scalar(text).cast(kind)
+        time = pa.scalar(text).cast(pa.timestamp(kind.unit))
     except pa.ArrowInvalid:
-        return pa.scalar(text).cast(pa.timestamp(kind.unit, kind.tz or "UTC")).cast(kind)
+        time = pa.scalar(text).cast(pa.timestamp(kind.unit, "UTC"))
+    return time.cast(kind)

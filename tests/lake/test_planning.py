@@ -194,6 +194,8 @@ def test_a_name_that_is_neither_key_nor_column_is_told_with_the_nearest(lake):
     [
         ("line < 5", "compares column 'line', which is string, with 5"),
         ("exposure = 'long'", "'long' is no int16, as column 'exposure' is"),
+        ("line = exposure", "does not fit dt=.*equal.*string, int16"),
+        ("not (exposure > image or line = taken)", "does not fit dt="),
         ("taken > 'yesterday'", "'yesterday' is no timestamp"),
         ("image = 'x' and image > 5", "compares column 'image', which is binary, with 5"),
     ],
