@@ -167,7 +167,7 @@ def _next_night(lake: Folder, settings: Settings, plan: Plan, new: int) -> None:
     none = Fragments.of([])
     with tempfile.TemporaryDirectory() as folder:
         scores = Folder.at(folder)
-        timed("_cuts, written", lambda: write_cuts(scores, settings, plan, none, is_whole=True))
+        timed("_cuts, written", lambda: write_cuts(scores, settings, plan, none))
         started = time.perf_counter()
         known = timed("_cuts, read", lambda: read_cuts(scores, settings))
         again = timed(

@@ -12,22 +12,20 @@ import typer
 from jobs import options
 from jobs.console import log, say, show_table
 from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
-from jobs.heartbeat import beating
+from jobs.heartbeat import Heart, beating
 from jobs.members import hold_large_banks
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.retirement import Retired, Retirement
 from jobs.scoring import Planned, pending_of, pipeline_of, plan_score
+from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
 from pipeline.lake import parts, runs
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
 from pipeline.lake.models import MANIFEST
-from pipeline.stages.plan import (
-    Plan,
-    read_cuts,
-    write_cuts,
-)
+from pipeline.stages.plan import Plan, read_cuts, write_cuts
 from pipeline.stages.preflight import Preflight
 
 
@@ -120,11 +118,8 @@ def run(
         FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors.
     """
     retire = Retirement.checked(expire, settings.score.iceberg_table)
-    storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(scores, storage)
-    named = [model] if isinstance(model, str) else model
-    models_ = [Folder.at(one, storage) for one in named]
-    weights = options.weight_files(settings.backbone.weights, storage)
+    lake, target, models_ = _folders(images, model, scores, settings)
+    weights = options.weight_files(settings.backbone.weights, settings.storage)
     preflight = Preflight([lake], [target], [*((one, MANIFEST) for one in models_), *weights])
     preflight.here()
     target.sweep()
@@ -134,30 +129,26 @@ def run(
     job = runs.begin(target, planned.record, planned.plan.kept)
     in_ledger = expired_keys(target, job.record.version)
     pending = pending_of(target, planned, in_ledger)
+    already_done = len(planned.plan.kept) - len(pending)
     log.info(
         "score of %s (%d files opened): %d images in %d fragments, %d of them done, into %s",
         lake.root,
         planned.plan.opened,
         planned.plan.images,
         len(planned.plan.kept),
-        len(planned.plan.kept) - len(pending),
+        already_done,
         target.root,
     )
     with beating(job) as heart:
         earlier = _earlier(target, job, planned.plan)
-        with execution.start(settings.workers, preflight) as runner, ExitStack() as stack:
+        with execution.start(settings.workers, preflight) as runner:
             # Once it is known that the workers reach what they need.
-            is_whole = where is None and since is None
-            write_cuts(target, settings, planned.plan, cuts, is_whole=is_whole)
-            budget = settings.memory_budget or half_of_memory()
-            members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
-            pipeline = pipeline_of(planned, target, job.record, execution.threads, members)
-            tally = drive(heart, runner, pending.by_group(), pipeline)
+            write_cuts(target, settings, planned.plan, cuts)
+            tally = _drive(heart, runner, planned, pending, execution.threads)
         tally.earlier = earlier
-        done_before = len(planned.plan.kept) - len(pending)
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
         retired = retire(target, job, planned.plan.every, in_ledger)
-        return _finish(target, planned, job, tally, retired, already_done=done_before)
+        return _finish(target, planned, job, tally, retired, already_done)
 
 
 def preview(
@@ -169,19 +160,37 @@ def preview(
     since: datetime | None = None,
 ) -> Preview:
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
-    storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(scores, storage)
-    models_ = [Folder.at(one, storage) for one in model]
-    weights = options.weight_files(settings.backbone.weights, storage)
+    lake, target, models_ = _folders(images, model, scores, settings)
+    weights = options.weight_files(settings.backbone.weights, settings.storage)
     Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
-        folder = Folder.at(scratch, storage)
+        folder = Folder.at(scratch, settings.storage)
         pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)
         sample = measure(pending, pipeline, folder)
     return preview_of("score", (lake, target), planned.plan, pending, sample)
+
+
+def _folders(
+    images: str, model: str | Sequence[str], scores: str, settings: Settings
+) -> tuple[Folder, Folder, list[Folder]]:
+    """Return IMAGES, SCORES and the models, which are one or several."""
+    named = [model] if isinstance(model, str) else model
+    lake, target, *models_ = (Folder.at(one, settings.storage) for one in (images, scores, *named))
+    return lake, target, models_
+
+
+def _drive(
+    heart: Heart, runner: Runner, planned: Planned, pending: Fragments, threads: int
+) -> Tally:
+    settings, target = planned.record.settings, heart.run.folder
+    budget = settings.memory_budget or half_of_memory()
+    with ExitStack() as stack:
+        members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
+        pipeline = pipeline_of(planned, target, heart.run.record, threads, members)
+        return drive(heart, runner, pending.by_group(), pipeline)
 
 
 def _earlier(target: Folder, job: runs.Run, plan: Plan) -> Counter[str]:

@@ -32,7 +32,9 @@ class Plan:
     every: Fragments
     kept: Fragments
     # Files that had to be opened; the others are as an earlier plan found them.
-    opened: int = 0
+    opened: int
+    # Whether all files of the lake were looked at.
+    is_whole: bool
 
     @property
     def images(self) -> int:
@@ -72,7 +74,8 @@ def plan_fragments(
     found = plan(images, settings, entries=entries, where=rule, known=known)
     if not found.kept and (entries or since is None):
         raise ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
-    return Plan(found.every, found.kept, found.opened)
+    is_whole = where is None and since is None
+    return Plan(found.every, found.kept, found.opened, is_whole)
 
 
 def read_cuts(scores: Folder, settings: Settings) -> Fragments:
@@ -84,9 +87,7 @@ def read_cuts(scores: Folder, settings: Settings) -> Fragments:
     return known if known.table.schema.equals(PLAN) else Fragments.of([])
 
 
-def write_cuts(
-    scores: Folder, settings: Settings, plan: Plan, known: Fragments, *, is_whole: bool
-) -> None:
+def write_cuts(scores: Folder, settings: Settings, plan: Plan, known: Fragments) -> None:
     """Remember how files were cut, so that a file which does not change is opened once.
 
     Nothing hangs on it: two writers at once write what either may read.
@@ -95,11 +96,10 @@ def write_cuts(
         scores: Where it is kept.
         settings: Those of the plan.
         plan: What was found now.
-        known: What was known before.
-        is_whole: Whether the plan is of all files. Else the others are kept as they were known.
+        known: What was known before, which stays so of files that the plan has not looked at.
     """
     tables = [plan.every.table]
-    if not is_whole:
+    if not plan.is_whole:
         looked_at = pc.is_in(
             known.table.column("path"), value_set=pa.array(plan.every.paths, pa.string())
         )
