@@ -20,7 +20,7 @@ from jobs.preview import preview as preview_of
 from jobs.publishing import publish
 from jobs.update import run as update_model
 from pipeline.cluster.runner import Pipeline
-from pipeline.config import PRESETS, Scalar, Settings, digest
+from pipeline.config import Scalar, Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.features.backbone import load_backbone
 from pipeline.features.extractor import Extractor
@@ -31,6 +31,7 @@ from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
+from pipeline.presets import PRESETS
 from pipeline.stages.corpus import embedded_keys
 from pipeline.stages.decode import Decode, Selection, Source
 from pipeline.stages.embed import Embedder

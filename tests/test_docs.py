@@ -8,8 +8,9 @@ import duckdb
 import pytest
 
 from jobs.cli import app
-from pipeline.config import PRESETS, known_names, load_settings
+from pipeline.config import known_names, load_settings
 from pipeline.methods import build, names, options_of
+from pipeline.presets import PRESETS
 from pipeline.tables import IMAGES, SCORES, markdown
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

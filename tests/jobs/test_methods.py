@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from jobs import evaluate, fit, options, score
-from pipeline.config import PRESETS, Settings, load_settings
+from pipeline.config import Settings, load_settings
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import Manifest, read_manifest
 from pipeline.methods import build, names
+from pipeline.presets import PRESETS
 from tests.conftest import LOCAL, TINY, by_place, output_files
 
 # Small enough for a second each. A method that is not here fails the first test.

@@ -1,0 +1,68 @@
+"""Settings of the papers, by name: `preset=patchcore_paper`. Defaults are for users."""
+
+from collections.abc import Mapping
+
+# The geometry of the papers, which MVTec AD's square images suit.
+_CROPPED: Mapping[str, object] = {"resize": 256, "crop": 224}
+_WIDE_RESNET = "wide_resnet50_2.tv_in1k"
+
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    # Roth et al., CVPR 2022, section 4.1: layers 2 and 3, Eq. 7, and the 10 % bank.
+    "patchcore_paper": {
+        "image": _CROPPED,
+        "backbone": {"name": _WIDE_RESNET, "layers": [2, 3]},
+        "method": {
+            "name": "patchcore",
+            "embedding": "official",
+            "coreset_fraction": 0.1,
+            "image_score": "reweighted",
+        },
+    },
+    # Cohen and Hoshen, 2020: retrieval by the last layer, pixels of the first three.
+    "spade_paper": {
+        "image": _CROPPED,
+        "backbone": {"name": _WIDE_RESNET, "layers": [1, 2, 3, 4]},
+        "method": {"name": "spade", "retrieved": 50, "neighbours": 1},
+    },
+    # Defard et al., ICPR 2021: 550 of 1792 channels. 100 with ResNet-18.
+    "padim_paper": {
+        "image": _CROPPED,
+        "backbone": {"name": _WIDE_RESNET, "layers": [1, 2, 3]},
+        "method": {"name": "padim", "dimensions": 550},
+    },
+    # Rippel et al., ICPR 2020: nine levels of EfficientNet-B4 on the whole image.
+    "mahalanobis_paper": {
+        "image": {"resize": [380, 380]},
+        "backbone": {
+            "name": "tf_efficientnet_b4.aa_in1k",
+            "layers": ["bn1", *(f"blocks.{number}" for number in range(7)), "bn2"],
+        },
+        "method": {"name": "mahalanobis"},
+    },
+    # Lee et al., IEEE Access 2022.
+    "cfa_paper": {
+        "image": _CROPPED,
+        "backbone": {"name": _WIDE_RESNET, "layers": [1, 2, 3]},
+        "method": {"name": "cfa"},
+    },
+    # Bergman et al., 2020.
+    "dn2_paper": {
+        "image": _CROPPED,
+        "backbone": {"name": "resnet101.tv_in1k", "layers": [4]},
+        "method": {"name": "dn2", "neighbours": 2},
+    },
+    # Damm et al., WACV 2025, full-shot: all tokens of the last block of DINOv2 ViT-S/14.
+    "anomalydino_paper": {
+        "image": {"resize": [448, 448]},
+        "backbone": {"name": "vit_small_patch14_dinov2.lvd142m", "layers": [11]},
+        "method": {
+            "name": "patchcore",
+            "embedding": "concat",
+            "neighbourhood": 1,
+            "coreset_fraction": 1.0,
+            "max_bank_rows": 10_000_000,
+            "distance": "cosine",
+            "image_score": "mean_top",
+        },
+    },
+}
