@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+# Column chunks that a reader holds whole; of larger ones it reads what it wants, when it does.
+HELD_BYTES = 256 * 2**20
 # (begin, end) of bytes in a file.
 Range = tuple[int, int]
 

@@ -8,13 +8,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings
-from pipeline.lake.columns import chunk_ranges, select
+from pipeline.lake.columns import HELD_BYTES, chunk_ranges, select
 from pipeline.lake.footers import text_of
 from pipeline.lake.fragments import Fragment
 
 # Arrow reads a column chunk whole, unless it is told to read as it goes: then a page at a time,
-# which writers make 1 MB, or 1,024 rows. Small chunks are faster whole.
-_LARGE_BYTES = 256 * 2**20
+# which writers make 1 MB, or 1,024 rows.
 _BUFFER_BYTES = 8 * 2**20
 
 
@@ -23,7 +22,7 @@ def opened_for(
 ) -> pq.ParquetFile:
     """Return the file, to be read page by page if these columns are more than one can hold."""
     ranges = chunk_ranges(file, row_groups, names)
-    if sum(end - begin for begin, end in ranges) <= _LARGE_BYTES:
+    if sum(end - begin for begin, end in ranges) <= HELD_BYTES:
         return file
     return pq.ParquetFile(
         handle, metadata=file.metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False

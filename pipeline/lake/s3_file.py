@@ -8,15 +8,13 @@ from typing import BinaryIO, cast
 import pyarrow.parquet as pq
 from typing_extensions import Buffer
 
-from pipeline.lake.columns import Range, chunk_ranges
+from pipeline.lake.columns import HELD_BYTES, Range, chunk_ranges
 from pipeline.lake.s3 import Bucket, Parts, Piece
 
 # A request costs some 30 ms, in which a connection carries 2 MB.
 _GAP_BYTES = 2**20
 # Of a read that was not foreseen: fewer requests for who reads on in small steps.
 _AHEAD_BYTES = 2**20
-# Ranges that are fetched at once; of larger ones the reader asks for what it wants, when it does.
-_FETCHED_BYTES = 256 * 2**20
 # A part of an upload: 10,000 of them may make an object, and one is held in memory.
 PART_BYTES = 64 * 2**20
 
@@ -77,7 +75,7 @@ class RangedFile(io.RawIOBase):
     def fetch(self, ranges: Sequence[Range]) -> None:
         """Get these (begin, end) now, near ones together, so that reads in them ask nothing."""
         joined = join_ranges(ranges)
-        if sum(end - begin for begin, end in joined) > _FETCHED_BYTES:
+        if sum(end - begin for begin, end in joined) > HELD_BYTES:
             return
         for begin, end in joined:
             if not self._holds(begin, end - begin):

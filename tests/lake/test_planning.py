@@ -303,7 +303,7 @@ def test_of_a_large_row_group_what_comes_after_the_fragment_is_not_read(
     source = Source(lake, ColumnSettings(), ImageSettings(), GEOMETRY)
     planned = plan(lake, SETTINGS).every
     whole = [source.read(fragment) for fragment in planned]
-    monkeypatch.setattr(rows, "_LARGE_BYTES", 1_000_000)
+    monkeypatch.setattr(rows, "HELD_BYTES", 1_000_000)
     monkeypatch.setattr(rows, "_BUFFER_BYTES", 50_000)
     for fragment, expected in zip(planned, whole, strict=True):
         counted.read_bytes = 0
