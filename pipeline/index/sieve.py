@@ -8,10 +8,9 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
 
-# Queries x bank rows of one product: 392 x 5120 int32 = 8 MB a thread, in which the passes over it
-# and the product itself are fast: a quarter of either takes up to 1.3 times as long. 392 is half
-# an image of 28 x 28 patches.
-QUERIES, TILE = 392, 5120
+# Queries x bank rows of one product: 784 x 5120 int32 = 16 MB a thread; 784 is an image of 28 x 28
+# patches. Half of either takes up to 1.1 times as long.
+QUERIES, TILE = 784, 5120
 # Where k > 1, one of so many columns is a candidate for the limit.
 _GROUP = 16
 # Of a tile's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 15 ns in the
@@ -31,7 +30,7 @@ class Block:
         queries: np.ndarray,
         k: int,
     ) -> None:
-        self._step = projection.step
+        self._projection = projection
         self._bank = bank
         self._vectors = vectors
         self._queries = queries
@@ -61,7 +60,7 @@ class Block:
         shape = (len(self._queries), width)
         scores, mask = self._scores[:count].reshape(shape), self._mask[:count].reshape(shape)
         # |s i(q) - s i(c)|^2 = s^2 (|i(q)|^2 + |i(c)|^2 - 2 i(q) i(c)), of which this is half the
-        # last two, rounded down.
+        # last two, rounded down, less what is usual.
         multiply(self._bytes, self._bank.bytes[begin:end], scores)
         if ignore is not None:
             scores[:, ignore] = NEVER
@@ -116,8 +115,9 @@ class Block:
 
     def _threshold(self) -> Int32[np.ndarray, " queries"]:
         """Return the largest score of a row within the limit."""
-        reach = (np.sqrt(self._limit) + self._slack) / self._step
+        reach = (np.sqrt(self._limit) + self._slack) / self._projection.step
         score = (reach * reach * (1 + 1e-9) - self._coordinates.squared) / 2 + 1
+        score -= self._projection.usual
         capped: np.ndarray = np.minimum(score, NEVER - 1).astype(np.int32)
         return capped
 
@@ -130,13 +130,12 @@ class Block:
 
 
 def _few(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
-    """Return `np.flatnonzero` of a mask with few True, in half the time: eight at a time."""
-    flat = mask.reshape(-1)
-    whole = len(flat) // 8 * 8
-    words = np.flatnonzero(flat[:whole].view(np.uint64) != 0)
-    inside = np.flatnonzero(flat[:whole].reshape(-1, 8)[words])
-    found: np.ndarray = words[inside >> 3] * 8 + (inside & 7)
-    return np.concatenate([found, np.flatnonzero(flat[whole:]) + whole])
+    """Return `np.flatnonzero` of a mask with few True, in two thirds of the time."""
+    bits = np.packbits(mask.reshape(-1))
+    bytes_ = np.flatnonzero(bits != 0)
+    inside = np.flatnonzero(np.unpackbits(bits[bytes_]).view(bool))
+    found: np.ndarray = bytes_[inside >> 3] * 8 + (inside & 7)
+    return found
 
 
 def _lowest(scores: np.ndarray, k: int) -> Int64[np.ndarray, "queries candidates"]:
@@ -178,7 +177,7 @@ _local = local()
 
 
 def _buffers() -> tuple[np.ndarray, np.ndarray]:
-    """Return this thread's scores and mask of a block and tile, 10 MB in all."""
+    """Return this thread's scores and mask of a block and tile, 20 MB in all."""
     if not hasattr(_local, "buffers"):
         count = QUERIES * TILE
         _local.buffers = np.empty(count, np.int32), np.empty(count, bool)
