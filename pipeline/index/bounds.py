@@ -21,9 +21,9 @@ from jaxtyping import Float32, Float64, Int8, Int32
 _SAMPLE = 4096
 # Rows projected at once: 4096 x 1024 float64 = 32 MiB.
 _PROJECTED = 4096
-# Standard deviations that the bytes reach: few clip many rows, many round all. With ResNet-18 and 128
-# components 0.12 to 0.15 % of the pairs are left from 2.5 to 5, and 0.28 % at 10. At 5 the squared
-# lengths take the fewest bytes.
+# Standard deviations that the bytes reach: few clip many rows, many round all. Of ResNet-18's pairs
+# and with 128 components 0.12 to 0.15 % are left from 2.5 to 5, and 0.28 % at 10. Of those, the
+# squared lengths take the fewest bytes at 5.
 _REACH = 5
 # Above every score: 257 coordinates x 127^2 = 4.1 M.
 NEVER = 2**31 - 1
@@ -77,9 +77,9 @@ class Projection:
         # The lengths of the rests have a mean, which would use up a part of the bytes' range.
         centre = coordinates.mean(axis=0)
         step = float((coordinates - centre).std()) * _REACH / 127 or 1.0
-        found = replace(plain, centre=centre, step=step)
-        squared = found._of(sample, np.float64).squared
-        return replace(found, usual=int(squared.min() + squared.max()) // 4)
+        rounding = cls(mean, directions, rotation[-1], centre, step, 0)
+        squared = rounding._of(sample, np.float64).squared
+        return replace(rounding, usual=int(squared.min() + squared.max()) // 4)
 
     def of_bank(self, bank: Float32[np.ndarray, "bank dim"]) -> Coordinates:
         """Return the coordinates of a bank, computed in float64. O(bank * dim * components)."""
