@@ -40,6 +40,8 @@ class AcceleratedSearch:
         cls, bank: Float32[np.ndarray, "bank dim"], device: torch.device
     ) -> "AcceleratedSearch":
         """Return a search over the bank, which is copied to the device: 6 bytes a value."""
+        # Sums of parts would be rounded to bfloat16, too, which no bound allows for.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         rows = torch.from_numpy(np.ascontiguousarray(bank)).to(device)
         mean = rows.mean(dim=0)
         centred = rows - mean
@@ -109,15 +111,15 @@ class AcceleratedSearch:
     def _error(self, squared: Tensor) -> Tensor:
         """Bound the error of the scores, given the squared lengths of the queries.
 
-        Rounding to bfloat16 loses 2^-9 of each value: of q.c the queries, the bank and the product
-        itself once each, 2^-9 |q||c|; that is doubled. Sums of d terms in float32, truncated as on
-        tensor cores, lose d 2^-23. What is left, in float32, is less than (d + 8) 2^-23 of
-        (|q| + |c|)^2; a tenth is for second orders.
+        Rounding to bfloat16, of 8 bits, loses 2^-8 of a value: of q.c the queries, the bank and
+        the product itself once each. Sums of d terms in float32, truncated as on tensor cores,
+        lose d 2^-23. All of that counts twice, as of 2 q.c. What is left, in float32, is less than
+        (d + 8) 2^-23 of (|q| + |c|)^2; a tenth is for second orders.
         """
         largest = self._squared.max().sqrt()
         length = squared.sqrt()
         dim = self._rows.shape[1]
-        product = 2 * (3 * 2.0**-9 + dim * 2.0**-23) * length * largest
+        product = 2 * (3 * 2.0**-8 + dim * 2.0**-23) * length * largest
         rest = (dim + 8) * 2.0**-23 * (length + largest).square()
         return 1.1 * (product + rest)
 

@@ -89,9 +89,9 @@ def search_over(
 
     Args:
         bank: float32 rows.
-        sample: Queries as they will come. Without, bank rows that are left out of the bank: a row
-            of a greedy coreset is at least the covering radius from all others, so it is a patch
-            that is harder to search for than the normal ones. A row with a little noise would be
+        sample: Queries as they will come, at least one. Without, bank rows that are left out of the
+            bank: a row of a greedy coreset is at least the covering radius from all others, so it
+            is a patch that is harder to search for than normal ones. A row with some noise would be
             its own neighbour, so near that everything else is pruned.
         threads: Blocks of queries at a time; None is as many as torch would use.
     """
@@ -100,7 +100,7 @@ def search_over(
     candidates = [count for count in COMPONENTS if count < bank.shape[1]]
     if len(bank) < _FEWEST_ROWS or not candidates or not products_are_exact():
         return ChosenSearch(dense, None)
-    principal = principal_directions(bank)
+    principal, _ = principal_directions(bank)
     best = _most_hopeful(bank, sample, candidates, threads, principal)
     if best == 0:
         return ChosenSearch(dense, None)

@@ -83,10 +83,13 @@ class ExactSearch:
         ranked = centred @ self._augmented.T
         if ignore is not None:
             ranked[:, ignore] = np.inf
-        # A dot product of length d errs by at most d 2^-24 |q||c|; 2 q.c and |c|^2 are one each.
+        # A dot product of length d errs by at most d 2^-24 |q||c|; 2 q.c and |c|^2 are one each. Of
+        # rows that are small beside the query, what is measured in the end errs by more than that.
+        # 1e-35 is too small for float32.
         norms = np.linalg.norm(centred[:, :-1], axis=1)
         largest = np.sqrt(self._augmented[:, -1].max())
-        error = queries.shape[1] * 2**-24 * largest * (2 * norms + largest)
+        error = 2**-24 * largest * (2 * norms + largest) + 2**-51 * norms * norms
+        error = queries.shape[1] * error + 1e-35
         limit = ranked.min(axis=1) if k == 1 else np.partition(ranked, k - 1, axis=1)[:, k - 1]
         # Flat, then divided: np.nonzero of two axes takes half as long as the product itself.
         near = np.flatnonzero(ranked <= (limit + 2 * error)[:, None])
@@ -125,6 +128,9 @@ def measured(
         query: Of each pair; rising, and every query with at least k pairs.
         row: Of each pair.
         k: Neighbours of each query; ties go to the lowest row.
+
+    Raises:
+        ValueError: if a query has fewer pairs, as where it or the bank is not finite.
     """
     squared = np.empty(len(query))
     for begin in range(0, len(query), _PAIRS):
@@ -133,6 +139,8 @@ def measured(
         squared[pairs] = np.einsum("nd,nd->n", difference, difference)
     # By query, then distance, then row: the first k of each query are its neighbours.
     order = np.lexsort((row, squared, query))
-    first = np.searchsorted(query[order], np.arange(len(queries)))
+    first = np.searchsorted(query, np.arange(len(queries)))
+    if (np.diff(first, append=len(query)) < k).any():
+        raise ValueError(f"no {k} rows can be compared: some values are not finite")
     chosen = order[first[:, None] + np.arange(k)]
     return np.sqrt(squared[chosen]).astype(np.float32), row[chosen]

@@ -19,12 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Lock
 
-import faiss
 import numpy as np
 import torch
 from jaxtyping import Float32
 
-from pipeline.index.sieve import QUERIES
+from pipeline.index.sieve import QUERIES, one_thread_each
 from pipeline.index.slots import Slots
 
 # One image's vectors, float32 (pixels, dim) of each layer.
@@ -71,8 +70,7 @@ class Galleries:
         self._slots: OrderedDict[int, int] = OrderedDict()
         self._lock = Lock()
         self._threads = threads or torch.get_num_threads()
-        # Each block on one thread: what faiss and torch would start of their own would fight.
-        self._pool = ThreadPoolExecutor(self._threads, initializer=_use_one_thread)
+        self._pool = one_thread_each(self._threads)
 
     def nearest(
         self, queries: Maps, images: Sequence[int], k: int
@@ -155,8 +153,3 @@ def _same_place(
 ) -> np.ndarray:
     distances = np.stack(list(pool.map(partial(layer.same_place, queries), slots)), axis=1)
     return np.sort(distances, axis=1)[:, :k]
-
-
-def _use_one_thread() -> None:
-    faiss.omp_set_num_threads(1)
-    torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Exact nearest neighbours with most of the bank ruled out by lower bounds.
 
-For a block of queries and a tile of the bank that stay in the cache:
+For a block of queries and a tile of the bank:
 
 1. *Bound*: one product of bytes gives lower bounds on all distances (`pipeline.index.bounds`).
 2. *Limit*: the rows with the lowest bounds are measured; the k-th smallest distance of a query so
@@ -17,14 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
-import faiss
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
 from pipeline.index.bounds import Coordinates, Projection, principal_directions
 from pipeline.index.exact import ExactSearch, check_asked, measured
-from pipeline.index.sieve import QUERIES, TILE, Block
+from pipeline.index.sieve import QUERIES, TILE, Block, one_thread_each
 
 # Of a block's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 100 ns when it is
 # measured, so at this share 2 ns.
@@ -59,15 +58,14 @@ class PrunedSearch:
             dense: For the blocks that cannot be pruned.
             components: Principal directions of the bound, at most dim; 0 is the dense search.
             threads: Blocks at a time; None is as many as torch would use.
-            principal: `principal_directions` of the bank, if they are known.
+            principal: The `principal_directions` of the bank, if they are known.
         """
         threads = threads or torch.get_num_threads()
-        # Each block on one thread: what faiss and torch would start of their own would fight.
-        pool = ThreadPoolExecutor(threads, initializer=_use_one_thread)
+        pool = one_thread_each(threads)
         if components == 0:
             return cls(dense, 0, None, None, pool, threads)
         bank = dense.bank
-        directions = principal_directions(bank) if principal is None else principal
+        directions = principal_directions(bank)[0] if principal is None else principal
         projection = Projection.onto(bank, directions, min(components, bank.shape[1]))
         return cls(dense, components, projection, projection.of_bank(bank), pool, threads)
 
@@ -151,8 +149,3 @@ def _blocks(queries: int, threads: int) -> list[slice]:
     count = -(-queries // (threads * QUERIES)) * threads
     edges = np.unique(np.linspace(0, queries, count + 1).astype(np.int64))
     return [slice(int(a), int(b)) for a, b in pairwise(edges)]
-
-
-def _use_one_thread() -> None:
-    faiss.omp_set_num_threads(1)
-    torch.set_num_threads(1)

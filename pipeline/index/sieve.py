@@ -1,9 +1,11 @@
 """One block of queries on its way through the bank, tile by tile: see `pipeline.index.pruned`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from threading import local
 
 import faiss
 import numpy as np
+import torch
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
@@ -90,7 +92,7 @@ class Block:
         rounding = 1 + (self._queries.shape[1] + 3) * _UNIT
         if self._k == 1:
             first = np.searchsorted(query, np.arange(len(self._queries)))
-            limit = np.minimum.reduceat(distance, first).astype(np.float64) * rounding
+            limit = np.minimum.reduceat(distance, first).astype(np.float64) * rounding + 1e-35
         near = np.flatnonzero(distance <= (limit * rounding)[query])
         return query[near], row[near]
 
@@ -183,3 +185,13 @@ def _buffers() -> tuple[np.ndarray, np.ndarray]:
         _local.buffers = np.empty(count, np.int32), np.empty(count, bool)
     buffers: tuple[np.ndarray, np.ndarray] = _local.buffers
     return buffers
+
+
+def one_thread_each(threads: int) -> ThreadPoolExecutor:
+    """Return a pool for blocks: what faiss and torch would start of their own would fight."""
+    return ThreadPoolExecutor(threads, initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)

@@ -20,8 +20,8 @@ from pipeline.index.sieve import TILE, Block
 # times as long with 95 % as with 98 % (more pairs are left), DenseNet-169's 0.8 to 0.9 times.
 _VARIANCE = 0.97
 _STEP, _MOST = 16, 256
-# Rows from which the variance is taken, and a dense search's at once: 16384 x 1024 x 4 = 64 MiB.
-_SAMPLE, _DENSE_ROWS = 4096, 16384
+# Rows of a dense search at once: 16384 x 1024 x 4 = 64 MiB.
+_DENSE_ROWS = 16384
 # Of a block's pairs: one costs 3 ns or more in the dense search and 100 ns when it is measured.
 _MANY = 1 / 50
 
@@ -190,9 +190,7 @@ def _projection(rows: Float32[np.ndarray, "rows dim"]) -> Projection | None:
     candidates = range(_STEP, min(_MOST + 1, rows.shape[1]), _STEP)
     if not candidates or not products_are_exact():
         return None
-    directions = principal_directions(rows)
-    some = rows[:: -(-len(rows) // _SAMPLE)].astype(np.float64)
-    shares = np.cumsum(np.var(some @ directions, axis=0))
-    shares /= max(shares[-1], np.finfo(np.float64).tiny)
-    enough = (count for count in candidates if shares[count - 1] >= _VARIANCE)
+    directions, shares = principal_directions(rows)
+    held = np.cumsum(shares)
+    enough = (count for count in candidates if held[count - 1] >= _VARIANCE)
     return Projection.onto(rows, directions, next(enough, candidates[-1]))

@@ -21,15 +21,6 @@ from jaxtyping import Float32, Float64
 from pipeline.maths.gaussian import Moments
 
 
-def fourth_powers(
-    rows: Float32[np.ndarray, "rows dim"], mean: Float64[np.ndarray, " dim"]
-) -> float:
-    """Return the sum over rows of |x - mean|^4; parts of the rows add up."""
-    centred = rows - mean
-    squared = np.einsum("nd,nd->n", centred, centred)
-    return float(squared @ squared)
-
-
 @dataclass(frozen=True)
 class Powers:
     """Sums over rows about their mean: `third` of |u|^2 u, `fourth` of |u|^4, with u = x - mean."""
@@ -83,7 +74,7 @@ def ledoit_wolf(moments: Moments, fourth: float) -> tuple[Float64[np.ndarray, "d
 
     Args:
         moments: Without positions.
-        fourth: `fourth_powers` of all rows around the mean of `moments`.
+        fourth: That of `Powers`, of all rows about the mean of `moments`.
     """
     empirical = moments.covariance(ddof=0)
     dim = len(empirical)

@@ -30,7 +30,7 @@ from pipeline.config import Layers
 from pipeline.errors import ConfigError
 from pipeline.features.patches import pooled
 from pipeline.maths.gaussian import Moments, merge, whitener, without
-from pipeline.maths.shrinkage import Powers, fourth_powers, ledoit_wolf, oas
+from pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
 from pipeline.methods.contract import Arrays, Corpus, Earlier, Fitted, Model, Progress, Scores
 
 Directions = Float64[np.ndarray, "dim kept"]
@@ -276,7 +276,7 @@ def _fourths(
     with threadpool_limits(1, "blas"):
         for name, rows in embeddings.items():
             projected = (rows - means[name]) @ directions[name]
-            found[name] = fourth_powers(projected, np.zeros(projected.shape[1]))
+            found[name] = Powers.of(projected, np.zeros(projected.shape[1])).fourth
     return found
 
 

@@ -44,6 +44,16 @@ def test_results_equal_the_dense_search_to_the_bit(device, k, rank, offset, monk
         np.testing.assert_array_equal(distances, expected)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_that_bfloat16_rounds_as_wrongly_as_it_can_are_told_apart(device):
+    # Just above and below the middle of two bfloat16s: one rounds up, the other down.
+    middle = 1 + 2.0**-8
+    up, down = (np.full(64, middle + by, np.float32) for by in (2.0**-16, -(2.0**-16)))
+    bank = np.stack([up, -up, down, -down])
+    distances, found = AcceleratedSearch.over(bank, torch.device(device)).nearest(down[None], 1)
+    assert (distances.item(), found.item()) == (0, 2)
+
+
 def test_ties_go_to_the_lowest_row_and_a_bank_of_one_row_works():
     bank = np.repeat(rows(50, rank=20, offset=0.0, seed=0), 4, axis=0)
     search = AcceleratedSearch.over(bank, torch.device("cpu"))

@@ -122,3 +122,22 @@ def test_more_neighbours_than_rows_and_other_dimensions_are_named():
         search.nearest(np.zeros((1, 3), np.float32), 4, ignore=np.array([2]))
     with pytest.raises(ValueError, match="1 neighbours of 2 dimensions from 4 rows of 3"):
         search.nearest(np.zeros((1, 2), np.float32), 1)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22, 1e-23, 1e-30])
+def test_rows_whose_squares_are_too_small_for_float32_are_told_apart(scale):
+    rng = np.random.default_rng(0)
+    bank = (scale * rng.normal(size=(60, 24))).astype(np.float32)
+    queries = (scale * rng.normal(size=(40, 24))).astype(np.float32)
+    _, rows = ExactSearch.over(bank).nearest(queries, 3)
+    np.testing.assert_array_equal(rows, brute_force(bank, queries, 3)[1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_query_that_is_not_finite_is_refused(value, place):
+    bank = np.array([[0, 0], [3, 3], [1, 1]], np.float32)
+    queries = bank.copy()
+    queries[place, 0] = value
+    with pytest.raises(ValueError, match="not finite"), np.errstate(invalid="ignore"):
+        ExactSearch.over(bank).nearest(queries, 1)

@@ -55,6 +55,11 @@ def with_outliers(rng: np.random.Generator, rows: int) -> np.ndarray:
     return (far * low_rank(rng, rows)).astype(np.float32)
 
 
+def tiny(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """With squares that float32 rounds to 0, or nearly."""
+    return low_rank(rng, rows) * np.float32(1e-22)
+
+
 def constant(rng: np.random.Generator, rows: int) -> np.ndarray:
     return np.full((rows, DIM), 2.5, np.float32)
 
@@ -67,6 +72,7 @@ KINDS = [
     duplicated,
     offset,
     with_outliers,
+    tiny,
     constant,
 ]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -138,7 +144,7 @@ def test_a_bound_is_never_above_the_distance(kind):
     rng = np.random.default_rng(5)
     bank = kind(rng, 800)
     queries = queries_for(kind, rng, bank, 100)
-    projection = Projection.onto(bank, principal_directions(bank), 32)
+    projection = Projection.onto(bank, principal_directions(bank)[0], 32)
     left, right = projection.of_queries(queries), projection.of_bank(bank)
     difference = queries[:, None].astype(np.float64) - bank
     distance = np.linalg.norm(difference, axis=2)
@@ -153,6 +159,40 @@ def test_a_bound_is_never_above_the_distance(kind):
     digits = right.bytes[:, coordinates:].astype(np.int64)
     digits[:, :-1] *= 127
     np.testing.assert_array_equal(digits.sum(axis=1), right.squared // 2 - projection.usual)
+
+
+@kinds
+def test_no_row_within_the_limit_has_a_score_above_the_threshold(kind):
+    """The same law of the integers that decide, where the limit is the distance itself."""
+    rng = np.random.default_rng(5)
+    bank = kind(rng, 800)
+    queries = queries_for(kind, rng, bank, 25)
+    projection = Projection.onto(bank, principal_directions(bank)[0], 32)
+    coordinates = projection.of_bank(bank)
+    block = sieve.Block(projection, coordinates, bank, queries, 1)
+    scores = block._bytes.astype(np.int64) @ coordinates.bytes.T.astype(np.int64)
+    difference = queries[:, None].astype(np.float64) - bank
+    for row, squared in enumerate(np.einsum("qbd,qbd->bq", difference, difference)):
+        block._best[:, 0] = squared
+        assert (scores[:, row] <= block._threshold()).all()
+
+
+@given(
+    usual=st.integers(0, 2_000_000),
+    learned=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=5),
+    others=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=5),
+)
+def test_bytes_give_the_number_and_too_few_of_them_less(usual, learned, others):
+    def total(digits: np.ndarray) -> np.ndarray:
+        return digits[:, :-1].sum(axis=1, dtype=int) * 127 + digits[:, -1]
+
+    numbers = np.array(others, np.int32)
+    digits = bounds._as_bytes(numbers, usual)
+    np.testing.assert_array_equal(total(digits), numbers - usual)
+    # Room for others is learned from a sample: see `Slots.put`.
+    width = bounds._as_bytes(np.array(learned, np.int32), usual).shape[1]
+    cut = np.column_stack([digits[:, :-1][:, : width - 1], digits[:, -1]])
+    assert (total(cut) <= numbers - usual).all()
 
 
 def test_bounds_leave_few_rows_of_low_rank_data():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.covariance import OAS, LedoitWolf
 
 from pipeline.maths.gaussian import Moments, merge, whitener
-from pipeline.maths.shrinkage import fourth_powers, ledoit_wolf, oas
+from pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
 
 
 @st.composite
@@ -28,7 +28,7 @@ def streamed(rows, parts=4):
     """Moments and fourth powers from two passes over parts."""
     split = [part for part in np.array_split(rows, parts) if len(part)]
     moments = reduce(merge, [Moments.of(part) for part in split])
-    return moments, sum(fourth_powers(part, moments.mean) for part in split)
+    return moments, sum(Powers.of(part, moments.mean).fourth for part in split)
 
 
 @given(rows=samples())
@@ -61,8 +61,9 @@ def test_fewer_rows_than_features_give_a_covariance_that_can_be_whitened():
 
 def test_fourth_powers_of_parts_add_up_to_those_by_hand():
     rows = np.array([[3, 4], [0, 0], [0, 1]], np.float32)
-    assert fourth_powers(rows, np.zeros(2)) == 625 + 1
-    assert fourth_powers(rows[:1], np.zeros(2)) + fourth_powers(rows[1:], np.zeros(2)) == 626
+    assert Powers.of(rows, np.zeros(2)).fourth == 625 + 1
+    parts = Powers.of(rows[:1], np.zeros(2)) + Powers.of(rows[1:], np.zeros(2))
+    assert parts.fourth == 626
 
 
 def test_images_that_are_all_the_same_have_no_covariance_and_no_numbers_that_are_not_finite():
