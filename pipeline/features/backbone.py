@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import torch
 from jaxtyping import UInt8
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.config import BackboneSettings, StorageSettings, nearest
@@ -114,6 +114,8 @@ def _from_file(
         )
     with _as_local_file(*located) as path:
         try:
+            with safe_open(path, "pt") as file:
+                held = {_plain(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             network = create_network(
                 settings, seed, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
             )
@@ -122,21 +124,32 @@ def _from_file(
         except (RuntimeError, KeyError) as error:
             first = str(error).strip().splitlines()[-1].strip()
             raise ConfigError(f"'{uri}' is not weights of '{settings.name}': {first}") from None
-    # timm loads feature extractors leniently: what the file lacks stays random, without a word.
-    # A weight that the file does not hold is the same as before loading, from the same seed.
-    fresh = dict(create_network(settings, seed, pretrained=False).named_parameters())
-    used = [name for name in state_in_use(network) if name in fresh]
+    # timm loads feature extractors leniently: what the file lacks stays as it was, without a word.
+    fresh = create_network(settings, seed, pretrained=False).state_dict()
+    learned = {name for name, _ in network.named_parameters()}
+    used = {
+        name: tensor
+        for name, tensor in state_in_use(network).items()
+        if name in learned or "running_" in name
+    }
+    # A new matrix is random, of this very seed. A new vector may be what the trained one is, too:
+    # of those the name tells, which timm may change, but not of matrices and vectors alike.
     absent = [
         name
-        for name in used
-        if fresh[name].ndim > 1 and torch.equal(network.get_parameter(name), fresh[name])
+        for name, tensor in used.items()
+        if torch.equal(tensor, fresh[name]) and (tensor.ndim > 1 or _plain(name) not in held)
     ]
     if absent:
         raise ConfigError(
             f"'{uri}' is not weights of '{settings.name}': it lacks {len(absent)} of its "
-            f"{len(used)} parameters, for example '{absent[0]}'"
+            f"{len(used)} tensors, for example '{absent[0]}'"
         )
     return network
+
+
+def _plain(name: str) -> str:
+    """Return a tensor's name as it is the same in a file, a network, and one cut to its layers."""
+    return name.removeprefix("network.").replace("_", ".")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.features.backbone import Backbone
 
 # From feature maps (images, channels, rows, columns) to arrays by name, images first.
@@ -36,7 +37,11 @@ class Extractor:
         )
 
     def __call__(self, pixels: UInt8[np.ndarray, "images h w 3"]) -> dict[str, np.ndarray]:
-        """Return the embeddings, by name; without images, none."""
+        """Return the embeddings, by name; without images, none.
+
+        Raises:
+            ConfigError: if they are not finite.
+        """
         if len(pixels) == 0:
             return {}
         size = 1 if self.backbone.device.type == "cpu" else self.batch_size
@@ -56,7 +61,11 @@ class Extractor:
         padded[: len(pixels)] = pixels
         with torch.inference_mode():
             embedded = self.embed(self.backbone.feature_maps(torch.from_numpy(padded)))
-            return {
-                name: tensor[: len(pixels)].contiguous().cpu().numpy()
-                for name, tensor in embedded.items()
-            }
+            own = {name: tensor[: len(pixels)].contiguous() for name, tensor in embedded.items()}
+            # Pixels cannot be the cause. A distance to what is not finite would be none.
+            if not all(bool(tensor.isfinite().all()) for tensor in own.values()):
+                raise ConfigError(
+                    "the backbone's features are not finite: its weights are damaged; "
+                    "name others with --weights"
+                )
+            return {name: tensor.cpu().numpy() for name, tensor in own.items()}

@@ -179,17 +179,26 @@ class ApproximateSearch:
         )
 
 
-def measure(search: Search, oracle: Search, queries: Float32[np.ndarray, "queries dim"]) -> Quality:
+def measure(
+    search: Search,
+    oracle: Search,
+    queries: Float32[np.ndarray, "queries dim"],
+    *,
+    are_rows: bool = False,
+) -> Quality:
     """Return what the search loses on the queries. Costs one exact search of them.
 
     Args:
         search: Over the same bank as the oracle.
         oracle: An exact search.
-        queries: Held-out normal patches, at least one: patches of the bank find themselves too
-            easily, and rows near them were chosen to be far apart.
+        queries: Held-out normal patches, at least one: rows of a coreset were chosen to be far
+            apart.
+        are_rows: They are rows of the bank, where there are no others; each of them finds itself
+            first, and is measured by its second neighbour.
     """
-    found = search.nearest(queries, 1)[0][:, 0].astype(np.float64)
-    exact = oracle.nearest(queries, 1)[0][:, 0].astype(np.float64)
+    k = 2 if are_rows and search.size > 1 else 1
+    found = search.nearest(queries, k)[0][:, -1].astype(np.float64)
+    exact = oracle.nearest(queries, k)[0][:, -1].astype(np.float64)
     error = np.divide(found - exact, found, out=np.zeros_like(found), where=found > 0)
     return Quality(
         queries=len(queries),

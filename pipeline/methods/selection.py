@@ -3,6 +3,8 @@
 * `driver`: all rows in this process;
 * `distributed`: rows held by the workers, the same indices as `driver`;
 * `partitioned`: rows are read part by part, an approximation with a proven bound.
+
+Of a coreset of all rows (`all`) nothing is selected.
 """
 
 import logging
@@ -54,6 +56,10 @@ class Selector:
         """Return `size` rows of the corpus, whose embeddings are (images, rows, columns, dim)."""
         projection = self.project(corpus.shapes[self.embedding][-1])
         rows = _Patches(corpus, self.embedding, projection)
+        if size >= rows.count:
+            # Greedy would take all of them, too, in quadratic time.
+            everything = {"patches": float(rows.count), "coreset": "all", "covering_radius": 0.0}
+            return Selection(np.arange(rows.count), everything)
         strategy = self._choose(rows, corpus)
         facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
         if strategy == "partitioned":

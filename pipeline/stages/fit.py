@@ -19,10 +19,13 @@ from pipeline.stages.calibrate import Calibrator, spread
 from pipeline.stages.corpus import StoredCorpus
 from pipeline.stages.gallery import StoredGallery, write_gallery
 from pipeline.stages.membership import Membership
-from pipeline.stages.models import Accounts, bank_files, measured_quality, store_group
-
-# Patches on which an approximate index is held against exact search: one missed in 2000 is seen.
-_HELD_OUT_PATCHES = 2000
+from pipeline.stages.models import (
+    MEASURED_PATCHES,
+    Accounts,
+    bank_files,
+    measured_quality,
+    store_group,
+)
 
 
 def fit_group(
@@ -131,8 +134,8 @@ def bank_and_facts(
 
 def _held_out(
     corpus: StoredCorpus, bank: MemoryBank, before: int
-) -> Float32[np.ndarray, "queries dim"]:
-    """Return normal patches that are not in the bank, evenly spread.
+) -> Float32[np.ndarray, "queries dim"] | None:
+    """Return normal patches that are not in the bank, evenly spread; None if all are in it.
 
     Raises:
         ConfigError: if the bank's rows are not of images, so that nothing can be held against it.
@@ -148,5 +151,6 @@ def _held_out(
     origin = bank.origin - np.array([before, 0, 0])
     of_corpus = origin[origin[:, 0] >= 0]
     taken = np.ravel_multi_index(tuple(of_corpus.T), (corpus.images, height, width))
-    candidates = np.arange(0, patches, max(1, patches // _HELD_OUT_PATCHES))
-    return gather_rows(corpus, np.setdiff1d(candidates, taken), bank.embedding)
+    candidates = np.arange(0, patches, max(1, patches // MEASURED_PATCHES))
+    left = np.setdiff1d(candidates, taken)
+    return gather_rows(corpus, left, bank.embedding) if len(left) else None

@@ -140,18 +140,31 @@ def test_weights_of_a_smaller_network_are_refused(resnet18_file):
     settings = RESNET18.model_copy(
         update={"name": "resnet34.tv_in1k", "weights": str(resnet18_file)}
     )
-    with pytest.raises(ConfigError, match="lacks 14 of its 87 parameters") as error:
+    with pytest.raises(ConfigError, match="lacks 70 of its 145 tensors") as error:
         load_backbone(settings)
     assert str(resnet18_file) in str(error.value)
     assert "resnet34.tv_in1k" in str(error.value)
 
 
-def test_weights_that_lack_one_tensor_are_refused(resnet18, tmp_path):
+@pytest.mark.parametrize(
+    "tensor", ["layer2.1.conv2.weight", "layer2.1.bn2.bias", "layer2.1.bn2.running_var"]
+)
+def test_weights_that_lack_one_tensor_are_refused(resnet18, tmp_path, tensor):
     state = resnet18.state_dict()
-    del state["layer2.1.conv2.weight"]
+    del state[tensor]
     save_file(state, tmp_path / "holed.safetensors")
-    with pytest.raises(ConfigError, match=r"for example 'layer2\.1\.conv2\.weight'"):
+    with pytest.raises(ConfigError, match=f"lacks 1 of its .* for example '{tensor}'"):
         load_backbone(RESNET18.model_copy(update={"weights": str(tmp_path / "holed.safetensors")}))
+
+
+def test_weights_that_are_not_finite_are_told(resnet18, tmp_path, pictures):
+    state = resnet18.state_dict()
+    state["layer2.1.conv2.weight"] = state["layer2.1.conv2.weight"] * torch.nan
+    path = tmp_path / "damaged.safetensors"
+    save_file(state, path)
+    extract = Extractor(load_backbone(RESNET18.model_copy(update={"weights": str(path)})), embed)
+    with pytest.raises(ConfigError, match="not finite: its weights are damaged"):
+        extract(pictures)
 
 
 def test_weights_of_other_shapes_are_refused(tmp_path):
@@ -287,7 +300,9 @@ def test_what_follows_the_last_named_layer_need_not_be_in_the_file(
 
     assert len(digests) == 1
     deeper = RESNET18.model_copy(update={"layers": ("layer1", "layer4.0"), "weights": str(cut)})
-    with pytest.raises(ConfigError, match=r"lacks 3 of its 54 .* 'network\.layer4\.0\.conv1\.weig"):
+    with pytest.raises(
+        ConfigError, match=r"lacks 15 of its 90 .* 'network\.layer4\.0\.conv1\.weig"
+    ):
         load_backbone(deeper)
 
 
@@ -381,7 +396,9 @@ def test_only_the_blocks_that_a_transformer_needs_are_kept_and_counted(tmp_path)
     save_file({k: v for k, v in state.items() if not k.startswith(("blocks.4", "head"))}, path)
     settings = BackboneSettings(name="vit_tiny_patch16_224", layers=(3,), weights=str(path))
     assert len(load_backbone(settings).network.network.blocks) == 4
-    with pytest.raises(ConfigError, match=r"lacks 4 of .* 'network\.blocks\.4\.attn\.qkv\.weight'"):
+    with pytest.raises(
+        ConfigError, match=r"lacks 12 of its 78 .* 'network\.blocks\.4\.norm1\.weight'"
+    ):
         load_backbone(settings.model_copy(update={"layers": (5,)}))
 
 

@@ -103,6 +103,7 @@ def test_the_effort_is_kept_in_the_file(bank):
 def test_flat_shards_lose_nothing(searches, bank, held_out):
     exact = ExactSearch.over(bank)
     assert measure(searches["flat"], exact, held_out) == Quality(500, 1.0, 0.0, 0.0)
+    assert measure(searches["flat"], exact, bank[:500], are_rows=True) == Quality(500, 1.0, 0, 0)
     for k in (1, 3, 9):
         assert_equal_answers(searches["flat"].nearest(held_out, k), exact.nearest(held_out, k))
 

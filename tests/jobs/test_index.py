@@ -35,6 +35,19 @@ def test_an_approximate_index_records_its_quality_and_scores_alike(
         assert row["image_score"] == pytest.approx(exact[place]["image_score"], rel=0.2)
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize("method", [{"name": "dn2"}, {"name": "patchcore", "coreset_fraction": 1}])
+def test_where_the_bank_is_all_there_is_each_row_is_measured_among_the_others(
+    kind: str, method: dict[str, object], images: Path, tmp_path: Path
+):
+    index = {"kind": kind, "min_recall": 0.5, "effort": 64}
+    scored(images, tmp_path, LOCAL, index=index, method=method)
+    for group in read_manifest(Folder(str(tmp_path / "model"))).groups.values():
+        assert float(group.facts["queries"]) == float(group.facts["bank_rows"])
+        # Of so few rows nothing is missed: of itself each would be sure, and is not counted.
+        assert float(group.facts["recall_at_1"]) > 0.9
+
+
 def test_an_index_below_the_recall_asked_is_refused_with_the_figures(
     images: Path, tmp_path: Path, patchlake
 ):

@@ -14,6 +14,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.models import GroupRecord, read_manifest
 from pipeline.maths.coreset import greedy, select
 from pipeline.maths.shard import Shard
+from pipeline.methods import selection
 from pipeline.methods.selection import HeldRows
 from tests.conftest import LOCAL, TINY
 
@@ -148,3 +149,18 @@ def test_a_projected_selection_keeps_full_rows(images: Path, tmp_path: Path):
         sizes = [file.bytes for file in group.files if file.role.endswith(".faiss")]
         dim = (sum(sizes)) / 4 / float(group.facts["bank_rows"])
         assert np.round(dim, -1) == 380 or dim > 380
+
+
+@pytest.mark.parametrize("coreset", ["auto", "distributed", "partitioned"])
+def test_a_coreset_of_all_rows_is_all_rows_and_nothing_is_selected(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coreset: str
+):
+    def no_greedy(*_: object, **__: object) -> None:
+        raise AssertionError("quadratic in the rows")
+
+    for name in ("greedy", "select", "partitioned"):
+        monkeypatch.setattr(selection, name, no_greedy)
+    method = {"coreset_fraction": 1.0, "coreset": coreset}
+    for group in fitted(images, tmp_path, LOCAL, method=method).values():
+        assert group.facts["bank_rows"] == group.facts["patches"] == group.images * 64
+        assert (group.facts["coreset"], group.facts["covering_radius"]) == ("all", 0.0)
