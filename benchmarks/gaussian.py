@@ -1,14 +1,16 @@
 r"""PaDiM's statistics: ours against loops over locations, on real features.
 
-    python benchmarks/gaussian.py IMAGES --weights resnet18.safetensors --anomalib SITE
+    python benchmarks/gaussian.py IMAGES --weights resnet18.safetensors --anomalib SITE \
+        --ind-knn-ad CHECKOUT
 
 From the same embeddings (100 channels of ResNet-18 at 56 x 56 locations) to mean and what scoring
 needs of each covariance. Contenders take turns, with the same number of threads; medians of seconds
 and the ratio to ours.
 
-    ours      moments of fragments, merged; Cholesky whitening; float64
-    loop      numpy: np.cov and np.linalg.inv of each location in a Python loop; float64
-    anomalib  its MultiVariateGaussian, from SITE (site-packages, or `src` of a checkout); float32
+    ours        moments of fragments, merged; Cholesky whitening; float64
+    loop        numpy: np.cov and np.linalg.inv of each location in a Python loop; float64
+    anomalib    its MultiVariateGaussian, from SITE (site-packages, or `src` of a checkout); float32
+    ind_knn_ad  its PaDiM.fit on these embeddings instead of images; float32, epsilon 0.04
 """
 
 import argparse
@@ -16,6 +18,7 @@ import importlib
 import os
 import statistics
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -47,6 +50,8 @@ def main() -> None:
     contenders: dict[str, Precisions] = {"ours": partial(ours, threads=threads), "loop": loop}
     if arguments.anomalib:
         contenders["anomalib"] = load_anomalib(arguments.anomalib)
+    if arguments.ind_knn_ad:
+        contenders["ind_knn_ad"] = load_ind_knn_ad(arguments.ind_knn_ad)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     found: dict[str, np.ndarray] = {}
     for _ in range(arguments.repeats):
@@ -106,6 +111,25 @@ def load_anomalib(site: Path) -> Precisions:
     return run
 
 
+def load_ind_knn_ad(checkout: Path) -> Precisions:
+    """Take the peer's `fit`, with its batches and without its network."""
+    sys.path.insert(0, str(checkout))
+    # Its modules make a folder for exports wherever they are imported.
+    os.chdir(tempfile.mkdtemp())
+    padim = importlib.import_module("indad.models").PaDiM
+
+    def run(embeddings: np.ndarray) -> np.ndarray:
+        maps = torch.from_numpy(embeddings).permute(0, 3, 1, 2).contiguous()
+        model = types.SimpleNamespace(
+            patch_lib=[], resize=None, d_reduced=maps.shape[1], r_indices=None, epsilon=0.04
+        )
+        model.extract = lambda batch: [batch]
+        padim.fit(model, [(one[None], 0) for one in maps])
+        return np.asarray(model.E_inv.permute(2, 3, 0, 1).flatten(0, 1).numpy()[::97])
+
+    return run
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,6 +137,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("images", type=Path, help="a folder of normal images")
     parser.add_argument("--weights")
     parser.add_argument("--anomalib", type=Path, help="folder that holds the package")
+    parser.add_argument("--ind-knn-ad", type=Path, help="a checkout")
     parser.add_argument("--count", type=int, default=757, help="images, the first by name")
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()

@@ -63,6 +63,13 @@ class BackboneSettings(_Frozen):
     # ViT-S), or names of modules: `bn1`, `blocks.0`. None: the method's own.
     layers: Annotated[Layers, Field(min_length=1)] | None = None
 
+    @field_validator("layers")
+    @classmethod
+    def _named_once(cls, layers: Layers | None) -> Layers | None:
+        if layers is not None and len(set(layers)) < len(layers):
+            raise ValueError(f"{list(layers)} names a layer twice; name each once")
+        return layers
+
 
 class MethodSettings(BaseModel):
     """The method's name; the other names are the fields of its dataclass."""

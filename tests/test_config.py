@@ -76,6 +76,7 @@ def test_an_unknown_name_is_told_the_nearest_known_one(text, assignments, near):
         ("image=5", "'image' is 5: "),
         ("seed=1.5", "'seed' is 1.5: "),
         ("max_failed=2", "'max_failed' is 2: "),
+        ("backbone.layers=[2, 2]", r"'backbone.layers' is \[2, 2\]: .*names a layer twice"),
         ("backbone.layers=[]", r"'backbone.layers' is \[\]: "),
         ("score.heatmaps=some", "'score.heatmaps' is 'some': "),
         ("columns.extra=dt", "'columns.extra' is 'dt': "),

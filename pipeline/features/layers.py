@@ -22,7 +22,7 @@ from pipeline.config import BackboneSettings, Layers, nearest
 from pipeline.errors import ConfigError
 
 # timm's modules whose models are plain vision transformers, for `TokenGrids`.
-_TRANSFORMERS = ("vision_transformer", "eva")
+_TRANSFORMERS = ("vision_transformer", "deit", "eva")
 
 
 class NamedLayers(torch.nn.Module):
@@ -85,9 +85,9 @@ class TokenGrids(torch.nn.Module):
     """A vision transformer that returns the patch tokens behind numbered blocks, as grids.
 
     Class and register tokens are left out, and blocks behind the last number are dropped. The final
-    norm is applied to each of the blocks, as `get_intermediate_layers` of DINOv2 does (Oquab et
-    al., "DINOv2", TMLR 2024); of the last block that is the `x_norm_patchtokens` of AnomalyDINO
-    (Damm et al., "AnomalyDINO", WACV 2025).
+    norm, where the network has one for tokens, is applied to each of the blocks, as
+    `get_intermediate_layers` of DINOv2 does (Oquab et al., "DINOv2", TMLR 2024); of the last block
+    that is the `x_norm_patchtokens` of AnomalyDINO (Damm et al., "AnomalyDINO", WACV 2025).
     """
 
     def __init__(self, network: torch.nn.Module, blocks: Layers) -> None:

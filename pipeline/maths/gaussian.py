@@ -68,7 +68,7 @@ class Moments:
             by_position = centred.transpose(1, 0, 2)
             np.matmul(by_position.transpose(0, 2, 1), by_position, out=scatter[block])
 
-        _in_blocks(fill, len(mean), bytes_each=count * dim * 8, threads=threads)
+        in_blocks(fill, len(mean), bytes_each=count * dim * 8, threads=threads)
         return cls(count, mean.reshape(*positions, dim), scatter.reshape(*positions, dim, dim))
 
     def covariance(self, *, ddof: int = 1) -> Float64[np.ndarray, "... dim dim"]:
@@ -105,7 +105,7 @@ def merge(left: Moments, right: Moments, *, threads: int = 1) -> Moments:
         outer += one[block]
         np.add(outer, other[block], out=merged[block])
 
-    _in_blocks(fill, len(shift), bytes_each=dim * dim * 8, threads=threads)
+    in_blocks(fill, len(shift), bytes_each=dim * dim * 8, threads=threads)
     mean = left.mean + (right.mean - left.mean) * (right.count / count)
     return Moments(count, mean, merged.reshape(left.scatter.shape))
 
@@ -145,7 +145,7 @@ def covariance_of(
             lower = lapack.dtrtri(flat[position].T, lower=0)[0].T
             np.matmul(lower, lower.T, out=covariance[position])
 
-    _in_blocks(fill, len(flat), bytes_each=flat[0].nbytes, threads=threads)
+    in_blocks(fill, len(flat), bytes_each=flat[0].nbytes, threads=threads)
     return covariance.reshape(whitening.shape)
 
 
@@ -172,7 +172,7 @@ def whitener(
             # LAPACK reads columns: the transpose is an upper triangle that need not be copied.
             whitening[position] = lapack.dtrtri(lower.T, lower=0)[0].T
 
-    _in_blocks(fill, len(flat), bytes_each=flat[0].nbytes, threads=threads)
+    in_blocks(fill, len(flat), bytes_each=flat[0].nbytes, threads=threads)
     return whitening.reshape(covariance.shape)
 
 
@@ -227,7 +227,7 @@ def _factors(
     )
 
 
-def _in_blocks(work: Callable[[slice], None], total: int, *, bytes_each: int, threads: int) -> None:
+def in_blocks(work: Callable[[slice], None], total: int, *, bytes_each: int, threads: int) -> None:
     """Do the work on blocks of positions, the same for any number of threads."""
     step = max(1, _BLOCK_BYTES // bytes_each)
     blocks = [slice(begin, begin + step) for begin in range(0, total, step)]

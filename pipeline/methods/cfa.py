@@ -15,8 +15,8 @@ Deliberate differences from the paper and the authors' code:
 * the image score is the largest of the patch grid, smoothed there by a Gaussian; the authors smooth
   after upsampling, and add a min-max over the test set, which no image by itself has;
 * some images are left out (`held_out_fraction`), and scores are calibrated on these: what it was
-  trained on looks more normal than new images ever will. Of fewer than 10 images none is left out,
-  and calibration is on the training images themselves;
+  trained on looks more normal than new images ever will. Where that would be fewer than 5, whose
+  spread says little, none is, and calibration is on the training images themselves;
 * a batch is at most the training set, which would otherwise train nothing;
 * images are shuffled within a few fragments at a time, so that memory is bounded
   (`pipeline.methods.descent`); the last epoch counts, not the best one on a test set.
@@ -61,6 +61,7 @@ from pipeline.methods.hyperspheres import (
     search_among,
 )
 
+_LEAST_HELD_OUT = 5
 # r before the first step, of the authors' code.
 _FIRST_RADIUS = 1e-5
 
@@ -235,9 +236,13 @@ class _Training:
 
 
 def held_out(images: int, fraction: float) -> Int64[np.ndarray, " images"]:
-    """Return which of the images to leave out: that fraction, rounded down, evenly spread."""
+    """Return which of the images to leave out: that fraction, rounded down, evenly spread.
+
+    None, where they are fewer than 5.
+    """
     # 0.29 * 100 is 28.999999999999996.
     count = min(int(images * fraction + 1e-9), images - 1)
+    count = count if count >= _LEAST_HELD_OUT else 0
     return (2 * np.arange(count) + 1) * images // max(1, 2 * count)
 
 

@@ -103,7 +103,7 @@ class Descent:
     ) -> None:
         """Go down to the last epoch, from where the notes end.
 
-        A worker holds two fragments, and as many images' gradients as it has threads.
+        A worker holds two fragments, and a batch of gradients.
 
         Args:
             start: Parameters before the first step.

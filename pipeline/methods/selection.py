@@ -58,10 +58,10 @@ class Selector:
         rows = _Patches(corpus, self.embedding, projection)
         if size >= rows.count:
             # Greedy would take all of them, too, in quadratic time.
-            everything = {"patches": float(rows.count), "coreset": "all", "covering_radius": 0.0}
-            return Selection(np.arange(rows.count), everything)
+            facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": "all"}
+            return Selection(np.arange(rows.count), facts | {"covering_radius": 0.0})
         strategy = self._choose(rows, corpus)
-        facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
+        facts = {"patches": float(rows.count), "coreset": strategy}
         if strategy == "partitioned":
             # The union may fill half of what a process may hold.
             share = min(1.0, corpus.memory_budget / 2 / rows.nbytes)

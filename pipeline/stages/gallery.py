@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import safe_open
 
 from pipeline.lake.arrays import from_bytes, to_bytes
@@ -38,28 +39,32 @@ def without_images(
 ) -> list[FileRecord]:
     """Return a gallery without some images; the others close up.
 
-    Files that hold any of them are written anew, without them. Others keep their names, under
-    other roles.
+    Files that hold any of them are read, and written anew without them. Others keep their names,
+    under other roles.
     """
-    left, taken = [], set(withdrawn)
-    first = number = 0
-    for file in files:
-        images: Arrays = from_bytes(read_file(model, file))
-        count = len(next(iter(images.values())))
-        stays = [n for n in range(count) if number + n not in taken]
-        number += count
-        role = _role(first)
-        if len(stays) == count:
+    left, taken = [], np.unique(withdrawn)
+    firsts = [_first(file) for file in files]
+    before = np.searchsorted(taken, [*firsts, np.iinfo(np.int64).max])
+    for number, file in enumerate(files):
+        first, gone = firsts[number], taken[before[number] : before[number + 1]]
+        role = _role(first - int(before[number]))
+        if len(gone) == 0:
             left.append(file.model_copy(update={"role": role}))
-        elif stays:
-            content = to_bytes({name: array[stays] for name, array in images.items()})
-            left += write_files(model, group, {role: content})
-        first += len(stays)
+            continue
+        images: Arrays = from_bytes(read_file(model, file))
+        kept = {name: np.delete(array, gone - first, axis=0) for name, array in images.items()}
+        if len(next(iter(kept.values()))):
+            left += write_files(model, group, {role: to_bytes(kept)})
     return left
 
 
 def _role(first: int) -> str:
     return f"{_PREFIX}{first:09d}.safetensors"
+
+
+def _first(file: FileRecord) -> int:
+    """Return the number of a file's first image: undoes `_role`."""
+    return int(file.role.removeprefix(_PREFIX).partition(".")[0])
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,7 @@ class StoredGallery:
                 path = Path(copy.name) / file.role
                 path.write_bytes(read_file(model, file))
             mapped.append(safe_open(path, framework="numpy"))
-        firsts = [int(file.role.removeprefix(_PREFIX).partition(".")[0]) for file in files]
-        return cls(firsts, mapped, copy)
+        return cls([_first(file) for file in files], mapped, copy)
 
     def of_image(self, number: int) -> Arrays:
         """Return what the fit kept of one training image."""

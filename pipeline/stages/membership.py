@@ -150,7 +150,8 @@ def samples_left(
     samples: Sequence[Sample], withdrawn: Int64[np.ndarray, " withdrawn"]
 ) -> list[Sample]:
     """Return the samples of the images that stay, under their new numbers."""
-    kept = [one for one in samples if one.image not in set(withdrawn.tolist())]
+    gone = set(withdrawn.tolist())
+    kept = [one for one in samples if one.image not in gone]
     numbers = closed_up(np.array([one.image for one in kept], np.int64), withdrawn)
     return [
         Sample(int(number), one.score, one.peak, one.patch_mean, one.patch_std)

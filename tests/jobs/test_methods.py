@@ -57,6 +57,13 @@ def test_every_method_is_tested_here():
     assert names() == sorted(SMALL)
 
 
+def test_a_model_is_scored_by_the_seed_that_it_was_fitted_with(done: Done, images: Path, tmp_path):
+    """PaDiM's channels hang on it, and untrained weights."""
+    other = settings_of(done.method, seed=7)
+    score.run(str(images), str(done.model), str(tmp_path), other, LOCAL)
+    assert by_place(tmp_path) == by_place(done.scores)
+
+
 def test_its_layers_are_those_of_its_paper_unless_they_are_set(done: Done):
     assert done.manifest.backbone.layers == build(done.method, {}).layers
 

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import ConfigError
-from pipeline.methods import build
+from pipeline.methods import build, padim
 from pipeline.methods.contract import Model
 from pipeline.methods.padim import PaDiM, chosen_channels, without_itself
 from tests.methods.corpus import FakeCorpus, split
@@ -82,11 +83,17 @@ def test_locations_that_take_turns_give_the_same_bits(memory_budget):
         np.testing.assert_array_equal(turns.state[name], array)
 
 
-@pytest.mark.parametrize("dim", [5, 100])
-def test_an_image_scores_the_same_to_the_bit_in_any_company(dim):
+@pytest.mark.parametrize("dim", [5, 100, 550])
+def test_an_image_scores_the_same_to_the_bit_in_any_company(dim, monkeypatch):
     method, _, model = fitted(random_patches(20, dim=dim))
     test = random_patches(37, seed=1, dim=dim)
     together = method.score({"patches": test}, model).anomaly_maps
+    # On any number of threads, too, of ours and of the BLAS.
+    for threads in (1, 3):
+        monkeypatch.setattr(padim.torch, "get_num_threads", lambda threads=threads: threads)
+        with threadpool_limits(threads, "blas"):
+            again = method.score({"patches": test}, model).anomaly_maps
+        np.testing.assert_array_equal(again, together)
     for image in (0, 1, 15, 16, 36):
         alone = method.score({"patches": test[image, None]}, model).anomaly_maps[0]
         np.testing.assert_array_equal(alone, together[image])
