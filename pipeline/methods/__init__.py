@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,7 +30,7 @@ def build(name: str, options: Mapping[str, Scalar]) -> Method:
     if name not in names():
         raise ConfigError(f"method.name '{name}' is unknown{nearest(name, names())}")
     kind = importlib.import_module(f"{__name__}.{name}").METHOD
-    known = list(kind.__dataclass_fields__)
+    known = [field.name for field in fields(kind)]
     for option in options:
         if option not in known:
             raise ConfigError(

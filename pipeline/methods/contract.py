@@ -114,6 +114,17 @@ class Corpus(Protocol):
         worker holds one fragment and three states.
         """
 
+    def reduce_apart(
+        self,
+        starts: Sequence[Callable[[Arrays, int], S]],
+        merge: Callable[[S, S], S],
+        ends: Sequence[Callable[[S], T]],
+    ) -> Iterator[T]:
+        """Yield, for each start, its end of what `reduce` returns; for states that are too large.
+
+        Each is one worker's, which reads all fragments, and holds one of them and four states.
+        """
+
     def held(
         self, start: Callable[[Arrays, int], M], members: int
     ) -> AbstractContextManager[Held[M]]:

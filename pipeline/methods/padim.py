@@ -21,11 +21,11 @@ Deliberate differences from the paper and its implementations:
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -52,14 +52,19 @@ from pipeline.methods.contract import Arrays, Corpus, Earlier, Fitted, Model, Pr
 # Images of one product. Their number is fixed, and missing ones are zero: the last bits of a
 # product can depend on how many columns it has.
 _IMAGES_AT_ONCE = 16
-# What images that join or leave do to the moments of locations `begin` to `end`.
-Change = Callable[[Moments, int, int], Moments]
 # Share of a model's images that must stay: what float32 loses counts 20 times as much then. With a
 # spectrum like that of features, distances were off by 1e-6 where 76 of 757 stayed, and by 4e-4
 # where 8 did.
 _LEAST_LEFT = 0.05
 # A worker merges two states into a third, beside a fragment's embeddings.
 _STATES_HELD = 4
+
+
+class Change(Protocol):
+    """What images that join or leave make of the earlier moments: `merge` or `without`."""
+
+    def __call__(self, earlier: Moments, images: Moments, /, *, threads: int) -> Moments:
+        """Return the moments of those that are there in the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +97,11 @@ class PaDiM:
         """Return mean and whitening of each location.
 
         O(images * locations * dim^2) time. State is locations * dim^2 float64 (250 MB for 56 x 56
-        x 100); where `memory_budget` does not hold it four times, locations take turns, a pass over
-        the corpus each. Beside that this process holds the model, a quarter of the state, and a
-        worker a fragment's embeddings.
+        x 100). Where `memory_budget` does not hold it four times, locations are split over the
+        workers, each of which reads the whole corpus for its own. Beside that a worker holds a
+        fragment's embeddings, and this process the model, a quarter of the state.
         """
-        return self._whitened(corpus, None, progress)
+        return self._whitened(corpus, None, merge, progress)
 
     def update(
         self,
@@ -107,12 +112,7 @@ class PaDiM:
         progress: Progress | None = None,
     ) -> Fitted:
         """Return the Gaussians of all images; costs as the fit of the corpus."""
-        recovered = partial(self._recovered, earlier, corpus.threads)
-
-        def join(new: Moments, begin: int, end: int) -> Moments:
-            return merge(recovered(begin, end), new, threads=corpus.threads)
-
-        return self._whitened(corpus, join, progress)
+        return self._whitened(corpus, earlier, merge, progress)
 
     def withdraw(
         self,
@@ -131,48 +131,40 @@ class PaDiM:
                 f"of {earlier.images} images {left} would be left: too few for what float32 knows "
                 "of all; fit again on these, or on others"
             )
-        recovered = partial(self._recovered, earlier, corpus.threads)
+        return self._whitened(corpus, earlier, without, None)
 
-        def leave(gone: Moments, begin: int, end: int) -> Moments:
-            return without(recovered(begin, end), gone, threads=corpus.threads)
-
-        return self._whitened(corpus, leave, None)
-
-    def _recovered(self, earlier: Earlier, threads: int, begin: int, end: int) -> Moments:
-        """Return the moments of some locations, from their whitenings."""
-        mean = earlier.state["mean"][begin:end].astype(np.float64)
-        dim = mean.shape[1]
-        whitening = unpacked(earlier.state["whitening"][begin:end], dim).astype(np.float64)
-        scatter = covariance_of(whitening, threads=threads)
-        scatter[:, np.arange(dim), np.arange(dim)] -= self.regularisation
-        scatter *= earlier.images - 1
-        return Moments(earlier.images, mean, scatter)
-
-    def _whitened(self, corpus: Corpus, change: Change | None, progress: Progress | None) -> Fitted:
-        """Return the model of the corpus' moments, or of what `change` makes of them."""
+    def _whitened(
+        self, corpus: Corpus, earlier: Earlier | None, change: Change, progress: Progress | None
+    ) -> Fitted:
+        """Return the model of the corpus' moments, or of what `change` makes of the earlier."""
         height, width, dim = corpus.shapes["patches"]
         locations = height * width
         needed = _STATES_HELD * locations * dim * dim * 8
-        turns = min(locations, -(-needed // corpus.memory_budget))
-        edges = np.linspace(0, locations, turns + 1).astype(int).tolist()
+        count = min(locations, -(-needed // corpus.memory_budget))
+        edges = np.linspace(0, locations, count + 1).astype(int)
+        parts = [slice(begin, end) for begin, end in pairwise(edges.tolist())]
         # The workers of a cluster have one CPU each.
         threads = corpus.threads if corpus.processes == 1 else 1
+        starts = [partial(_moments, at=at, threads=threads) for at in parts]
+        joined = partial(merge, threads=threads)
+        end = partial(_whitened, change=change, regularisation=self.regularisation)
+        before = [None if earlier is None else _Before.of(earlier, at) for at in parts]
+        if count == 1:
+            whole = corpus.reduce(starts[0], joined)
+            found = iter([end(whole, before=before[0], threads=corpus.threads)])
+        else:
+            ends = [partial(end, before=one, threads=threads) for one in before]
+            found = corpus.reduce_apart(starts, joined, ends)
         state: Arrays = {
             "mean": np.empty((locations, dim), np.float32),
             "whitening": np.empty((locations, dim * (dim + 1) // 2), np.float32),
         }
-        for turn, (begin, end) in enumerate(pairwise(edges)):
-            start = partial(_moments, begin=begin, end=end, threads=threads)
-            moments = corpus.reduce(start, partial(merge, threads=threads))
-            if change is not None:
-                moments = change(moments, begin, end)
-            covariance = moments.scatter / max(1, moments.count - 1)
-            covariance[:, np.arange(dim), np.arange(dim)] += self.regularisation
-            state["mean"][begin:end] = moments.mean
-            state["whitening"][begin:end] = packed(whitener(covariance, threads=corpus.threads))
+        for number, (at, own) in enumerate(zip(parts, found, strict=True)):
+            for name, array in state.items():
+                array[at] = own[name]
             if progress is not None:
-                progress(turn + 1, turns)
-        state["count"] = np.array([moments.count])
+                progress(number + 1, count)
+        state["count"] = own["count"]
         return Fitted(facts={"locations": float(locations), "dimensions": float(dim)}, state=state)
 
     def prepare(self, model: Model) -> Model:
@@ -242,10 +234,48 @@ def without_itself(
     return without
 
 
-def _moments(embeddings: Arrays, first: int, *, begin: int, end: int, threads: int) -> Moments:  # noqa: ARG001
+@dataclass(frozen=True)
+class _Before:
+    """The model of some locations that images join or leave."""
+
+    images: int
+    mean: Float32[np.ndarray, "locations dim"]
+    whitening: Float32[np.ndarray, "locations entries"]
+
+    @classmethod
+    def of(cls, earlier: Earlier, at: slice) -> "_Before":
+        return cls(earlier.images, earlier.state["mean"][at], earlier.state["whitening"][at])
+
+    def moments(self, regularisation: float, threads: int) -> Moments:
+        """Return the moments that the model was made of."""
+        mean = self.mean.astype(np.float64)
+        dim = mean.shape[1]
+        scatter = covariance_of(unpacked(self.whitening, dim).astype(np.float64), threads=threads)
+        scatter[:, np.arange(dim), np.arange(dim)] -= regularisation
+        scatter *= self.images - 1
+        return Moments(self.images, mean, scatter)
+
+
+def _moments(embeddings: Arrays, first: int, *, at: slice, threads: int) -> Moments:  # noqa: ARG001
     patches = embeddings["patches"]
     rows = patches.reshape(len(patches), -1, patches.shape[-1])
-    return Moments.of(rows[:, begin:end], threads=threads)
+    return Moments.of(rows[:, at], threads=threads)
+
+
+def _whitened(
+    moments: Moments, *, before: _Before | None, change: Change, regularisation: float, threads: int
+) -> Arrays:
+    """Return the model of some locations from the moments of the corpus."""
+    if before is not None:
+        moments = change(before.moments(regularisation, threads), moments, threads=threads)
+    covariance = moments.scatter / max(1, moments.count - 1)
+    diagonal = np.arange(covariance.shape[-1])
+    covariance[:, diagonal, diagonal] += regularisation
+    return {
+        "mean": moments.mean.astype(np.float32),
+        "whitening": packed(whitener(covariance, threads=threads)),
+        "count": np.array([moments.count]),
+    }
 
 
 def _distances(

@@ -162,10 +162,21 @@ class StoredCorpus:
         Within runs of `_MERGED_AT_ONCE` fragments first, by the workers: a state is not much
         smaller than a fragment's embeddings, and most of them never travel.
         """
-        runs = range(0, len(self._named), _MERGED_AT_ONCE)
-        named = [self._named[i : i + _MERGED_AT_ONCE] for i in runs]
-        calls = [partial(_reduce, self.model, some, start, merge) for some in named]
+        calls = [partial(_reduce, self.model, some, start, merge) for some in _runs(self._named)]
         return reduce(merge, self.workers.each(calls))
+
+    def reduce_apart(
+        self,
+        starts: Sequence[Callable[[Arrays, int], S]],
+        merge: Callable[[S, S], S],
+        ends: Sequence[Callable[[S], T]],
+    ) -> Iterator[T]:
+        """Yield, for each start, its end of what `reduce` returns, to the bit."""
+        calls = [
+            partial(_reduce_all, self.model, self._named, start, merge, end)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return self.workers.each(calls)
 
     def held(
         self, start: Callable[[Arrays, int], M], members: int
@@ -289,6 +300,20 @@ def _reduce(
     merge: Callable[[S, S], S],
 ) -> S:
     return reduce(merge, (start(_load(model, [name]), first) for name, first in named))
+
+
+def _reduce_all(
+    model: Folder,
+    named: Sequence[tuple[str, int]],
+    start: Callable[[Arrays, int], S],
+    merge: Callable[[S, S], S],
+    end: Callable[[S], T],
+) -> T:
+    return end(reduce(merge, (_reduce(model, some, start, merge) for some in _runs(named))))
+
+
+def _runs(named: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
+    return [named[i : i + _MERGED_AT_ONCE] for i in range(0, len(named), _MERGED_AT_ONCE)]
 
 
 def _together(

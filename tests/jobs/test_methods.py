@@ -8,10 +8,12 @@ import pytest
 
 from jobs import evaluate, fit, options, score
 from pipeline.config import Settings, load_settings
+from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import Manifest, read_manifest
 from pipeline.methods import build, names
 from pipeline.presets import PRESETS
+from pipeline.stages.corpus import StoredCorpus
 from tests.conftest import LOCAL, TINY, by_place, output_files
 
 # Small enough for a second each. A method that is not here fails the first test.
@@ -55,6 +57,14 @@ def done(
 
 def test_every_method_is_tested_here():
     assert names() == sorted(SMALL)
+
+
+@pytest.mark.parametrize("method", sorted(SMALL))
+@pytest.mark.parametrize("name", ["layers", "calibration_images"])
+def test_what_a_method_says_of_itself_cannot_be_set(method: str, name: str):
+    with pytest.raises(ConfigError, match=rf"setting 'method\.{name}' is unknown") as error:
+        build(method, {name: 5})
+    assert name not in str(error.value).partition("known:")[2]
 
 
 def test_a_model_is_scored_by_the_seed_that_it_was_fitted_with(done: Done, images: Path, tmp_path):
@@ -153,3 +163,31 @@ def test_patchcore_on_the_tokens_of_a_vision_transformer(images: Path, tmp_path:
         # 64 pixels are four patches of 16 a side; 1 - cos lies in 0..2.
         assert (row["map_height"], row["map_width"]) == (4, 4)
         assert 0 <= min(row["anomaly_map"]) <= row["image_score"] <= 2
+
+
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_gaussians_beyond_the_memory_budget_are_fitted_location_by_location(
+    runner: options.RunnerName,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+):
+    """By workers that hold some locations each, and with the same bytes as by all together."""
+    if runner == "ray":
+        request.getfixturevalue("local_ray")
+    whole = settings_of("padim", fragment_images=3)
+    # 256 locations of 20 x 20 float64 are 0.8 MB, of which four are held.
+    split = settings_of("padim", fragment_images=3, memory_budget=700_000)
+    expected = fit.run(str(images), str(tmp_path / "whole"), whole, LOCAL)
+    apart, once = StoredCorpus.reduce_apart, []
+
+    def noted(corpus: StoredCorpus, starts, merge, ends):
+        once.append(len(starts))
+        return apart(corpus, starts, merge, ends)
+
+    monkeypatch.setattr(StoredCorpus, "reduce_apart", noted)
+    found = fit.run(str(images), str(tmp_path / runner), split, options.Execution(runner, None))
+    assert once == [5, 5]
+    for name, group in expected.groups.items():
+        assert found.groups[name].files == group.files

@@ -77,6 +77,9 @@ class FakeCorpus:
     def reduce(self, start, merge):
         return reduce(merge, self.each(start))
 
+    def reduce_apart(self, starts, merge, ends):
+        return (end(self.reduce(start, merge)) for start, end in zip(starts, ends, strict=True))
+
     def firsts(self):
         return np.cumsum([0, *map(_images, self.fragments)])[:-1].tolist()
 
