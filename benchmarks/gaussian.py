@@ -74,7 +74,7 @@ def ours(embeddings: np.ndarray, threads: int) -> np.ndarray:
     parts = (
         Moments.of(rows[i : i + _FRAGMENT], threads=threads) for i in range(0, len(rows), _FRAGMENT)
     )
-    covariance = reduce(partial(merge, threads=threads), parts).covariance()
+    covariance = reduce(partial(merge, threads=threads, reuse=True), parts).covariance()
     diagonal = np.arange(covariance.shape[-1])
     covariance[:, diagonal, diagonal] += _REGULARISATION
     whitening = whitener(covariance, threads=threads)

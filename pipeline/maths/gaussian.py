@@ -82,8 +82,15 @@ class Moments:
         return self.scatter / (self.count - ddof)
 
 
-def merge(left: Moments, right: Moments, *, threads: int = 1) -> Moments:
-    """Return the moments of the rows of both; `threads` change no bit.
+def merge(left: Moments, right: Moments, *, threads: int = 1, reuse: bool = False) -> Moments:
+    """Return the moments of the rows of both.
+
+    Args:
+        left: Of some rows.
+        right: Of others.
+        threads: Change no bit.
+        reuse: Take the memory of `left`, which is worth nothing then, if it can be written: new
+            memory takes longer than the sums.
 
     Raises:
         ValueError: if the two have different positions or dimensions.
@@ -97,7 +104,7 @@ def merge(left: Moments, right: Moments, *, threads: int = 1) -> Moments:
     dim = left.mean.shape[-1]
     shift = (right.mean - left.mean).reshape(-1, dim)
     one, other = left.scatter.reshape(-1, dim, dim), right.scatter.reshape(-1, dim, dim)
-    merged = np.empty_like(one)
+    merged = one if reuse and one.flags.writeable else np.empty_like(one)
 
     def fill(block: slice) -> None:
         outer = shift[block, :, np.newaxis] * shift[block, np.newaxis, :]

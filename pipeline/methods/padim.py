@@ -146,7 +146,7 @@ class PaDiM:
         # The workers of a cluster have one CPU each.
         threads = corpus.threads if corpus.processes == 1 else 1
         starts = [partial(_moments, at=at, threads=threads) for at in parts]
-        joined = partial(merge, threads=threads)
+        joined = partial(merge, threads=threads, reuse=True)
         end = partial(_whitened, change=change, regularisation=self.regularisation)
         before = [None if earlier is None else _Before.of(earlier, at) for at in parts]
         if count == 1:

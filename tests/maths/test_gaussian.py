@@ -166,3 +166,18 @@ def test_a_callers_mistake_is_told_with_both_values():
         merge(Moments.of(normal((2, 4, 3))), Moments.of(normal((2, 5, 3))))
     with pytest.raises(ValueError, match=r"5 entries are no triangle of 3 dimensions, .* 6"):
         unpacked(np.zeros(5, np.float32), 3)
+
+
+def test_a_merge_may_take_the_memory_of_the_left_and_gives_the_same_bits():
+    rows = np.random.default_rng(0).normal(size=(9, 4, 3)).astype(np.float32)
+    left, right = Moments.of(rows[:5]), Moments.of(rows[5:])
+    expected = merge(left, right)
+    left.scatter.flags.writeable = False
+    kept = merge(left, right, reuse=True)
+    assert not np.shares_memory(kept.scatter, left.scatter)
+    left.scatter.flags.writeable = True
+    taken = merge(left, right, reuse=True)
+    assert np.shares_memory(taken.scatter, left.scatter)
+    for found in (kept, taken):
+        np.testing.assert_array_equal(found.scatter, expected.scatter)
+        np.testing.assert_array_equal(found.mean, expected.mean)
