@@ -74,10 +74,12 @@ def ours(embeddings: np.ndarray, threads: int) -> np.ndarray:
     parts = (
         Moments.of(rows[i : i + _FRAGMENT], threads=threads) for i in range(0, len(rows), _FRAGMENT)
     )
-    covariance = reduce(partial(merge, threads=threads, reuse=True), parts).covariance()
+    moments = reduce(partial(merge, threads=threads, reuse=True), parts)
+    covariance = moments.scatter
+    covariance /= moments.count - 1
     diagonal = np.arange(covariance.shape[-1])
     covariance[:, diagonal, diagonal] += _REGULARISATION
-    whitening = whitener(covariance, threads=threads)
+    whitening = whitener(covariance, threads=threads, reuse=True)
     return np.asarray(np.swapaxes(whitening[::97], 1, 2) @ whitening[::97])
 
 

@@ -157,7 +157,7 @@ def covariance_of(
 
 
 def whitener(
-    covariance: Float64[np.ndarray, "... dim dim"], *, threads: int = 1
+    covariance: Float64[np.ndarray, "... dim dim"], *, threads: int = 1, reuse: bool = False
 ) -> Float64[np.ndarray, "... dim dim"]:
     """Return lower triangular W = L^-1, with covariance = L L^T: its inverse is W^T W.
 
@@ -166,12 +166,13 @@ def whitener(
     Args:
         covariance: Of each position, symmetric.
         threads: Change no bit.
+        reuse: Take the memory of the covariance, which is worth nothing then.
 
     Raises:
         ConfigError: where a covariance is not positive definite, and what can be done about it.
     """
     flat = covariance.reshape(-1, *covariance.shape[-2:])
-    whitening = np.empty_like(flat)
+    whitening = flat if reuse else np.empty_like(flat)
 
     def fill(block: slice) -> None:
         factors = _factors(flat[block], block.start)

@@ -268,12 +268,14 @@ def _whitened(
     """Return the model of some locations from the moments of the corpus."""
     if before is not None:
         moments = change(before.moments(regularisation, threads), moments, threads=threads)
-    covariance = moments.scatter / max(1, moments.count - 1)
+    # What comes from another process is read-only.
+    covariance = moments.scatter if moments.scatter.flags.writeable else moments.scatter.copy()
+    covariance /= max(1, moments.count - 1)
     diagonal = np.arange(covariance.shape[-1])
     covariance[:, diagonal, diagonal] += regularisation
     return {
         "mean": moments.mean.astype(np.float32),
-        "whitening": packed(whitener(covariance, threads=threads)),
+        "whitening": packed(whitener(covariance, threads=threads, reuse=True)),
         "count": np.array([moments.count]),
     }
 

@@ -181,3 +181,12 @@ def test_a_merge_may_take_the_memory_of_the_left_and_gives_the_same_bits():
     for found in (kept, taken):
         np.testing.assert_array_equal(found.scatter, expected.scatter)
         np.testing.assert_array_equal(found.mean, expected.mean)
+
+
+def test_a_whitening_may_take_the_memory_of_the_covariance_and_has_the_same_bits():
+    rows = np.random.default_rng(0).normal(size=(90, 40, 3)).astype(np.float32)
+    covariance = Moments.of(rows).covariance()
+    expected = whitener(covariance)
+    taken = whitener(covariance, threads=2, reuse=True)
+    assert np.shares_memory(taken, covariance)
+    np.testing.assert_array_equal(taken, expected)
