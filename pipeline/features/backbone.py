@@ -115,7 +115,7 @@ def _from_file(
     with _as_local_file(*located) as path:
         try:
             with safe_open(path, "pt") as file:
-                held = {_plain(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+                held = set(map(_plain, file.keys()))
             network = create_network(
                 settings, seed, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
             )

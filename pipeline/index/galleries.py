@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from pipeline.index.sieve import QUERIES, one_thread_each
+from pipeline.index.sieve import QUERIES, block_pool
 from pipeline.index.slots import Slots
 
 # One image's vectors, float32 (pixels, dim) of each layer.
@@ -70,7 +70,7 @@ class Galleries:
         self._slots: OrderedDict[int, int] = OrderedDict()
         self._lock = Lock()
         self._threads = threads or torch.get_num_threads()
-        self._pool = one_thread_each(self._threads)
+        self._pool = block_pool(self._threads)
 
     def nearest(
         self, queries: Maps, images: Sequence[int], k: int

@@ -23,7 +23,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from pipeline.index.bounds import Coordinates, Projection, principal_directions
 from pipeline.index.exact import ExactSearch, check_asked, measured
-from pipeline.index.sieve import QUERIES, TILE, Block, one_thread_each
+from pipeline.index.sieve import QUERIES, TILE, Block, block_pool
 
 # Of a block's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 100 ns when it is
 # measured, so at this share 2 ns.
@@ -61,7 +61,7 @@ class PrunedSearch:
             principal: The `principal_directions` of the bank, if they are known.
         """
         threads = threads or torch.get_num_threads()
-        pool = one_thread_each(threads)
+        pool = block_pool(threads)
         if components == 0:
             return cls(dense, 0, None, None, pool, threads)
         bank = dense.bank

@@ -132,7 +132,7 @@ class Block:
 
 
 def _few(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
-    """Return `np.flatnonzero` of a mask with few True, in two thirds of the time."""
+    """Return `np.flatnonzero` of a mask with few True, in 0.6 to 0.9 of the time."""
     bits = np.packbits(mask.reshape(-1))
     bytes_ = np.flatnonzero(bits != 0)
     inside = np.flatnonzero(np.unpackbits(bits[bytes_]).view(bool))
@@ -187,8 +187,8 @@ def _buffers() -> tuple[np.ndarray, np.ndarray]:
     return buffers
 
 
-def one_thread_each(threads: int) -> ThreadPoolExecutor:
-    """Return a pool for blocks: what faiss and torch would start of their own would fight."""
+def block_pool(threads: int) -> ThreadPoolExecutor:
+    """Return a pool for blocks, one thread each: what faiss and torch would start would fight."""
     return ThreadPoolExecutor(threads, initializer=_use_one_thread)
 
 

@@ -32,7 +32,7 @@ def scores(embeddings, bank, *, ignore=None, **options):
 @pytest.mark.parametrize("image_score", ["max", "reweighted"])
 @pytest.mark.parametrize("images", [3, 150])
 def test_a_training_image_scores_exactly_zero_when_every_patch_is_kept(images, image_score):
-    # Far from the origin, and 150 x 20 patches are more than a coreset's pool.
+    # Far from the origin, where a product of float32 rounds most.
     embeddings = random_embeddings(images) + np.float32(1000)
     embeddings[1] = embeddings[0]
     bank = fitted(embeddings, coreset_fraction=1.0).bank.rows
