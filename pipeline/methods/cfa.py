@@ -274,11 +274,14 @@ def softmin_scores(
     return scores
 
 
-def sum_images(embeddings: Arrays, first: int, *, leave_out: np.ndarray) -> Arrays:
-    """Return a fragment's sums over images, in float64, without the images left out."""
+def sum_images(
+    before: Arrays | None, embeddings: Arrays, first: int, *, leave_out: np.ndarray
+) -> Arrays:
+    """Return the sums with a fragment's images, in float64, without the images left out."""
     count = len(embeddings["layer0"])
     kept = np.isin(np.arange(first, first + count), leave_out, invert=True)
-    return {name: array[kept].sum(axis=0, dtype=np.float64) for name, array in embeddings.items()}
+    own = {name: array[kept].sum(axis=0, dtype=np.float64) for name, array in embeddings.items()}
+    return own if before is None else add(before, own)
 
 
 def add(left: Arrays, right: Arrays) -> Arrays:

@@ -24,6 +24,16 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
+class Fold(Protocol[S]):
+    """What a fragment's embeddings add to the state before it."""
+
+    def __call__(self, before: S | None, embeddings: Arrays, first: int, /) -> S:
+        """Return the state with the fragment, whose first image has number `first`.
+
+        `before` is None for the first fragment of a run.
+        """
+
+
 class Held(Protocol[M_co]):
     """Things that workers hold in memory, each over some consecutive fragments."""
 
@@ -107,22 +117,23 @@ class Corpus(Protocol):
         `work` is called with a fragment's embeddings and the number of its first image.
         """
 
-    def reduce(self, start: Callable[[Arrays, int], S], merge: Callable[[S, S], S]) -> S:
-        """Return what `start` makes of each fragment, merged in order.
+    def reduce(self, fold: Fold[S], merge: Callable[[S, S], S]) -> S:
+        """Return the state that all fragments are folded into, in order.
 
-        Which fragments are merged with which first depends on the plan and on nothing else. A
-        worker holds one fragment and three states.
+        Runs of fragments are folded each from None, and merged: which are runs depends on the plan
+        and on nothing else. Both may take the memory of the state that comes first. A worker holds
+        one fragment and its state; where they are merged, there are up to three.
         """
 
     def reduce_apart(
         self,
-        starts: Sequence[Callable[[Arrays, int], S]],
+        folds: Sequence[Fold[S]],
         merge: Callable[[S, S], S],
         ends: Sequence[Callable[[S], T]],
     ) -> Iterator[T]:
-        """Yield, for each start, its end of what `reduce` returns; for states that are too large.
+        """Yield, for each fold, its end of what `reduce` returns; for states that are too large.
 
-        Each is one worker's, which reads all fragments, and holds one of them and four states.
+        Each is one worker's, which reads all fragments, and holds one of them and three states.
         """
 
     def held(

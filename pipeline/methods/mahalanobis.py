@@ -29,7 +29,7 @@ from torch import Tensor
 from pipeline.config import Layers
 from pipeline.errors import ConfigError
 from pipeline.features.patches import pooled
-from pipeline.maths.gaussian import Moments, merge, whitener, without
+from pipeline.maths.gaussian import Moments, merge, merge_rows, whitener, without
 from pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
 from pipeline.methods.contract import Arrays, Corpus, Earlier, Fitted, Model, Progress, Scores
 
@@ -219,8 +219,13 @@ class Mahalanobis:
         return float(np.sqrt(chi2.ppf(1 - self.false_positive_rate, dimensions)))
 
 
-def _moments(embeddings: Arrays, first: int) -> dict[str, Moments]:  # noqa: ARG001
-    return {name: Moments.of(rows) for name, rows in embeddings.items()}
+def _moments(
+    before: dict[str, Moments] | None,
+    embeddings: Arrays,
+    first: int,  # noqa: ARG001
+) -> dict[str, Moments]:
+    levels = before or dict.fromkeys(embeddings)
+    return {name: merge_rows(levels[name], rows) for name, rows in embeddings.items()}
 
 
 def _merged(left: dict[str, Moments], right: dict[str, Moments]) -> dict[str, Moments]:
@@ -233,12 +238,14 @@ def _project(moments: Moments, directions: Directions) -> Moments:
 
 
 def _powers(
+    before: dict[str, Powers] | None,
     embeddings: Arrays,
     first: int,  # noqa: ARG001
     *,
     means: dict[str, np.ndarray],
 ) -> dict[str, Powers]:
-    return {name: Powers.of(rows, means[name]) for name, rows in embeddings.items()}
+    found = {name: Powers.of(rows, means[name]) for name, rows in embeddings.items()}
+    return found if before is None else _summed(before, found)
 
 
 def _statistics(levels: dict[str, Moments], powers: dict[str, Powers]) -> Arrays:
@@ -265,6 +272,7 @@ def _stored(earlier: Earlier) -> tuple[dict[str, Moments], dict[str, Powers]]:
 
 
 def _fourths(
+    before: dict[str, float] | None,
     embeddings: Arrays,
     first: int,  # noqa: ARG001
     *,
@@ -277,7 +285,7 @@ def _fourths(
         for name, rows in embeddings.items():
             projected = (rows - means[name]) @ directions[name]
             found[name] = Powers.of(projected, np.zeros(projected.shape[1])).fourth
-    return found
+    return found if before is None else _summed(before, found)
 
 
 def _summed(left: dict[str, Summand], right: dict[str, Summand]) -> dict[str, Summand]:

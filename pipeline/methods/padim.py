@@ -41,6 +41,7 @@ from pipeline.maths.gaussian import (
     covariance_of,
     in_blocks,
     merge,
+    merge_rows,
     packed,
     unpacked,
     whitener,
@@ -55,8 +56,8 @@ _IMAGES_AT_ONCE = 16
 # Share of a model's images that must stay: what float32 loses counts 20 times as much then. Of 757
 # tiles, distances were off by 2e-6 where 76 stayed, by 1e-5 where 38 did, and by 3e-4 where 8 did.
 _LEAST_LEFT = 0.05
-# A worker merges two states into a third, beside a fragment's embeddings.
-_STATES_HELD = 4
+# A worker merges two states, in the memory of one; one more for what is being computed.
+_STATES_HELD = 3
 
 
 class Change(Protocol):
@@ -96,7 +97,7 @@ class PaDiM:
         """Return mean and whitening of each location.
 
         O(images * locations * dim^2) time. State is locations * dim^2 float64 (250 MB for 56 x 56
-        x 100). Where `memory_budget` does not hold it four times, locations are split over the
+        x 100). Where `memory_budget` does not hold it three times, locations are split over the
         workers, each of which reads the whole corpus for its own. Beside that a worker holds a
         fragment's embeddings, and this process the model, a quarter of the state.
         """
@@ -144,16 +145,16 @@ class PaDiM:
         parts = [slice(begin, end) for begin, end in pairwise(edges.tolist())]
         # The workers of a cluster have one CPU each.
         threads = corpus.threads if corpus.processes == 1 else 1
-        starts = [partial(_moments, at=at, threads=threads) for at in parts]
+        folds = [partial(_moments, at=at, threads=threads) for at in parts]
         joined = partial(merge, threads=threads, reuse=True)
         end = partial(_model_of, change=change, regularisation=self.regularisation)
         before = [None if earlier is None else _Before.of(earlier, at) for at in parts]
         if count == 1:
-            whole = corpus.reduce(starts[0], joined)
+            whole = corpus.reduce(folds[0], joined)
             found = iter([end(whole, before=before[0], threads=corpus.threads)])
         else:
             ends = [partial(end, before=one, threads=threads) for one in before]
-            found = corpus.reduce_apart(starts, joined, ends)
+            found = corpus.reduce_apart(folds, joined, ends)
         state: Arrays = {
             "mean": np.empty((locations, dim), np.float32),
             "whitening": np.empty((locations, dim * (dim + 1) // 2), np.float32),
@@ -255,10 +256,17 @@ class _Before:
         return Moments(self.images, mean, scatter)
 
 
-def _moments(embeddings: Arrays, first: int, *, at: slice, threads: int) -> Moments:  # noqa: ARG001
+def _moments(
+    before: Moments | None,
+    embeddings: Arrays,
+    first: int,  # noqa: ARG001
+    *,
+    at: slice,
+    threads: int,
+) -> Moments:
     patches = embeddings["patches"]
     rows = patches.reshape(len(patches), -1, patches.shape[-1])
-    return Moments.of(rows[:, at], threads=threads)
+    return merge_rows(before, rows[:, at], threads=threads)
 
 
 def _model_of(

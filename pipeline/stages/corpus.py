@@ -16,14 +16,14 @@ from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.slices import SlicedFile
-from pipeline.methods.contract import Arrays, Held, M, Notes, Peers, Reader, S, T
+from pipeline.methods.contract import Arrays, Fold, Held, M, Notes, Peers, Reader, S, T
 
 # Not a plain name: partial results of earlier versions are not in slices, and are not found.
 EMBEDDINGS = ".slices.safetensors"
 
-# Fragments that one call of `reduce` merges: a PaDiM state of 100 channels is 250 MB, the
+# Fragments that one call of `reduce` folds: a PaDiM state of 100 channels is 250 MB, the
 # embeddings of 16 fragments of 256 images are 5 GB.
-_MERGED_AT_ONCE = 16
+_FOLDED_AT_ONCE = 16
 # What fragments are of is a few KB behind the latency of an object store.
 _READ_AT_ONCE = 16
 
@@ -156,25 +156,25 @@ class StoredCorpus:
         calls = [partial(_work_on, self.model, [name], first, work) for name, first in self._named]
         return self.workers.each(calls)
 
-    def reduce(self, start: Callable[[Arrays, int], S], merge: Callable[[S, S], S]) -> S:
-        """Return what `start` makes of each fragment, merged in order.
+    def reduce(self, fold: Fold[S], merge: Callable[[S, S], S]) -> S:
+        """Return the state that all fragments are folded into, in order.
 
-        Within runs of `_MERGED_AT_ONCE` fragments first, by the workers: a state is not much
-        smaller than a fragment's embeddings, and most of them never travel.
+        Runs of `_FOLDED_AT_ONCE` are folded by the workers: a state is not much smaller than a
+        fragment's embeddings, and few of them travel.
         """
-        calls = [partial(_reduce, self.model, some, start, merge) for some in _runs(self._named)]
+        calls = [partial(_fold, self.model, some, fold) for some in _runs(self._named)]
         return reduce(merge, self.workers.each(calls))
 
     def reduce_apart(
         self,
-        starts: Sequence[Callable[[Arrays, int], S]],
+        folds: Sequence[Fold[S]],
         merge: Callable[[S, S], S],
         ends: Sequence[Callable[[S], T]],
     ) -> Iterator[T]:
-        """Yield, for each start, its end of what `reduce` returns, to the bit."""
+        """Yield, for each fold, its end of what `reduce` returns, to the bit."""
         calls = [
-            partial(_reduce_all, self.model, self._named, start, merge, end)
-            for start, end in zip(starts, ends, strict=True)
+            partial(_fold_all, self.model, self._named, fold, merge, end)
+            for fold, end in zip(folds, ends, strict=True)
         ]
         return self.workers.each(calls)
 
@@ -293,27 +293,26 @@ def _work_on(
     return work(_load(model, names), first)
 
 
-def _reduce(
-    model: Folder,
-    named: Sequence[tuple[str, int]],
-    start: Callable[[Arrays, int], S],
-    merge: Callable[[S, S], S],
-) -> S:
-    return reduce(merge, (start(_load(model, [name]), first) for name, first in named))
+def _fold(model: Folder, named: Sequence[tuple[str, int]], fold: Fold[S]) -> S:
+    (name, first), *others = named
+    state = fold(None, _load(model, [name]), first)
+    for name, first in others:
+        state = fold(state, _load(model, [name]), first)
+    return state
 
 
-def _reduce_all(
+def _fold_all(
     model: Folder,
     named: Sequence[tuple[str, int]],
-    start: Callable[[Arrays, int], S],
+    fold: Fold[S],
     merge: Callable[[S, S], S],
     end: Callable[[S], T],
 ) -> T:
-    return end(reduce(merge, (_reduce(model, some, start, merge) for some in _runs(named))))
+    return end(reduce(merge, (_fold(model, some, fold) for some in _runs(named))))
 
 
 def _runs(named: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
-    return [named[i : i + _MERGED_AT_ONCE] for i in range(0, len(named), _MERGED_AT_ONCE)]
+    return [named[i : i + _FOLDED_AT_ONCE] for i in range(0, len(named), _FOLDED_AT_ONCE)]
 
 
 def _together(

@@ -10,7 +10,15 @@ from scipy.spatial.distance import mahalanobis
 
 from pipeline.errors import ConfigError
 from pipeline.maths import gaussian
-from pipeline.maths.gaussian import Moments, merge, packed, unpacked, whitener
+from pipeline.maths.gaussian import (
+    Moments,
+    covariance_of,
+    merge,
+    merge_rows,
+    packed,
+    unpacked,
+    whitener,
+)
 
 
 def normal(shape, *, seed=0, offset=0.0):
@@ -181,6 +189,32 @@ def test_a_merge_may_take_the_memory_of_the_left_and_gives_the_same_bits():
     for found in (kept, taken):
         np.testing.assert_array_equal(found.scatter, expected.scatter)
         np.testing.assert_array_equal(found.mean, expected.mean)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_merged_in_the_memory_of_the_left_and_to_the_bit_as_moments(monkeypatch, threads):
+    monkeypatch.setattr(gaussian, "_BLOCK_BYTES", 3 * 40 * 33 * 8)
+    first, second = normal((9, 5, 33)), normal((40, 5, 33), seed=1) + 3
+    expected = merge(Moments.of(first), Moments.of(second))
+    left = merge_rows(None, first, threads=threads)
+    found = merge_rows(left, second, threads=threads)
+    assert np.shares_memory(found.scatter, left.scatter)
+    assert found.count == expected.count
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    np.testing.assert_array_equal(found.scatter, expected.scatter)
+
+
+@given(dim=st.integers(1, 60), seed=st.integers(0, 99))
+def test_triangles_of_any_size_are_inverted(dim, seed):
+    rows = normal((2 * dim + 2, 3, dim), seed=seed) * np.logspace(-2, 2, dim).astype(np.float32)
+    covariance = Moments.of(rows).covariance()
+    whitening = whitener(covariance)
+    identity = np.broadcast_to(np.eye(dim), covariance.shape)
+    np.testing.assert_allclose(whitening @ np.linalg.cholesky(covariance), identity, atol=1e-9)
+    np.testing.assert_array_equal(whitening, np.tril(whitening))
+    spread = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    scale = spread[:, :, np.newaxis] * spread[:, np.newaxis, :]
+    np.testing.assert_allclose(covariance_of(whitening) / scale, covariance / scale, atol=1e-9)
 
 
 def test_a_whitening_may_take_the_memory_of_the_covariance_and_has_the_same_bits():

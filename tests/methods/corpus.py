@@ -74,11 +74,13 @@ class FakeCorpus:
     def each(self, work):
         return (work(f, n) for f, n in zip(self.fragments, self.firsts(), strict=True))
 
-    def reduce(self, start, merge):
-        return reduce(merge, self.each(start))
+    def reduce(self, fold, merge):
+        numbered = list(zip(self.fragments, self.firsts(), strict=True))
+        runs = [numbered[i : i + 2] for i in range(0, len(numbered), 2)]
+        return reduce(merge, (_folded(fold, run) for run in runs))
 
-    def reduce_apart(self, starts, merge, ends):
-        return (end(self.reduce(start, merge)) for start, end in zip(starts, ends, strict=True))
+    def reduce_apart(self, folds, merge, ends):
+        return (end(self.reduce(fold, merge)) for fold, end in zip(folds, ends, strict=True))
 
     def firsts(self):
         return np.cumsum([0, *map(_images, self.fragments)])[:-1].tolist()
@@ -105,6 +107,13 @@ def split(embeddings: dict[str, np.ndarray], *sizes: int) -> list[dict[str, np.n
     parts = {name: np.split(array, ends) for name, array in embeddings.items()}
     fragments = [{name: parts[name][i] for name in parts} for i in range(len(sizes) + 1)]
     return [fragment for fragment in fragments if _images(fragment)]
+
+
+def _folded(fold, run):
+    state = None
+    for fragment, first in run:
+        state = fold(state, fragment, first)
+    return state
 
 
 def _images(fragment):
