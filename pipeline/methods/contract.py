@@ -289,8 +289,9 @@ class Method(Protocol):
     ) -> Scores:
         """Return the scores of each image, whatever the other images are.
 
-        `ignore` is given when one image of the training corpus is scored, which must not be
-        compared with itself: it names its rows of the memory bank, none where there is no bank.
+        `ignore` is given when images of the training corpus are scored, which must not be compared
+        with themselves: it names the rows that one image has in the memory bank, or none where no
+        row is an image's, and then there may be several images.
         """
 
 

@@ -121,9 +121,20 @@ def test_batches_and_threads_change_no_byte(
     assert output_files(tmp_path) == output_files(done.scores)
 
 
-def test_fragments_change_no_score(done: Done, images: Path, tmp_path: Path):
+def test_images_are_calibrated_alone_as_together(
+    done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.stages.calibrate._IMAGES_AT_ONCE", 1)
+    alone = fit.run(str(images), str(tmp_path), settings_of(done.method), LOCAL)
+    assert alone.groups == done.manifest.groups
+
+
+def test_fragments_change_no_score(
+    done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     if done.method in DEPENDS_ON_FRAGMENTS:
         pytest.skip("training shuffles fragment by fragment")
+    monkeypatch.setattr("pipeline.stages.corpus._FOLDED_AT_ONCE", 2)
     settings = settings_of(done.method, fragment_images=4)
     model, scores = tmp_path / "model", tmp_path / "scores"
     fit.run(str(images), str(model), settings, LOCAL)
@@ -177,14 +188,14 @@ def test_gaussians_beyond_the_memory_budget_are_fitted_location_by_location(
     if runner == "ray":
         request.getfixturevalue("local_ray")
     whole = settings_of("padim", fragment_images=3)
-    # 256 locations of 20 x 20 float64 are 0.8 MB, of which four are held.
-    split = settings_of("padim", fragment_images=3, memory_budget=700_000)
+    # 256 locations of 20 x 20 float64 are 0.8 MB, of which three are held.
+    split = settings_of("padim", fragment_images=3, memory_budget=500_000)
     expected = fit.run(str(images), str(tmp_path / "whole"), whole, LOCAL)
     apart, once = StoredCorpus.reduce_apart, []
 
-    def noted(corpus: StoredCorpus, starts, merge, ends):
-        once.append(len(starts))
-        return apart(corpus, starts, merge, ends)
+    def noted(corpus: StoredCorpus, folds, merge, ends):
+        once.append(len(folds))
+        return apart(corpus, folds, merge, ends)
 
     monkeypatch.setattr(StoredCorpus, "reduce_apart", noted)
     found = fit.run(str(images), str(tmp_path / runner), split, options.Execution(runner, None))
