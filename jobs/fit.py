@@ -215,6 +215,11 @@ class _Planned:
 def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -> _Planned:
     """Check everything that can be wrong with the command, then cut the work."""
     method = build(settings.method.name, settings.method.options())
+    if settings.index.kind != "exact" and not method.approximable:
+        raise ConfigError(
+            f"method '{settings.method.name}' has no memory bank that "
+            f"index.kind={settings.index.kind} could be measured on; use index.kind=exact"
+        )
     settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)
     plan = plan_fragments(lake, settings, where)

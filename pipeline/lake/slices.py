@@ -126,6 +126,19 @@ class SlicedFile:
             for name, tensors in self.tensors.items()
         }
 
+    def pieces(self, at_most: int) -> Iterator[range]:
+        """Yield the numbers of all images, in order, by pieces of some bytes or of one image."""
+        image_bytes = sum(tensors[0].image_bytes for tensors in self.tensors.values())
+        size = max(1, at_most // max(1, image_bytes))
+        for begin in range(0, self.images, size):
+            yield range(begin, min(begin + size, self.images))
+
+    def read(self, images: range) -> dict[str, np.ndarray]:
+        """Return the arrays of consecutive images."""
+        arrays = self.empty(len(images))
+        self.read_into(arrays, images.start)
+        return arrays
+
     def read_into(self, arrays: Mapping[str, np.ndarray], first: int = 0) -> None:
         """Fill arrays with as many images as they have, from number `first` on."""
         for name, tensors in self.tensors.items():

@@ -122,7 +122,7 @@ class Corpus(Protocol):
 
         Runs of fragments are folded each from None, and merged: which are runs depends on the plan
         and on nothing else. Both may take the memory of the state that comes first. A worker holds
-        one fragment and its state; where they are merged, there are up to three.
+        512 MiB of a fragment and its state; where they are merged, there are up to three.
         """
 
     def reduce_apart(
@@ -133,7 +133,7 @@ class Corpus(Protocol):
     ) -> Iterator[T]:
         """Yield, for each fold, its end of what `reduce` returns; for states that are too large.
 
-        Each is one worker's, which reads all fragments, and holds one of them and three states.
+        Each is one worker's, which reads all fragments, and holds 512 MiB of one and three states.
         """
 
     def held(
@@ -270,6 +270,9 @@ class Method(Protocol):
     layers: ClassVar[Layers]
     # Training images that scores are calibrated on, at most.
     calibration_images: ClassVar[int]
+    # Whether `index.kind` may be other than exact: there is a memory bank with rows of images, and
+    # so others of their images to measure an approximate index with.
+    approximable: ClassVar[bool]
 
     def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:
         """Return what is kept of each image, by name, from the backbone's feature maps."""

@@ -37,6 +37,7 @@ class DN2:
 
     layers: ClassVar[Layers] = (4,)
     calibration_images: ClassVar[int] = 200
+    approximable: ClassVar[bool] = True
     leaves_by_embedding: ClassVar[bool] = False
 
     # k of the paper: training images whose distance counts.

@@ -73,6 +73,7 @@ class PaDiM:
 
     layers: ClassVar[Layers] = (1, 2, 3)
     calibration_images: ClassVar[int] = 200
+    approximable: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = True
 
     # Channels that are kept, of all layers together.
@@ -98,8 +99,8 @@ class PaDiM:
 
         O(images * locations * dim^2) time. State is locations * dim^2 float64 (250 MB for 56 x 56
         x 100). Where `memory_budget` does not hold it three times, locations are split over the
-        workers, each of which reads the whole corpus for its own. Beside that a worker holds a
-        fragment's embeddings, and this process the model, a quarter of the state.
+        workers, each of which reads the whole corpus for its own. Beside that a worker holds up to
+        512 MiB of embeddings, and this process the model, a quarter of the state.
         """
         return self._whitened(corpus, None, merge, progress)
 

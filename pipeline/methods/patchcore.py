@@ -50,6 +50,7 @@ class PatchCore:
     layers: ClassVar[Layers] = (2, 3)
     # A 95 % quantile of 200 rests on 10 images above it.
     calibration_images: ClassVar[int] = 200
+    approximable: ClassVar[bool] = True
     leaves_by_embedding: ClassVar[bool] = False
 
     # None: official where it is defined, else concat.

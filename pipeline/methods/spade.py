@@ -67,6 +67,7 @@ class SPADE:
     layers: ClassVar[Layers] = (1, 2, 3, 4)
     # Each is as dear as scoring an image.
     calibration_images: ClassVar[int] = 40
+    approximable: ClassVar[bool] = True
     leaves_by_embedding: ClassVar[bool] = False
 
     # K of the paper.

@@ -135,16 +135,8 @@ def bank_and_facts(
 def _held_out(
     corpus: StoredCorpus, bank: MemoryBank, before: int
 ) -> Float32[np.ndarray, "queries dim"] | None:
-    """Return normal patches that are not in the bank, evenly spread; None if all are in it.
-
-    Raises:
-        ConfigError: if the bank's rows are not of images, so that nothing can be held against it.
-    """
-    if bank.origin is None:
-        raise ConfigError(
-            f"the memory bank of group '{corpus.group}' has {len(bank.rows)} rows that are of no "
-            "single image: it is searched exactly, use index.kind=exact"
-        )
+    """Return normal patches that are not in the bank, evenly spread; None if all are in it."""
+    assert bank.origin is not None, "the method is not approximable"
     *grid, _ = corpus.shapes[bank.embedding]
     height, width = grid or (1, 1)
     patches = corpus.images * height * width

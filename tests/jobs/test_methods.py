@@ -67,6 +67,16 @@ def test_what_a_method_says_of_itself_cannot_be_set(method: str, name: str):
     assert name not in str(error.value).partition("known:")[2]
 
 
+@pytest.mark.parametrize("method", [n for n in sorted(SMALL) if not build(n, {}).approximable])
+def test_an_approximate_index_is_refused_at_once_where_there_is_nothing_to_measure_it_with(
+    method: str, images: Path, tmp_path: Path
+):
+    settings = settings_of(method, index={"kind": "hnsw"})
+    with pytest.raises(ConfigError, match=rf"'{method}' has no .*index\.kind=hnsw.*use .*exact"):
+        fit.run(str(images), str(tmp_path), settings, LOCAL)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_is_scored_by_the_seed_that_it_was_fitted_with(done: Done, images: Path, tmp_path):
     """PaDiM's channels hang on it, and untrained weights."""
     other = settings_of(done.method, seed=7)
@@ -135,6 +145,7 @@ def test_fragments_change_no_score(
     if done.method in DEPENDS_ON_FRAGMENTS:
         pytest.skip("training shuffles fragment by fragment")
     monkeypatch.setattr("pipeline.stages.corpus._FOLDED_AT_ONCE", 2)
+    monkeypatch.setattr("pipeline.stages.corpus._PIECE_BYTES", 1)
     settings = settings_of(done.method, fragment_images=4)
     model, scores = tmp_path / "model", tmp_path / "scores"
     fit.run(str(images), str(model), settings, LOCAL)

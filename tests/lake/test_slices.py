@@ -41,6 +41,27 @@ def test_any_images_are_read_back_whatever_the_slices(folder, size, first, count
         np.testing.assert_array_equal(arrays[name], array[first : first + count])
 
 
+@pytest.mark.parametrize(("at_most", "lengths"), [(1, [1] * 7), (3.5, [3, 3, 1]), (99, [7])])
+def test_pieces_are_all_images_in_order(folder, at_most, lengths):
+    _write(folder, 3)
+    image_bytes = sum(array[0].nbytes for array in ARRAYS.values())
+    with folder.open("x.safetensors") as file:
+        sliced = SlicedFile.over(file)
+        pieces = list(sliced.pieces(int(at_most * image_bytes)))
+        read = [sliced.read(piece) for piece in pieces]
+    assert [len(piece) for piece in pieces] == lengths
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in read]), array)
+
+
+def test_a_piece_has_one_image_at_least_and_none_of_no_images(folder):
+    _write(folder, 3)
+    write_slices(folder, "none.safetensors", 0, 3, ())
+    with folder.open("x.safetensors") as file, folder.open("none.safetensors") as none:
+        assert list(SlicedFile.over(file).pieces(1)) == [range(i, i + 1) for i in range(7)]
+        assert list(SlicedFile.over(none).pieces(1)) == []
+
+
 def test_the_file_is_safetensors(folder):
     _write(folder, 3)
     tensors = load(folder.read("x.safetensors"))
