@@ -26,10 +26,11 @@ from pipeline.cluster.runner import Runner
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError, WorkersLost
 from pipeline.lake import models, runs
-from pipeline.lake.folder import Entry, Folder
+from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.lake.planning import plan
 from pipeline.lake.runs import Run
+from pipeline.lake.stores import Entry
 from pipeline.stages.corpus import StoredCorpus
 from pipeline.stages.decode import Source
 from pipeline.stages.membership import Place

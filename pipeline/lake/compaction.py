@@ -28,8 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, FragmentsFailed, TableError
-from pipeline.lake.folder import Entry, Folder
+from pipeline.lake.folder import Folder
 from pipeline.lake.parquet import TABLE_ORDER, write_sorted
+from pipeline.lake.stores import Entry
 from pipeline.tables import COMPACTED
 
 # Part of every file's digest; raised when the same parts give other bytes.

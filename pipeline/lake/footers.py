@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from pipeline.config import ColumnSettings, Settings
 from pipeline.errors import TableError
 from pipeline.lake.columns import chunk_number, select
-from pipeline.lake.folder import Entry, Folder, hive_keys
+from pipeline.lake.folder import Folder, hive_keys
 from pipeline.lake.fragments import keys_of
+from pipeline.lake.stores import Entry
 from pipeline.lake.where import Where
 from pipeline.tables import IMAGES, require_columns, type_of
 

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, PatchlakeError, TableError
-from pipeline.lake.folder import Entry, Folder, hive_keys
+from pipeline.lake.folder import Folder, hive_keys
 from pipeline.lake.parts import every_part
+from pipeline.lake.stores import Entry
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Entry, Folder
+from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.parquet import PART_ORDER, write_sorted
+from pipeline.lake.stores import Entry
 from pipeline.tables import SCORES
 
 _SOURCE = "_source.json"

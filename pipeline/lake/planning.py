@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Entry, Folder
+from pipeline.lake.folder import Folder
 from pipeline.lake.footers import Cut, cut_file
 from pipeline.lake.fragments import Fragments, keys_of, path_keys
+from pipeline.lake.stores import Entry
 from pipeline.lake.where import Where
 from pipeline.tables import PLAN
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError, TableError
-from pipeline.lake.folder import Entry, Folder, split_uri
+from pipeline.lake.folder import Folder, split_uri
+from pipeline.lake.stores import Entry
 
 Layout = Literal["mvtec", "folder", "csv"]
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, DiskFull
 from pipeline.lake import disk as module
-from pipeline.lake.folder import Entry, Folder, escape, hive_keys, split_uri
+from pipeline.lake.folder import Folder, escape, hive_keys, split_uri
+from pipeline.lake.stores import Entry
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pipeline.config import ColumnSettings, Settings
 from pipeline.errors import ConfigError, TableError
 from pipeline.lake import footers, fragments, planning
-from pipeline.lake.folder import Entry, Folder, escape
+from pipeline.lake.folder import Folder, escape
 from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.rows import group_rows
+from pipeline.lake.stores import Entry
 from pipeline.lake.where import parse_where
 
 COLUMNS = ColumnSettings()

@@ -89,12 +89,10 @@ class TestServers:
         assert folder.create("run.json", b"first")
         assert not folder.create("run.json", b"second")
         assert folder.read("run.json") == b"first"
-        assert folder._s3 is not None
-        key, late = folder._key("run.json"), b"of one who has not seen the first"
+        store, late = folder._store, b"of one who has not seen the first"
+        key, s3 = store.key("run.json"), store.bucket
         with pytest.raises(FileExistsError):
-            folder._s3._ask(
-                key, lambda c: c.put_object(**folder._s3._body(key, late), IfNoneMatch="*")
-            )
+            s3._ask(key, lambda c: c.put_object(**s3._body(key, late), IfNoneMatch="*"))
         assert folder.read("run.json") == b"first"
 
     def test_an_upload_in_parts_is_seen_when_it_is_whole(self, bucket, monkeypatch):
