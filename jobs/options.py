@@ -91,7 +91,8 @@ class Execution:
 
             yield LocalRunner()
             return
-        from pipeline.cluster.on_ray import RayRunner, connected
+        from pipeline.cluster.connection import connected
+        from pipeline.cluster.on_ray import RayRunner
 
         with connected(self.address):
             yield RayRunner(workers)

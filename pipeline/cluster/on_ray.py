@@ -1,9 +1,9 @@
 """`--runner ray`: the same stages as Ray Data operators.
 
-Only this package imports Ray. One row is one fragment, in a block of
-its own, through decode (tasks), infer (an actor pool) and publish (tasks). Only settings and URIs
-travel to actors, so that an actor that dies is started again anywhere. Durability is not Ray's
-business: see `pipeline.lake.parts`.
+Only this package imports Ray. One row is one fragment, in a block of its own, through decode
+(tasks), infer (an actor pool) and publish (tasks). Only settings and URIs travel to actors, so that
+an actor that dies is started again anywhere. Durability is not Ray's business: see
+`pipeline.lake.parts`.
 
 What dies with its process or node is tried again: fragments without end by Ray, but each at most
 `Pipeline.poison.attempts` times by `attempts`; calls and members `_RETRIES` times.
@@ -14,9 +14,6 @@ errors are not retried); CPUs are asked for whole (fractions can deadlock on sma
 """
 
 import logging
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +31,7 @@ from pipeline.cluster import nodes
 from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded, JobFault
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.errors import ConfigError, PatchlakeError, StorageError, WorkersLost
+from pipeline.errors import PatchlakeError, StorageError, WorkersLost
 from pipeline.methods.contract import Held, M, Peers, T
 
 # Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
@@ -44,9 +41,6 @@ _Reference = Any
 # it is resized. Declared, it also keeps Ray from fusing decode into the actors: it fuses what asks
 # for the same resources, and decoding would then wait for the network instead of running ahead.
 _DECODE_BYTES = 512 * 2**20
-
-# Of a local Ray's object store: a few dozen fragments of 38 MB are on their way at a time.
-_STORE_BYTES = 2**30
 
 # Of the plan's rows in one decode task: 64 for every CPU's last task of 16 and more.
 _MOST_ROWS, _BLOCKS_A_CPU = 64, 64
@@ -176,66 +170,6 @@ class RayRunner:
         # On CPUs the network takes some 35 ms an image, decode and publish 10: about 3 to 1; and
         # one CPU always stays free for them, or nothing would ever reach the actors.
         return max(1, min(cpus - 1, cpus * 3 // 4))
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start a Ray of this process's own, for the length of the block.
-
-    Args:
-        address: As in `ray.init`; None is RAY_ADDRESS, which `ray job submit` sets for what it
-            runs, and where that is not set either a Ray is started here.
-
-    Raises:
-        ConfigError: if there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    try:
-        with _keeping_sigterm():
-            if address is None:
-                # Two CPUs at least: one is held by the infer actor.
-                cpus = max(2, os.cpu_count() or 2)
-                ray.init(
-                    "local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    object_store_memory=_store_bytes(),
-                )
-            else:
-                ray.init(address, log_to_driver=False)
-    except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster answers at '{address}': {error}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _keeping_sigterm() -> Iterator[None]:
-    """Give SIGTERM back to whoever had it before.
-
-    `ray.init` of 2.60 takes it twice: in Python, to exit with 15; and below, where Abseil's handler
-    of failures aborts the process three seconds later, in the middle of the clean-up.
-    """
-    is_ours = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if is_ours else None
-    yield
-    if handler is not None:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _store_bytes() -> int:
-    """Return the size of a local object store: Ray's own 30 % of memory, but not more than needed.
-
-    Every process has in time touched all of it, and its resident memory counts it.
-    """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(_STORE_BYTES, memory * 3 // 10)
 
 
 class _Actor:
