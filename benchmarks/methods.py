@@ -34,6 +34,7 @@ OURS: Mapping[str, tuple[str, dict[str, object]]] = {
     "padim": (RESNET, {}),
     "cfa": (RESNET, {}),
     "spade": (DENSENET, {}),
+    "spade-same_location": (DENSENET, {"gallery": "same_location"}),
     "dn2": (DENSENET, {}),
     "mahalanobis": (DENSENET, {}),
     "patchcore-densenet169": (DENSENET, {}),

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.errors import ConfigError
 
-# Temporary memory of a thread, unless one position takes more. 256 images x 100 dims x 8 B = 205 kB
-# a position: ten positions stay in the cache, where 160 (32 MiB) are half as fast.
+# Of a block's rows or scatter, whichever is more, unless one position has more. 256 images x 100
+# dims x 8 B = 205 kB a position: ten stay in the cache, where 160 (32 MiB) are half as fast.
 _BLOCK_BYTES = 2 * 2**20
 
 # Dimensions that LAPACK inverts at once: of 7, 13, 25 and 50 the fastest, for 100 dimensions.
@@ -45,7 +45,7 @@ class Moments:
     def of(cls, rows: Float32[np.ndarray, "rows ... dim"], *, threads: int = 1) -> "Moments":
         """Return the moments of rows over their first axis, which is images.
 
-        Temporary memory is 2 MiB a thread, or one position's rows in float64 where that is more.
+        Temporary memory is some 4 MiB a thread, or a position's rows in float64 and its scatter.
 
         Args:
             rows: Not changed.
@@ -64,7 +64,7 @@ class Moments:
         def fill(block: slice) -> None:
             mean[block], scatter[block] = _mean_and_scatter(flat[:, block])
 
-        in_blocks(fill, len(mean), bytes_each=count * dim * 8, threads=threads)
+        in_blocks(fill, len(mean), bytes_each=max(count, dim) * dim * 8, threads=threads)
         return cls(count, mean.reshape(*positions, dim), scatter.reshape(*positions, dim, dim))
 
     def covariance(self, *, ddof: int = 1) -> Float64[np.ndarray, "... dim dim"]:
@@ -108,7 +108,7 @@ def merge(left: Moments, right: Moments, *, threads: int = 1, reuse: bool = Fals
     in_blocks(fill, len(shift), bytes_each=dim * dim * 8, threads=threads)
     count = left.count + right.count
     mean = left.mean + (right.mean - left.mean) * (right.count / count)
-    return Moments(count, mean, merged)
+    return Moments(count, mean, flat.reshape(left.scatter.shape))
 
 
 def merge_rows(
@@ -116,10 +116,15 @@ def merge_rows(
 ) -> Moments:
     """Return `merge(left, Moments.of(rows))` to the bit, in the memory of `left`.
 
-    Nothing of the size of the moments is taken beside them. None is the moments of no rows.
+    Temporary memory is some 6 MiB a thread, or a position's rows in float64 and three times its
+    scatter. None is the moments of no rows.
     """
     if left is None:
         return Moments.of(rows, threads=threads)
+    if not len(rows) or rows.shape[1:] != left.mean.shape:
+        raise ValueError(
+            f"rows of shape {rows.shape} do not join moments of {left.mean.shape} features"
+        )
     count, dim = len(rows), rows.shape[-1]
     flat, mean = rows.reshape(count, -1, dim), left.mean.reshape(-1, dim)
     scatter = left.scatter.reshape(-1, dim, dim)
@@ -131,8 +136,10 @@ def merge_rows(
         _add_scatter(scatter[block], own_scatter, shift, weight)
         mean[block] += shift * share
 
-    in_blocks(fill, len(mean), bytes_each=count * dim * 8, threads=threads)
-    return Moments(left.count + count, left.mean, left.scatter)
+    in_blocks(fill, len(mean), bytes_each=max(count, dim) * dim * 8, threads=threads)
+    return Moments(
+        left.count + count, mean.reshape(left.mean.shape), scatter.reshape(left.scatter.shape)
+    )
 
 
 def without(whole: Moments, part: Moments, *, threads: int = 1) -> Moments:
@@ -149,7 +156,7 @@ def without(whole: Moments, part: Moments, *, threads: int = 1) -> Moments:
     mean = whole.mean + (whole.mean - part.mean) * (part.count / count)
     # The scatter of what is left, if its scatter is added to by the part's as in `merge`.
     left = Moments(count, mean, np.zeros_like(whole.scatter))
-    added = merge(left, part, threads=threads).scatter
+    added = merge(left, part, threads=threads, reuse=True).scatter
     return Moments(count, mean, np.subtract(whole.scatter, added, out=added))
 
 
@@ -178,7 +185,7 @@ def whitener(
 ) -> Float64[np.ndarray, "... dim dim"]:
     """Return lower triangular W = L^-1, with covariance = L L^T: its inverse is W^T W.
 
-    |W (x - mean)| is the Mahalanobis distance of x. Time is 2/3 dim^3 a position.
+    |W (x - mean)| is the Mahalanobis distance of x. Time is dim^3 a position.
 
     Args:
         covariance: Of each position, symmetric.

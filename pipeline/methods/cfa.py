@@ -278,7 +278,7 @@ def softmin_scores(
 def sum_images(
     before: Arrays | None, embeddings: Arrays, first: int, *, leave_out: np.ndarray
 ) -> Arrays:
-    """Return the sums with a fragment's images, in float64, without the images left out."""
+    """Return the sums with these images, in float64, without the images left out."""
     count = len(embeddings["layer0"])
     kept = np.isin(np.arange(first, first + count), leave_out, invert=True)
     own = {name: array[kept].sum(axis=0, dtype=np.float64) for name, array in embeddings.items()}

@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 
 class Fold(Protocol[S]):
-    """What a fragment's embeddings add to the state before it."""
+    """What embeddings, of a fragment or a piece of one, add to the state before them."""
 
     def __call__(self, before: S | None, embeddings: Arrays, first: int, /) -> S:
-        """Return the state with the fragment, whose first image has number `first`.
+        """Return the state with these images, of which the first has number `first`.
 
-        `before` is None for the first fragment of a run.
+        `before` is None at the beginning of a run.
         """
 
 
@@ -120,9 +120,10 @@ class Corpus(Protocol):
     def reduce(self, fold: Fold[S], merge: Callable[[S, S], S]) -> S:
         """Return the state that all fragments are folded into, in order.
 
-        Runs of fragments are folded each from None, and merged: which are runs depends on the plan
-        and on nothing else. Both may take the memory of the state that comes first. A worker holds
-        512 MiB of a fragment and its state; where they are merged, there are up to three.
+        Runs of fragments are folded each from None, piece by piece, and merged: what a run and a
+        piece are depends on the plan and on nothing else. Both may take the memory of the state
+        that comes first. A worker holds 512 MiB of a fragment and its state; where states are
+        merged, there are up to three.
         """
 
     def reduce_apart(

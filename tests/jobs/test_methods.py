@@ -60,7 +60,7 @@ def test_every_method_is_tested_here():
 
 
 @pytest.mark.parametrize("method", sorted(SMALL))
-@pytest.mark.parametrize("name", ["layers", "calibration_images"])
+@pytest.mark.parametrize("name", ["layers", "calibration_images", "approximable"])
 def test_what_a_method_says_of_itself_cannot_be_set(method: str, name: str):
     with pytest.raises(ConfigError, match=rf"setting 'method\.{name}' is unknown") as error:
         build(method, {name: 5})
@@ -131,10 +131,11 @@ def test_batches_and_threads_change_no_byte(
     assert output_files(tmp_path) == output_files(done.scores)
 
 
+@pytest.mark.parametrize("at_once", [1, 5])
 def test_images_are_calibrated_alone_as_together(
-    done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at_once: int, done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.stages.calibrate._IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr("pipeline.stages.calibrate._IMAGES_AT_ONCE", at_once)
     alone = fit.run(str(images), str(tmp_path), settings_of(done.method), LOCAL)
     assert alone.groups == done.manifest.groups
 

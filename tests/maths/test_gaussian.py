@@ -1,5 +1,7 @@
 """Statistics in parts: those of the whole, for any cut, and whitening without an inverse."""
 
+import re
+import tracemalloc
 from functools import reduce
 
 import numpy as np
@@ -199,9 +201,41 @@ def test_rows_are_merged_in_the_memory_of_the_left_and_to_the_bit_as_moments(mon
     left = merge_rows(None, first, threads=threads)
     found = merge_rows(left, second, threads=threads)
     assert np.shares_memory(found.scatter, left.scatter)
+    assert np.shares_memory(found.mean, left.mean)
     assert found.count == expected.count
     np.testing.assert_array_equal(found.mean, expected.mean)
     np.testing.assert_array_equal(found.scatter, expected.scatter)
+
+
+@pytest.mark.parametrize("count", [1, 4, 300])
+def test_beside_the_moments_little_memory_is_taken(count):
+    rows, others = normal((count, 200, 200)), normal((count, 200, 200), seed=1)
+    tracemalloc.start()
+    moments = Moments.of(rows)
+    taken = tracemalloc.get_traced_memory()[1] - moments.scatter.nbytes
+    tracemalloc.reset_peak()
+    merge_rows(moments, others)
+    more = tracemalloc.get_traced_memory()[1] - moments.scatter.nbytes
+    tracemalloc.stop()
+    # Of a state of 61 MiB.
+    assert max(taken, more) < 9 * 2**20
+
+
+def test_rows_that_do_not_fit_are_refused_with_both_shapes():
+    moments = Moments.of(normal((2, 4, 3)))
+    for rows in (normal((2, 5, 3)), normal((0, 4, 3)), normal((2, 1, 3))):
+        with pytest.raises(ValueError, match=rf"{re.escape(str(rows.shape))} .* \(4, 3\)"):
+            merge_rows(moments, rows)
+
+
+def test_positions_of_two_axes_that_do_not_lie_in_order_are_merged_in_place_as_well():
+    left, right = Moments.of(normal((9, 3, 4, 2))), Moments.of(normal((5, 3, 4, 2), seed=1))
+    expected = merge(left, right).scatter
+    turned = Moments(9, left.mean, np.asarray(left.scatter, order="F"))
+    np.testing.assert_array_equal(merge(turned, right, reuse=True).scatter, expected)
+    turned = Moments(9, left.mean.copy(), np.asarray(left.scatter, order="F"))
+    found = merge_rows(turned, normal((5, 3, 4, 2), seed=1))
+    np.testing.assert_array_equal(found.scatter, expected)
 
 
 @given(dim=st.integers(1, 60), seed=st.integers(0, 99))
