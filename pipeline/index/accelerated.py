@@ -21,6 +21,8 @@ from pipeline.index.exact import check_asked, measured
 _SCORES = 2**27
 # Pairs measured at once: 2^17 x 1024 float32, twice, is 1 GB.
 _PAIRS = 2**17
+# Pairs that float32 measures, of one product: their numbers are 24 bytes each, 200 MB.
+_MOST_PAIRS = 2**23
 _UNIT = 2.0**-24
 
 
@@ -90,7 +92,11 @@ class AcceleratedSearch:
     def _candidates(
         self, queries: Tensor, k: int, ignore: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs, by query, that float32 cannot tell from the k nearest."""
+        """Return the pairs, by query, that float32 cannot tell from the k nearest.
+
+        Queries to which too many rows are possible are halved, until their pairs fit: a bank of
+        rows that are all alike leaves every pair.
+        """
         centred = queries - self._mean
         squared = centred.square().sum(dim=1)
         # |q - c|^2 - |q|^2, with the product in bfloat16.
@@ -102,26 +108,38 @@ class AcceleratedSearch:
         reached = self._measure(queries, query, first.reshape(-1)).reshape(-1, k)
         rounding = 1 + (queries.shape[1] + 3) * _UNIT
         limit = reached.amax(dim=1) * rounding + 1e-35
-        possible = scores <= (limit - squared + self._error(squared))[:, None]
+        by_product, by_square = self._errors()
+        scores.addr_(squared.sqrt(), self._squared.sqrt(), alpha=-by_product)
+        scores -= by_square * self._squared
+        possible = scores <= (limit - squared + by_square * squared)[:, None]
+        if possible.sum() > _MOST_PAIRS and len(queries) > 1:
+            del scores, possible
+            return self._halved(queries, k, ignore)
         near = possible.reshape(-1).nonzero()[:, 0]
         query, row = near // self.size, near % self.size
         kept = self._measure(queries, query, row) <= (limit * rounding)[query]
         return query[kept].cpu().numpy(), row[kept].cpu().numpy()
 
-    def _error(self, squared: Tensor) -> Tensor:
-        """Bound the error of the scores, given the squared lengths of the queries.
+    def _halved(
+        self, queries: Tensor, k: int, ignore: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        half = len(queries) // 2
+        query, row = self._candidates(queries[:half], k, ignore)
+        others, other_row = self._candidates(queries[half:], k, ignore)
+        return np.concatenate([query, others + half]), np.concatenate([row, other_row])
+
+    def _errors(self) -> tuple[float, float]:
+        """Return p and s that bound the error of a score by p |q| |c| + s (|q|^2 + |c|^2).
 
         Rounding to bfloat16, of 8 bits, loses 2^-8 of a value: of q.c the queries, the bank and
         the product itself once each. Sums of d terms in float32, truncated as on tensor cores,
         lose d 2^-23. All of that counts twice, as of 2 q.c. What is left, in float32, is less than
-        (d + 8) 2^-23 of (|q| + |c|)^2; a tenth is for second orders.
+        (d + 10) 2^-23 of (|q| + |c|)^2; a tenth is for second orders.
         """
-        largest = self._squared.max().sqrt()
-        length = squared.sqrt()
         dim = self._rows.shape[1]
-        product = 2 * (3 * 2.0**-8 + dim * 2.0**-23) * length * largest
-        rest = (dim + 8) * 2.0**-23 * (length + largest).square()
-        return 1.1 * (product + rest)
+        product = 1.1 * 2 * (3 * 2.0**-8 + dim * 2.0**-23)
+        rest = 1.1 * (dim + 10) * 2.0**-23
+        return product + 2 * rest, rest
 
     def _measure(self, queries: Tensor, query: Tensor, row: Tensor) -> Tensor:
         """Return squared distances of pairs by direct differences in float32."""

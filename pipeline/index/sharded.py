@@ -36,7 +36,7 @@ class ShardMember:
 
     @classmethod
     def over(cls, rows: Float32[np.ndarray, "rows dim"], offset: int) -> "ShardMember":
-        """Return an exact shard. At least one row."""
+        """Return a shard that is searched by dense products. At least one row."""
         return cls(offset, ExactSearch.over(rows))
 
     def answer(

@@ -31,10 +31,15 @@ def build(name: str, options: Mapping[str, Scalar]) -> Method:
         raise ConfigError(f"method.name '{name}' is unknown{nearest(name, names())}")
     kind = importlib.import_module(f"{__name__}.{name}").METHOD
     known = [field.name for field in fields(kind)]
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise ConfigError(
                 f"setting 'method.{option}' is unknown{nearest(option, [*known, 'name'])}"
+            )
+        # No setting of a method is a switch, and pydantic takes true for 1.
+        if isinstance(value, bool):
+            raise ConfigError(
+                f"setting 'method.{option}' is {str(value).lower()}; give a number or a name"
             )
     try:
         return cast("Method", TypeAdapter(kind).validate_python(dict(options)))

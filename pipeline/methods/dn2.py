@@ -2,10 +2,12 @@
 
 Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020 (arXiv 2002.10445).
 
-The score is the mean distance to the k nearest training images (L2, not squared), k = 2 in the
-paper. There is no anomaly map. The pooled feature is the spatial mean of the deepest of
-`backbone.layers`. The paper's variants for groups of images and for contaminated training sets are
-left out.
+The score is the mean distance to the k nearest training images, k = 2 in the paper. There is no
+anomaly map. The pooled feature is the spatial mean of the deepest of `backbone.layers`.
+
+Deliberate differences: distances are not squared, as public code has them, in whose mean the
+farthest of the k counts most; for k = 1 the order is the same. The paper's variants for groups of
+images and for contaminated training sets are left out.
 """
 
 from collections.abc import Sequence

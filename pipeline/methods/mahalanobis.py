@@ -10,8 +10,9 @@ map. Levels are `backbone.layers`: the preset `mahalanobis_paper` has the nine o
 Images can join and leave a fitted model exactly: beside the whitening the model keeps, in float64,
 the scatter of each level, and the two sums of higher powers that Ledoit-Wolf's shrinkage takes.
 
-Deliberate differences from the paper: none in the model. Of its settings, augmentation and the
-baselines with other distances are left out; OAS is not in the paper.
+Deliberate differences from the paper: of a feature that is constant, or a function of others, some
+variance is kept (`_with_floor`), where the paper's inverse would not exist. Of its settings,
+augmentation and the baselines with other distances are left out; OAS is not in the paper.
 """
 
 from collections.abc import Sequence
@@ -47,8 +48,8 @@ class Mahalanobis:
     leaves_by_embedding: ClassVar[bool] = True
 
     covariance: Literal["ledoit_wolf", "oas"] = "ledoit_wolf"
-    # Directions that count: all, the principal ones that hold `variance` (pca), or those behind
-    # them (npca), where the paper finds most of what is anomalous.
+    # Directions that count: all, the principal ones that hold `variance` (pca), or those from about
+    # the last of these on (npca), where the paper finds most of what is anomalous.
     directions: Literal["all", "pca", "npca"] = "all"
     variance: Annotated[float, Field(gt=0, lt=1)] = 0.99
     # Share of normal images that a threshold may call anomalous, by the chi-square law of Gaussian
@@ -204,16 +205,19 @@ class Mahalanobis:
         variances, vectors = np.linalg.eigh(moments.scatter)
         variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
         share = np.cumsum(variances) / (variances.sum() or 1.0)
-        # The principal ones are as few as hold the share; of both kinds there is one at least.
-        leading = min(int(np.searchsorted(share, self.variance)) + 1, dim)
-        kept = slice(leading) if self.directions == "pca" else slice(min(leading, dim - 1), None)
+        # The last of as few as hold the share. As the share lies between it and the one before, the
+        # authors keep both for NPCA.
+        last = min(int(np.searchsorted(share, self.variance)), dim - 1)
+        kept = slice(last + 1) if self.directions == "pca" else slice(max(last - 1, 0), None)
         return vectors[:, kept]
 
     def _threshold(self, dimensions: int) -> float:
         """Return a level's share of the threshold: the quantile of a chi distribution.
 
         For one level it is exact for Gaussian features; the sum over levels supposes that an image
-        is equally far out on all of them, and is too high where they differ.
+        is equally far out on all of them, and is too high where they differ: for five independent
+        levels 0.05 becomes less than 0.001. Of real images levels agree: for 0.05, 3.7 % of the
+        tiles are above it (DenseNet-169, four levels), each measured without itself.
         """
         if self.false_positive_rate is None:
             return 0.0

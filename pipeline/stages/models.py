@@ -274,7 +274,7 @@ def sharded_search(holders: Holders, record: GroupRecord) -> ShardedSearch:
 def _start_shard(model: Folder, files: Sequence[FileRecord], offset: int) -> ShardMember:
     contents = {file.role: read_file(model, file) for file in files}
     banks = [from_shards({_alone(role): content}) for role, content in contents.items()]
-    return ShardMember.over(np.concatenate(banks), offset)
+    return ShardMember(offset, search_over(np.concatenate(banks)))
 
 
 def _alone(role: str) -> str:

@@ -54,6 +54,53 @@ def test_rows_that_bfloat16_rounds_as_wrongly_as_it_can_are_told_apart(device):
     assert (distances.item(), found.item()) == (0, 2)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_pairs_beyond_the_memory_are_measured_in_parts(device, spread, monkeypatch):
+    """As of a bank of equal rows, where no bound rules out anything."""
+    bank = spread * rows(500, rank=20, offset=0.0, seed=0) + np.float32(3)
+    queries = rows(60, rank=20, offset=3.0, seed=1)
+    monkeypatch.setattr(accelerated, "_MOST_PAIRS", 700)
+    held = []
+    found_near = torch.Tensor.nonzero
+
+    def noted(mask):
+        held.append(int(mask.sum()))
+        return found_near(mask)
+
+    monkeypatch.setattr(torch.Tensor, "nonzero", noted)
+    distances, found = AcceleratedSearch.over(bank, torch.device(device)).nearest(queries, 2)
+    expected, expected_rows = ExactSearch.over(bank).nearest(queries, 2)
+    np.testing.assert_array_equal(found, expected_rows)
+    np.testing.assert_array_equal(distances, expected)
+    assert max(held) <= 700
+    assert len(held) > 1 or spread
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_long_row_does_not_make_all_others_possible(device, monkeypatch):
+    bank = rows(2000, rank=8, offset=0.0, seed=0)
+    queries = rows(100, rank=8, offset=0.0, seed=1)
+    measured_pairs = []
+    for length in (1, 300):
+        bank[17] *= length
+        search = AcceleratedSearch.over(bank, torch.device(device))
+        count = []
+        monkeypatch.setattr(
+            AcceleratedSearch,
+            "_measure",
+            lambda self, q, query, row, f=AcceleratedSearch._measure, c=count: (
+                c.append(len(query)) or f(self, q, query, row)
+            ),
+        )
+        search.nearest(queries, 1)
+        monkeypatch.undo()
+        measured_pairs.append(sum(count))
+    # The bound of a pair is by its own row: by the longest of all it would leave all 200,000.
+    assert measured_pairs[1] < 1.2 * measured_pairs[0]
+    assert measured_pairs[1] < 0.1 * bank.shape[0] * len(queries)
+
+
 def test_ties_go_to_the_lowest_row_and_a_bank_of_one_row_works():
     bank = np.repeat(rows(50, rank=20, offset=0.0, seed=0), 4, axis=0)
     search = AcceleratedSearch.over(bank, torch.device("cpu"))

@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.index.exact import ExactSearch
+from pipeline.index.pruned import PrunedSearch
 from pipeline.index.sharded import ShardedSearch, ShardMember, merge_nearest
 
 
-def cut(bank, count):
+def cut(bank, count, member=ShardMember.over):
     """The bank in `count` members, and a search that asks them all and notes whom it fetches."""
     parts = np.array_split(bank, count)
     offsets = np.cumsum([0, *map(len, parts)])
-    members = [ShardMember.over(*pair) for pair in zip(parts, offsets.tolist(), strict=False)]
+    members = [member(*pair) for pair in zip(parts, offsets.tolist(), strict=False)]
     fetched = []
 
     def ask(queries, k, ignore):
@@ -65,6 +66,24 @@ def test_a_bank_of_the_real_size_of_an_embedding_gives_the_same_bits(shards):
 
     distances, rows = ExactSearch.over(bank).nearest(queries, 9)
     found_distances, found_rows = cut(bank, shards)[0].nearest(queries, 9)
+
+    np.testing.assert_array_equal(found_rows, rows)
+    np.testing.assert_array_equal(found_distances, distances)
+
+
+@pytest.mark.parametrize("k", [1, 9])
+def test_shards_that_prune_give_the_same_bits(k):
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(8, 96))
+    bank = (rng.normal(size=(2000, 8)) @ basis).astype(np.float32)
+    queries = (rng.normal(size=(100, 8)) @ basis).astype(np.float32)
+    ignore = np.arange(0, 2000, 3)
+
+    def pruned(rows, offset):
+        return ShardMember(offset, PrunedSearch.over(ExactSearch.over(rows), 32))
+
+    distances, rows = ExactSearch.over(bank).nearest(queries, k, ignore=ignore)
+    found_distances, found_rows = cut(bank, 3, pruned)[0].nearest(queries, k, ignore=ignore)
 
     np.testing.assert_array_equal(found_rows, rows)
     np.testing.assert_array_equal(found_distances, distances)

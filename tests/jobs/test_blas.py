@@ -51,5 +51,17 @@ def test_no_cpuinfo_means_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_chooses_before_numpy_is_imported():
-    code = "import sys; import jobs.__main__; sys.exit('numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = """
+import sys
+import jobs.__main__ as command
+
+def choose():
+    print("numpy" in sys.modules)
+
+command.choose_kernel = choose
+sys.argv = ["patchlake", "--help"]
+command.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "False"
+    assert "Usage" in done.stdout
