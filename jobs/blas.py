@@ -29,6 +29,15 @@ def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     return os.environ.get(_VARIABLE)
 
 
+def kernels() -> list[str]:
+    """Return the kernels that the BLAS libraries of this process run, as they name them."""
+    # Imported here: the choice comes before whatever loads a BLAS.
+    from threadpoolctl import threadpool_info
+
+    found = (info for info in threadpool_info() if info["user_api"] == "blas")
+    return sorted({str(info.get("architecture")) for info in found})
+
+
 def _is_unknown_to_openblas(cpuinfo: Path) -> bool:
     try:
         described = cpuinfo.read_text()

@@ -1,5 +1,6 @@
 """Options that several verbs share, and how they become settings and a runner."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +11,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.blas import kernels
 from pipeline.cluster.runner import Runner
 from pipeline.config import Raw, Settings, StorageSettings, load_settings
 from pipeline.errors import ConfigError, StorageRefused
 from pipeline.lake.folder import Folder, split_uri
 from pipeline.stages.preflight import Preflight
+
+log = logging.getLogger(__name__)
 
 RunnerName = Literal["ray", "local"]
 
@@ -79,6 +83,7 @@ class Execution:
     @contextmanager
     def start(self, workers: int | None, preflight: Preflight | None = None) -> Iterator[Runner]:
         """Yield the runner, when its workers may use the storage. Raises `ConfigError`."""
+        log.info("BLAS kernels here: %s", ", ".join(kernels()))
         with self._start(workers) as runner:
             if preflight is not None:
                 preflight.in_workers(runner)

@@ -16,6 +16,8 @@ Deliberate differences from the paper and its implementations:
 * images can join and leave a fitted model: Sigma is had back from its whitening, of which float32
   loses a few parts in a million (`covariance_of`), and nothing is stored for it. Where most images
   leave, that is much of what is left: then the rest is to be fitted again;
+* which channels were drawn is not stored: it follows from the seed, which the model records, by a
+  hash (`chosen_channels`);
 * `dimensions` is 100 for every backbone unless it is set, as the paper has it for ResNet-18. With
   its 550 for WideResNet-50 (preset `padim_paper`) a model is 1.9 GB a group.
 """

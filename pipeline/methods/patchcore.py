@@ -11,7 +11,9 @@ Deliberate differences from the paper:
   state b, 9 is what others use;
 * `image_score: mean_top` and `distance: cosine` are those of AnomalyDINO (Damm et al., WACV 2025,
   arXiv 2405.14529), whose recipe is the preset `anomalydino_paper`; its masking of the background
-  and its rotations of few training images are left out;
+  and its rotations of few training images are left out, and images are made square, where the
+  recipe keeps their shape;
+* `max_bank_rows` caps what `coreset_fraction` asks for;
 * layers are joined by concatenation unless they have the 512 and 1024 channels for which the
   authors' 1024 dimensions are defined (`pipeline.features.patches`).
 """

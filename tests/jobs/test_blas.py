@@ -1,13 +1,15 @@
 """The kernel is chosen where every core is an AMD one with AVX-512, and nowhere else."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs.blas import choose_kernel
+from jobs.blas import choose_kernel, kernels
+from jobs.options import Execution
 
 AVX512 = "avx512f avx512dq avx512bw avx512vl avx512cd"
 
@@ -48,6 +50,21 @@ def test_an_explicit_setting_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_no_cpuinfo_means_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     assert choose_kernel(tmp_path / "absent") is None
+
+
+def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO"), Execution("local", None).start(None):
+        pass
+    (line,) = [record.getMessage() for record in caplog.records if "BLAS" in record.getMessage()]
+    asked = "import jobs.blas, numpy; print(jobs.blas.kernels())"
+    env = os.environ | {"OPENBLAS_CORETYPE": "HASWELL"}
+    other = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, env=env
+    )
+    assert line == f"BLAS kernels here: {', '.join(kernels())}"
+    # Where there is OpenBLAS for x86: in numpy's wheels for Linux.
+    if platform.machine() == "x86_64":
+        assert "Haswell" in other.stdout
 
 
 def test_the_command_chooses_before_numpy_is_imported():
