@@ -86,6 +86,9 @@ def load_backbone(
         located = split_uri(settings.weights, storage or StorageSettings())
         network = _from_file(settings, located, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # TF32, torch's default for convolutions, has 10 bits: features of a GPU would be off by 1e-3
+    # from those of a CPU, by which an image may be fitted or scored just as well.
+    torch.backends.cudnn.allow_tf32 = False
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parameter in network.parameters():
         parameter.requires_grad_(requires_grad=False)
