@@ -7,6 +7,11 @@ Johnson and Lindenstrauss, 1984, in the dense Gaussian form: distances are kept 
 import numpy as np
 from jaxtyping import Float32
 
+# Of a row's largest value: two more than float32 has.
+_ROW_BITS = 26
+# Rows at once: 4096 x 1024 float64 are 32 MiB.
+_ROWS = 4096
+
 
 def gaussian_projection(
     dim_in: int, dim_out: int, rng: np.random.Generator
@@ -21,3 +26,26 @@ def gaussian_projection(
     drawn = rng.standard_normal((dim_in, dim_out))
     projection: np.ndarray = (drawn / np.sqrt(dim_out)).astype(np.float32)
     return projection
+
+
+def projected(
+    rows: Float32[np.ndarray, "rows dim_in"], projection: Float32[np.ndarray, "dim_in dim_out"]
+) -> Float32[np.ndarray, "rows dim_out"]:
+    """Return rows @ projection; the bits of a row do not depend on the others, or on the BLAS.
+
+    Those of a plain product do, on how many rows there are and where the row is among them: equal
+    patches would be some way apart, and the coreset would hang on fragments. Here both factors are
+    rounded to whole numbers, so few bits of each that float64 adds all products up exactly: 26 of a
+    row's largest value, and of the largest entry of the projection what 53 leave, 17 for 1024
+    dimensions. Distances are kept to some 1e-5 beside what the projection keeps them to.
+    """
+    bits = 53 - _ROW_BITS - (len(projection) - 1).bit_length()
+    scale = int(np.frexp(np.abs(projection).max())[1]) - bits
+    matrix = np.rint(np.ldexp(projection.astype(np.float64), -scale))
+    found = np.empty((len(rows), projection.shape[1]), np.float32)
+    for begin in range(0, len(rows), _ROWS):
+        block = rows[begin : begin + _ROWS].astype(np.float64)
+        exponents = np.frexp(np.abs(block).max(axis=1, keepdims=True))[1] - _ROW_BITS
+        whole = np.rint(np.ldexp(block, -exponents))
+        found[begin : begin + _ROWS] = np.ldexp(whole @ matrix, exponents + scale)
+    return found

@@ -32,6 +32,7 @@ from pipeline.config import Layers
 from pipeline.features import patches
 from pipeline.index.exact import ExactSearch
 from pipeline.index.search import Search
+from pipeline.maths.projection import projected
 from pipeline.methods.contract import (
     Arrays,
     Corpus,
@@ -68,7 +69,7 @@ class PatchCore:
     projection: Annotated[int, Field(ge=1)] | None = None
     image_score: Literal["max", "reweighted", "mean_top"] = "max"
     # b of Eq. 7.
-    reweight_neighbours: Annotated[int, Field(ge=2)] = 9
+    reweight_neighbours: Annotated[int, Field(ge=1)] = 9
     # Share of an image's patches, the farthest ones, whose mean is the score `mean_top`.
     top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     # cosine: patch embeddings have length 1, and distances are 1 - cos.
@@ -146,7 +147,7 @@ class PatchCore:
         # The radius is of the space that the rows were selected in.
         projection = self._selector(seed).project(left.shape[1])
         if projection is not None:
-            left, gone = left @ projection, gone @ projection
+            left, gone = projected(left, projection), projected(gone, projection)
         farther = float(ExactSearch.over(left).nearest(gone, 1)[0].max(initial=0))
         patches_ = float(earlier.facts["patches"])
         facts: dict[str, float | str] = {

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int64
 
 from pipeline.maths.coreset import Progress, extend, greedy, select, select_further
 from pipeline.maths.partitioned import extended, partitioned
-from pipeline.maths.projection import gaussian_projection
+from pipeline.maths.projection import gaussian_projection, projected
 from pipeline.maths.shard import Farthest, Shard
 from pipeline.methods.contract import Arrays, Corpus, Held, T
 
@@ -88,7 +88,7 @@ class Selector:
         The facts are of the rows of the corpus alone.
         """
         projection = self.project(centres.shape[1])
-        given = centres if projection is None else centres @ projection
+        given = centres if projection is None else projected(centres, projection)
         rows = _Patches(corpus, self.embedding, projection)
         strategy, size = self._choose(rows, corpus), min(size, rows.count)
         facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
@@ -234,4 +234,4 @@ def _start_shard(
 
 def _as_rows(embedding: np.ndarray, projection: np.ndarray | None) -> Rows:
     rows = embedding.reshape(-1, embedding.shape[-1])
-    return rows if projection is None else rows @ projection
+    return rows if projection is None else projected(rows, projection)

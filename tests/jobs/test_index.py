@@ -1,14 +1,21 @@
 """How a bank is stored and searched: exactly, approximately when asked, spread if large."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import fit, options, score
 from pipeline.config import Settings, load_settings
+from pipeline.index.approximate import ApproximateSearch, measure
+from pipeline.index.exact import ExactSearch
+from pipeline.index.shards import Kind, load_shards
 from pipeline.lake.folder import Folder
-from pipeline.lake.models import read_manifest
-from tests.conftest import LOCAL, TINY, by_place, output_files
+from pipeline.lake.models import GroupRecord, read_manifest
+from pipeline.stages.models import load_bank_rows
+from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files
 
 
 def scored(images: Path, root: Path, execution: options.Execution, **flags: object) -> Path:
@@ -19,15 +26,88 @@ def scored(images: Path, root: Path, execution: options.Execution, **flags: obje
     return root / "scores"
 
 
+def groups_of(model: Path) -> dict[str, GroupRecord]:
+    return read_manifest(Folder(str(model))).groups
+
+
+# Half of all patches, searched so carelessly that the nearest is missed now and then.
+HALF = {"coreset_fraction": 0.5}
+CARELESS = {"effort": 1, "min_recall": 0.0}
+
+
+def origin_of(model: Path, group: GroupRecord) -> list[tuple[str, int, int]]:
+    """Image and place of each row of a bank."""
+    name = next(file.name for file in group.files if file.role == "provenance.parquet")
+    rows = pq.read_table(model / name, partitioning=None).to_pylist()
+    return [(row["image_id"], row["y"], row["x"]) for row in rows]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """All patches of a group's training images, and where each is."""
+
+    rows: np.ndarray
+    origin: list[tuple[str, int, int]]
+
+    def beside(self, bank: list[tuple[str, int, int]]) -> np.ndarray:
+        """The patches that are not in a bank."""
+        taken = set(bank)
+        return self.rows[[place not in taken for place in self.origin]]
+
+
+@pytest.fixture(scope="module")
+def patches(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Patches]:
+    """Of each group: the bank of a model that keeps all of them."""
+    model = tmp_path_factory.mktemp("patches")
+    settings = load_settings(flags=TINY | {"method": {"coreset_fraction": 1.0}})
+    fit.run(str(images), str(model), settings, LOCAL)
+    found = {}
+    for name, group in groups_of(model).items():
+        rows = load_bank_rows(Folder(str(model)), group)
+        assert rows is not None
+        found[name] = Patches(rows, origin_of(model, group))
+    return found
+
+
+@pytest.fixture(scope="module")
+def half_exact(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores of an exact search in half of all patches."""
+    return scored(images, tmp_path_factory.mktemp("half"), LOCAL, method=HALF)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_the_quality_in_the_model_is_that_of_its_index_on_the_patches_that_are_not_in_it(
+    kind: Kind, images: Path, patches: dict[str, Patches], half_exact: Path, tmp_path: Path
+):
+    scores = scored(images, tmp_path, LOCAL, index=CARELESS | {"kind": kind}, method=HALF)
+    folder = Folder(str(tmp_path / "model"))
+    for name, group in groups_of(tmp_path / "model").items():
+        files = {f.role: folder.read(f.name) for f in group.files if f.role.endswith(".faiss")}
+        bank = load_bank_rows(folder, group)
+        assert bank is not None
+        held_out = patches[name].beside(origin_of(tmp_path / "model", group))
+        search = ApproximateSearch.over(load_shards(files, kind=kind))
+
+        anew = measure(search, ExactSearch.over(bank), held_out)
+
+        assert asdict(anew) == {figure: group.facts[figure] for figure in asdict(anew)}
+        assert (anew.queries, len(bank)) == (384, 384)
+        # Something is missed: where nothing is, the figures would be those of any queries.
+        assert 0.5 < anew.recall_at_1 < 1
+        assert 0 < anew.mean_score_error_relative < anew.max_score_error_relative < 1
+    exact, found = by_place(half_exact), by_place(scores)
+    assert all(found[place]["image_score"] >= row["image_score"] for place, row in exact.items())
+    assert any(found[place]["anomaly_map"] != row["anomaly_map"] for place, row in exact.items())
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_an_approximate_index_records_its_quality_and_scores_alike(
     kind: str, images: Path, scores: Path, tmp_path: Path
 ):
     found = scored(images, tmp_path, LOCAL, index={"kind": kind, "min_recall": 0.5})
-    for group in read_manifest(Folder(str(tmp_path / "model"))).groups.values():
+    for group in groups_of(tmp_path / "model").values():
         assert group.index == kind
-        assert 0.5 <= float(group.facts["recall_at_1"]) <= 1
-        assert float(group.facts["queries"]) > 100
+        assert group.facts["queries"] == 12 * 64 - 76
     exact = by_place(scores)
     for place, row in by_place(found).items():
         # What it finds is measured exactly, so it can only be farther.
@@ -42,7 +122,7 @@ def test_where_the_bank_is_all_there_is_each_row_is_measured_among_the_others(
 ):
     index = {"kind": kind, "min_recall": 0.5, "effort": 64}
     scored(images, tmp_path, LOCAL, index=index, method=method)
-    for group in read_manifest(Folder(str(tmp_path / "model"))).groups.values():
+    for group in groups_of(tmp_path / "model").values():
         assert float(group.facts["queries"]) == float(group.facts["bank_rows"])
         # Of so few rows nothing is missed: of itself each would be sure, and is not counted.
         assert float(group.facts["recall_at_1"]) > 0.9
@@ -51,15 +131,21 @@ def test_where_the_bank_is_all_there_is_each_row_is_measured_among_the_others(
 def test_an_index_below_the_recall_asked_is_refused_with_the_figures(
     images: Path, tmp_path: Path, patchlake
 ):
-    flags = ("--set", "image.resize=[64, 64]", "--set", "backbone.weights=untrained")
-    flags += ("--backbone", "resnet10t.c3_in1k", "--set", "method.coreset_fraction=0.9")
-    # One list of some hundred: far from all neighbours are in it.
-    flags += ("--set", "index.kind=ivf", "--set", "index.effort=1", "--set", "index.min_recall=1.0")
-    result = patchlake("fit", images, tmp_path, "--runner", "local", *flags)
+    # One list of nine: far from all neighbours are in it.
+    index = {"kind": "ivf", **CARELESS}
+    settings = load_settings(flags=TINY | {"index": index, "method": HALF})
+    fit.run(str(images), str(tmp_path / "kept"), settings, LOCAL)
+    flags = ("--set", "method.coreset_fraction=0.5", "--set", "index.kind=ivf")
+    flags += ("--set", "index.effort=1", "--set", "index.min_recall=0.99")
+    result = patchlake("fit", images, tmp_path / "refused", *TINY_FLAGS, *flags)
     assert result.code == 3
-    assert "index.min_recall is 1.0" in result.err
-    assert "held-out patches" in result.err
-    assert not (tmp_path / "model.json").exists()
+    told = " ".join(result.err.split())
+    assert "index.min_recall is 0.99" in told
+    for group in groups_of(tmp_path / "kept").values():
+        recall, error = group.facts["recall_at_1"], group.facts["max_score_error_relative"]
+        assert f"of 384 rows for {recall:.4f} of 384 held-out patches" in told
+        assert f"scores would be too high by {error:.1%} at worst" in told
+    assert not (tmp_path / "refused" / "model.json").exists()
 
 
 def test_a_bank_in_several_files_is_the_same_bank(images: Path, scores: Path, tmp_path: Path):

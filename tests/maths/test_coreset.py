@@ -78,6 +78,19 @@ def plain_greedy(rows, size, start):
         indices.append(int(distance.argmax()))
 
 
+def plain_float32_greedy(rows, size, start):
+    """The same in float32, the distances by direct differences."""
+    indices, radii = [start], []
+    distance = np.full(len(rows), np.inf, np.float32)
+    while True:
+        away = rows - rows[indices[-1]]
+        distance = np.minimum(distance, np.einsum("nd,nd->n", away, away))
+        radii.append(np.sqrt(distance.max()))
+        if len(indices) == size or radii[-1] == 0:
+            return np.array(indices), np.array(radii)
+        indices.append(int(distance.argmax()))
+
+
 def assert_follows_plain_greedy(rows, size, start, found):
     """Each pick is the farthest row in float64 given those before it, but for near ties."""
     exact = rows.astype(np.float64)
@@ -93,27 +106,123 @@ def assert_follows_plain_greedy(rows, size, start, found):
     assert len(found.indices) == size or distance.max() == 0
 
 
+def assert_is_plain_greedy(rows, size, start, found):
+    """The indices are those of a plain float64 loop, but for the order of rows that nearly tie.
+
+    Rows that tie and do not cover one another are all picked before any other, in whatever order:
+    the set, and every radius, is that of the loop, and so is what follows. Where one covers
+    another, only the first of them is picked: nothing that follows is comparable (of `one_far_away`
+    the last radius then differs by up to 7 %), and `assert_follows_plain_greedy` is the judge.
+    """
+    indices, radii = plain_greedy(rows, size, start)
+    exact = rows.astype(np.float64)
+    distance = np.full(len(rows), np.inf)
+    step = 0
+    while step < min(len(indices), len(found.indices)):
+        end = step + 1
+        if found.indices[step] != indices[step]:
+            farthest = distance.max() * (1 - NEAR_TIE)
+            assert distance[found.indices[step]] >= farthest, step
+            tied = np.flatnonzero(distance >= farthest)
+            if any(_covers(exact, row, tied, farthest) for row in tied):
+                return
+            end = step + len(tied)
+            assert set(found.indices[step:end].tolist()) <= set(tied.tolist())
+        for index in found.indices[step:end]:
+            distance = np.minimum(distance, np.linalg.norm(exact - exact[index], axis=1))
+        step = end
+        np.testing.assert_allclose(found.radii[:step], radii[:step], rtol=NEAR_TIE)
+    assert len(found.indices) == len(indices)
+
+
+def _covers(exact, row, tied, farthest):
+    others = tied[tied != row]
+    return (np.linalg.norm(exact[others] - exact[row], axis=1) < farthest).any()
+
+
 @given(selections(counts=st.integers(1, 120), dims=st.integers(1, 40), sizes=st.integers(1, 40)))
 def test_every_pick_is_the_farthest_row(selection):
     rows, size, start = selection
     assert_follows_plain_greedy(rows, size, start, greedy(rows, size, start=start))
 
 
-@given(
-    selections(
-        counts=st.integers(POOL, 2 * POOL + 1), dims=st.integers(1, 8), sizes=st.integers(1, 60)
-    ).filter(lambda selection: selection[1] <= 60)
-)
+more_than_a_pool = selections(
+    counts=st.integers(POOL, 2 * POOL + 1), dims=st.integers(1, 8), sizes=st.integers(1, 60)
+).filter(lambda selection: selection[1] <= 60)
+
+
+@given(more_than_a_pool)
 @settings(max_examples=40)
 def test_every_pick_is_the_farthest_row_of_more_than_a_pool(selection):
     rows, size, start = selection
     assert_follows_plain_greedy(rows, size, start, greedy(rows, size, start=start))
 
 
-@pytest.mark.parametrize(("kind", "count"), [(normal, 30_000), (clustered, 5000)])
-def test_every_pick_is_the_farthest_in_32_dimensions(kind, count):
-    rows = kind(np.random.default_rng(0), count, 32).astype(np.float32)
-    assert_follows_plain_greedy(rows, 600, 3, greedy(rows, 600, start=3))
+@given(selections(counts=st.integers(1, 120), dims=st.integers(1, 40), sizes=st.integers(1, 40)))
+def test_the_sequence_is_that_of_a_plain_loop_but_for_the_order_of_near_ties(selection):
+    rows, size, start = selection
+    assert_is_plain_greedy(rows, size, start, greedy(rows, size, start=start))
+
+
+@given(more_than_a_pool)
+@settings(max_examples=20)
+def test_the_sequence_of_more_than_a_pool_is_that_of_a_plain_loop_but_for_near_ties(selection):
+    rows, size, start = selection
+    assert_is_plain_greedy(rows, size, start, greedy(rows, size, start=start))
+
+
+@given(
+    st.one_of(
+        selections(counts=st.integers(1, 120), dims=st.integers(1, 40), sizes=st.integers(1, 40)),
+        more_than_a_pool,
+    )
+)
+def test_the_sequence_is_that_of_a_plain_float32_loop_to_the_bit(selection):
+    # Near ties, too: float32 orders them in its own way, but always in the same.
+    rows, size, start = selection
+    indices, radii = plain_float32_greedy(rows, size, start)
+
+    found = greedy(rows, size, start=start)
+
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.radii, radii)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "dim", "size"),
+    [(normal, 30_000, 32, 600), (clustered, 5000, 32, 600)]
+    + [(normal, 300, dim, 300) for dim in (1, 2, 40)]
+    + [(normal, 2 * POOL + 1, dim, 500) for dim in (2, 8)],
+)
+def test_where_nothing_ties_the_whole_sequence_is_that_of_a_plain_loop(kind, count, dim, size):
+    rows = kind(np.random.default_rng(0), count, dim).astype(np.float32)
+    indices, radii = plain_greedy(rows, size, 3)
+
+    found = greedy(rows, size, start=3)
+
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_allclose(found.radii, radii, rtol=NEAR_TIE)
+
+
+@pytest.mark.parametrize("dim", [8, 128])
+def test_rows_that_nearly_tie_are_the_same_set_with_the_same_radii_in_another_order(dim):
+    # Three shells of rows at right angles around the first centre: no row covers another, and
+    # those of a shell are equally far but for their rounding.
+    rng = np.random.default_rng(0)
+    right_angled = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    rows = np.concatenate([np.zeros((1, dim)), *(scale * right_angled for scale in (16, 4, 1))])
+    order = rng.permutation(len(rows))
+    rows, start = rows[order].astype(np.float32), int(order.argmin())
+    indices, radii = plain_greedy(rows, len(rows), start)
+
+    found = greedy(rows, len(rows), start=start)
+
+    assert_is_plain_greedy(rows, len(rows), start, found)
+    assert (found.indices != indices).sum() > dim
+    np.testing.assert_allclose(found.radii, radii, rtol=NEAR_TIE)
+    for shells in (1, 2, 3):
+        shell = slice(0, 1 + shells * dim)
+        assert set(found.indices[shell].tolist()) == set(indices[shell].tolist())
 
 
 def test_rows_that_wait_for_thousands_of_centres_are_still_measured_against_all():

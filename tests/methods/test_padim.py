@@ -65,6 +65,35 @@ def test_two_images_by_hand():
     assert found.anomaly_maps[0, 0, 0] == pytest.approx(3 / np.sqrt(2.01))
 
 
+# One location, channels (1, 2) and (3, 8): mu = (2, 5), and the images lie (-1, -3) and (1, 3) off.
+# Sigma = 1 / (2 - 1) * 2 * ((1, 3), (3, 9)) + 0.01 I = ((2.01, 6), (6, 18.01)), of determinant
+# 2.01 * 18.01 - 6 * 6 = 0.2001, so that M^2 = (18.01 u^2 - 12 u v + 2.01 v^2) / 0.2001 of an image
+# (u, v) off mu.
+@pytest.mark.parametrize(
+    ("image", "squared"),
+    [
+        # (1, 0) off: 18.01.
+        ((3, 5), 18.01 / 0.2001),
+        # (0, 1) off: 2.01.
+        ((2, 6), 2.01 / 0.2001),
+        # (2, 1) off: 72.04 - 24 + 2.01.
+        ((4, 6), 50.05 / 0.2001),
+        # (2, 6) off, the way that the images vary: 72.04 - 144 + 72.36.
+        ((4, 11), 0.4 / 0.2001),
+        # (3, -1) off, at right angles to it, where there is 0.01 alone: 162.09 + 36 + 2.01.
+        ((5, 4), 200.1 / 0.2001),
+    ],
+)
+def test_two_channels_by_hand(image, squared):
+    train = np.array([(1, 2), (3, 8)], np.float32).reshape(2, 1, 1, 2)
+    method, _, model = fitted(train)
+    found = method.score({"patches": np.array(image, np.float32).reshape(1, 1, 1, 2)}, model)
+    # The whitening is rounded to float32, of a Sigma that is 2000 times as wide one way.
+    assert found.anomaly_maps[0, 0, 0] == pytest.approx(np.sqrt(squared), rel=1e-4)
+    # Smoothing leaves a map of one location as it is.
+    assert found.image_scores[0] == pytest.approx(np.sqrt(squared), rel=1e-4)
+
+
 @given(st.lists(st.integers(1, 6), max_size=4), st.integers(0, 3))
 def test_no_partition_of_the_images_changes_the_statistics(sizes, seed):
     patches = random_patches(13, seed=seed)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from pipeline.features import patches
 from pipeline.index.exact import ExactSearch
+from pipeline.maths.coreset import greedy
+from pipeline.maths.projection import gaussian_projection, projected
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Model
 from pipeline.methods.patchcore import PatchCore
@@ -98,6 +100,29 @@ def test_the_seed_decides_the_first_patch():
     assert len(firsts) > 4
 
 
+@pytest.mark.parametrize("coreset", ["driver", "distributed"])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_projected_selection_is_that_of_the_projected_rows_and_keeps_whole_ones(coreset, seed):
+    embeddings = random_embeddings(9, seed=1, dim=24)
+    rows = embeddings.reshape(-1, 24)
+    options = {"coreset_fraction": 0.2, "coreset": coreset, "projection": 4}
+    corpus = FakeCorpus(split({"patches": embeddings}, 2, 3))
+
+    found = PatchCore(**options).fit(corpus, seed=seed)
+
+    start = int(np.ravel_multi_index(found.bank.origin[0], (9, 4, 5)))
+    reduced = projected(rows, gaussian_projection(24, 4, np.random.default_rng(seed)))
+    expected = greedy(reduced, 36, start=start)
+    np.testing.assert_array_equal(found.bank.rows, rows[expected.indices])
+    assert found.facts["covering_radius"] == pytest.approx(float(expected.radii[-1]), rel=1e-6)
+    # In all dimensions others are the farthest.
+    in_full = greedy(rows, 36, start=start)
+    assert len(set(in_full.indices.tolist()) & set(expected.indices.tolist())) < 30
+    # What does not reduce the dimensions is no projection.
+    whole = PatchCore(**options | {"projection": 24}).fit(corpus, seed=seed)
+    np.testing.assert_array_equal(whole.bank.rows, rows[in_full.indices])
+
+
 def test_scores_are_distances_to_the_nearest_bank_row_and_their_maximum():
     embeddings, bank = random_embeddings(3), random_embeddings(1, seed=1).reshape(20, 6)
     between = np.linalg.norm(embeddings[..., None, :].astype(np.float64) - bank, axis=-1)
@@ -139,6 +164,13 @@ def test_reweighted_scores_equal_equation_7(seed, rows, b, scale):
     assert (found.image_scores >= 0).all()
     assert (found.image_scores <= plain.image_scores).all()
     np.testing.assert_array_equal(found.anomaly_maps, plain.anomaly_maps)
+
+
+def test_of_one_neighbour_equation_7_is_the_distance():
+    embeddings, bank = random_embeddings(3), random_embeddings(1, seed=1).reshape(20, 6)
+    plain = scores(embeddings, bank)
+    found = scores(embeddings, bank, image_score="reweighted", reweight_neighbours=1)
+    np.testing.assert_array_equal(found.image_scores, plain.image_scores)
 
 
 def test_the_weight_is_one_minus_one_in_b_where_all_distances_are_equal():
@@ -236,8 +268,10 @@ def test_settings_come_back_complete():
         ({"coreset_fraction": "much"}, "'method.coreset_fraction': .*number"),
         ({"max_bank_rows": 0}, "'method.max_bank_rows'"),
         ({"max_bank_rows": 10.5}, "'method.max_bank_rows'"),
+        ({"max_bank_rows": True}, "'method.max_bank_rows' is true; give a number"),
+        ({"projection": True}, "'method.projection' is true; give a number"),
         ({"neighbourhood": 2}, "'method.neighbourhood': .*1, 3, 5"),
-        ({"reweight_neighbours": 1}, "'method.reweight_neighbours'"),
+        ({"reweight_neighbours": 0}, "'method.reweight_neighbours'"),
         ({"image_score": "mean"}, "'method.image_score': .*'max', 'reweighted' or 'mean_top'"),
         ({"embedding": "pca", "max_bank_rows": -1}, "'method.embedding'.*; .*max_bank_rows"),
     ],

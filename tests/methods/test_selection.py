@@ -1,6 +1,7 @@
 """Where a coreset is selected changes no index; where it cannot be exact, its bound is kept."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from pipeline.lake.models import GroupRecord, read_manifest
 from pipeline.maths.coreset import greedy, select
 from pipeline.maths.shard import Shard
 from pipeline.methods import selection
-from pipeline.methods.selection import HeldRows
+from pipeline.methods.selection import HeldRows, Selector
 from tests.conftest import LOCAL, TINY
+from tests.methods.corpus import FakeCorpus, split
 
 
 def fitted(images: Path, out: Path, execution: options.Execution, **flags: object):
@@ -113,6 +115,92 @@ def test_a_shard_that_is_started_again_changes_no_index(before: dict[int, int]):
     assert held.asked > max(before) + 1
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.radii, expected.radii)
+
+
+def corpus_of(memory_budget: int, dim: int = 16) -> FakeCorpus:
+    """160 patches of 10 images in 5 fragments, and 4 processes."""
+    patches = np.random.default_rng(0).normal(size=(10, 4, 4, dim)).astype(np.float32)
+    fragments = split({"patches": patches}, 2, 2, 2, 2)
+    return FakeCorpus(fragments, processes=4, memory_budget=memory_budget)
+
+
+# 160 patches of 16 float32, and 12 bytes for each, are 12,160 bytes: the quarter is 3,040. In 4
+# dimensions they are 4,480; workers load what is stored nevertheless, and project it then.
+@pytest.mark.parametrize(
+    ("projection", "budget", "chosen"),
+    [
+        (None, 12_160, "driver"),
+        (None, 12_159, "distributed"),
+        (None, 3_040, "distributed"),
+        (None, 3_039, "partitioned"),
+        (4, 4_480, "driver"),
+        (4, 4_479, "distributed"),
+        (4, 3_040, "distributed"),
+        (4, 3_039, "partitioned"),
+    ],
+)
+def test_auto_selects_where_the_rows_fit(
+    projection: int | None, budget: int, chosen: str, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", logger="patchlake")
+    corpus = corpus_of(budget)
+    selector = Selector("auto", projection, seed=3)
+    exact = Selector("driver", projection, seed=3)
+    rows = np.zeros((1, 16), np.float32)
+
+    selected, extended = selector.select(corpus, 12), selector.extend(corpus, rows, 12)
+
+    assert (selected.facts["coreset"], extended.facts["coreset"]) == (chosen, chosen)
+    dim = projection or 16
+    for record in caplog.records:
+        count, dims, needed, given, processes, *_ = record.args
+        assert (count, dims, processes) == (160, dim, 4)
+        assert (needed * 2**30, given * 2**30) == (160 * (dim * 4 + 12), budget)
+        assert record.getMessage().endswith(f"for each of 4 processes: {chosen}")
+    assert len(caplog.records) == 2
+    if chosen != "partitioned":
+        np.testing.assert_array_equal(selected.indices, exact.select(corpus, 12).indices)
+        np.testing.assert_array_equal(extended.indices, exact.extend(corpus, rows, 12).indices)
+
+
+def test_the_estimate_is_logged_in_gib(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", logger="patchlake")
+    # 20 x 32 x 32 patches of 1024 float32 and 12 bytes: 84 MB.
+    patches = np.zeros((20, 32, 32, 1024), np.float32)
+    for strategy in ("auto", "driver"):
+        corpus = FakeCorpus([{"patches": patches}], processes=4, memory_budget=2**28)
+        assert len(Selector(strategy, None, seed=0).select(corpus, 2).indices) == 1
+    sizes = "20480 patches of 1024 dimensions are 0.08 GiB, memory_budget is 0.25 GiB"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"coreset: {sizes} for each of 4 processes: driver",
+        f"coreset: {sizes} for each of 4 processes: driver (as set)",
+    ]
+
+
+@dataclass(frozen=True)
+class WatchedCorpus(FakeCorpus):
+    """A corpus, and the bytes of what each fragment gives to the union."""
+
+    given: list[int] = field(default_factory=list)
+
+    def each(self, work):
+        for found in super().each(work):
+            # The second time around it is a fragment's radius.
+            if not isinstance(found, float):
+                self.given.append(found.rows.nbytes)
+            yield found
+
+
+@pytest.mark.parametrize("projection", [None, 4])
+@pytest.mark.parametrize("budget", [3000, 1500])
+def test_the_union_of_local_choices_fills_half_the_memory_budget(
+    projection: int | None, budget: int
+):
+    corpus = WatchedCorpus(corpus_of(budget).fragments, memory_budget=budget)
+    Selector("partitioned", projection, seed=0).select(corpus, 4)
+    row = 4 * (projection or 16)
+    # A fragment gives a part of a row more, so that it is a whole one.
+    assert budget / 2 <= sum(corpus.given) < budget / 2 + len(corpus.given) * row
 
 
 def test_rows_beyond_the_memory_budget_are_selected_in_parts(
