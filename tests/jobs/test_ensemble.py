@@ -15,6 +15,8 @@ from pipeline.scores.calibration import Calibration
 from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from pipeline.stages.models import load_calibration
 from tests.conftest import LOCAL, TINY, by_place, output_files
+from tests.jobs.conftest import WHERE, FittedBy
+from tests.jobs.test_methods import SMALL
 
 
 def settings_of(**changed: object) -> Settings:
@@ -44,9 +46,9 @@ def members(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory)
     return {"patchcore": model} | {name: root / name for name in changes}
 
 
-def run(images: Path, models: list[Path], out: Path, **changed: object):
+def run(images: Path, models: list[Path], out: Path, where: str | None = None, **changed: object):
     named = [str(model) for model in models]
-    return score.run(str(images), named, str(out), scoring(**changed), LOCAL)
+    return score.run(str(images), named, str(out), scoring(**changed), LOCAL, where=where)
 
 
 def calibrations(model: Path) -> dict[str, Calibration]:
@@ -59,14 +61,27 @@ def calibrations(model: Path) -> dict[str, Calibration]:
 def test_the_scores_are_means_of_the_members_own_in_their_units(
     names: list[str], images: Path, members: dict[str, Path], tmp_path: Path
 ):
-    models = [members[name] for name in names]
-    run(images, models, tmp_path / "all", score=NO_PICTURES)
+    assert_means_of_members(images, {name: members[name] for name in names}, tmp_path)
+
+
+def test_all_methods_score_together(images: Path, fitted_by: FittedBy, tmp_path: Path):
+    """Four with maps, of grids of two sizes, and two without."""
+    models = {name: fitted_by(name) for name in sorted(SMALL)}
+    assert_means_of_members(images, models, tmp_path, where=WHERE)
+
+
+def assert_means_of_members(
+    images: Path, models: dict[str, Path], tmp_path: Path, where: str | None = None
+) -> None:
+    run(images, list(models.values()), tmp_path / "all", where, score=NO_PICTURES)
     alone, units = [], []
-    for name, model in zip(names, models, strict=True):
-        run(images, [model], tmp_path / name, score=NO_PICTURES)
+    for name, model in models.items():
+        run(images, [model], tmp_path / name, where, score=NO_PICTURES)
         alone.append(by_place(tmp_path / name))
         units.append(calibrations(model))
-    for place, row in by_place(tmp_path / "all").items():
+    together = by_place(tmp_path / "all")
+    assert len(together) == (22 if where else 44)
+    for place, row in together.items():
         own = [rows[place] for rows in alone]
         unit = [one[row["group"]] for one in units]
         scores = [np.array([one["image_score"]], np.float32) for one in own]

@@ -1,0 +1,209 @@
+"""A training image is stored with the score that it would have, had it not been fitted on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import fit
+from pipeline.config import load_settings
+from pipeline.features.extractor import Extractor
+from pipeline.images.decode import decode_image
+from pipeline.lake.folder import Folder
+from pipeline.lake.models import GroupRecord, Manifest, read_manifest
+from pipeline.methods import build
+from pipeline.methods.contract import Scores
+from pipeline.stages.infer import Member
+from pipeline.stages.models import Accounts, load_accounts, load_group
+from tests.conftest import LOCAL, TINY
+from tests.jobs.conftest import GROUP, TRAINING_IMAGES, WHERE, FittedBy
+from tests.jobs.test_methods import SMALL, WITHOUT_MAP, settings_of
+
+# In whose models a training image has a part that can be left out, and in whose rows of its own.
+KNOWS_ITS_IMAGES = set(SMALL) - {"cfa"}
+HAS_ROWS_OF_IMAGES = {"dn2", "patchcore", "spade"}
+# The number of an image that a model is fitted without.
+LEFT_OUT = 7
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted model of one group, whose scores are computed here image by image."""
+
+    folder: Folder
+    manifest: Manifest
+    images: Path
+
+    @classmethod
+    def at(cls, root: Path, images: Path) -> "Model":
+        folder = Folder(str(root))
+        return cls(folder, read_manifest(folder), images)
+
+    @property
+    def record(self) -> GroupRecord:
+        return self.manifest.groups[GROUP]
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        return load_accounts(self.folder, self.record)
+
+    @property
+    def training_images(self) -> list[Row]:
+        return self.accounts.images.to_pylist()
+
+    def own_rows(self, image: Row) -> np.ndarray:
+        """The rows of the bank that are of an image."""
+        table = self.accounts.provenance
+        rows = [] if table is None else table.to_pylist()
+        own = [row["bank_row"] for row in rows if row["image_id"] == image["image_id"]]
+        return np.array(own, np.int64)
+
+    def scorer(self) -> Callable[[Row, np.ndarray | None], Scores]:
+        """What scores an image of the lake, compared with all rows of the bank but some."""
+        method = build(self.manifest.method, self.manifest.method_options)
+        model = method.prepare(load_group(self.folder, self.record, 1))
+        member = Member(self.folder, self.manifest, self.manifest.backbone.weights)
+        embed = partial(method.embed, seed=self.manifest.settings.seed)
+        extract = Extractor(member.checked_backbone(), embed)
+
+        def score(row: Row, ignore: np.ndarray | None) -> Scores:
+            pixels = member.geometry.apply(self._opened(row))
+            return method.score(extract(pixels[None]), model, ignore=ignore)
+
+        return score
+
+    def _opened(self, row: Row) -> Image.Image:
+        file = pq.ParquetFile(self.images / str(row["source_path"]))
+        content = file.read(["image"])["image"][row["source_row"]].as_py()
+        return decode_image(content, max_pixels=10**6, max_bytes=10**7)
+
+
+def assert_stored(row: Row, found: Scores) -> None:
+    assert row["score"] == found.image_scores[0]
+    if found.anomaly_maps is None:
+        assert (row["peak"], row["patch_mean"], row["patch_std"]) == (None, None, None)
+    else:
+        exact = found.anomaly_maps[0].astype(np.float64)
+        assert (row["patch_mean"], row["patch_std"]) == (exact.mean(), exact.std())
+
+
+@pytest.mark.parametrize("method", sorted(SMALL))
+def test_a_stored_score_is_that_of_the_image_without_its_own_part_in_the_model(
+    method: str, images: Path, fitted_by: FittedBy
+):
+    model = Model.at(fitted_by(method), images)
+    score, of_images, differences = model.scorer(), 0, []
+    assert len(model.training_images) == TRAINING_IMAGES
+    for row in model.training_images:
+        own = model.own_rows(row)
+        assert_stored(row, score(row, own))
+        assert (row["peak"] is None) == (method in WITHOUT_MAP)
+        of_images += len(own)
+        differences.append(row["score"] - score(row, None).image_scores[0])
+    # Each row of a bank is some image's; and without its own part an image scores higher, or the
+    # same where what is farthest from the bank was compared with other images anyway.
+    bank_rows = model.record.facts.get("bank_rows")
+    assert of_images == (bank_rows if method in HAS_ROWS_OF_IMAGES else 0)
+    assert min(differences) >= 0
+    assert (max(differences) > 0) == (method in KNOWS_ITS_IMAGES)
+
+
+@pytest.mark.parametrize("method", sorted(SMALL))
+def test_the_unit_of_scores_is_the_spread_of_those_stored(
+    method: str, images: Path, fitted_by: FittedBy
+):
+    model = Model.at(fitted_by(method), images)
+    stored = np.array([row["score"] for row in model.training_images], np.float64)
+    calibration = model.accounts.calibration
+    assert calibration.images == TRAINING_IMAGES
+    assert calibration.scores.mean == pytest.approx(stored.mean(), rel=1e-12)
+    assert calibration.scores.std == pytest.approx(stored.std(), rel=1e-12)
+
+
+def test_of_cfa_only_images_that_it_was_not_trained_on_have_a_score(images: Path, tmp_path: Path):
+    options = {"name": "cfa", "held_out_fraction": 0.5} | SMALL["cfa"]
+    settings = load_settings(flags=TINY | {"method": options})
+    fit.run(str(images), str(tmp_path), settings, LOCAL, where=WHERE)
+    model = Model.at(tmp_path, images)
+    score = model.scorer()
+    for number, row in enumerate(model.training_images):
+        # Every other one, evenly spread: 6 of 12.
+        if number % 2:
+            assert_stored(row, score(row, None))
+        else:
+            assert [row[n] for n in ("score", "peak", "patch_mean", "patch_std")] == [None] * 4
+    assert model.accounts.calibration.images == TRAINING_IMAGES / 2
+
+
+# Bounds of how many times its stored score an image has by a model that was fitted without it.
+Ratios = Callable[[Model, Model], tuple[float, float]]
+
+
+def equal(with_it: Model, without_it: Model) -> tuple[float, float]:
+    """Distances to the images that are left are the same ones."""
+    return 1.0, 1.0
+
+
+def as_regularised(with_it: Model, without_it: Model) -> tuple[float, float]:
+    """Where an image is left out, epsilon is scaled with Sigma, by (N - 1) / (N - 2).
+
+    So that Sigma <= Sigma' <= (N - 1) / (N - 2) Sigma, with Sigma that of the other images alone,
+    and M' <= M <= sqrt((N - 1) / (N - 2)) M' at each location; so are means and largest ones of M.
+    """
+    images = with_it.record.images
+    return 1.0, np.sqrt((images - 1) / (images - 2))
+
+
+def as_shrunk(with_it: Model, without_it: Model) -> tuple[float, float]:
+    """Where an image is left out, s and mu are those of all images.
+
+    Both Sigmas of a level are a A + b I with one A: where a and b of one are between l and h times
+    those of the other, its M are between 1 / sqrt(h) and 1 / sqrt(l) times the other's.
+    """
+    images, ratios = with_it.record.images, []
+    for level in range(5):
+        of_scatter, of_identity = shrunk(with_it, f"level{level}")
+        alone = shrunk(without_it, f"level{level}")
+        ratios.append(alone[0] / of_scatter)
+        ratios.append(alone[1] / (of_identity * images / (images - 1)))
+    return 1 / np.sqrt(max(ratios)), 1 / np.sqrt(min(ratios))
+
+
+def shrunk(model: Model, level: str) -> tuple[float, float]:
+    """1 - s, and s mu: of a level's Sigma = (1 - s) scatter / N + s mu I."""
+    shrinkage, dim = (model.record.facts[f"{level}.{name}"] for name in ("shrinkage", "dimensions"))
+    # The scatter's triangle, row by row: where rows end is the diagonal.
+    ends = np.cumsum(np.arange(1, dim + 1, dtype=int)) - 1
+    variances = model.accounts.statistics[f"{level}.scatter"][ends]
+    return 1 - shrinkage, shrinkage * variances.sum() / (model.record.images * dim)
+
+
+@pytest.mark.parametrize(
+    ("method", "ratios"),
+    [("dn2", equal), ("spade", equal), ("padim", as_regularised), ("mahalanobis", as_shrunk)],
+)
+def test_a_stored_score_is_close_to_that_by_a_model_fitted_without_the_image(
+    method: str, ratios: Ratios, images: Path, fitted_by: FittedBy, tmp_path: Path
+):
+    model = Model.at(fitted_by(method), images)
+    row = model.training_images[LEFT_OUT]
+    where = f"{WHERE} and image_id != '{row['image_id']}'"
+    fit.run(str(images), str(tmp_path), settings_of(method), LOCAL, where=where)
+    alone = Model.at(tmp_path, images)
+    assert alone.record.images == TRAINING_IMAGES - 1
+    found = alone.scorer()(row, None)
+    low, high = ratios(model, alone)
+    # Else the bounds would say little.
+    assert 0.95 < low <= high < 1.05
+    # Whitenings are rounded to float32.
+    assert low - 1e-4 <= found.image_scores[0] / row["score"] <= high + 1e-4
+    if found.anomaly_maps is not None:
+        mean = found.anomaly_maps.mean(dtype=np.float64)
+        assert low - 1e-4 <= mean / row["patch_mean"] <= high + 1e-4
