@@ -1,6 +1,6 @@
 """The models that a score job scores with: one, or the members of an ensemble."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.lake import models
 from pipeline.lake.folder import Folder
+from pipeline.lake.fragments import Fragments
 from pipeline.stages.infer import Member
 from pipeline.stages.models import Holders, shard_starts
-from pipeline.stages.plan import Plan
 
 
 def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
@@ -83,16 +83,23 @@ def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
             )
 
 
-def announce_cost(plan: Plan, members: Sequence[Member]) -> None:
-    """Say what a search that is dear will cost, before it begins."""
+def announce_cost(members: Sequence[Member], pending: Fragments, scored: Container[str]) -> None:
+    """Say what a search that is dear will cost, before it begins.
+
+    Args:
+        members: Whose searches they are.
+        pending: What is to be done.
+        scored: Groups that all members know; the others are not searched.
+    """
     for member in members:
-        for group in plan.groups:
-            record = member.manifest.groups.get(group)
-            cost = record.facts.get("gflop_per_image") if record else None
+        for group in pending.groups:
+            if group not in scored:
+                continue
+            cost = member.manifest.groups[group].facts.get("gflop_per_image")
             if isinstance(cost, float):
-                images = plan.kept.of_group(group).images
+                images = pending.of_group(group).images
                 log.info(
-                    "%s on group '%s': %.0f GFLOP of search an image, %.1f TFLOP for %d images "
+                    "%s on group '%s': %.4g GFLOP of search an image, %.4g TFLOP for %d images "
                     "(a core does 50 to 200 GFLOP a second; most of it can be pruned)",
                     member.manifest.method,
                     group,

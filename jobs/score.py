@@ -13,7 +13,7 @@ from jobs import options
 from jobs.console import log, say, show_table
 from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
 from jobs.heartbeat import Heart, beating
-from jobs.members import hold_large_banks
+from jobs.members import announce_cost, hold_large_banks
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.retirement import Retired, Retirement
@@ -139,6 +139,7 @@ def run(
         already_done,
         target.root,
     )
+    announce_cost(planned.members, pending, planned.digests)
     with beating(job) as heart:
         earlier = _earlier(target, job, planned.plan)
         with execution.start(settings.workers, preflight) as runner:
@@ -166,6 +167,7 @@ def preview(
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
+    announce_cost(planned.members, pending, planned.digests)
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
         folder = Folder.at(scratch, settings.storage)
         pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)

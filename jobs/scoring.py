@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from jobs.console import log
 from jobs.driving import models_budget
-from jobs.members import announce_cost, group_digests, read_members
+from jobs.members import group_digests, read_members
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError
@@ -91,7 +91,6 @@ def plan_score(
         settings=settings,
     )
     source = Source(lake, settings.columns, settings.image, members[0].geometry)
-    announce_cost(plan, members)
     return Planned(plan, members, digests, source, record)
 
 

@@ -63,10 +63,12 @@ def test_the_cost_of_a_search_among_pixels_is_told_before_it(images: Path, tmp_p
     told = costs_told(images, model, scores, settings)
 
     assert [line.partition(" (")[0] for line in told.lines] == [
-        f"spade on group '{group}': 2990 GFLOP of search an image, 65.8 TFLOP for 22 images"
+        f"spade on group '{group}': 2990 GFLOP of search an image, 65.78 TFLOP for 22 images"
         for group in ("brushed_plate", "woven_cloth")
     ]
     assert told.parts == [0, 0]
+    # Where nothing is left to be done, there is nothing to tell.
+    assert costs_told(images, model, scores, settings).lines == []
 
 
 def test_of_a_cheap_search_no_cost_is_told(images: Path, fitted_by: FittedBy, tmp_path: Path):
