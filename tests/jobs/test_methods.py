@@ -131,13 +131,13 @@ def test_batches_and_threads_change_no_byte(
     assert output_files(tmp_path) == output_files(done.scores)
 
 
-@pytest.mark.parametrize("at_once", [1, 5])
-def test_images_are_calibrated_alone_as_together(
-    at_once: int, done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_are_calibrated_five_at_once_as_sixteen(
+    done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.stages.calibrate._IMAGES_AT_ONCE", at_once)
-    alone = fit.run(str(images), str(tmp_path), settings_of(done.method), LOCAL)
-    assert alone.groups == done.manifest.groups
+    """As alone, too: tests/jobs/test_calibration.py."""
+    monkeypatch.setattr("pipeline.stages.calibrate._IMAGES_AT_ONCE", 5)
+    fives = fit.run(str(images), str(tmp_path), settings_of(done.method), LOCAL)
+    assert fives.groups == done.manifest.groups
 
 
 def test_fragments_change_no_score(
