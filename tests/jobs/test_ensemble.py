@@ -174,6 +174,7 @@ def test_the_command_takes_further_models(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_and_local_write_the_same_bytes(
     images: Path, members: dict[str, Path], tmp_path: Path, local_ray: None
 ):

@@ -156,7 +156,9 @@ def test_a_bank_in_several_files_is_the_same_bank(images: Path, scores: Path, tm
         assert row["anomaly_map"] == exact[place]["anomaly_map"]
 
 
-@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    "runner", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
+)
 def test_a_bank_beyond_the_memory_budget_is_shared_with_equal_scores(
     runner: options.RunnerName,
     images: Path,

@@ -218,6 +218,7 @@ def test_rows_beyond_the_memory_budget_are_selected_in_parts(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_partitioned_coreset_does_not_depend_on_the_runner(
     images: Path, tmp_path: Path, local_ray: None
 ):
