@@ -1,6 +1,5 @@
 """Options that several verbs share, and how they become settings and a runner."""
 
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +11,12 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.blas import kernels
+from jobs.console import log
 from pipeline.cluster.runner import Runner
 from pipeline.config import Raw, Settings, StorageSettings, load_settings
 from pipeline.errors import ConfigError, StorageRefused
 from pipeline.lake.folder import Folder, split_uri
 from pipeline.stages.preflight import Preflight
-
-log = logging.getLogger(__name__)
 
 RunnerName = Literal["ray", "local"]
 

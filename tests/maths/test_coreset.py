@@ -64,26 +64,13 @@ def grids(draw):
     return rows, draw(st.integers(1, count)), draw(st.integers(0, count - 1))
 
 
-def plain_greedy(rows, size, start):
+def plain_greedy(rows, size, start, dtype=np.float64):
     """Algorithm 1, one pass over all rows a step; ties to the lowest index."""
-    exact = rows.astype(np.float64)
+    exact = rows.astype(dtype)
     indices, radii = [start], []
-    distance = np.full(len(rows), np.inf)
+    distance = np.full(len(rows), np.inf, dtype)
     while True:
         away = exact - exact[indices[-1]]
-        distance = np.minimum(distance, np.einsum("nd,nd->n", away, away))
-        radii.append(np.sqrt(distance.max()))
-        if len(indices) == size or radii[-1] == 0:
-            return np.array(indices), np.array(radii)
-        indices.append(int(distance.argmax()))
-
-
-def plain_float32_greedy(rows, size, start):
-    """The same in float32, the distances by direct differences."""
-    indices, radii = [start], []
-    distance = np.full(len(rows), np.inf, np.float32)
-    while True:
-        away = rows - rows[indices[-1]]
         distance = np.minimum(distance, np.einsum("nd,nd->n", away, away))
         radii.append(np.sqrt(distance.max()))
         if len(indices) == size or radii[-1] == 0:
@@ -180,7 +167,7 @@ def test_the_sequence_of_more_than_a_pool_is_that_of_a_plain_loop_but_for_near_t
 def test_the_sequence_is_that_of_a_plain_float32_loop_to_the_bit(selection):
     # Near ties, too: float32 orders them in its own way, but always in the same.
     rows, size, start = selection
-    indices, radii = plain_float32_greedy(rows, size, start)
+    indices, radii = plain_greedy(rows, size, start, dtype=np.float32)
 
     found = greedy(rows, size, start=start)
 
