@@ -117,6 +117,10 @@ def _nodes(_fault_folder: Path) -> Iterator[Nodes]:
     before = dict(os.environ)
     os.environ.update(_environment(_fault_folder))
     folder = tempfile.mkdtemp(prefix="plc")
+    # `Cluster` writes its address where Ray looks by default, and does not make that folder; the
+    # host's own, if there is one, names a Ray that is not ours.
+    os.environ["RAY_TMPDIR"] = folder
+    Path(folder, "ray").mkdir()
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args=head | {"temp_dir": folder})
     try:
