@@ -33,6 +33,7 @@ from features import embedded, evenly, extractor_of, files_below
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from pipeline.index.choose import search_over
+from pipeline.index.exact import ExactSearch
 from pipeline.maths.coreset import greedy
 from pipeline.methods.patchcore import PatchCore
 
@@ -119,7 +120,7 @@ def _compare(
     title: str, bank: np.ndarray, queries: dict[str, np.ndarray], arguments: argparse.Namespace
 ) -> None:
     start = time.perf_counter()
-    ours = search_over(bank, threads=arguments.threads)
+    ours = search_over(ExactSearch.over(bank), threads=arguments.threads)
     loaded = time.perf_counter() - start
     print(f"\n{title}: {ours.components} components chosen, loaded in {loaded:.2f} s")
     searches = _searches(bank, ours.nearest, ours.dense.nearest)

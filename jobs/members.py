@@ -3,6 +3,7 @@
 from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from jobs.console import log
 from pipeline.cluster.runner import Runner
@@ -11,8 +12,17 @@ from pipeline.errors import ConfigError
 from pipeline.lake import models
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.stages.banks import (
+    Holders,
+    SharedBank,
+    load_dense,
+    searched_bytes,
+    shard_starts,
+)
 from pipeline.stages.infer import Member
-from pipeline.stages.models import Holders, shard_starts
+
+# Bytes of a bank that it pays to share: to load less takes a worker less than a second.
+_LARGE = 64 * 2**20
 
 
 def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
@@ -109,22 +119,35 @@ def announce_cost(members: Sequence[Member], pending: Fragments, scored: Contain
                 )
 
 
-def hold_large_banks(
+def place_large_banks(
     members: Sequence[Member],
     groups: Sequence[str],
     memory_budget: int,
     runner: Runner,
     stack: ExitStack,
 ) -> list[Member]:
-    """Start, for each bank that exceeds `memory_budget`, the processes that share it."""
-    holding = []
+    """Spread banks beyond `memory_budget` over processes; hold other large ones once a node.
+
+    Those that are held once a node are within `memory_budget` together; what is left, each worker
+    loads when it comes to it.
+    """
+    left = min(memory_budget, runner.shared_bytes)
+    placed = []
     for member in members:
         holders: dict[str, Holders] = {}
+        banks: dict[str, SharedBank] = {}
         for group in groups:
             record = member.manifest.groups.get(group)
-            starts = shard_starts(member.model, record, memory_budget) if record else []
+            if record is None or record.index != "exact":
+                continue
+            size = searched_bytes(record)
+            starts = shard_starts(member.model, record, memory_budget)
             if starts:
                 log.info("the bank of group '%s' is spread over %d processes", group, len(starts))
                 holders[group] = stack.enter_context(runner.members(starts))
-        holding.append(replace(member, holders=holders))
-    return holding
+            elif _LARGE <= size <= left:
+                log.info("the bank of group '%s', %.3g MiB, is once a node", group, size / 2**20)
+                banks[group] = runner.shared(partial(load_dense, member.model, record))
+                left -= size
+        placed.append(replace(member, holders=holders, banks=banks))
+    return placed

@@ -13,7 +13,7 @@ from jobs import options
 from jobs.console import log, say, show_table
 from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
 from jobs.heartbeat import Heart, beating
-from jobs.members import announce_cost, hold_large_banks
+from jobs.members import announce_cost, place_large_banks
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.retirement import Retired, Retirement
@@ -190,7 +190,7 @@ def _drive(
     settings, target = planned.record.settings, heart.run.folder
     budget = settings.memory_budget or half_of_memory()
     with ExitStack() as stack:
-        members = hold_large_banks(planned.members, pending.groups, budget, runner, stack)
+        members = place_large_banks(planned.members, pending.groups, budget, runner, stack)
         pipeline = pipeline_of(planned, target, heart.run.record, threads, members)
         return drive(heart, runner, pending.by_group(), pipeline)
 

@@ -37,6 +37,12 @@ def present(resource: str) -> int:
     return int(ray.cluster_resources().get(resource, 0))  # type: ignore[no-untyped-call]
 
 
+def least(resource: str) -> int:
+    """Return how much of a resource the node has that has the least of it, of those with CPUs."""
+    every = (node["Resources"] for node in _nodes())
+    return min((int(own.get(resource, 0)) for own in every if own.get("CPU")), default=0)
+
+
 def offered(resource: str) -> int:
     """Return how much of a resource there is, or may be once the autoscaler has started nodes.
 

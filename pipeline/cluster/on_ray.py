@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, cast
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -27,15 +27,11 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster import nodes
-from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded, JobFault
+from pipeline.cluster import held, nodes, results
+from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.errors import PatchlakeError, StorageError, WorkersLost
-from pipeline.methods.contract import Held, M, Peers, T
-
-# Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
-_Reference = Any
+from pipeline.methods.workers import Held, M, Peers, Shared, T
 
 # Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, one 100-megapixel image is 300 MB while
 # it is resized. Declared, it also keeps Ray from fusing decode into the actors: it fuses what asks
@@ -101,20 +97,20 @@ class RayRunner:
 
     def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each call, in order, as tasks of one CPU."""
-        task: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
+        task: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)(results.run)
         # Ray keeps what waits in the driver: a few a CPU are enough to keep all busy.
         limit = 2 * max(1, nodes.present("CPU"))
-        pending: deque[_Reference] = deque()
+        pending: deque[results.Reference] = deque()
         for call in calls:
             if len(pending) == limit:
-                yield cast("T", _get(pending.popleft()))
+                yield cast("T", results.get(pending.popleft()))
             pending.append(task.remote(call))
         while pending:
-            yield cast("T", _get(pending.popleft()))
+            yield cast("T", results.get(pending.popleft()))
 
     def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:
         """Return what a function returns in a task on each node that has CPUs, by its address."""
-        task: Any = ray.remote(num_cpus=0)(_run)
+        task: Any = ray.remote(num_cpus=0)(results.run)
         every = ray.nodes()  # type: ignore[no-untyped-call]
         asked = {}
         for node in every:
@@ -124,7 +120,7 @@ class RayRunner:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
             place = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             asked[place] = task.options(scheduling_strategy=there).remote(call)
-        return {node: _get(answer) for node, answer in asked.items()}
+        return {node: results.get(answer) for node, answer in asked.items()}
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
@@ -132,19 +128,17 @@ class RayRunner:
 
         An actor that dies is started again, on another node if need be, and asked again.
         """
-        kind: Any = ray.remote(
-            num_cpus=0,
-            scheduling_strategy="SPREAD",
-            label_selector=nodes.not_an_idle_head(),
-            max_restarts=_RETRIES,
-            max_task_retries=_RETRIES,
-        )(_Member)
-        actors = [kind.remote(start) for start in starts]
-        try:
-            yield _Elsewhere(actors)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        with held.members(starts, _RETRIES) as members:
+            yield members
+
+    @property
+    def shared_bytes(self) -> int:
+        """Half of what the smallest node's store holds: the rest is for fragments on their way."""
+        return nodes.least("object_store_memory") // 2
+
+    def shared(self, make: Callable[[], T]) -> Shared[T]:
+        """Make a thing in a task; it stays in the nodes' stores while the result is kept."""
+        return held.in_store(make, _RETRIES)
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
         """Run a function in workers of one CPU each, in step, until all have returned.
@@ -159,7 +153,7 @@ class RayRunner:
         task: Any = ray.remote(num_cpus=0, max_calls=1, runtime_env=_TRAIN_V2)(_run_together)
         # One CPU stays free for whoever else shares the cluster.
         most = self.workers or max(1, nodes.present("CPU") - 1)
-        _get(task.remote(call, min(members, most)))
+        results.get(task.remote(call, min(members, most)))
 
     def _actors(self, gpus: int, cpus: int) -> int:
         if self.workers:
@@ -184,43 +178,6 @@ class _Actor:
     def __call__(self, table: pa.Table) -> pa.Table:
         nodes.announce()
         return self._stage(table)
-
-
-class _Member(Generic[M]):
-    """An actor that holds a thing and answers questions about it."""
-
-    def __init__(self, start: Callable[[], M]) -> None:
-        self._thing = start()
-
-    def answer(self, question: Callable[[M], T]) -> T:
-        return question(self._thing)
-
-
-@dataclass(frozen=True)
-class _Elsewhere(Generic[M]):
-    actors: Sequence[Any]
-
-    def ask(self, question: Callable[[M], T]) -> Sequence[T]:
-        # Put once: the question carries arrays, and every actor gets the same one.
-        shared = ray.put(question)
-        asked = [actor.answer.remote(shared) for actor in self.actors]
-        return [_get(answer) for answer in asked]
-
-
-def _get(reference: _Reference) -> Any:  # noqa: ANN401 - as the reference says no more
-    """Return what a task returns, or raise what a signal's handler does, meanwhile.
-
-    `ray.get` waits in C++, where any exception but KeyboardInterrupt becomes a SystemError.
-    """
-    with _told():
-        return reference.future().result()
-
-
-def _run(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    finally:
-        trim()
 
 
 def _run_together(call: Callable[[Peers], None], workers: int) -> None:
@@ -285,33 +242,8 @@ def _call(stage: Stage, table: pa.Table) -> pa.Table:
 
 
 def _rows(dataset: Dataset) -> Iterator[pa.Table]:
-    with _told():
+    with results.told():
         yield from _blocks(dataset)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell a fault of the whole job, raised in a worker, like one raised here."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause.fault if isinstance(error.cause, JobFault) else error.cause
-        is_told = isinstance(cause, PatchlakeError | StorageError)
-        raise (cause if is_told else error) from None
-    except _DEATHS as error:
-        raise WorkersLost(
-            f"a process of the job, or what it held, was lost once too often: {error}\n"
-            "What is done stays done; the same command goes on from there"
-        ) from error
-
-
-_DEATHS = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-)
 
 
 def _blocks(dataset: Dataset) -> Iterator[pa.Table]:

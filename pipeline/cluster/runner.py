@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.methods.contract import Held, M, Peers, T
+from pipeline.methods.workers import Held, M, Peers, Shared, T
 
 # A function of one one-row table.
 Stage = Callable[[pa.Table], pa.Table]
@@ -72,6 +72,13 @@ class Runner(Protocol):
 
         One whose process dies is started again from its `start`, and asked again.
         """
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of what `shared` can hold; 0 where workers would have nothing to share."""
+
+    def shared(self, make: Callable[[], T]) -> Shared[T]:
+        """Make a thing once; its arrays are in memory once a node, however many workers it has."""
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
         """Run a function in at most `members` workers in step, until all have returned.

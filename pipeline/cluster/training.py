@@ -21,7 +21,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.errors import PatchlakeError
-from pipeline.methods.contract import Peers
+from pipeline.methods.workers import Peers
 
 # Restarts after a worker's death; a node that is announced to be taken away is not counted.
 _MAX_FAILURES = 3

@@ -44,7 +44,8 @@ class AcceleratedSearch:
         """Return a search over the bank, which is copied to the device: 6 bytes a value."""
         # Sums of parts would be rounded to bfloat16, too, which no bound allows for.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        rows = torch.from_numpy(np.ascontiguousarray(bank)).to(device)
+        # `from_numpy` warns of a bank that is read only.
+        rows = torch.tensor(bank, device=device)
         mean = rows.mean(dim=0)
         centred = rows - mean
         return cls(bank, mean, rows, centred.bfloat16(), centred.square().sum(dim=1))

@@ -77,26 +77,25 @@ class ChosenSearch:
 
 
 def search_over(
-    bank: Float32[np.ndarray, "bank dim"],
+    dense: ExactSearch,
     sample: Float32[np.ndarray, "sample dim"] | None = None,
     *,
     threads: int | None = None,
 ) -> ChosenSearch:
-    """Return a search over the bank, with the number of components that was fastest in a trial.
+    """Return a search over a dense one's bank, with the components that were fastest in a trial.
 
-    All numbers give the same results to the bit. Where not even the best of them is near the dense
-    search in the trial, there is only that.
+    All give the same results to the bit. Where not even the best is near the dense search in the
+    trial, there is only that.
 
     Args:
-        bank: float32 rows.
+        dense: What the others are held against; its arrays are read only.
         sample: Queries as they will come, at least one. Without, bank rows that are left out of the
             bank: a row of a greedy coreset is at least the covering radius from all others, so it
             is a patch that is harder to search for than normal ones. A row with some noise would be
             its own neighbour, so near that everything else is pruned.
         threads: Blocks of queries at a time; None is as many as torch would use.
     """
-    bank = np.ascontiguousarray(bank)
-    dense = ExactSearch.over(bank)
+    bank = dense.bank
     candidates = [count for count in COMPONENTS if count < bank.shape[1]]
     if len(bank) < _FEWEST_ROWS or not candidates or not products_are_exact():
         return ChosenSearch(dense, None)

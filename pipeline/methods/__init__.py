@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.methods.contract import Method
 
 # Modules of this package that are not a paper.
-_SHARED = {"contract", "descent", "hyperspheres", "selection"}
+_SHARED = {"contract", "descent", "hyperspheres", "selection", "workers"}
 
 
 def names() -> list[str]:

@@ -47,7 +47,6 @@ from pipeline.methods.contract import (
     MemoryBank,
     Model,
     Notes,
-    Peers,
     Progress,
     Reader,
     Scores,
@@ -60,6 +59,7 @@ from pipeline.methods.hyperspheres import (
     describe,
     search_among,
 )
+from pipeline.methods.workers import Peers
 
 _LEAST_HELD_OUT = 5
 # r before the first step, of the authors' code.

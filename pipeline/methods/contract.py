@@ -14,14 +14,12 @@ from pipeline.config import Layers
 from pipeline.errors import ConfigError
 from pipeline.index.galleries import Galleries
 from pipeline.index.search import Search
+from pipeline.methods.workers import Held, M, Peers, T
 
 Progress = Callable[[int, int], None]
 # Arrays by name. Of embeddings, the first axis of each is images.
 Arrays = dict[str, np.ndarray]
-M = TypeVar("M")
-M_co = TypeVar("M_co", covariant=True)
 S = TypeVar("S")
-T = TypeVar("T")
 
 
 class Fold(Protocol[S]):
@@ -32,36 +30,6 @@ class Fold(Protocol[S]):
 
         `before` is None at the beginning of a run.
         """
-
-
-class Held(Protocol[M_co]):
-    """Things that workers hold in memory, each over some consecutive fragments."""
-
-    def ask(self, question: Callable[[M_co], T]) -> Sequence[T]:
-        """Return each one's answer, in the order of the fragments.
-
-        A thing whose process dies is started again as at first, and any question may be asked of
-        it more than once: what a question changes, it must be able to change again.
-        """
-
-
-class Peers(Protocol):
-    """Processes that run one function in step; each has a number, from 0."""
-
-    @property
-    def number(self) -> int:
-        """Which of them this is."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    @property
-    def threads(self) -> int:
-        """Threads that each may use."""
-
-    def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
-        """Return everybody's array, by number: the same for all. Shapes must be equal."""
 
 
 class Notes(Protocol):

@@ -21,13 +21,18 @@ from pipeline.maths.coreset import Progress, extend, greedy, select, select_furt
 from pipeline.maths.partitioned import extended, partitioned
 from pipeline.maths.projection import gaussian_projection, projected
 from pipeline.maths.shard import Farthest, Shard
-from pipeline.methods.contract import Arrays, Corpus, Held, T
+from pipeline.methods.contract import Arrays, Corpus
+from pipeline.methods.workers import Held, T
 
 log = logging.getLogger("patchlake")
 
 Strategy = Literal["auto", "driver", "distributed", "partitioned"]
+# Dimensions to select in; None: all of the rows'.
+Projection = int | Literal["gaussian"] | None
 Rows = Float32[np.ndarray, "rows dim"]
 
+# Of "gaussian", as in the paper's code.
+_GAUSSIAN = 128
 # Candidates of all shards together in one round; a small shard still offers a few.
 _POOL, _LEAST_POOL = 4096, 128
 # Memory of a row beside its values: a bound, and two int32 of the centres.
@@ -44,10 +49,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selector:
-    """Settings of a selection. `projection`: dimensions to select in; None, all of them."""
+    """Settings of a selection."""
 
     strategy: Strategy
-    projection: int | None
+    projection: Projection
     seed: int
     # The array, by name, whose last axis are the rows.
     embedding: str = "patches"
@@ -105,9 +110,10 @@ class Selector:
 
     def project(self, dim: int) -> np.ndarray | None:
         """Return the projection in which rows of `dim` dimensions are selected; None: none."""
-        if self.projection is None or self.projection >= dim:
+        count = _GAUSSIAN if self.projection == "gaussian" else self.projection
+        if count is None or count >= dim:
             return None
-        return gaussian_projection(dim, self.projection, np.random.default_rng(self.seed))
+        return gaussian_projection(dim, count, np.random.default_rng(self.seed))
 
     def _choose(self, rows: "_Patches", corpus: Corpus) -> Strategy:
         budget, needed = corpus.memory_budget, rows.nbytes + rows.count * _ROW_STATE_BYTES

@@ -39,6 +39,7 @@ from pipeline.config import Layers
 from pipeline.errors import ConfigError
 from pipeline.features.patches import pooled
 from pipeline.index.choose import search_over
+from pipeline.index.exact import ExactSearch
 from pipeline.index.galleries import Galleries
 from pipeline.index.search import Search
 from pipeline.maths.resampling import bilinear_matrix
@@ -168,7 +169,8 @@ class SPADE:
         """Return the model with its searches among pixels; they hold a gigabyte at most."""
         assert model.search is not None
         if model.gallery is None:
-            searches = {name: search_over(model.state[name]) for name in _layers(model.state)}
+            layers = _layers(model.state)
+            searches = {name: search_over(ExactSearch.over(model.state[name])) for name in layers}
             return replace(model, searches=searches)
         load = partial(_load, model.gallery)
         is_pruned = self.gallery == "neighbours"

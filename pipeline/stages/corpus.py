@@ -16,7 +16,8 @@ from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.slices import SlicedFile
-from pipeline.methods.contract import Arrays, Fold, Held, M, Notes, Peers, Reader, S, T
+from pipeline.methods.contract import Arrays, Fold, Notes, Reader, S
+from pipeline.methods.workers import Held, M, Peers, T
 
 # Not a plain name: partial results of earlier versions are not in slices, and are not found.
 EMBEDDINGS = ".slices.safetensors"

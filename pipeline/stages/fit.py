@@ -10,6 +10,7 @@ from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.index.choose import search_over
+from pipeline.index.exact import ExactSearch
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, GroupRecord, group_digest
 from pipeline.methods.contract import Fitted, MemoryBank, Method, Model, Progress
@@ -109,7 +110,7 @@ def calibrator_of(
     """Return what measures the training images of a group that was just fitted."""
     geometry = identity["geometry"]
     assert isinstance(geometry, dict)
-    search = None if fitted.bank is None else search_over(fitted.bank.rows)
+    search = None if fitted.bank is None else search_over(ExactSearch.over(fitted.bank.rows))
     opened = StoredGallery.open(model, gallery) if gallery else None
     prepared = method.prepare(Model(fitted.state, search, opened))
     return Calibrator(method, fitted, prepared, Geometry(**geometry))

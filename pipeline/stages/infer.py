@@ -17,20 +17,16 @@ from pipeline.errors import ModelError
 from pipeline.features.backbone import Backbone, load_backbone
 from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry, split_inputs
+from pipeline.index.search import Search
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import Manifest
 from pipeline.methods import build
 from pipeline.methods.contract import Arrays, Method, Model, Scores
 from pipeline.scores.calibration import Calibration
 from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
+from pipeline.stages.banks import Holders, SharedBank, sharded_search
 from pipeline.stages.batch import FragmentBatch, advance
-from pipeline.stages.models import (
-    Holders,
-    held_bytes,
-    load_calibration,
-    load_group,
-    sharded_search,
-)
+from pipeline.stages.models import fastest, held_bytes, load_calibration, load_group
 from pipeline.stages.recent import Recent
 
 # Embeddings that are scored at once: of PatchCore, 3 MB an image, 85 images. SPADE reads a part of
@@ -48,6 +44,22 @@ class Member:
     weights: str | None
     # Group -> who holds its bank, where it does not fit one process.
     holders: Mapping[str, Holders] = field(default_factory=dict)
+    # Group -> its bank, where the workers of a node have it in common.
+    banks: Mapping[str, SharedBank] = field(default_factory=dict)
+
+    def search(self, group: str, threads: int) -> Search | None:
+        """Return the search over a bank that is held elsewhere; None where it has to be loaded."""
+        if group in self.holders:
+            return sharded_search(self.holders[group], self.manifest.groups[group])
+        return fastest(self.banks[group].get(), threads) if group in self.banks else None
+
+    def own_bytes(self, group: str) -> int:
+        """Return about what a worker that has loaded a group holds of it by itself."""
+        if group in self.holders:
+            return 0
+        held = held_bytes(self.manifest.groups[group])
+        # 257 coordinates of 5 bytes bound the distances to a row: about as much as the row.
+        return held // 2 if group in self.banks else held
 
     @property
     def geometry(self) -> Geometry:
@@ -229,16 +241,13 @@ class Infer:
         return embeddings
 
     def _held_bytes(self, group: str) -> int:
-        records = (m.manifest.groups[group] for m in self._scorer.members if group not in m.holders)
-        return sum(map(held_bytes, records))
+        return sum(member.own_bytes(group) for member in self._scorer.members)
 
     def _load_group(self, group: str) -> tuple[Sequence[Model], Sequence[Calibration]]:
         models = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
-            record = member.manifest.groups[group]
-            holders = member.holders.get(group)
-            search = sharded_search(holders, record) if holders else None
-            loaded = load_group(member.model, record, self._scorer.threads, search)
+            record, threads = member.manifest.groups[group], self._scorer.threads
+            loaded = load_group(member.model, record, threads, member.search(group, threads))
             models.append(method.prepare(loaded))
         members = self._scorer.members
         # One model's scores are in no need of a common unit.

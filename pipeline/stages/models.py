@@ -1,7 +1,7 @@
 """A group's model between memory and the model folder, whole or spread over processes."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from pipeline.index.choose import search_over
 from pipeline.index.exact import ExactSearch
 from pipeline.index.galleries import SLOTS_BYTES
 from pipeline.index.search import Search
-from pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
 from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
@@ -32,7 +31,7 @@ from pipeline.lake.models import (
     verify_file,
     write_files,
 )
-from pipeline.methods.contract import Arrays, Held, MemoryBank, Model
+from pipeline.methods.contract import Arrays, MemoryBank, Model
 from pipeline.scores.calibration import Calibration
 from pipeline.stages.gallery import StoredGallery, gallery_files
 
@@ -50,9 +49,6 @@ MEASURED_PATCHES = 2000
 _FILES_AT_ONCE = 8
 
 _KINDS: Mapping[str, Kind] = {"exact": "flat", "hnsw": "hnsw", "ivf": "ivf"}
-
-# Processes that hold a shard each, in the order of the shards.
-Holders = Held[ShardMember]
 
 
 def bank_files(bank: MemoryBank, settings: IndexSettings) -> dict[str, bytes]:
@@ -171,7 +167,7 @@ def load_bank_rows(model: Folder, record: GroupRecord) -> np.ndarray | None:
     """Return the rows of the memory bank, if there is one. Raises `ModelError`."""
     if record.index is None:
         return None
-    shards = {file.role: read_file(model, file) for file in _bank_records(record)}
+    shards = {file.role: read_file(model, file) for file in bank_records(record)}
     return from_shards(shards, kind=_KINDS[record.index])
 
 
@@ -212,7 +208,7 @@ def load_group(
         ModelError: if a file is missing or damaged.
     """
     if search is None and record.index is not None:
-        shards = {file.role: read_file(model, file) for file in _bank_records(record)}
+        shards = {file.role: read_file(model, file) for file in bank_records(record)}
         search = _search(shards, record.index, threads)
     state = load_state(model, record)
     files = gallery_files(record.files)
@@ -223,10 +219,14 @@ def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
     kind = _KINDS[index]
     if kind != "flat":
         return ApproximateSearch.over(load_shards(shards, kind=kind))
-    bank = from_shards(shards)
+    return fastest(ExactSearch.over(from_shards(shards)), threads)
+
+
+def fastest(dense: ExactSearch, threads: int) -> Search:
+    """Return the fastest search over a dense one's bank; all give the same numbers."""
     if torch.cuda.is_available():
-        return AcceleratedSearch.over(bank, torch.device("cuda"))
-    return search_over(bank, threads=threads)
+        return AcceleratedSearch.over(dense.bank, torch.device("cuda"))
+    return search_over(dense, threads=threads)
 
 
 def load_calibration(model: Folder, record: GroupRecord) -> Calibration:
@@ -234,72 +234,14 @@ def load_calibration(model: Folder, record: GroupRecord) -> Calibration:
     return Calibration.from_json(read_file(model, _record(record, _CALIBRATION)))
 
 
-def shard_starts(
-    model: Folder, record: GroupRecord, memory_budget: int
-) -> list[Callable[[], ShardMember]]:
-    """Return what starts each shard of a bank that does not fit one process; none where it does.
-
-    A bank is searched beside a centred copy, so it counts twice. A shard is at least one file
-    (`index.shard_bytes`). Approximate indexes are not sharded: they are for one machine's memory.
-    """
-    files = _bank_records(record)
-    needed = 2 * sum(file.bytes for file in files)
-    if needed <= memory_budget or record.index != "exact" or len(files) == 1:
-        return []
-    count = min(len(files), -(-needed // memory_budget))
-    rows = [len(part) for part in np.array_split(np.arange(_bank_rows(record)), len(files))]
-    starts: list[Callable[[], ShardMember]] = []
-    for numbers in np.array_split(np.arange(len(files)), count):
-        mine = [files[number] for number in numbers]
-        starts.append(partial(_start_shard, model, mine, sum(rows[: numbers[0]])))
-    return starts
-
-
-def sharded_search(holders: Holders, record: GroupRecord) -> ShardedSearch:
-    """Return the search over shards that were started from `shard_starts`."""
-    sizes = tuple(holders.ask(_size))
-    assert sum(sizes) == _bank_rows(record)
-
-    def ask(queries: np.ndarray, k: int, ignore: np.ndarray | None) -> Sequence[Answer]:
-        return holders.ask(partial(_answer, queries=queries, k=k, ignore=ignore))
-
-    def fetch(wanted: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
-        by_offset = {sum(sizes[:shard]): rows for shard, rows in wanted.items()}
-        found = holders.ask(partial(_vectors, wanted=by_offset))
-        return {shard: vectors for shard, vectors in enumerate(found) if shard in wanted}
-
-    return ShardedSearch(sizes, ask, fetch)
-
-
-def _start_shard(model: Folder, files: Sequence[FileRecord], offset: int) -> ShardMember:
-    contents = {file.role: read_file(model, file) for file in files}
-    banks = [from_shards({_alone(role): content}) for role, content in contents.items()]
-    return ShardMember(offset, search_over(np.concatenate(banks)))
-
-
-def _alone(role: str) -> str:
-    # One file of several, read as a bank of its own.
-    return f"index-00000-of-00001{_BANK}" if role.endswith(_BANK) else role
-
-
-def _size(member: ShardMember) -> int:
-    return member.search.size
-
-
-def _answer(member: ShardMember, queries: np.ndarray, k: int, ignore: np.ndarray | None) -> Answer:
-    return member.answer(queries, k, ignore)
-
-
-def _vectors(member: ShardMember, wanted: Mapping[int, np.ndarray]) -> np.ndarray:
-    return member.vectors(wanted.get(member.offset, np.empty(0, np.int64)))
-
-
-def _bank_records(record: GroupRecord) -> list[FileRecord]:
+def bank_records(record: GroupRecord) -> list[FileRecord]:
+    """Return the files of a group's bank, in the order of its rows."""
     found = [file for file in record.files if file.role.endswith(_BANK)]
     return sorted(found, key=lambda file: file.role)
 
 
-def _bank_rows(record: GroupRecord) -> int:
+def bank_rows(record: GroupRecord) -> int:
+    """Return how many rows a group's bank has."""
     return int(record.facts["bank_rows"])
 
 

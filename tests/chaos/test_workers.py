@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from jobs import status
 from tests.chaos.checking import check_model, check_scores, check_what_is_there
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+from tests.chaos.conftest import FLAGS, PARTS, ROOT, SCORED_AT, wait_for
 
 
 @pytest.fixture
@@ -97,6 +99,60 @@ def test_a_fragment_that_kills_every_worker_is_given_up_and_the_others_are_not(
     code, said = scoring().end()
     assert code == 0, said
     check_scores(scores, images, oracle)
+
+
+# 16 MB; what is less than 100 kB would be kept by the driver.
+SHARING = """
+import sys
+import numpy as np
+import ray
+from pipeline.cluster.on_ray import RayRunner
+from pipeline.index.exact import ExactSearch
+
+address, path = sys.argv[1:]
+
+def make():
+    with open(path, "a") as made:
+        print("made", file=made)
+    rows = np.random.default_rng(0).normal(size=(20_000, 100)).astype(np.float32)
+    return ExactSearch.over(rows)
+
+def nearest():
+    return shared.get().nearest(np.ones((1, 100), np.float32), 3)[1].tolist()
+
+ray.init(address, log_to_driver=False)
+runner = RayRunner(workers=1)
+shared = runner.shared(make)
+for _ in range(2):
+    print("found", *runner.each([nearest, nearest]), flush=True)
+    input()
+"""
+
+
+def test_a_bank_whose_nodes_are_all_killed_is_made_again(tmp_path: Path, nodes):
+    made = tmp_path / "made"
+    command = [sys.executable, "-c", SHARING, nodes.address, made]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, cwd=ROOT) as script:
+        try:
+            before = _found(script)
+            assert made.read_text() == "made\n"
+            nodes.kill_one()
+            nodes.kill_one()
+            nodes.fill()
+            script.stdin.write("\n")
+            script.stdin.flush()
+            assert _found(script) == before
+            assert made.read_text() == "made\nmade\n"
+            script.communicate("\n", timeout=60)
+            assert script.returncode == 0
+        finally:
+            script.kill()
+
+
+def _found(script: subprocess.Popen[str]) -> str:
+    # Ray tells here, too, of the raylets that it misses.
+    return next(line for line in script.stdout if line.startswith("found "))
 
 
 def _file(images: Path, group: str, start: int) -> tuple[str, int]:

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from pipeline.cluster.on_ray import RayRunner
 from pipeline.cluster.runner import Pipeline, Poison
-from pipeline.errors import ConfigError, WorkersLost
+from pipeline.errors import ConfigError, ModelError, WorkersLost
+from pipeline.index.accelerated import AcceleratedSearch
+from pipeline.index.exact import ExactSearch
+from pipeline.index.pruned import PrunedSearch
 from pipeline.maths.coreset import greedy, select
 from pipeline.maths.shard import Shard
 from pipeline.methods.selection import HeldRows
@@ -52,6 +56,40 @@ def test_a_selection_is_the_same_when_a_shard_dies_on_the_way():
     assert killing.asked > 12
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.radii, expected.radii)
+
+
+def test_a_bank_is_in_memory_once_a_node_and_searched_in_place():
+    rows = np.random.default_rng(0).normal(size=(20_000, 96)).astype(np.float32)
+    runner = RayRunner(workers=2)
+    assert 0 < runner.shared_bytes < 200 * 2**20
+    shared = runner.shared(lambda: ExactSearch.over(rows))
+
+    def search() -> tuple[str, bool, np.ndarray]:
+        dense = shared.get()
+        address = dense.bank.ctypes.data
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            begin, _, end = line.partition(" ")[0].partition("-")
+            if int(begin, 16) <= address < int(end, 16):
+                # Pruned and accelerated searches take a bank that is read only, too.
+                pruned = PrunedSearch.over(dense, 32, threads=1)
+                accelerated = AcceleratedSearch.over(dense.bank, torch.device("cpu"))
+                found = [s.nearest(rows[:50] + 1, 3)[0] for s in (dense, pruned, accelerated)]
+                return line, dense.bank.flags.writeable, np.stack(found)
+        raise AssertionError(f"{address:x} is nowhere")
+
+    expected = ExactSearch.over(rows).nearest(rows[:50] + 1, 3)[0]
+    for place, is_writeable, found in runner.each([search] * 3):
+        assert "plasma" in place
+        assert not is_writeable
+        np.testing.assert_array_equal(found, np.stack([expected] * 3))
+
+
+def test_what_cannot_be_shared_is_told_where_it_is_asked_for():
+    def missing() -> None:
+        raise ModelError("no bank")
+
+    with pytest.raises(ModelError, match=r"^no bank$"):
+        RayRunner().shared(missing).get()
 
 
 def test_a_member_that_cannot_start_ends_the_wait(tmp_path: Path):

@@ -257,7 +257,7 @@ def test_too_few_rows_or_other_dimensions_are_refused():
 def test_a_choice_changes_no_result(kind):
     rng = np.random.default_rng(1)
     bank = kind(rng, 1500)
-    search = search_over(bank, threads=1)
+    search = search_over(ExactSearch.over(bank), threads=1)
     assert search.components in (0, *choose.COMPONENTS)
     assert search.components < DIM
     assert_same(search, queries_for(kind, rng, bank, 50), 1)
@@ -274,7 +274,8 @@ def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.Monk
     new = new[:300]
     with threadpool_limits(1):
         searches = {
-            name: search_over(bank, threads=1) for name, bank in (("low", low), ("high", high))
+            name: search_over(ExactSearch.over(bank), threads=1)
+            for name, bank in (("low", low), ("high", high))
         }
         for _ in range(_TRIAL):
             searches["low"].nearest(low[:300] + np.float32(0.1), 1)
@@ -290,7 +291,7 @@ def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("rows", [1, 2, 511])
 def test_small_banks_are_searched_densely(rows):
     bank = low_rank(np.random.default_rng(0), rows)
-    search = search_over(bank)
+    search = search_over(ExactSearch.over(bank))
     assert (search.components, search.size) == (0, rows)
     assert_same(search, bank, 1)
     np.testing.assert_array_equal(search.vectors(np.array([[0]])), bank[[[0]]])
@@ -307,7 +308,8 @@ def test_without_an_exact_product_of_bytes_the_search_is_dense(monkeypatch: pyte
     bounds.products_are_exact.cache_clear()
     try:
         assert not bounds.products_are_exact()
-        assert search_over(low_rank(np.random.default_rng(0), 1000)).components == 0
+        dense = ExactSearch.over(low_rank(np.random.default_rng(0), 1000))
+        assert search_over(dense).components == 0
     finally:
         bounds.products_are_exact.cache_clear()
 
@@ -344,7 +346,7 @@ def test_real_tiles_equal_the_dense_search_and_are_faster(tiles):
     train, good, cracks = tiles
     bank = train[np.random.default_rng(0).permutation(len(train))[:12000]]
     with threadpool_limits(1):
-        search = search_over(bank, good, threads=1)
+        search = search_over(ExactSearch.over(bank), good, threads=1)
         for queries in (good, cracks):
             for k in (1, 9):
                 assert_same(search, queries, k)

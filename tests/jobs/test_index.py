@@ -14,6 +14,7 @@ from pipeline.index.exact import ExactSearch
 from pipeline.index.shards import Kind, load_shards
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import GroupRecord, read_manifest
+from pipeline.stages.banks import searched_bytes
 from pipeline.stages.models import load_bank_rows
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files
 
@@ -182,3 +183,33 @@ def test_a_bank_beyond_the_memory_budget_is_shared_with_equal_scores(
     score.run(str(images), model, str(tmp_path / "spread"), small, execution)
     assert "spread over 3 processes" in caplog.text
     assert output_files(tmp_path / "spread") == output_files(whole)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_banks_that_are_held_once_a_node_score_the_same(
+    images: Path,
+    model: Path,
+    scores: Path,
+    tmp_path: Path,
+    tiny: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    caplog.set_level("INFO", logger="patchlake")
+    bank = searched_bytes(read_manifest(Folder(str(model))).groups["brushed_plate"])
+    monkeypatch.setattr("jobs.members._LARGE", bank)
+    # Of two banks of equal size, the budget has room for one.
+    small = load_settings(flags=TINY | {"memory_budget": bank + bank // 2, "workers": 2})
+    ray = options.Execution("ray", None)
+    score.run(str(images), str(model), str(tmp_path / "scores"), small, ray)
+    assert [m for m in caplog.messages if "once a node" in m] == [
+        f"the bank of group 'brushed_plate', {bank / 2**20:.3g} MiB, is once a node"
+    ]
+    assert output_files(tmp_path / "scores") == output_files(scores)
+    # One process has nobody to share with.
+    caplog.clear()
+    score.run(str(images), str(model), str(tmp_path / "local"), small, LOCAL)
+    assert "once a node" not in caplog.text
+    assert output_files(tmp_path / "local") == output_files(scores)

@@ -123,6 +123,17 @@ def test_a_projected_selection_is_that_of_the_projected_rows_and_keeps_whole_one
     np.testing.assert_array_equal(whole.bank.rows, rows[in_full.indices])
 
 
+def test_a_projection_that_is_asked_for_by_name_has_the_dimensions_of_the_paper():
+    corpus = FakeCorpus(split({"patches": random_embeddings(6, dim=200)}, 2, 3))
+    named, numbered, whole = (
+        PatchCore(coreset_fraction=0.3, projection=projection).fit(corpus, seed=0)
+        for projection in ("gaussian", 128, None)
+    )
+    np.testing.assert_array_equal(named.bank.rows, numbered.bank.rows)
+    assert named.facts == numbered.facts
+    assert set(map(tuple, named.bank.origin)) != set(map(tuple, whole.bank.origin))
+
+
 def test_scores_are_distances_to_the_nearest_bank_row_and_their_maximum():
     embeddings, bank = random_embeddings(3), random_embeddings(1, seed=1).reshape(20, 6)
     between = np.linalg.norm(embeddings[..., None, :].astype(np.float64) - bank, axis=-1)
@@ -270,6 +281,7 @@ def test_settings_come_back_complete():
         ({"max_bank_rows": 10.5}, "'method.max_bank_rows'"),
         ({"max_bank_rows": True}, "'method.max_bank_rows' is true; give a number"),
         ({"projection": True}, "'method.projection' is true; give a number"),
+        ({"projection": "gauss"}, "'method.projection'"),
         ({"neighbourhood": 2}, "'method.neighbourhood': .*1, 3, 5"),
         ({"reweight_neighbours": 0}, "'method.reweight_neighbours'"),
         ({"image_score": "mean"}, "'method.image_score': .*'max', 'reweighted' or 'mean_top'"),
