@@ -313,13 +313,14 @@ def _kept(embeddings: Arrays, *, dtype: Dtype) -> Arrays:
     """Return a fragment's maps as they are stored. Raises `ConfigError` where they do not fit."""
     largest = np.finfo(dtype).max
     for name in _layers(embeddings):
-        reached = np.abs(embeddings[name]).max(initial=0)
+        # Not of `np.abs`: a fragment's maps are a gigabyte, and would be there twice.
+        reached = max(embeddings[name].max(initial=0), -embeddings[name].min(initial=0))
         if reached > largest:
             raise ConfigError(
                 f"features of up to {reached:.3g} do not fit method.gallery_dtype={dtype} "
                 f"({largest:.3g}); use method.gallery_dtype=float32"
             )
-    return {name: embeddings[name].astype(dtype) for name in _layers(embeddings)}
+    return {name: embeddings[name].astype(dtype, copy=False) for name in _layers(embeddings)}
 
 
 def _load(gallery: Gallery, number: int) -> list[Float32[np.ndarray, "pixels dim"]]:
