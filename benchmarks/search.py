@@ -4,7 +4,8 @@ r"""Nearest-neighbour search: ours against the dense product, faiss and torch, o
 
 TRAIN is a folder of normal images that the bank is taken from; the queries are the patches of
 other images, one image at a time. Banks up to `--greedy` rows are prefixes of one greedy coreset;
-larger ones are random rows, because selecting them takes minutes.
+larger ones are random rows, because selecting them takes minutes. `--isotropic` banks and their
+queries are Gaussian noise, of which no bound rules out anything: the worst case of ours.
 
 All contenders have the same number of threads and take turns, image by image; the table has medians
 of milliseconds an image, wall and processor time, and the ratio to our dense search. `product` is
@@ -66,6 +67,11 @@ def main() -> None:
             _compare(
                 f"{size} {how} rows", bank, {"normal": normal, "defective": defective}, arguments
             )
+        for size in arguments.isotropic:
+            rng = np.random.default_rng(0)
+            bank = rng.standard_normal((size, train.shape[1]), np.float32)
+            queries = rng.standard_normal(normal.shape, np.float32)
+            _compare(f"{size} isotropic rows", bank, {"normal": queries}, arguments)
 
 
 def _arguments() -> argparse.Namespace:
@@ -79,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--train-images", type=int, default=200)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--greedy", type=int, default=10_000, help="largest bank selected greedily")
+    parser.add_argument("--isotropic", type=int, nargs="*", default=[], help="banks of noise")
     parser.add_argument("--repeats", type=int, default=15, help="images of each kind")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

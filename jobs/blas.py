@@ -8,11 +8,13 @@ newer COOPERLAKE and SAPPHIRERAPIDS are not chosen: the older OpenBLAS inside fa
 those names, and falls back much further.
 
 Results do not depend on the kernel (docs/architecture.md, "Same bytes"). A Ray that is started here
-inherits the choice; on a cluster, set OPENBLAS_CORETYPE in the nodes' own environment, since nodes
-may differ.
+inherits the choice. Nodes of a cluster may differ, so each chooses before its Ray is started
+(cluster.yaml): `eval "$(python -m jobs.blas)"`.
 """
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 _VARIABLE = "OPENBLAS_CORETYPE"
@@ -31,7 +33,8 @@ def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
 
 def kernels() -> list[str]:
     """Return the kernels that the BLAS libraries of this process run, as they name them."""
-    # Imported here: the choice comes before whatever loads a BLAS.
+    # Imported here: the choice comes before whatever loads a BLAS. A worker may have none yet.
+    import numpy as np  # noqa: F401
     from threadpoolctl import threadpool_info
 
     found = (info for info in threadpool_info() if info["user_api"] == "blas")
@@ -51,3 +54,9 @@ def _is_unknown_to_openblas(cpuinfo: Path) -> bool:
 def _flags(core: str) -> set[str]:
     lines = (line.partition(":") for line in core.splitlines())
     return {flag for name, _, value in lines if name.strip() == "flags" for flag in value.split()}
+
+
+if __name__ == "__main__":
+    chosen = choose_kernel()
+    if chosen:
+        sys.stdout.write(f"export {_VARIABLE}={shlex.quote(chosen)}\n")

@@ -128,26 +128,27 @@ def place_large_banks(
 ) -> list[Member]:
     """Spread banks beyond `memory_budget` over processes; hold other large ones once a node.
 
-    Those that are held once a node are within `memory_budget` together; what is left, each worker
-    loads when it comes to it.
+    Those that are held once a node are the first that fit `memory_budget` together, and stay to the
+    end; what is left, each worker loads when it comes to it.
     """
-    left = min(memory_budget, runner.shared_bytes)
+    sharing = runner.sharing()
+    left = min(memory_budget, sharing.bytes) if sharing else 0
     placed = []
     for member in members:
         holders: dict[str, Holders] = {}
         banks: dict[str, SharedBank] = {}
         for group in groups:
             record = member.manifest.groups.get(group)
-            if record is None or record.index != "exact":
+            if record is None:
                 continue
             size = searched_bytes(record)
             starts = shard_starts(member.model, record, memory_budget)
             if starts:
                 log.info("the bank of group '%s' is spread over %d processes", group, len(starts))
                 holders[group] = stack.enter_context(runner.members(starts))
-            elif _LARGE <= size <= left:
+            elif sharing and record.index == "exact" and _LARGE <= size <= left:
                 log.info("the bank of group '%s', %.3g MiB, is once a node", group, size / 2**20)
-                banks[group] = runner.shared(partial(load_dense, member.model, record))
+                banks[group] = sharing.share(partial(load_dense, member.model, record))
                 left -= size
         placed.append(replace(member, holders=holders, banks=banks))
     return placed

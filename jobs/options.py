@@ -85,6 +85,8 @@ class Execution:
         with self._start(workers) as runner:
             if preflight is not None:
                 preflight.in_workers(runner)
+            for node, found in runner.everywhere(kernels).items():
+                log.info("BLAS kernels on %s: %s", node, ", ".join(found))
             yield runner
 
     @contextmanager

@@ -11,7 +11,8 @@ from typing import Any, Generic, cast
 import ray
 
 from pipeline.cluster import nodes
-from pipeline.cluster.results import Reference, get, run, told
+from pipeline.cluster.results import Reference, get, run
+from pipeline.errors import PatchlakeError
 from pipeline.methods.workers import Held, M, M_co, Shared, T
 
 
@@ -36,15 +37,36 @@ def members(starts: Sequence[Callable[[], M]], retries: int) -> Iterator[Held[M]
             ray.kill(actor)
 
 
-def in_store(make: Callable[[], M], retries: int) -> Shared[M]:
-    """Make a thing in a task, whose result stays in the store while it is referred to.
+class Store:
+    """Things in the nodes' object stores, made by tasks one after the other, as they are asked for.
 
-    What `ray.put` puts is lost with its node; the result of a task is made again.
+    What `ray.put` puts is lost with its node; the result of a task is made again. A task holds a
+    thing once more while it copies it into the store, so there is one at a time.
     """
-    task: Any = ray.remote(
-        num_cpus=0, label_selector=nodes.not_an_idle_head(), max_retries=retries
-    )(run)
-    return _InStore(task.remote(make))
+
+    def __init__(self, bytes_: int, retries: int) -> None:
+        self.bytes = bytes_
+        self._task: Any = ray.remote(
+            num_cpus=0,
+            num_returns=2,
+            scheduling_strategy="SPREAD",
+            label_selector=nodes.not_an_idle_head(),
+            max_retries=retries,
+        )(_made)
+        self._before: Reference = None
+
+    def share(self, make: Callable[[], M]) -> Shared[M]:
+        """Make a thing; it stays while the result is kept."""
+        thing, self._before = self._task.remote(make, self._before)
+        return _InStore(thing)
+
+
+def _made(make: Callable[[], M], before: None) -> tuple[M | None, None]:  # noqa: ARG001 - done
+    try:
+        return run(make), None
+    except (PatchlakeError, OSError):
+        # Who then makes it alone tries again, and tells what is wrong.
+        return None, None
 
 
 class _Member(Generic[M]):
@@ -72,6 +94,8 @@ class _Elsewhere(Generic[M]):
 class _InStore(Generic[M_co]):
     reference: Reference
 
-    def get(self) -> M_co:
-        with told():
-            return cast("M_co", ray.get(self.reference))
+    def get(self) -> M_co | None:
+        try:
+            return cast("M_co | None", ray.get(self.reference))
+        except ray.exceptions.RayError:
+            return None

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cluster.runner import Pipeline, Stage
-from pipeline.methods.workers import Held, M, M_co, Peers, Shared, T
+from pipeline.methods.workers import Held, M, Peers, T
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,8 @@ class LocalRunner:
         """Hold all the things here."""
         yield _Here([start() for start in starts])
 
-    @property
-    def shared_bytes(self) -> int:
-        """Nothing: this process is the only one."""
-        return 0
-
-    def shared(self, make: Callable[[], T]) -> Shared[T]:
-        """Make the thing here."""
-        return _Made(make())
+    def sharing(self) -> None:
+        """Return nothing: this process is the only one."""
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:  # noqa: ARG002 - 1
         """Run the function once."""
@@ -80,14 +74,6 @@ class _Alone:
 
     def gather(self, array: np.ndarray) -> Sequence[np.ndarray]:
         return [array]
-
-
-@dataclass(frozen=True)
-class _Made(Generic[M_co]):
-    thing: M_co
-
-    def get(self) -> M_co:
-        return self.thing
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ def present(resource: str) -> int:
     return int(ray.cluster_resources().get(resource, 0))  # type: ignore[no-untyped-call]
 
 
-def least(resource: str) -> int:
-    """Return how much of a resource the node has that has the least of it, of those with CPUs."""
+def stores() -> list[int]:
+    """Return the bytes of the object store of each node with CPUs."""
     every = (node["Resources"] for node in _nodes())
-    return min((int(own.get(resource, 0)) for own in every if own.get("CPU")), default=0)
+    return [int(own.get("object_store_memory", 0)) for own in every if own.get("CPU")]
 
 
 def offered(resource: str) -> int:

@@ -1,12 +1,12 @@
 """`--runner ray`: the same stages as Ray Data operators.
 
 Only this package imports Ray. One row is one fragment, in a block of its own, through decode
-(tasks), infer (an actor pool) and publish (tasks). Only settings and URIs travel to actors, so that
-an actor that dies is started again anywhere. Durability is not Ray's business: see
-`pipeline.lake.parts`.
+(tasks), infer (an actor pool) and publish (tasks). Only settings, URIs and references to what the
+driver owns travel to actors, so that an actor that dies is started again anywhere. Durability is
+not Ray's business: see `pipeline.lake.parts`.
 
 What dies with its process or node is tried again: fragments without end by Ray, but each at most
-`Pipeline.poison.attempts` times by `attempts`; calls and members `_RETRIES` times.
+`Pipeline.poison.attempts` times by `attempts`; calls, members and shared banks `_RETRIES` times.
 
 Traps of Ray 2.60 that this avoids: `read_parquet` and `write_parquet` are not used (the new reader
 dies with its node, file names change on every run); stages do not raise for a fragment (user
@@ -31,7 +31,7 @@ from pipeline.cluster import held, nodes, results
 from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
 from pipeline.cluster.heap import trim
 from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.methods.workers import Held, M, Peers, Shared, T
+from pipeline.methods.workers import Held, M, Peers, T
 
 # Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, one 100-megapixel image is 300 MB while
 # it is resized. Declared, it also keeps Ray from fusing decode into the actors: it fuses what asks
@@ -131,14 +131,15 @@ class RayRunner:
         with held.members(starts, _RETRIES) as members:
             yield members
 
-    @property
-    def shared_bytes(self) -> int:
-        """Half of what the smallest node's store holds: the rest is for fragments on their way."""
-        return nodes.least("object_store_memory") // 2
+    def sharing(self) -> held.Store | None:
+        """Return half of what the smallest node's store holds; the rest is for fragments.
 
-    def shared(self, make: Callable[[], T]) -> Shared[T]:
-        """Make a thing in a task; it stays in the nodes' stores while the result is kept."""
-        return held.in_store(make, _RETRIES)
+        None before the first node with CPUs is there, whose store nobody knows.
+        """
+        stores = nodes.stores()
+        if self.processes <= len(stores) or not stores:
+            return None
+        return held.Store(min(stores) // 2, _RETRIES)
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
         """Run a function in workers of one CPU each, in step, until all have returned.

@@ -45,6 +45,16 @@ class Pipeline:
     poison: Poison | None = None
 
 
+class Sharing(Protocol):
+    """Where things are in memory once a node, however many workers it has."""
+
+    # How much there is room for.
+    bytes: int
+
+    def share(self, make: Callable[[], M]) -> Shared[M]:
+        """Make a thing, whose arrays workers read in place."""
+
+
 class Runner(Protocol):
     """Where work is done. What is passed to it must be settings, paths and small arrays."""
 
@@ -73,12 +83,8 @@ class Runner(Protocol):
         One whose process dies is started again from its `start`, and asked again.
         """
 
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of what `shared` can hold; 0 where workers would have nothing to share."""
-
-    def shared(self, make: Callable[[], T]) -> Shared[T]:
-        """Make a thing once; its arrays are in memory once a node, however many workers it has."""
+    def sharing(self) -> "Sharing | None":
+        """Return where workers can have things in common; None where no two share a machine."""
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
         """Run a function in at most `members` workers in step, until all have returned.

@@ -98,8 +98,9 @@ def greedy(
     """Return `size` rows, each the farthest from those before it; ties go to the lowest index.
 
     It ends early, with fewer rows, when every row coincides with a selected one. At most
-    O(rows * size * dim) time; memory beside `rows` is 12 bytes a row, the centres twice, and
-    20 MiB of buffers a thread.
+    O(rows * size * dim) time. Memory beside `rows`: 12 bytes a row, 6 more in the first rounds, the
+    centres twice, a few copies of a pool (50 kB a dimension), 12 MiB, and for each further thread
+    9 kB a dimension and 2 MiB.
 
     Args:
         rows: Not copied, not changed.

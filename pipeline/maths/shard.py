@@ -15,6 +15,8 @@ from jaxtyping import Float32, Int64
 POOL = 2048
 # Rows x centres of one product of a flush: 1024 x 256 float32 = 1 MiB a thread, in the cache.
 _BLOCK_ROWS, _BLOCK_CENTRES = 1024, 256
+# Rows whose numbers are sorted at once: 2^18 x 36 bytes = 9 MB.
+_FLUSHED_ROWS = 2**18
 # Rows whose mean is near enough to that of all.
 _AVERAGED = 4096
 # Copying a block's rows costs as much as some ten centres.
@@ -69,25 +71,27 @@ class Shard:
         """Add centres; return the rows that are farther than the threshold, at most `pool`."""
         self._centres.extend(centres)
         self._flush(threshold)
-        above = np.flatnonzero(self._bound > threshold)
-        tau = -1.0
-        if len(above) > self._pool:
+        # In the first rounds these are nearly all rows: a mask takes less memory than numbers do.
+        above = self._bound > threshold
+        chosen, tau = None, -1.0
+        if np.count_nonzero(above) > self._pool:
             bounds = self._bound[above]
-            cut = len(above) - self._pool - 1
-            tau = float(np.partition(bounds, cut)[cut])
-            chosen = above[bounds > tau]
+            cut = len(bounds) - self._pool - 1
+            bounds.partition(cut)
+            tau = float(bounds[cut])
+            chosen = np.flatnonzero(self._bound > tau)
             largest = float(self._measure(chosen).max(initial=0))
             if largest <= tau:
                 # More rows than a pool are equally far, within rounding: measure all of them.
                 # The lowest of the farthest is the next to be picked, and one is enough.
-                near = above[self._bound[above] >= largest]
+                near = np.flatnonzero(above & (self._bound >= largest))
                 measured = self._measure(near)
                 chosen, tau = near[measured.argmax()][None], float(measured.max())
-            above = chosen
+        found = np.flatnonzero(above) if chosen is None else chosen
         return Farthest(
-            rows=self._rows[above],
-            indices=above + self._offset,
-            distances=self._measure(above),
+            rows=self._rows[found],
+            indices=found + self._offset,
+            distances=self._measure(found),
             tau=tau,
             reach=float(self._bound.max(initial=0)),
         )
@@ -119,13 +123,18 @@ class Shard:
         return measured
 
     def _flush(self, threshold: float) -> None:
-        stale = np.flatnonzero((self._bound > threshold) & (self._seen < self._centres.count))
-        # Rows that have seen the same centres share a product.
-        stale = stale[np.argsort(self._seen[stale], kind="stable")]
-        blocks = [stale[i : i + _BLOCK_ROWS] for i in range(0, len(stale), _BLOCK_ROWS)]
         with ThreadPoolExecutor(self._threads) as pool:
-            for _ in pool.map(self._flush_with_any, blocks, [threshold] * len(blocks)):
-                pass
+            for begin in range(0, len(self._bound), _FLUSHED_ROWS):
+                part = slice(begin, begin + _FLUSHED_ROWS)
+                seen = self._seen[part]
+                stale = (self._bound[part] > threshold) & (seen < self._centres.count)
+                numbers = np.flatnonzero(stale)
+                # Rows that have seen the same centres share a product.
+                numbers = numbers[np.argsort(seen[numbers], kind="stable")] + begin
+                size = _BLOCK_ROWS
+                blocks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+                for _ in pool.map(self._flush_with_any, blocks, [threshold] * len(blocks)):
+                    pass
 
     def _flush_with_any(self, block: Int64[np.ndarray, " block"], threshold: float) -> None:
         scratch = self._scratch.get()

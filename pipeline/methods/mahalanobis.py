@@ -10,6 +10,9 @@ map. Levels are `backbone.layers`: the preset `mahalanobis_paper` has the nine o
 Images can join and leave a fitted model exactly: beside the whitening the model keeps, in float64,
 the scatter of each level, and the two sums of higher powers that Ledoit-Wolf's shrinkage takes.
 
+The threshold of a false-positive rate is the sum of the levels' quantiles. For the usual small
+rates this is conservative where levels are independent (`_threshold`).
+
 Deliberate differences from the paper: of a feature that is constant, or a function of others, some
 variance is kept (`_with_floor`), where the paper's inverse would not exist. Of its settings,
 augmentation and the baselines with other distances are left out; OAS is not in the paper.

@@ -43,7 +43,7 @@ from pipeline.methods.contract import (
     Progress,
     Scores,
 )
-from pipeline.methods.selection import Selector, Strategy, gather_rows
+from pipeline.methods.selection import Projection, Selector, Strategy, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class PatchCore:
     max_bank_rows: Annotated[int, Field(ge=1)] = 100_000
     # Where the coreset is selected; auto goes by `memory_budget`.
     coreset: Strategy = "auto"
-    # Select in this many random dimensions ("gaussian": the paper's 128); None: in all of them.
-    projection: Annotated[int, Field(ge=1)] | Literal["gaussian"] | None = None
+    # Select in so many random dimensions ("gaussian": the authors' code's 128); None: in all.
+    projection: Projection = None
     image_score: Literal["max", "reweighted", "mean_top"] = "max"
     # b of Eq. 7.
     reweight_neighbours: Annotated[int, Field(ge=1)] = 9

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
+from pydantic import Field
 
 from pipeline.maths.coreset import Progress, extend, greedy, select, select_further
 from pipeline.maths.partitioned import extended, partitioned
@@ -28,10 +29,10 @@ log = logging.getLogger("patchlake")
 
 Strategy = Literal["auto", "driver", "distributed", "partitioned"]
 # Dimensions to select in; None: all of the rows'.
-Projection = int | Literal["gaussian"] | None
+Projection = Annotated[int, Field(ge=1)] | Literal["gaussian"] | None
 Rows = Float32[np.ndarray, "rows dim"]
 
-# Of "gaussian", as in the paper's code.
+# Of "gaussian", as in the authors' code.
 _GAUSSIAN = 128
 # Candidates of all shards together in one round; a small shard still offers a few.
 _POOL, _LEAST_POOL = 4096, 128

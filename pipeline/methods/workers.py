@@ -24,8 +24,8 @@ class Held(Protocol[M_co]):
 class Shared(Protocol[M_co]):
     """A thing whose arrays the workers of a node have in common, read only."""
 
-    def get(self) -> M_co:
-        """Return it. It stays valid while it is in use."""
+    def get(self) -> M_co | None:
+        """Return it, valid while it is in use; None where it could not be made, or was lost."""
 
 
 class Peers(Protocol):

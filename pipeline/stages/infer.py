@@ -1,8 +1,8 @@
 """infer: pixels to image scores and anomaly maps, with the models of the fragment's group.
 
-The one stage that is expensive to start: an actor on Ray, built once by a `Scorer`'s settings and
-URIs, which are all that travels to it. One model or several (an ensemble): members with the same
-backbone share its feature maps.
+The one stage that is expensive to start: an actor on Ray, built once by a `Scorer`'s settings, URIs
+and references to what others hold, which are all that travels to it. One model or several (an
+ensemble): members with the same backbone share its feature maps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from pipeline.methods import build
 from pipeline.methods.contract import Arrays, Method, Model, Scores
 from pipeline.scores.calibration import Calibration
 from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
-from pipeline.stages.banks import Holders, SharedBank, sharded_search
+from pipeline.stages.banks import Holders, SharedBank, searched_bytes, sharded_search
 from pipeline.stages.batch import FragmentBatch, advance
 from pipeline.stages.models import fastest, held_bytes, load_calibration, load_group
 from pipeline.stages.recent import Recent
@@ -51,15 +51,17 @@ class Member:
         """Return the search over a bank that is held elsewhere; None where it has to be loaded."""
         if group in self.holders:
             return sharded_search(self.holders[group], self.manifest.groups[group])
-        return fastest(self.banks[group].get(), threads) if group in self.banks else None
+        dense = self.banks[group].get() if group in self.banks else None
+        return None if dense is None else fastest(dense, threads)
 
     def own_bytes(self, group: str) -> int:
         """Return about what a worker that has loaded a group holds of it by itself."""
         if group in self.holders:
             return 0
-        held = held_bytes(self.manifest.groups[group])
-        # 257 coordinates of 5 bytes bound the distances to a row: about as much as the row.
-        return held // 2 if group in self.banks else held
+        record = self.manifest.groups[group]
+        # What bounds the distances to a row, 257 coordinates of 5 bytes, is about as large as one.
+        shared = searched_bytes(record) // 2 if group in self.banks else 0
+        return held_bytes(record) - shared
 
     @property
     def geometry(self) -> Geometry:

@@ -219,13 +219,15 @@ def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
     kind = _KINDS[index]
     if kind != "flat":
         return ApproximateSearch.over(load_shards(shards, kind=kind))
-    return fastest(ExactSearch.over(from_shards(shards)), threads)
+    return fastest(from_shards(shards), threads)
 
 
-def fastest(dense: ExactSearch, threads: int) -> Search:
-    """Return the fastest search over a dense one's bank; all give the same numbers."""
+def fastest(bank: Float32[np.ndarray, "bank dim"] | ExactSearch, threads: int) -> Search:
+    """Return the fastest search over a bank, or a dense one's; all give the same numbers."""
     if torch.cuda.is_available():
-        return AcceleratedSearch.over(dense.bank, torch.device("cuda"))
+        rows = bank.bank if isinstance(bank, ExactSearch) else bank
+        return AcceleratedSearch.over(rows, torch.device("cuda"))
+    dense = bank if isinstance(bank, ExactSearch) else ExactSearch.over(bank)
     return search_over(dense, threads=threads)
 
 

@@ -121,8 +121,8 @@ def nearest():
     return shared.get().nearest(np.ones((1, 100), np.float32), 3)[1].tolist()
 
 ray.init(address, log_to_driver=False)
-runner = RayRunner(workers=1)
-shared = runner.shared(make)
+runner = RayRunner(workers=4)
+shared = runner.sharing().share(make)
 for _ in range(2):
     print("found", *runner.each([nearest, nearest]), flush=True)
     input()

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from pipeline.cluster.on_ray import RayRunner
 from pipeline.cluster.runner import Pipeline, Poison
-from pipeline.errors import ConfigError, ModelError, WorkersLost
-from pipeline.index.accelerated import AcceleratedSearch
+from pipeline.errors import ConfigError, StorageError, WorkersLost
 from pipeline.index.exact import ExactSearch
-from pipeline.index.pruned import PrunedSearch
 from pipeline.maths.coreset import greedy, select
 from pipeline.maths.shard import Shard
 from pipeline.methods.selection import HeldRows
@@ -61,8 +58,9 @@ def test_a_selection_is_the_same_when_a_shard_dies_on_the_way():
 def test_a_bank_is_in_memory_once_a_node_and_searched_in_place():
     rows = np.random.default_rng(0).normal(size=(20_000, 96)).astype(np.float32)
     runner = RayRunner(workers=2)
-    assert 0 < runner.shared_bytes < 200 * 2**20
-    shared = runner.shared(lambda: ExactSearch.over(rows))
+    sharing = runner.sharing()
+    assert 0 < sharing.bytes < 200 * 2**20
+    shared = sharing.share(lambda: ExactSearch.over(rows))
 
     def search() -> tuple[str, bool, np.ndarray]:
         dense = shared.get()
@@ -70,26 +68,28 @@ def test_a_bank_is_in_memory_once_a_node_and_searched_in_place():
         for line in Path("/proc/self/maps").read_text().splitlines():
             begin, _, end = line.partition(" ")[0].partition("-")
             if int(begin, 16) <= address < int(end, 16):
-                # Pruned and accelerated searches take a bank that is read only, too.
-                pruned = PrunedSearch.over(dense, 32, threads=1)
-                accelerated = AcceleratedSearch.over(dense.bank, torch.device("cpu"))
-                found = [s.nearest(rows[:50] + 1, 3)[0] for s in (dense, pruned, accelerated)]
-                return line, dense.bank.flags.writeable, np.stack(found)
+                found = dense.nearest(rows[:50] + 1, 3)[0]
+                return line, dense.bank.flags.writeable, found
         raise AssertionError(f"{address:x} is nowhere")
 
     expected = ExactSearch.over(rows).nearest(rows[:50] + 1, 3)[0]
     for place, is_writeable, found in runner.each([search] * 3):
         assert "plasma" in place
         assert not is_writeable
-        np.testing.assert_array_equal(found, np.stack([expected] * 3))
+        np.testing.assert_array_equal(found, expected)
 
 
-def test_what_cannot_be_shared_is_told_where_it_is_asked_for():
+def test_what_cannot_be_shared_is_none_and_the_next_is_shared():
     def missing() -> None:
-        raise ModelError("no bank")
+        raise StorageError("no bank")
 
-    with pytest.raises(ModelError, match=r"^no bank$"):
-        RayRunner().shared(missing).get()
+    sharing = RayRunner(workers=2).sharing()
+    shared = [sharing.share(make) for make in (lambda: "a bank", missing, lambda: "another")]
+    assert [thing.get() for thing in shared] == ["a bank", None, "another"]
+
+
+def test_one_worker_a_node_has_nobody_to_share_with():
+    assert RayRunner(workers=1).sharing() is None
 
 
 def test_a_member_that_cannot_start_ends_the_wait(tmp_path: Path):

@@ -33,6 +33,8 @@ def test_results_equal_the_dense_search_to_the_bit(device, k, rank, offset, monk
     # Blocks of 25 queries, so that there are several.
     monkeypatch.setattr(accelerated, "_SCORES", 50_000)
     bank = rows(2000, rank=rank, offset=offset, seed=0)
+    # As a bank is that the workers of a node have in common.
+    bank.flags.writeable = False
     normal = rows(60, rank=rank, offset=offset, seed=1)
     queries = np.concatenate([normal, bank[:30], normal + 50 * normal[::-1], bank[:30] + 1e-3])
     search = AcceleratedSearch.over(bank, torch.device(device))

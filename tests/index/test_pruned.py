@@ -257,6 +257,8 @@ def test_too_few_rows_or_other_dimensions_are_refused():
 def test_a_choice_changes_no_result(kind):
     rng = np.random.default_rng(1)
     bank = kind(rng, 1500)
+    # As a bank is that the workers of a node have in common.
+    bank.flags.writeable = False
     search = search_over(ExactSearch.over(bank), threads=1)
     assert search.components in (0, *choose.COMPONENTS)
     assert search.components < DIM

@@ -68,6 +68,25 @@ def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
         assert "Haswell" in other.stdout
 
 
+def test_a_shell_is_told_what_to_export():
+    kernels_ = 'python -c "import jobs.blas; print(jobs.blas.kernels())"'
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for asked in ("HASWELL", "SKYLAKEX"):
+        said, ran = (
+            subprocess.run(
+                ["bash", "-ec", script],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=env | {"OPENBLAS_CORETYPE": asked},
+            ).stdout
+            for script in ("python -m jobs.blas", f'eval "$(python -m jobs.blas)"; {kernels_}')
+        )
+        assert said == f"export OPENBLAS_CORETYPE={asked}\n"
+        if platform.machine() == "x86_64":
+            assert asked in ran.upper()
+
+
 def test_the_command_chooses_before_numpy_is_imported():
     code = """
 import sys

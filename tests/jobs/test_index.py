@@ -1,6 +1,6 @@
 """How a bank is stored and searched: exactly, approximately when asked, spread if large."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.index.shards import Kind, load_shards
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import GroupRecord, read_manifest
 from pipeline.stages.banks import searched_bytes
+from pipeline.stages.infer import Member, Scorer
 from pipeline.stages.models import load_bank_rows
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files
 
@@ -183,6 +184,34 @@ def test_a_bank_beyond_the_memory_budget_is_shared_with_equal_scores(
     score.run(str(images), model, str(tmp_path / "spread"), small, execution)
     assert "spread over 3 processes" in caplog.text
     assert output_files(tmp_path / "spread") == output_files(whole)
+
+
+@dataclass
+class Held:
+    """A bank that others hold, or have lost."""
+
+    dense: ExactSearch | None
+
+    def get(self) -> ExactSearch | None:
+        return self.dense
+
+
+def test_a_worker_searches_the_bank_that_is_held_for_it_and_loads_one_that_is_lost(model: Path):
+    group, folder = "brushed_plate", Folder(str(model))
+    manifest = read_manifest(folder)
+    record = manifest.groups[group]
+    stored = load_bank_rows(folder, record)
+    assert stored is not None
+    others = ExactSearch.over(stored + np.float32(1))
+    alone = Member(folder, manifest, "untrained")
+    for held, rows in ((Held(others), others.bank), (Held(None), stored)):
+        member = replace(alone, banks={group: held})
+        infer = Scorer([member], [member.geometry], 1, 2**30).start()
+        ((found,), _) = infer._load_group(group)
+        np.testing.assert_array_equal(found.search.vectors(np.arange(len(rows))), rows)
+    # Its centred copy and its rows are not the worker's; what prunes the search is.
+    assert alone.own_bytes(group) - member.own_bytes(group) == searched_bytes(record) // 2
+    assert searched_bytes(record) > 2 * stored.nbytes
 
 
 @pytest.mark.ray

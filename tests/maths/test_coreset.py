@@ -1,5 +1,6 @@
 """Greedy k-centre, against a plain float64 loop and the laws of farthest-first selection."""
 
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -326,6 +327,20 @@ def test_rows_are_not_changed():
     before = rows.copy()
     greedy(rows, 100)
     np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(60_000, 256), (20_000, 1024), (2_000_000, 2)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_memory_beside_the_rows_is_what_is_promised(count: int, dim: int, threads: int):
+    rows, size = np.random.default_rng(0).standard_normal((count, dim), np.float32), 300
+    promised = (12 + 6) * count + 2 * size * dim * 4 + 50_000 * dim + 12 * 2**20
+    promised += (threads - 1) * (9_000 * dim + 2 * 2**20)
+    tracemalloc.start()
+    greedy(rows, size, threads=threads)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # So that a copy of the rows would show.
+    assert promised - rows.nbytes < taken < promised
 
 
 @pytest.mark.parametrize(("size", "start"), [(0, 0), (-1, 0), (4, 0), (2, 3), (2, -1)])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 from sklearn.covariance import OAS, LedoitWolf
 from sklearn.decomposition import PCA
 
@@ -108,6 +109,12 @@ def test_the_threshold_has_the_false_positives_that_were_asked_for():
     share = (method.score(new, model).image_scores > found.threshold).mean()
     # 20,000 draws: a standard error of 0.0015.
     assert share == pytest.approx(0.05, abs=0.006)
+
+
+def test_the_threshold_is_the_sum_of_the_levels_quantiles():
+    _, found, _ = fitted(features(10), false_positive_rate=0.05)
+    expected = sum(np.sqrt(chi2.ppf(0.95, dim)) for dim in DIMS.values())
+    assert found.threshold == pytest.approx(expected, rel=1e-9)
 
 
 def test_without_a_rate_there_is_no_threshold():
