@@ -12,6 +12,7 @@ inherits the choice. Nodes of a cluster may differ, so each chooses before its R
 (cluster.yaml): `eval "$(python -m jobs.blas)"`.
 """
 
+import importlib
 import os
 import shlex
 import sys
@@ -33,10 +34,11 @@ def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
 
 def kernels() -> list[str]:
     """Return the kernels that the BLAS libraries of this process run, as they name them."""
-    # Imported here: the choice comes before whatever loads a BLAS. A worker may have none yet.
-    import numpy as np  # noqa: F401
+    # Imported here: the choice comes before whatever loads a BLAS.
     from threadpoolctl import threadpool_info
 
+    # A worker may have loaded none yet.
+    importlib.import_module("numpy")
     found = (info for info in threadpool_info() if info["user_api"] == "blas")
     return sorted({str(info.get("architecture")) for info in found})
 

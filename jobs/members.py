@@ -12,16 +12,10 @@ from pipeline.errors import ConfigError
 from pipeline.lake import models
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
-from pipeline.stages.banks import (
-    Holders,
-    SharedBank,
-    load_dense,
-    searched_bytes,
-    shard_starts,
-)
+from pipeline.stages.banks import Holders, SharedBank, load_dense, searched_bytes, shard_starts
 from pipeline.stages.infer import Member
 
-# Bytes of a bank that it pays to share: to load less takes a worker less than a second.
+# Bytes of a bank that it pays to share: less is little beside the 0.6 GB that a worker has anyway.
 _LARGE = 64 * 2**20
 
 

@@ -61,7 +61,8 @@ class Store:
         return _InStore(thing)
 
 
-def _made(make: Callable[[], M], before: None) -> tuple[M | None, None]:  # noqa: ARG001 - done
+def _made(make: Callable[[], M], _before: None) -> tuple[M | None, None]:
+    """Make a thing once what was before it is made: a task waits for what it is given."""
     try:
         return run(make), None
     except (PatchlakeError, OSError):

@@ -59,7 +59,7 @@ class Member:
         if group in self.holders:
             return 0
         record = self.manifest.groups[group]
-        # What bounds the distances to a row, 257 coordinates of 5 bytes, is about as large as one.
+        # The rows' bounds are its own: at most 257 coordinates of 5 bytes, taken for another row.
         shared = searched_bytes(record) // 2 if group in self.banks else 0
         return held_bytes(record) - shared
 

@@ -209,7 +209,7 @@ def test_a_worker_searches_the_bank_that_is_held_for_it_and_loads_one_that_is_lo
         infer = Scorer([member], [member.geometry], 1, 2**30).start()
         ((found,), _) = infer._load_group(group)
         np.testing.assert_array_equal(found.search.vectors(np.arange(len(rows))), rows)
-    # Its centred copy and its rows are not the worker's; what prunes the search is.
+    # Its rows and their centred copy are not the worker's; what prunes the search is.
     assert alone.own_bytes(group) - member.own_bytes(group) == searched_bytes(record) // 2
     assert searched_bytes(record) > 2 * stored.nbytes
 

@@ -123,7 +123,7 @@ def test_a_projected_selection_is_that_of_the_projected_rows_and_keeps_whole_one
     np.testing.assert_array_equal(whole.bank.rows, rows[in_full.indices])
 
 
-def test_a_projection_that_is_asked_for_by_name_has_the_dimensions_of_the_paper():
+def test_a_projection_that_is_asked_for_by_name_has_the_dimensions_of_the_authors_code():
     corpus = FakeCorpus(split({"patches": random_embeddings(6, dim=200)}, 2, 3))
     named, numbered, whole = (
         PatchCore(coreset_fraction=0.3, projection=projection).fit(corpus, seed=0)
