@@ -131,7 +131,7 @@ class Projection:
         self, rows: np.ndarray, dtype: type[np.floating]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return coordinates before centring, lengths of the centred rows, and of their rests."""
-        centred = rows.astype(dtype) - self.mean.astype(dtype)
+        centred = np.subtract(rows, self.mean, dtype=dtype)
         # torch's product, because its threads are limited in one thread of ours; numpy's BLAS has
         # one pool for all, which blocks would fight over.
         directions = torch.from_numpy(self.directions.astype(dtype))

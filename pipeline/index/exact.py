@@ -13,8 +13,8 @@ from jaxtyping import Float32, Int64
 
 # Queries x bank of one product: 16 M float32 = 64 MiB.
 _PRODUCT = 16 * 2**20
-# Pairs measured at once: 4096 x 1024 float64 = 32 MiB.
-_PAIRS = 4096
+# Pairs measured at once: 256 x 1024 float64 = 2 MiB, which stay in a cache.
+_PAIRS = 256
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,9 @@ def measured(
     squared = np.empty(len(query))
     for begin in range(0, len(query), _PAIRS):
         pairs = slice(begin, begin + _PAIRS)
-        difference = queries[query[pairs]].astype(np.float64) - bank[row[pairs]]
-        squared[pairs] = np.einsum("nd,nd->n", difference, difference)
+        difference = queries[query[pairs]].astype(np.float64)
+        difference -= bank[row[pairs]]
+        np.einsum("nd,nd->n", difference, difference, out=squared[pairs])
     # By query, then distance, then row: the first k of each query are its neighbours.
     order = np.lexsort((row, squared, query))
     first = np.searchsorted(query, np.arange(len(queries)))

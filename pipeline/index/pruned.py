@@ -52,7 +52,7 @@ class PrunedSearch:
     ) -> "PrunedSearch":
         """Return a search over the bank of a dense one.
 
-        Beside that it holds 5 bytes a bank row and component, and 20 MB a thread.
+        Beside that it holds 5 bytes a bank row and component, and 7 MB a thread.
 
         Args:
             dense: For the blocks that cannot be pruned.

@@ -10,9 +10,11 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
 
-# Queries x bank rows of one product: 784 x 5120 int32 = 16 MB a thread; 784 is an image of 28 x 28
-# patches. Half of either takes up to 1.1 times as long.
-QUERIES, TILE = 784, 5120
+# Queries of a block and bank rows of a tile; 784 is an image of 28 x 28 patches.
+QUERIES, TILE = 784, 10240
+# Scores of one product, each of which is read twice: 128 x 10240 int32 = 5 MB a thread. Those of a
+# whole block would not stay in the cache that a machine's processes share.
+_SCORES = 128 * TILE
 # Where k > 1, one of so many columns is a candidate for the limit.
 _GROUP = 16
 # Of a tile's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 15 ns in the
@@ -47,7 +49,8 @@ class Block:
         self._slack = drift + self._coordinates.error + bank.error.max()
         # Upper bounds on the k smallest squared distances so far.
         self._best = np.full((len(queries), k), np.inf)
-        self._scores, self._mask = _buffers()
+        # The largest scores of a row within the limit.
+        self._threshold = np.full(len(queries), NEVER - 1, np.int32)
 
     @property
     def _limit(self) -> Float64[np.ndarray, " queries"]:
@@ -57,22 +60,20 @@ class Block:
         self, begin: int, end: int, ignore: Int64[np.ndarray, " ignored"] | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return (query, row, bound) of what a tile leaves, by query; None if it is too much."""
-        width = end - begin
-        count = len(self._queries) * width
-        shape = (len(self._queries), width)
-        scores, mask = self._scores[:count].reshape(shape), self._mask[:count].reshape(shape)
-        # |s i(q) - s i(c)|^2 = s^2 (|i(q)|^2 + |i(c)|^2 - 2 i(q) i(c)), of which this is half the
-        # last two, rounded down, less what is usual.
-        multiply(self._bytes, self._bank.bytes[begin:end], scores)
-        if ignore is not None:
-            scores[:, ignore] = NEVER
-        self._lower_limit(scores, begin)
-        np.less_equal(scores, self._threshold()[:, None], out=mask)
-        near = _few(mask)
-        if len(near) > _MANY * mask.size + 8 * self._k * len(mask):
-            return None
-        query, row = np.divmod(near, width)
-        row += begin
+        queries, width = len(self._queries), end - begin
+        parts = -(-queries * width // _SCORES)
+        step = -(-queries // parts)
+        found: list[np.ndarray] = []
+        count = 0
+        for first in range(0, queries, step):
+            near = self._part(slice(first, first + step), begin, end, ignore)
+            count += len(near)
+            if count > _MANY * queries * width + 8 * self._k * queries:
+                return None
+            found.append(near + first * width)
+        near = np.concatenate(found)
+        query = near // width
+        row = near - query * width + begin
         bound = _squared(self._coordinates.exact, query, self._bank.exact, row)
         kept = np.flatnonzero(bound <= self._sieve()[query])
         return query[kept], row[kept], bound[kept]
@@ -96,29 +97,47 @@ class Block:
         near = np.flatnonzero(distance <= (limit * rounding)[query])
         return query[near], row[near]
 
-    def _lower_limit(self, scores: Int32[np.ndarray, "queries tile"], begin: int) -> None:
+    def _part(
+        self, part: slice, begin: int, end: int, ignore: np.ndarray | None
+    ) -> Int64[np.ndarray, " pairs"]:
+        """Return the pairs of some queries and a tile within the limit, as flat indices."""
+        shape = len(self._bytes[part]), end - begin
+        scores, mask = _buffers(shape)
+        # |s i(q) - s i(c)|^2 = s^2 (|i(q)|^2 + |i(c)|^2 - 2 i(q) i(c)), of which this is half the
+        # last two, rounded down, less what is usual.
+        multiply(self._bytes[part], self._bank.bytes[begin:end], scores)
+        if ignore is not None:
+            scores[:, ignore] = NEVER
+        self._lower_limit(part, scores, begin)
+        np.less_equal(scores, self._threshold[part, None], out=mask)
+        return _few(mask)
+
+    def _lower_limit(
+        self, part: slice, scores: Int32[np.ndarray, "queries tile"], begin: int
+    ) -> None:
         """Measure the rows with the lowest bounds, where that can lower the limit."""
         candidates = _lowest(scores, self._k)
         lowest = np.take_along_axis(scores, candidates, axis=1)
-        near = np.flatnonzero(lowest <= self._threshold()[:, None])
+        near = np.flatnonzero(lowest <= self._threshold[part, None])
         query, number = np.divmod(near, lowest.shape[1])
         row = candidates[query, number] + begin
         # A sum of d squares of differences errs by at most (d + 2) 2^-24 of itself, and by less
         # than 1e-35 where it underflows.
         rounding = 1 + (self._queries.shape[1] + 3) * _UNIT
         distances = np.full(candidates.shape, np.inf)
-        direct = _squared(self._queries, query, self._vectors, row)
+        direct = _squared(self._queries[part], query, self._vectors, row)
         distances[query, number] = direct * rounding + 1e-35
+        best = self._best[part]
         if self._k == 1:
-            np.minimum(self._best, distances, out=self._best)
+            np.minimum(best, distances, out=best)
         else:
-            both = np.concatenate([self._best, distances], axis=1)
-            self._best = np.sort(both, axis=1)[:, : self._k]
+            best[:] = np.sort(np.concatenate([best, distances], axis=1), axis=1)[:, : self._k]
+        self._threshold[part] = self._highest_within(part)
 
-    def _threshold(self) -> Int32[np.ndarray, " queries"]:
-        """Return the largest score of a row within the limit."""
-        reach = (np.sqrt(self._limit) + self._slack) / self._projection.step
-        score = (reach * reach * (1 + 1e-9) - self._coordinates.squared) / 2 + 1
+    def _highest_within(self, part: slice) -> Int32[np.ndarray, " queries"]:
+        """Return the largest score of a row within the limit, of some queries."""
+        reach = (np.sqrt(self._limit[part]) + self._slack[part]) / self._projection.step
+        score = (reach * reach * (1 + 1e-9) - self._coordinates.squared[part]) / 2 + 1
         score -= self._projection.usual
         capped: np.ndarray = np.minimum(score, NEVER - 1).astype(np.int32)
         return capped
@@ -132,11 +151,15 @@ class Block:
 
 
 def _few(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
-    """Return `np.flatnonzero` of a mask with few True, in 0.6 to 0.9 of the time."""
-    bits = np.packbits(mask.reshape(-1))
-    bytes_ = np.flatnonzero(bits != 0)
-    inside = np.flatnonzero(np.unpackbits(bits[bytes_]).view(bool))
-    found: np.ndarray = bytes_[inside >> 3] * 8 + (inside & 7)
+    """Return `np.flatnonzero` of a mask with few True, in half of the time."""
+    flat = mask.reshape(-1)
+    whole = len(flat) - len(flat) % 8
+    words = flat[:whole].view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    inside = np.flatnonzero(words[some].view(bool))
+    found: np.ndarray = np.append(
+        some[inside >> 3] * 8 + (inside & 7), whole + np.flatnonzero(flat[whole:])
+    )
     return found
 
 
@@ -178,13 +201,14 @@ def _squared(
 _local = local()
 
 
-def _buffers() -> tuple[np.ndarray, np.ndarray]:
-    """Return this thread's scores and mask of a block and tile, 20 MB in all."""
+def _buffers(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return this thread's scores and mask of a part and a tile, 7 MB in all."""
     if not hasattr(_local, "buffers"):
-        count = QUERIES * TILE
+        # The queries of a part are rounded up.
+        count = _SCORES + TILE
         _local.buffers = np.empty(count, np.int32), np.empty(count, bool)
-    buffers: tuple[np.ndarray, np.ndarray] = _local.buffers
-    return buffers
+    scores, mask = (buffer[: shape[0] * shape[1]].reshape(shape) for buffer in _local.buffers)
+    return scores, mask
 
 
 def block_pool(threads: int) -> ThreadPoolExecutor:
