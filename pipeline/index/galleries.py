@@ -15,7 +15,6 @@ takes 10 and 60 ms.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Lock
 
@@ -23,8 +22,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from pipeline.index.sieve import QUERIES, block_pool
+from pipeline.index.sieve import QUERIES
 from pipeline.index.slots import Slots
+from pipeline.index.threads import BlockThreads
 
 # One image's vectors, float32 (pixels, dim) of each layer.
 Maps = Sequence[np.ndarray]
@@ -69,8 +69,7 @@ class Galleries:
         # The slot of each image that is in one, the last wanted last.
         self._slots: OrderedDict[int, int] = OrderedDict()
         self._lock = Lock()
-        self._threads = threads or torch.get_num_threads()
-        self._pool = block_pool(self._threads)
+        self._threads = BlockThreads(threads or torch.get_num_threads())
 
     def nearest(
         self, queries: Maps, images: Sequence[int], k: int
@@ -84,13 +83,13 @@ class Galleries:
             images: Their numbers, each once.
             k: Of fewer pixels in all, every one counts.
         """
-        return self._found(_nearest_of(self._threads, self._pool), queries, images, k)
+        return self._found(_nearest_of(self._threads), queries, images, k)
 
     def same_place(
         self, queries: Maps, images: Sequence[int], k: int
     ) -> list[Float32[np.ndarray, "pixels k"]]:
         """Return the same, comparing only pixels at the same place: k of one an image."""
-        return self._found(partial(_same_place, self._pool), queries, images, k)
+        return self._found(partial(_same_place, self._threads), queries, images, k)
 
     def _found(
         self, search: _SlotSearch, queries: Maps, images: Sequence[int], k: int
@@ -115,7 +114,7 @@ class Galleries:
             slot = self._slots.popitem(last=False)[1] if is_full else len(self._slots)
             self._slots[number] = slot
         try:
-            list(self._pool.map(self._fill, absent))
+            self._threads.map(self._fill, absent)
         except BaseException:
             # Some slots hold what they should not.
             self._slots.clear()
@@ -128,16 +127,16 @@ class Galleries:
             layer.put(slot, vectors)
 
 
-def _nearest_of(threads: int, pool: ThreadPoolExecutor) -> _SlotSearch:
+def _nearest_of(threads: BlockThreads) -> _SlotSearch:
     def nearest(layer: Slots, queries: np.ndarray, slots: Sequence[int], k: int) -> np.ndarray:
         k = min(k, len(slots) * layer.pixels)
         search = layer.search(slots, k)
         if search is None:
             return layer.dense(queries, slots, k)
         # As many for each thread, and none too large for the sieve.
-        count = -(-len(queries) // (threads * QUERIES)) * threads
+        count = -(-len(queries) // (threads.count * QUERIES)) * threads.count
         blocks = np.array_split(queries, min(count, len(queries)))
-        found = list(pool.map(search, blocks))
+        found = threads.map(search, blocks)
         left = [block for block, part in zip(blocks, found, strict=True) if part is None]
         if left:
             dense = layer.dense(np.concatenate(left), slots, k)
@@ -149,7 +148,7 @@ def _nearest_of(threads: int, pool: ThreadPoolExecutor) -> _SlotSearch:
 
 
 def _same_place(
-    pool: ThreadPoolExecutor, layer: Slots, queries: np.ndarray, slots: Sequence[int], k: int
+    threads: BlockThreads, layer: Slots, queries: np.ndarray, slots: Sequence[int], k: int
 ) -> np.ndarray:
-    distances = np.stack(list(pool.map(partial(layer.same_place, queries), slots)), axis=1)
+    distances = np.stack(threads.map(partial(layer.same_place, queries), slots), axis=1)
     return np.sort(distances, axis=1)[:, :k]

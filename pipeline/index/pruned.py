@@ -13,7 +13,6 @@ A block of which too many pairs survive goes to the dense search. The number of 
 blocks and the threads can change the time and nothing else.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +22,8 @@ from jaxtyping import Float32, Float64, Int64
 
 from pipeline.index.bounds import Coordinates, Projection, principal_directions
 from pipeline.index.exact import ExactSearch, check_asked, measured
-from pipeline.index.sieve import QUERIES, TILE, Block, block_pool
+from pipeline.index.sieve import QUERIES, TILE, Block
+from pipeline.index.threads import BlockThreads
 
 # Of a block's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 100 ns when it is
 # measured, so at this share 2 ns.
@@ -38,8 +38,7 @@ class PrunedSearch:
     components: int
     _projection: Projection | None
     _bank: Coordinates | None
-    _pool: ThreadPoolExecutor
-    _threads: int
+    _threads: BlockThreads
 
     @classmethod
     def over(
@@ -60,14 +59,13 @@ class PrunedSearch:
             threads: Blocks at a time; None is as many as torch would use.
             principal: The `principal_directions` of the bank, if they are known.
         """
-        threads = threads or torch.get_num_threads()
-        pool = block_pool(threads)
+        blocks = BlockThreads(threads or torch.get_num_threads())
         if components == 0:
-            return cls(dense, 0, None, None, pool, threads)
+            return cls(dense, 0, None, None, blocks)
         bank = dense.bank
         directions = principal_directions(bank)[0] if principal is None else principal
         projection = Projection.onto(bank, directions, min(components, bank.shape[1]))
-        return cls(dense, components, projection, projection.of_bank(bank), pool, threads)
+        return cls(dense, components, projection, projection.of_bank(bank), blocks)
 
     @property
     def size(self) -> int:
@@ -102,8 +100,8 @@ class PrunedSearch:
             return self.dense.nearest(queries, k, ignore=ignore)
         distances = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
-        blocks = _blocks(len(queries), self._threads)
-        results = self._pool.map(
+        blocks = _blocks(len(queries), self._threads.count)
+        results = self._threads.map(
             lambda block: self._block(np.ascontiguousarray(queries[block]), k, ignore), blocks
         )
         for block, (block_distances, block_rows) in zip(blocks, results, strict=True):

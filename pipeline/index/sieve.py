@@ -1,11 +1,9 @@
 """One block of queries on its way through the bank, tile by tile: see `pipeline.index.pruned`."""
 
-from concurrent.futures import ThreadPoolExecutor
 from threading import local
 
 import faiss
 import numpy as np
-import torch
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
@@ -209,13 +207,3 @@ def _buffers(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         _local.buffers = np.empty(count, np.int32), np.empty(count, bool)
     scores, mask = (buffer[: shape[0] * shape[1]].reshape(shape) for buffer in _local.buffers)
     return scores, mask
-
-
-def block_pool(threads: int) -> ThreadPoolExecutor:
-    """Return a pool for blocks, one thread each: what faiss and torch would start would fight."""
-    return ThreadPoolExecutor(threads, initializer=_use_one_thread)
-
-
-def _use_one_thread() -> None:
-    faiss.omp_set_num_threads(1)
-    torch.set_num_threads(1)
