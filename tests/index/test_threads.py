@@ -1,0 +1,42 @@
+"""Blocks run one by one or side by side, each with one thread of faiss and torch."""
+
+import faiss
+import pytest
+import torch
+
+from pipeline.index.threads import BlockThreads
+
+counts = pytest.mark.parametrize("count", [1, 3])
+
+
+def libraries() -> tuple[int, int]:
+    return faiss.omp_get_max_threads(), torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Whatever the machine has."""
+    before = libraries()
+    faiss.omp_set_num_threads(2)
+    torch.set_num_threads(2)
+    yield
+    faiss.omp_set_num_threads(before[0])
+    torch.set_num_threads(before[1])
+
+
+@counts
+def test_results_are_in_the_order_of_the_blocks(count):
+    assert BlockThreads(count).map(str, range(20)) == [str(number) for number in range(20)]
+
+
+@counts
+def test_a_block_has_one_thread_and_the_caller_as_many_as_before(count):
+    assert BlockThreads(count).map(lambda _: libraries(), range(6)) == [(1, 1)] * 6
+    assert libraries() == (2, 2)
+
+
+@counts
+def test_an_error_is_raised_and_the_caller_has_as_many_threads_as_before(count):
+    with pytest.raises(ZeroDivisionError):
+        BlockThreads(count).map(lambda number: 1 / number, [1, 0, 2])
+    assert libraries() == (2, 2)
