@@ -7,11 +7,11 @@ other images, one image at a time. Banks up to `--greedy` rows are prefixes of o
 larger ones are random rows, because selecting them takes minutes. `--isotropic` banks and their
 queries are Gaussian noise, of which no bound rules out anything: the worst case of ours.
 
-All contenders have the same number of threads and take turns, image by image, in memory that the
-process keeps; the table has medians of milliseconds an image, wall and processor time, and the
-ratio to our dense search. `product` is the bare float32 product of the same shape by numpy's BLAS:
-what no dense search can beat. Errors are the largest absolute ones against float64, on images and
-on rows of the bank, whose distance is 0.
+All contenders have the same number of threads and take turns, image by image in another order, in
+memory that the process keeps; the table has medians of milliseconds an image, wall and processor
+time, and the ratio to our dense search. `product` is the bare float32 product of the same shape by
+numpy's BLAS: what no dense search can beat. Errors are the largest absolute ones against float64,
+on images and on rows of the bank, whose distance is 0.
 
     product   numpy.matmul into memory that is there already
     dense     pipeline.index.exact
@@ -146,9 +146,9 @@ def _compare(
     times = {kind: {name: Times() for name in searches} for kind in queries}
     _warm_up(searches, queries["normal"])
     for kind, images in queries.items():
-        for image in images:
-            for name, search in searches.items():
-                _time(search, image, times[kind][name])
+        for number, image in enumerate(images):
+            for name in _turn(list(searches), number):
+                _time(searches[name], image, times[kind][name])
     checked = np.concatenate([images[0] for images in queries.values()])
     truth = _truth(bank, checked)
     zeros = bank[:784]
@@ -171,6 +171,12 @@ def _compare(
             continue
         error, at_zero = np.abs(search(checked) - truth).max(), np.abs(search(zeros)).max()
         print(f"{name:9}{cells}{error:10.1e}{at_zero:10.1e}")
+
+
+def _turn(names: list[str], number: int) -> list[str]:
+    """Return the names in the number's order: what ran before may leave threads that spin."""
+    order = list(np.random.default_rng(number).permutation(len(names)))
+    return [names[place] for place in order]
 
 
 def _warm_up(searches: dict[str, Search], images: np.ndarray) -> None:

@@ -8,9 +8,8 @@ its own slots tile by tile as through any bank (`pipeline.index.sieve`), the lim
 image ruling out most of the next, and ends in `exact.measured`. So the distances are those of
 `ExactSearch` over the chosen images, to the bit, whatever else is in the slots.
 
-Among 50 images at 224 x 224, on 2 cores that others used too (benchmarks/spade.py), a search takes
-0.6 s with ResNet-18 and 1.3 s with DenseNet-169, a fifth of the dense product; to load an image
-takes 10 and 60 ms.
+Among 50 images at 224 x 224 (benchmarks/spade.py), a search takes 0.25 to 0.3 s with ResNet-18, a
+quarter of the dense product; to load an image takes 10 ms.
 """
 
 from collections import OrderedDict
@@ -133,7 +132,7 @@ def _nearest_of(threads: BlockThreads) -> _SlotSearch:
         search = layer.search(slots, k)
         if search is None:
             return layer.dense(queries, slots, k)
-        # As many for each thread, and none too large for the sieve.
+        # As many for each thread. One that cannot be pruned goes to the dense search as a whole.
         count = -(-len(queries) // (threads.count * QUERIES)) * threads.count
         blocks = np.array_split(queries, min(count, len(queries)))
         found = threads.map(search, blocks)

@@ -59,13 +59,13 @@ class PrunedSearch:
             threads: Blocks at a time; None is as many as torch would use.
             principal: The `principal_directions` of the bank, if they are known.
         """
-        ours = BlockThreads(threads or torch.get_num_threads())
+        block_threads = BlockThreads(threads or torch.get_num_threads())
         if components == 0:
-            return cls(dense, 0, None, None, ours)
+            return cls(dense, 0, None, None, block_threads)
         bank = dense.bank
         directions = principal_directions(bank)[0] if principal is None else principal
         projection = Projection.onto(bank, directions, min(components, bank.shape[1]))
-        return cls(dense, components, projection, projection.of_bank(bank), ours)
+        return cls(dense, components, projection, projection.of_bank(bank), block_threads)
 
     @property
     def size(self) -> int:

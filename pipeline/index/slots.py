@@ -156,10 +156,7 @@ class SlotSearch:
     def __call__(
         self, queries: Float32[np.ndarray, "queries dim"]
     ) -> Float32[np.ndarray, "queries k"] | None:
-        """Return the k smallest distances of each query; None if too many pairs are left.
-
-        At most `sieve.QUERIES` queries.
-        """
+        """Return the k smallest distances of each query; None if too many pairs are left."""
         block = Block(self.projection, self.bank, self.vectors, queries, self.k)
         rows = sum(end - begin for begin, end in self.tiles)
         many = (_MANY * rows + 8 * self.k) * len(queries)

@@ -1,7 +1,7 @@
-"""Blocks of queries in threads of ours, one thread each: faiss's and torch's own would fight."""
+"""Blocks of work in threads of ours, one thread each: faiss's and torch's own would fight."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 class BlockThreads:
-    """Runs a function on blocks, `count` at a time."""
+    """Runs a function on the blocks of a call, `count` at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -25,7 +25,10 @@ class BlockThreads:
     def map(self, function: Callable[[_Block], _Result], blocks: Iterable[_Block]) -> list[_Result]:
         """Return the function's results, in the order of the blocks; its errors are raised."""
         if self._pool is not None:
-            return list(self._pool.map(function, blocks))
+            futures = [self._pool.submit(function, block) for block in blocks]
+            # Where one fails, too: the others would write on into what is somebody else's by then.
+            wait(futures)
+            return [future.result() for future in futures]
         with _one_thread():
             return [function(block) for block in blocks]
 
@@ -42,6 +45,6 @@ def _one_thread() -> Iterator[None]:
 
 
 def _use_one_thread() -> None:
-    # Of the thread that calls this.
+    # Of the thread that calls this; torch's is, too, what threads get that first use it meanwhile.
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)

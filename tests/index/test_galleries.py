@@ -1,5 +1,8 @@
 """Search among the pixels of chosen images: exact, whatever else is in memory."""
 
+from threading import Event
+from time import sleep
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +58,32 @@ def test_these_images_are_pruned_and_not_searched_densely():
     slots = galleries._hold([2, 11, 29])
     for layer, queries in zip(galleries._layers, QUERIES[0], strict=True):
         assert layer.search(slots, 1)(queries) is not None
+
+
+def test_a_load_that_fails_leaves_no_other_that_writes_later():
+    is_broken, is_loading = True, Event()
+
+    def load(number: int) -> list[np.ndarray]:
+        if number == 1 and is_broken:
+            is_loading.wait(5)
+            raise OSError("1")
+        if number == 2 and is_broken:
+            is_loading.set()
+            sleep(0.3)
+        return TRAIN[number]
+
+    galleries = Galleries(load, 30, budget=2**30, threads=2)
+    with pytest.raises(OSError, match="1"):
+        galleries.nearest(QUERIES[0], [1, 2], 1)
+    is_broken = False
+    galleries.nearest(QUERIES[0], [3, 4], 1)
+    # Time for what is left of the failed search.
+    sleep(0.5)
+    for asked in ([3], [4]):
+        for ours, dense in zip(
+            galleries.nearest(QUERIES[0], asked, 1), wanted(QUERIES[0], asked, 1), strict=True
+        ):
+            np.testing.assert_array_equal(ours, dense)
 
 
 @settings(max_examples=10)
