@@ -1,7 +1,7 @@
 """Blocks of work in threads of ours, one thread each: faiss's and torch's own would fight."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -26,8 +26,9 @@ class BlockThreads:
         """Return the function's results, in the order of the blocks; its errors are raised."""
         if self._pool is not None:
             futures = [self._pool.submit(function, block) for block in blocks]
-            # Where one fails, too: the others would write on into what is somebody else's by then.
-            wait(futures)
+            _, left = wait(futures, return_when=FIRST_EXCEPTION)
+            # Where one has failed: what others still write to would be somebody else's by then.
+            wait([future for future in left if not future.cancel()])
             return [future.result() for future in futures]
         with _one_thread():
             return [function(block) for block in blocks]

@@ -1,5 +1,7 @@
 """Blocks run one by one or side by side, each with one thread of faiss and torch."""
 
+from time import sleep
+
 import faiss
 import pytest
 import torch
@@ -33,6 +35,23 @@ def test_results_are_in_the_order_of_the_blocks(count):
 def test_a_block_has_one_thread_and_the_caller_as_many_as_before(count):
     assert BlockThreads(count).map(lambda _: libraries(), range(6)) == [(1, 1)] * 6
     assert libraries() == (2, 2)
+
+
+@counts
+def test_after_an_error_no_more_blocks_begin_and_none_goes_on(count):
+    begun, ended = [], []
+
+    def block(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            raise OSError(number)
+        sleep(0.05)
+        ended.append(number)
+
+    with pytest.raises(OSError, match="0"):
+        BlockThreads(count).map(block, range(100))
+    assert sorted(begun) == [0, *sorted(ended)]
+    assert len(begun) < 50
 
 
 @counts
