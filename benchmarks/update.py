@@ -184,9 +184,10 @@ def _measured_radius(images: str, model: str) -> float:
     from pipeline.lake.planning import plan
     from pipeline.maths.shard import Shard
     from pipeline.stages.batch import FragmentBatch
-    from pipeline.stages.decode import Decode, Source
+    from pipeline.stages.decode import Decode
     from pipeline.stages.infer import Member
     from pipeline.stages.models import load_bank_rows
+    from pipeline.stages.source import Source
 
     base = open_base(Folder.at(model), Settings())
     ((group, record),) = base.manifest.groups.items()

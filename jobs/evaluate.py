@@ -14,9 +14,9 @@ from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, add_part
-from pipeline.stages.decode import Source
 from pipeline.stages.plan import plan_fragments, read_cuts
 from pipeline.stages.preflight import Preflight
+from pipeline.stages.source import Source
 
 Metrics = dict[str, float | int | None]
 _RATES = ("image_auroc", "pixel_auroc", "aupro")

@@ -33,7 +33,7 @@ from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
 from pipeline.presets import PRESETS
 from pipeline.stages.corpus import embedded_keys
-from pipeline.stages.decode import Decode, Selection, Source
+from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
 from pipeline.stages.plan import (
     Plan,
@@ -43,6 +43,8 @@ from pipeline.stages.plan import (
     training_selections,
 )
 from pipeline.stages.preflight import Preflight
+from pipeline.stages.selection import Selection
+from pipeline.stages.source import Source
 
 
 def fit(

@@ -16,11 +16,13 @@ from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.scores.calibration import Calibration, mean_scale
-from pipeline.stages.decode import Decode, Selection, Source
+from pipeline.stages.decode import Decode
 from pipeline.stages.infer import Member, Scorer
 from pipeline.stages.models import load_calibration, verify_groups
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
 from pipeline.stages.publish import Publish
+from pipeline.stages.selection import Selection
+from pipeline.stages.source import Source
 
 _NO_MODEL = "no model"
 

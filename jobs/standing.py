@@ -22,9 +22,11 @@ from pipeline.lake.runs import Run
 from pipeline.methods import build
 from pipeline.methods.contract import Updatable
 from pipeline.stages.corpus import StoredCorpus, embedded_keys
-from pipeline.stages.decode import Decode, Selection, Source
+from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
 from pipeline.stages.infer import Member
+from pipeline.stages.selection import Selection
+from pipeline.stages.source import Source
 from pipeline.stages.update import Standing, updatable
 
 

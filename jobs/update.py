@@ -33,9 +33,10 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
-from pipeline.stages.decode import Selection, Source, select_rows
 from pipeline.stages.plan import output_digest, plan_fragments, training_selections
 from pipeline.stages.preflight import Preflight
+from pipeline.stages.selection import Selection, select_rows
+from pipeline.stages.source import Source
 from pipeline.stages.update import Standing, update_group
 
 # Each reads a few columns, or a list of images, behind a latency of tens of ms on an object store.

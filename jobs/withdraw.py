@@ -32,9 +32,9 @@ from pipeline.lake.planning import plan
 from pipeline.lake.runs import Run
 from pipeline.lake.stores import Entry
 from pipeline.stages.corpus import StoredCorpus
-from pipeline.stages.decode import Source
 from pipeline.stages.membership import Place
 from pipeline.stages.preflight import Preflight
+from pipeline.stages.source import Source
 from pipeline.stages.update import Standing, withdraw_group
 
 

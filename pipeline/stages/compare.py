@@ -18,7 +18,7 @@ from pipeline.evaluation.roc import auroc
 from pipeline.images.decode import decode_mask
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
-from pipeline.stages.decode import Source
+from pipeline.stages.source import Source
 
 FRAME = (256, 256)
 # Masks have soft edges: above the middle of 0..255 is defect.

@@ -18,7 +18,7 @@ from pipeline.lake.fragments import Fragments
 from pipeline.lake.planning import list_tables, plan
 from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.where import read_where
-from pipeline.stages.decode import Selection
+from pipeline.stages.selection import Selection
 from pipeline.tables import PLAN, type_of
 
 # Label columns are small, behind the latency of an object store.

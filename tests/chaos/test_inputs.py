@@ -111,18 +111,18 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(
     images: Path, model: Path, tmp_path: Path, cut: Settings, monkeypatch
 ):
     """In this process, so that the moment is exact: between the last byte and the check."""
-    from pipeline.stages import decode
+    from pipeline.stages import source
 
     lake = tmp_path / "images"
     shutil.copytree(images, lake)
     [other] = (lake / "g=woven_cloth").glob("*.parquet")
-    original = decode.group_rows
+    original = source.group_rows
 
     def touching(file, fragment, columns, names):
         yield from original(file, fragment, columns, names)
         if fragment.path.endswith(other.name) and fragment.start == 0:
             other.touch()
 
-    monkeypatch.setattr(decode, "group_rows", touching)
+    monkeypatch.setattr(source, "group_rows", touching)
     with pytest.raises(FragmentsFailed, match="changed since it was planned"):
         score.run(str(lake), str(model), str(tmp_path / "scores"), cut, LOCAL)

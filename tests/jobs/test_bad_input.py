@@ -16,8 +16,9 @@ from pipeline.errors import ImageError
 from pipeline.images.geometry import Geometry
 from pipeline.lake.folder import Folder
 from pipeline.stages.batch import FragmentBatch, FragmentResult, result_of
-from pipeline.stages.decode import Decode, Source
+from pipeline.stages.decode import Decode
 from pipeline.stages.plan import plan_fragments
+from pipeline.stages.source import Source
 from pipeline.tables import IMAGES
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, read_scores
 

@@ -16,7 +16,7 @@ from pipeline.config import Settings, load_settings
 from pipeline.errors import ConfigError, FragmentsFailed
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import Manifest, read_manifest
-from pipeline.stages.decode import Source
+from pipeline.stages.source import Source
 from pipeline.tables import TRAINING_IMAGES
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place
 from tests.jobs.test_methods import SMALL, settings_of

@@ -22,7 +22,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.planning import Planned, plan
 from pipeline.lake.where import parse_where, read_where
-from pipeline.stages.decode import Source
+from pipeline.stages.source import Source
 
 SETTINGS = Settings(fragment_images=3)
 GEOMETRY = Geometry((8, 8), None)

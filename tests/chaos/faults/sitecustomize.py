@@ -89,7 +89,7 @@ def _patch_batch(module):
     module.advance = advance
 
 
-def _patch_decode(module):
+def _patch_source(module):
     original = module.decode_image
 
     def decode_image(content, **limits):
@@ -120,7 +120,7 @@ def _patch_runs(module):
 
 _PATCHES = {
     "pipeline.stages.batch": _patch_batch,
-    "pipeline.stages.decode": _patch_decode,
+    "pipeline.stages.source": _patch_source,
 }
 _CLOCK = {"pipeline.lake.runs": _patch_runs}
 
