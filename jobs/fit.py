@@ -1,7 +1,6 @@
 """fit: images/ of good parts -> model/."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from pipeline.features.backbone import load_backbone
 from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
+from pipeline.lake.disk import scratch
 from pipeline.lake.folder import Folder
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
@@ -164,8 +164,8 @@ def preview(
         pending = kept.without_keys(embedded_keys(target, partials))
     else:
         pending = kept[:0]
-    with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
-        folder = Folder.at(scratch, storage)
+    with scratch("patchlake-dry-run-") as place:
+        folder = Folder.at(place, storage)
         sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
     return preview_of("fit", (lake, target), planned.plan, pending, sample)
 

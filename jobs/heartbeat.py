@@ -4,9 +4,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from jobs import stopping
 from pipeline.errors import DiskFull, FragmentsFailed
 from pipeline.lake.pulse import BEAT_S, Speed, beat, remove_pulse
 from pipeline.lake.runs import Run
+
+# Less than a job that is asked to stop has left (`stopping.GRACE_S`).
+_LAST_BEAT_S = 4.0
 
 
 class Heart:
@@ -27,7 +31,7 @@ class Heart:
         """Leave the reason behind, or nothing where the run has its summary."""
         self._ended.set()
         # A store that hangs must not keep the process from ending.
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=_LAST_BEAT_S)
         with suppress(OSError, DiskFull):
             if reason is None:
                 remove_pulse(self.run.folder, self.run.record.run)
@@ -55,6 +59,8 @@ def beating(run: Run) -> Iterator[Heart]:
         heart.stop(None)
         raise
     except BaseException as error:
-        heart.stop(f"{type(error).__name__}: {error}")
+        # Of a stop, what was asked for, whatever that has become on its way up.
+        asked = stopping.reason()
+        heart.stop(f"Stopped: {asked}" if asked else f"{type(error).__name__}: {error}")
         raise
     heart.stop(None)

@@ -1,6 +1,5 @@
 """score: images/ + model/ -> scores/ (Parquet) and heatmaps."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from jobs.scoring import Planned, pending_of, pipeline_of, plan_score
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
 from pipeline.lake import parts, runs
+from pipeline.lake.disk import scratch
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
@@ -168,8 +168,8 @@ def preview(
     parts.require_source(target, lake)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
     announce_cost(planned.members, pending, planned.digests)
-    with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
-        folder = Folder.at(scratch, settings.storage)
+    with scratch("patchlake-dry-run-") as place:
+        folder = Folder.at(place, settings.storage)
         pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)
         sample = measure(pending, pipeline, folder)
     return preview_of("score", (lake, target), planned.plan, pending, sample)

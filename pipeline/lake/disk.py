@@ -6,7 +6,9 @@ A put is a temporary file, fsync, rename, fsync of the folder. Temporary files c
 import contextlib
 import errno
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ TEMPORARY = ".tmp"
 _ABANDONED_S = 24 * 3600
 # Of a disk, a quota, and a limit on the size of files.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What this process is writing, and its scratch folders.
+_unfinished: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -37,7 +41,7 @@ def writing(target: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             temporary.replace(target)
         finally:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
         _sync_folder(target.parent)
 
 
@@ -55,7 +59,7 @@ def create(target: Path, content: bytes) -> bool:
         except FileExistsError:
             return False
         finally:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
         return True
 
 
@@ -108,6 +112,29 @@ def _told_if_full(target: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[str]:
+    """Make a temporary folder for as long as the block lasts, or the process."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        _unfinished.add(Path(folder))
+        try:
+            yield folder
+        finally:
+            _unfinished.discard(Path(folder))
+
+
+def remove_unfinished() -> None:
+    """Remove what this process has begun to write: for one that ends where it is."""
+    for path in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _discard(temporary: Path) -> None:
+    temporary.unlink(missing_ok=True)
+    _unfinished.discard(temporary)
+
+
 def _age_s(path: Path) -> float:
     try:
         return time.time() - path.stat().st_mtime
@@ -129,6 +156,7 @@ def _temporary(target: Path) -> Path:
     # Left by a killed process whose id came back (1 in a container), it may be a hard link of a
     # published file, which must not be written through.
     temporary.unlink(missing_ok=True)
+    _unfinished.add(temporary)
     return temporary
 
 

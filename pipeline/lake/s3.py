@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.config import StorageSettings
 from pipeline.errors import StorageRefused
-from pipeline.lake.s3_errors import FAILURES, NotKnown, code_of, may_pass, raise_stop, translated
+from pipeline.lake.s3_errors import FAILURES, NotKnown, code_of, may_pass, translated
 
 T = TypeVar("T")
 # botocore makes its clients at run time: it has no type for them.
@@ -190,7 +190,6 @@ class Bucket:
             try:
                 return call(client_of(self.storage))
             except FAILURES as error:
-                raise_stop(error)
                 if attempt == self.storage.retries or not may_pass(error):
                     raise translated(error, where, attempt + 1) from None
             wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)

@@ -1,0 +1,223 @@
+"""A stop that stops: SIGINT and SIGTERM, from the command's first line to its last.
+
+Both are blocked in every thread, and one thread waits for them. So none can be lost: no handler
+that a library brings along ever gets one (Ray's, in Python and, through Abseil, in C++), and none
+waits for a main thread that is in the middle of C code. What that thread does depends on where the
+job is:
+
+- it starts (imports) or ends: there is nothing to clear away, and the process ends at once;
+- it works: `Stopped` is raised in the main thread, whose clean-up ends the job. Where that is
+  swallowed, or does not come to its end in `GRACE_S` seconds (the main thread is in C code, or
+  waits for a thread that is), the process ends all the same.
+
+A second signal ends the process at once. The exit code is 4 whatever the exception became on its
+way up. Processes that were started here never outlive it, nor do half-written files.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NoReturn
+
+from pipeline.errors import Stopped
+
+# A job that is asked to stop has ended after 10 s; this leaves two for ending what it has started.
+GRACE_S = 8.0
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Raises `Stopped` in the main thread. Nobody but the thread that waits sends it.
+_WAKE = signal.SIGUSR1
+# Of a dropped exception: after what dropped it, often a finaliser, has returned.
+_AGAIN_S = 0.05
+# A reader who has stopped reading does not keep the process: longer, a line is not waited for.
+_SAID_S = 0.5
+_GONE_S = 1.0
+
+Phase = Literal["starting", "working", "ending"]
+
+
+class _State:
+    phase: Phase = "starting"
+    # Why the job is to stop; None while it is not.
+    reason: str | None = None
+    # Called where the main thread has no time left to clear away.
+    abrupt: tuple[Callable[[], None], ...] = ()
+    saying = threading.Lock()
+
+
+def begin() -> None:
+    """Take both signals for as long as the process lives.
+
+    To be called in the main thread, before there is any other.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    # Of a process that is started with a signal ignored (`nohup`), the signal is taken as well.
+    for number in (*_SIGNALS, _WAKE):
+        signal.signal(number, _raise)
+    # Children do not inherit it, or nothing but SIGKILL would end them.
+    os.register_at_fork(after_in_child=_unblock)
+    sys.unraisablehook = _unraisable
+    threading.Thread(target=_watch, name="signals", daemon=True).start()
+
+
+def working(*abrupt: Callable[[], None]) -> None:
+    """Say that from now on a stop has something to clear away, which ends the job.
+
+    Args:
+        abrupt: Called, in another thread, where the process ends without that.
+    """
+    _State.abrupt = abrupt
+    _State.phase = "working"
+
+
+def ending() -> None:
+    """Say that all is cleared away: from now on a signal raises nothing."""
+    _State.phase = "ending"
+
+
+def reason() -> str | None:
+    """Return why the job is to stop; None if nobody has asked for it."""
+    return _State.reason
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with a code; of a job that was asked to stop it is 4.
+
+    Python's own way out waits for threads of which one may be in C code for hours, and takes no
+    signals any more.
+    """
+    ending()
+    if _State.reason is not None:
+        _say(_State.reason)
+        code = Stopped.exit_code
+    # What libraries have registered; there is no public name for it.
+    atexit._run_exitfuncs()  # noqa: SLF001
+    for stream in (sys.stdout, sys.stderr):
+        # A reader that is gone (`| head`) has what it wanted.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if _State.reason is not None:
+        code = Stopped.exit_code
+        _end_children()
+    os._exit(code)
+
+
+def _watch() -> None:
+    number = signal.sigwait(_SIGNALS)
+    _State.reason = f"stopped by {signal.Signals(number).name}; the same command goes on from here"
+    # One line is said of a stop. What breaks while all is taken down is no news.
+    logging.disable()
+    threading.excepthook = _ignore
+    if _State.phase == "working":
+        threading.Thread(target=_end_late, name="last resort", daemon=True).start()
+        _wake()
+        signal.sigwait(_SIGNALS)
+    _end_now()
+
+
+def _wake() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, _WAKE)
+
+
+def _raise(_number: int, _frame: FrameType | None) -> None:
+    if _State.phase == "working" and _State.reason is not None:
+        raise Stopped(_State.reason)
+
+
+def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
+    """Ask again where Python drops what was raised: in finalisers and callbacks."""
+    if not isinstance(dropped.exc_value, KeyboardInterrupt) or _State.reason is None:
+        sys.__unraisablehook__(dropped)
+        return
+    again = threading.Timer(_AGAIN_S, _wake)
+    again.daemon = True
+    again.start()
+
+
+def _ignore(_: threading.ExceptHookArgs) -> None:
+    return
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    for number in (*_SIGNALS, _WAKE):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _end_late() -> None:
+    time.sleep(GRACE_S)
+    _end_now()
+
+
+def _end_now() -> NoReturn:
+    try:
+        _say(str(_State.reason))
+        _end_children()
+        for call in _State.abrupt:
+            call()
+    finally:
+        os._exit(Stopped.exit_code)
+
+
+def _say(text: str) -> None:
+    """Write the line, once in this process."""
+    if not _State.saying.acquire(blocking=False):
+        return
+    line = f"{time.strftime('%H:%M:%S')} {text}\n"
+    # A progress bar that has no time to be taken down has hidden the cursor.
+    shown = "\x1b[?25h" if os.isatty(2) else ""
+    writing = threading.Thread(target=_write, args=(f"{shown}{line}".encode(),), daemon=True)
+    writing.start()
+    writing.join(_SAID_S)
+
+
+def _write(line: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, line)
+
+
+def _end_children() -> None:
+    """End the processes that this one has started, and those that they have; wait for their end."""
+    deadline = time.monotonic() + _GONE_S
+    left = _descendants()
+    while left and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+        # Those found first, too: whose parent has ended is no descendant any more.
+        left = [pid for pid in {*left, *_descendants()} if _parent_of(pid) is not None]
+
+
+def _descendants() -> list[int]:
+    """Return the living processes below this one, parents first; none where there is no /proc."""
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return []
+    parents = {pid: _parent_of(pid) for pid in pids}
+    found = [os.getpid()]
+    for above in found:
+        found += [pid for pid, parent in parents.items() if parent == above]
+    return found[1:]
+
+
+def _parent_of(pid: int) -> int | None:
+    """Return a process's parent; None if it has ended, or only waits to be asked how."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # pid (name) state parent ...; a name may have spaces and brackets.
+    state, parent = stat.rpartition(")")[2].split()[:2]
+    return None if state in "ZX" else int(parent)
