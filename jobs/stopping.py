@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 from pipeline.errors import Stopped
 
@@ -51,6 +51,8 @@ class _State:
     # Called where the main thread has no time left to clear away.
     abrupt: tuple[Callable[[], None], ...] = ()
     saying = threading.Lock()
+    # Processes below this one when the signal came, and when each began.
+    children: ClassVar[dict[int, int]] = {}
 
 
 def begin() -> None:
@@ -113,6 +115,7 @@ def leave(code: int) -> NoReturn:
 def _watch() -> None:
     number = signal.sigwait(_SIGNALS)
     _State.reason = f"stopped by {signal.Signals(number).name}; the same command goes on from here"
+    _State.children = _descendants()
     # One line is said of a stop. What breaks while all is taken down is no news.
     logging.disable()
     threading.excepthook = _ignore
@@ -189,35 +192,44 @@ def _write(line: bytes) -> None:
 def _end_children() -> None:
     """End the processes that this one has started, and those that they have; wait for their end."""
     deadline = time.monotonic() + _GONE_S
-    left = _descendants()
+    # Those of the signal's moment, too: whose parent has ended since is no descendant any more.
+    left = _State.children | _descendants()
     while left and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-        # Those found first, too: whose parent has ended is no descendant any more.
-        left = [pid for pid in {*left, *_descendants()} if _parent_of(pid) is not None]
+        left = {pid: born for pid, born in (left | _descendants()).items() if _is_alive(pid, born)}
 
 
-def _descendants() -> list[int]:
-    """Return the living processes below this one, parents first; none where there is no /proc."""
+def _descendants() -> dict[int, int]:
+    """Return the living processes below this one, and when each began; none without a /proc."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except OSError:
-        return []
-    parents = {pid: _parent_of(pid) for pid in pids}
-    found = [os.getpid()]
-    for above in found:
-        found += [pid for pid, parent in parents.items() if parent == above]
-    return found[1:]
+        return {}
+    living = {pid: found for pid in pids if (found := _look_up(pid)) is not None}
+    below = [os.getpid()]
+    for above in below:
+        below += [pid for pid, (parent, _) in living.items() if parent == above]
+    return {pid: living[pid][1] for pid in below[1:]}
 
 
-def _parent_of(pid: int) -> int | None:
-    """Return a process's parent; None if it has ended, or only waits to be asked how."""
+def _is_alive(pid: int, born: int) -> bool:
+    # A number that was given again is another process.
+    found = _look_up(pid)
+    return found is not None and found[1] == born
+
+
+def _look_up(pid: int) -> tuple[int, int] | None:
+    """Return a process's parent and when it began, in ticks; None if it has ended.
+
+    One that only waits to be asked how it ended has ended.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    # pid (name) state parent ...; a name may have spaces and brackets.
-    state, parent = stat.rpartition(")")[2].split()[:2]
-    return None if state in "ZX" else int(parent)
+    # pid (name) state parent ...; a name may have spaces and brackets. The 22nd is its start.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))

@@ -21,8 +21,10 @@ from pipeline.lake.file_stores import DiskStore, opened
 from pipeline.lake.s3 import Bucket
 from pipeline.lake.s3_store import S3Store
 from pipeline.lake.stores import Entry, Store
+from pipeline.lake.web_store import WebStore
 
 _S3 = re.compile(r"s3a?://+(?P<bucket>[^/]*)/*(?P<prefix>.*?)/*", re.DOTALL)
+_WEB = re.compile("https?://", re.IGNORECASE)
 # user@ or key:secret@ after any scheme of a chain (simplecache::s3://...). A secret may have
 # slashes, and so is told from a port, which is digits.
 _CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
@@ -61,7 +63,8 @@ class Folder:
     def _store(self) -> Store:
         match = _S3.fullmatch(self.uri)
         if match is None:
-            return opened(self.uri)
+            is_web = _WEB.match(self.uri)
+            return WebStore(self.uri.rstrip("/"), self.storage) if is_web else opened(self.uri)
         if not match["bucket"]:
             raise ConfigError(f"'{self.uri}' names no bucket")
         return S3Store(Bucket(match["bucket"], self.storage), match["prefix"])
