@@ -1,24 +1,15 @@
 """Entry of `patchlake`: takes the signals, chooses the BLAS kernel, and imports the rest."""
 
-import sys
-
-from jobs import stopping
+import signal
 
 
 def main() -> None:
     """Run the command line, and end the process."""
-    stopping.begin()
-    try:
-        try:
-            code = _run()
-        finally:
-            stopping.ending()
-    except BaseException:  # noqa: BLE001 - the last place that can tell
-        # Whatever a stop has become on its way up, it is told as what it is.
-        if stopping.reason() is None:
-            sys.excepthook(*sys.exc_info())
-        code = 1
-    stopping.leave(code)
+    # They wait until somebody waits for them: from here on none ends the process with a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    from jobs import stopping
+
+    stopping.run(_run)
 
 
 def _run() -> int:
@@ -27,7 +18,7 @@ def _run() -> int:
     from jobs.blas import choose_kernel
 
     choose_kernel()
-    from jobs import cli
+    from jobs import cli, stopping
     from pipeline.lake.disk import remove_unfinished
 
     stopping.working(remove_unfinished)

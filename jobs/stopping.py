@@ -55,19 +55,23 @@ class _State:
     children: ClassVar[dict[int, int]] = {}
 
 
-def begin() -> None:
-    """Take both signals for as long as the process lives.
+def run(call: Callable[[], int]) -> NoReturn:
+    """Take both signals, do the work, and end the process with the code that it returns.
 
     To be called in the main thread, before there is any other.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    # Of a process that is started with a signal ignored (`nohup`), the signal is taken as well.
-    for number in (*_SIGNALS, _WAKE):
-        signal.signal(number, _raise)
-    # Children do not inherit it, or nothing but SIGKILL would end them.
-    os.register_at_fork(after_in_child=_unblock)
-    sys.unraisablehook = _unraisable
-    threading.Thread(target=_watch, name="signals", daemon=True).start()
+    _begin()
+    try:
+        try:
+            code = call()
+        finally:
+            _State.phase = "ending"
+    except BaseException:  # noqa: BLE001 - the last place that can tell
+        # Whatever a stop has become on its way up, it is told as what it is.
+        if _State.reason is None:
+            sys.excepthook(*sys.exc_info())
+        code = 1
+    _leave(code)
 
 
 def working(*abrupt: Callable[[], None]) -> None:
@@ -80,23 +84,28 @@ def working(*abrupt: Callable[[], None]) -> None:
     _State.phase = "working"
 
 
-def ending() -> None:
-    """Say that all is cleared away: from now on a signal raises nothing."""
-    _State.phase = "ending"
-
-
 def reason() -> str | None:
     """Return why the job is to stop; None if nobody has asked for it."""
     return _State.reason
 
 
-def leave(code: int) -> NoReturn:
+def _begin() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    # Of a process that is started with a signal ignored (`nohup`), the signal is taken as well.
+    for number in (*_SIGNALS, _WAKE):
+        signal.signal(number, _raise)
+    # Children do not inherit it, or nothing but SIGKILL would end them.
+    os.register_at_fork(after_in_child=_unblock)
+    sys.unraisablehook = _unraisable
+    threading.Thread(target=_watch, name="signals", daemon=True).start()
+
+
+def _leave(code: int) -> NoReturn:
     """End the process with a code; of a job that was asked to stop it is 4.
 
     Python's own way out waits for threads of which one may be in C code for hours, and takes no
     signals any more.
     """
-    ending()
     if _State.reason is not None:
         _say(_State.reason)
         code = Stopped.exit_code
@@ -152,9 +161,10 @@ def _ignore(_: threading.ExceptHookArgs) -> None:
 
 
 def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for number in (*_SIGNALS, _WAKE):
         signal.signal(number, signal.SIG_DFL)
+    # Last: one may be waiting already.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _end_late() -> None:
