@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 
 from pipeline.errors import ImageError, StorageError, StorageRefused
-from pipeline.lake.shown import shown
+from pipeline.lake.shown import listed, shown
 
 # What says that there is no file of that name: nothing there, a path below a file, a name that is
 # too long, links in a circle.
@@ -63,8 +63,7 @@ def _require_below(place: str, roots: Sequence[str], path: str) -> None:
     if not any(place.startswith(root.rstrip("/") + "/") for root in roots):
         raise ImageError(
             "missing",
-            f"{shown(path)} lies, links followed, below none of image.uri_prefixes "
-            f"{[shown(root) for root in roots]}",
+            f"{shown(path)} lies, links followed, below none of image.uri_prefixes {listed(roots)}",
         )
 
 

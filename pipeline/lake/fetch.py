@@ -18,7 +18,7 @@ from pipeline.errors import ImageError
 from pipeline.lake.confined import read_confined
 from pipeline.lake.folder import Folder
 from pipeline.lake.s3 import Bucket
-from pipeline.lake.shown import shown
+from pipeline.lake.shown import listed, shown
 from pipeline.lake.web import Web
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)(?:::|://)|(file):/", re.IGNORECASE)
@@ -129,5 +129,5 @@ def _read_other(uri: str, prefixes: Sequence[str], storage: StorageSettings, at_
 
 
 def _outside(uri: str, prefixes: Sequence[str]) -> ImageError:
-    said = f"is below none of image.uri_prefixes {[shown(prefix) for prefix in prefixes]}"
+    said = f"is below none of image.uri_prefixes {listed(prefixes)}"
     return ImageError("missing", f"{shown(uri)} {said}")

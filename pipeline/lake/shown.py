@@ -1,6 +1,7 @@
 """What strangers' text looks like in a message: escaped, short, and without what may be secret."""
 
 import re
+from collections.abc import Iterable
 
 _LONGEST, _TAIL = 160, 40
 # user@ or key:secret@; a secret may have slashes.
@@ -17,3 +18,8 @@ def shown(cell: str) -> str:
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - _TAIL]}...{text[-_TAIL:]}"
     return repr(text)
+
+
+def listed(cells: Iterable[str]) -> str:
+    """Return several of them."""
+    return f"[{', '.join(map(shown, cells))}]"

@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError, LocationParseError
 
 from pipeline.config import StorageSettings
 from pipeline.errors import StorageError, StorageRefused
-from pipeline.lake.shown import shown
+from pipeline.lake.shown import listed, shown
 from pipeline.lake.stores import Entry
 from pipeline.lake.waiting import wait_after
 
@@ -141,8 +141,7 @@ class Web:
             if not self.allows(place):
                 said = "is" if place == url else "redirects to what is"
                 raise FileNotFoundError(
-                    f"{shown(url)} {said} below none of image.uri_prefixes "
-                    f"{[shown(prefix) for prefix in self.prefixes]}"
+                    f"{shown(url)} {said} below none of image.uri_prefixes {listed(self.prefixes)}"
                 )
             answer = self._asked(method, place)
             try:

@@ -1,6 +1,7 @@
 """Each kind of bad input: an error row or one clear message, and the rest of the job is done."""
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,10 +245,19 @@ def test_uris_are_read_below_the_configured_prefixes_only(model: Path, tmp_path:
         "absent": f"{allowed}/b.jpg",
         "outside": f"{secret}/a.jpg",
         "climbing": f"{allowed}/../secret/a.jpg",
+        "linked": f"{allowed}/link.jpg",
+        "a folder": str(allowed / "folder"),
+        "a pipe": f"{allowed}/pipe.jpg",
+        "a NUL": f"{allowed}/a\0.jpg",
+        "too long": f"{allowed}/{'x' * 300}",
+        "a secret": "https://h/x.jpg?X-Amz-Signature=5ecret",
     }
+    (allowed / "folder").mkdir()
+    (allowed / "link.jpg").symlink_to(secret / "a.jpg")
+    os.mkfifo(allowed / "pipe.jpg")
     (tmp_path / "images").mkdir()
     table = pa.table(
-        {"image_id": list(uris), "uri": list(uris.values()), "group": ["woven_cloth"] * 4}
+        {"image_id": list(uris), "uri": list(uris.values()), "group": ["woven_cloth"] * len(uris)}
     )
     pq.write_table(table, tmp_path / "images" / "images.parquet")
     patchlake(
@@ -260,7 +270,14 @@ def test_uris_are_read_below_the_configured_prefixes_only(model: Path, tmp_path:
         "absent": "missing",
         "outside": "missing",
         "climbing": "missing",
+        "linked": "missing",
+        "a folder": "unreadable",
+        "a pipe": "unreadable",
+        "a NUL": "missing",
+        "too long": "missing",
+        "a secret": "missing",
     }
+    assert "5ecret" not in str(rows)
 
 
 def test_a_model_or_lake_that_is_not_there_is_one_message(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs import stopping
+
 ROOT = Path(__file__).parents[2]
 
 # Says "ready" where the signal is to come. The last resort comes after half a second, not eight.
@@ -118,7 +120,8 @@ def test_one_signal_is_enough(body: str, number: signal.Signals, tmp_path: Path)
         assert line.endswith(f" stopped by {number.name}; the same command goes on from here")
     assert list(tmp_path.iterdir()) == []
     for left in said:
-        assert not Path(left if left.startswith("/") else f"/proc/{left}").exists()
+        is_left = Path(left).exists() if left.startswith("/") else stopping._look_up(int(left))
+        assert not is_left
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path):
