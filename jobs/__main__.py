@@ -21,9 +21,10 @@ def _run() -> int:
     from jobs import cli, stopping
     from pipeline.lake.disk import remove_unfinished
 
-    stopping.working(remove_unfinished)
+    stopping.working()
     try:
-        cli.main()
+        with stopping.abruptly(remove_unfinished):
+            cli.main()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     return 0

@@ -38,6 +38,10 @@ class Heart:
             else:
                 beat(self.run.folder, self.run.record.run, self.measure(), reason)
 
+    def last_words(self) -> None:
+        """Leave the reason of a stop behind, where the main thread does not come to it."""
+        beat(self.run.folder, self.run.record.run, self.measure(), _asked())
+
     def _beat_on(self) -> None:
         while not self._ended.wait(BEAT_S):
             self._beat()
@@ -54,13 +58,18 @@ def beating(run: Run) -> Iterator[Heart]:
     heart = Heart(run)
     heart.start()
     try:
-        yield heart
+        with stopping.abruptly(heart.last_words):
+            yield heart
     except FragmentsFailed:
         heart.stop(None)
         raise
     except BaseException as error:
         # Of a stop, what was asked for, whatever that has become on its way up.
-        asked = stopping.reason()
-        heart.stop(f"Stopped: {asked}" if asked else f"{type(error).__name__}: {error}")
+        heart.stop(_asked() or f"{type(error).__name__}: {error}")
         raise
     heart.stop(None)
+
+
+def _asked() -> str | None:
+    asked = stopping.reason()
+    return f"Stopped: {asked}" if asked else None

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import ClassVar, Literal, NoReturn
@@ -39,7 +39,9 @@ _WAKE = signal.SIGUSR1
 _AGAIN_S = 0.05
 # A reader who has stopped reading does not keep the process: longer, a line is not waited for.
 _SAID_S = 0.5
-_GONE_S = 1.0
+# For each thing that is called at the end, two of which there are; and for children to be gone.
+_CALL_S = 0.4
+_GONE_S = 0.5
 
 Phase = Literal["starting", "working", "ending"]
 
@@ -74,14 +76,18 @@ def run(call: Callable[[], int]) -> NoReturn:
     _leave(code)
 
 
-def working(*abrupt: Callable[[], None]) -> None:
-    """Say that from now on a stop has something to clear away, which ends the job.
-
-    Args:
-        abrupt: Called, in another thread, where the process ends without that.
-    """
-    _State.abrupt = abrupt
+def working() -> None:
+    """Say that from now on a stop has something to clear away, which ends the job."""
     _State.phase = "working"
+
+
+@contextlib.contextmanager
+def abruptly(call: Callable[[], None]) -> Iterator[None]:
+    """Have something called, in another thread, where the process ends before the block does."""
+    _State.abrupt = (call, *_State.abrupt)
+    yield
+    # Not where the block ends by a stop: a thread of the job may be at work still.
+    _State.abrupt = tuple(one for one in _State.abrupt if one is not call)
 
 
 def reason() -> str | None:
@@ -108,7 +114,6 @@ def _leave(code: int) -> NoReturn:
     """
     if _State.reason is not None:
         _say(_State.reason)
-        code = Stopped.exit_code
     # What libraries have registered; there is no public name for it.
     atexit._run_exitfuncs()  # noqa: SLF001
     for stream in (sys.stdout, sys.stderr):
@@ -116,8 +121,7 @@ def _leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     if _State.reason is not None:
-        code = Stopped.exit_code
-        _end_children()
+        _end_now()
     os._exit(code)
 
 
@@ -177,7 +181,7 @@ def _end_now() -> NoReturn:
         _say(str(_State.reason))
         _end_children()
         for call in _State.abrupt:
-            call()
+            _within(_CALL_S, call)
     finally:
         os._exit(Stopped.exit_code)
 
@@ -189,14 +193,19 @@ def _say(text: str) -> None:
     line = f"{time.strftime('%H:%M:%S')} {text}\n"
     # A progress bar that has no time to be taken down has hidden the cursor.
     shown = "\x1b[?25h" if os.isatty(2) else ""
-    writing = threading.Thread(target=_write, args=(f"{shown}{line}".encode(),), daemon=True)
-    writing.start()
-    writing.join(_SAID_S)
+    _within(_SAID_S, lambda: os.write(2, f"{shown}{line}".encode()))
 
 
-def _write(line: bytes) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, line)
+def _within(seconds: float, call: Callable[[], object]) -> None:
+    """Call it, and wait no longer than that for its end."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            call()
+
+    calling = threading.Thread(target=quietly, daemon=True)
+    calling.start()
+    calling.join(seconds)
 
 
 def _end_children() -> None:

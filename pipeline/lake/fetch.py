@@ -38,6 +38,9 @@ def fetch(
             be read.
         OSError: if storage fails otherwise than by saying that there is no such file.
     """
+    if isinstance(uri, bytes):
+        # As a column has it that is not known to be UTF-8.
+        uri = uri.decode(errors="surrogateescape")
     if not isinstance(uri, str):
         raise ImageError("missing", "the row has neither image bytes nor a URI")
     try:

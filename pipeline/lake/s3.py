@@ -180,7 +180,8 @@ class Bucket:
 
     def _ask(self, key: str, call: Callable[[Client], T]) -> T:
         """Return what the call returns; try again what may pass."""
-        where = f"s3://{self.name}/{key}"
+        # A key can be of control characters.
+        where = f"s3://{self.name}/{key if key.isprintable() else repr(key)[1:-1]}"
         for attempt in range(self.storage.retries + 1):
             try:
                 return call(client_of(self.storage))

@@ -30,7 +30,8 @@ def in_c():
 
 def work():
     stopping.GRACE_S = 0.5
-    stopping.working(disk.remove_unfinished)
+    stopping.working()
+    with stopping.abruptly(disk.remove_unfinished):
 {body}
     return 0
 
@@ -87,7 +88,7 @@ while True:
 
 def start(body: str, folder: Path, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(body=textwrap.indent(body, "    "))],
+        [sys.executable, "-c", SCRIPT.format(body=textwrap.indent(body, " " * 8))],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
