@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import ray
 
 from pipeline.errors import ConfigError
+from pipeline.lake.shown import shown
 
 # Of a local Ray's object store: a few dozen fragments of 38 MB are on their way at a time.
 _STORE_BYTES = 2**30
@@ -41,7 +42,9 @@ def connected(address: str | None) -> Iterator[None]:
         else:
             ray.init(address, log_to_driver=False)
     except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster answers at '{address}': {error}") from None
+        # Ray repeats the address, with whatever is in it.
+        said = "" if "@" in str(address) else f": {error}"
+        raise ConfigError(f"no Ray cluster answers at {shown(str(address))}{said}") from None
     try:
         yield
     finally:
