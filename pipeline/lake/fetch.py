@@ -47,10 +47,16 @@ def fetch(
         return _read(uri, prefixes, storage, max_bytes + 1)
     except FileNotFoundError as error:
         raise ImageError("missing", str(error)) from None
+    except UnicodeEncodeError:
+        raise ImageError(
+            "missing", f"{shown(uri)} is no text that a store has a name for"
+        ) from None
 
 
 def _read(uri: str, prefixes: Sequence[str], storage: StorageSettings, at_most: int) -> bytes:
     kind = _kind(uri)
+    if kind != "":
+        uri.encode()
     same = [prefix for prefix in prefixes if _kind(prefix) == kind]
     if kind == "":
         path = _local_path(uri)

@@ -111,6 +111,16 @@ def test_paths_elsewhere(allowed: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert outcome("secret/s.png", "allowed") == outcome("allowed/out", "allowed") == "missing"
 
 
+def test_cells_that_are_bytes_or_no_text(allowed: Path):
+    (allowed / os.fsdecode(b"\xff.png")).write_bytes(CONTENT)
+    root = os.fsencode(allowed)
+    assert outcome(root + b"/a.png", allowed) == outcome(root + b"/\xff.png", allowed) == "ok"
+    assert outcome(root + b"/\xfe.png", allowed) == "missing"
+    assert outcome(f"{allowed}/\ud800", allowed) == "missing"
+    for uri in (b"s3://b/\xff", b"http://127.0.0.1:1/\xff", b"memory://b/\xff"):
+        assert outcome(uri, "s3://b", "http://127.0.0.1:1", "memory://b") == "missing"
+
+
 def test_the_prefix_and_the_folders_above_may_be_links(allowed: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(allowed)
     assert outcome(f"{tmp_path}/link/a.png", tmp_path / "link") == "ok"
