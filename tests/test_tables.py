@@ -22,7 +22,7 @@ def test_every_fault_is_told_at_once_with_what_to_do():
     with pytest.raises(TableError) as raised:
         require_columns(schema, wanted, "lake/a.parquet")
     assert str(raised.value) == (
-        "lake/a.parquet: column 'serial' is list<element: int8>, image_id needs string. "
+        "lake/a.parquet: column 'serial' is list<item: int8>, image_id needs string. "
         "Map another with --set columns.image_id=NAME; "
         "column 'jpeg' is string, image needs binary. "
         "Map another with --set columns.image=NAME; "
