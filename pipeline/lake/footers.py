@@ -18,8 +18,12 @@ from pipeline.lake.fragments import keys_of
 from pipeline.lake.layout import Layout
 from pipeline.lake.reading import Reader
 from pipeline.lake.stores import Entry
+from pipeline.lake.values import shown
 from pipeline.lake.where import Where
 from pipeline.tables import IMAGES, require_columns
+
+# Groups that a message shows.
+_NAMED = 3
 
 
 class Cut(NamedTuple):
@@ -61,8 +65,9 @@ def cut_file(
     by_folder = _folder_of_group(entry.name)
     if by_folder is not None and not all(is_component_of(by_folder, group) for group in found):
         raise TableError(
-            f"{path}: the folder says group '{unquote(by_folder)}', "
-            f"column '{settings.columns.group}' says {found}; move the file or mend the column"
+            f"{path}: the folder says group {shown(unquote(by_folder))}, column "
+            f"'{settings.columns.group}' says {', '.join(map(shown, found[:_NAMED]))}; "
+            "move the file or mend the column"
         )
     cuts = []
     for group in found:
@@ -124,7 +129,7 @@ def _groups_of_row_groups(file: pq.ParquetFile, layout: Layout) -> list[dict[str
     reader.require_readable()
     place = layout.ours("group")
     flat = None if place.column is None else chunk_number(file, place.column)
-    counts = []
+    counts: list[dict[str, int]] = []
     for number in range(file.num_row_groups):
         described = file.metadata.row_group(number)
         # Of an empty row group some readers make an error.
@@ -153,8 +158,11 @@ def _only_value(chunk: pq.ColumnChunkMetaData) -> str | int | None:
     found = chunk.statistics
     if found is None or not (found.has_min_max and found.has_null_count) or found.null_count:
         return None
-    one = found.min
-    if type(one) not in (str, int) or one != found.max or len(str(one)) > _CUT_OFF:
+    try:
+        one, other = found.min, found.max
+    except UnicodeDecodeError:
+        return None
+    if type(one) not in (str, int) or one != other or len(str(one)) > _CUT_OFF:
         return None
     return one  # type: ignore[no-any-return]
 

@@ -1,9 +1,9 @@
 """Where our columns are in somebody else's file: in a column, a field of a struct, or its path.
 
-A folder `key=value` of the path supplies the column `key` to all rows of the file, as Spark, DuckDB,
-Delta, pandas and polars write partitions. A struct of `bytes` and `path`, as datasets of Hugging
-Face keep an image, is read as it is: `path` names the image where no column does, and is where it
-is if `bytes` is null.
+A folder `key=value` of the path supplies the column `key` to all rows of the file, as Spark,
+DuckDB, Delta, pandas and polars write partitions. A struct of `bytes` and `path`, as datasets of
+Hugging Face keep an image, is read as it is: `path` names the image where no column does, and is
+where it is if `bytes` is null.
 """
 
 from collections.abc import Mapping

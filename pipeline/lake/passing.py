@@ -1,4 +1,4 @@
-"""Columns that are passed through to the scores (`columns.extra`): their names, and one type each."""
+"""Columns that are passed through to the scores (`columns.extra`): names, and one type each."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,9 +73,7 @@ def extra_schema(images: Folder, fragments: Fragments, columns: ColumnSettings) 
     return pa.schema(fields)
 
 
-def _types(
-    images: Folder, columns: ColumnSettings, file: dict[str, str]
-) -> dict[str, pa.DataType]:
+def _types(images: Folder, columns: ColumnSettings, file: dict[str, str]) -> dict[str, pa.DataType]:
     with images.open(file["path"], file["version"]) as handle:
         schema = pq.read_schema(handle)
     layout = Layout(schema, columns, file["path"], images.path(file["path"]))

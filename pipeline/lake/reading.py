@@ -14,7 +14,7 @@ from pipeline.lake.columns import select
 from pipeline.lake.folder import Folder, hive_keys, is_hashed
 from pipeline.lake.layout import Layout, Place
 from pipeline.lake.s3_file import fetch_columns
-from pipeline.lake.values import agrees, as_text, class_names, told
+from pipeline.lake.values import agrees, as_text, class_names, shown, told
 from pipeline.tables import IMAGES, require_columns
 
 
@@ -39,6 +39,7 @@ def read_named(
         reader.require_readable()
         held, rows = reader.names, file.metadata.num_rows
         fetch_columns(handle, file, range(file.num_row_groups), held)
+        # Also where the path has all of them: then the rows are what is counted.
         table = select(file.read(columns=held), held) if held else pa.table({})
     return pa.table({name: reader.text(table, name, rows) for name in ours})
 
@@ -101,28 +102,28 @@ class Reader:
         """Return one column of ours as text; null where there is none. Raises as `read`."""
         if name == "group":
             return self._group(table, rows)
-        found = self._text(table, name, rows)
-        if self._names_image(name):
-            named = _as_string(table.column(str(self.layout.image_path)))
-            if name == "uri":
-                held = table.column(str(self.layout.ours("image").column))
-                named = pc.if_else(held.is_valid(), pa.scalar(None, pa.string()), named)
+        if not self._names_image(name):
+            return self._text(table, name, rows)
+        named = self._spelled(table, str(self.layout.image_path), name)
+        if name == "image_id":
             return named
-        return found
+        held = table.column(str(self.layout.ours("image").column))
+        return pc.if_else(held.is_valid(), pa.scalar(None, pa.string()), named)
 
     def _text(self, table: pa.Table, name: str, rows: int) -> pa.ChunkedArray:
         place = self._places[name]
         if place.column is None:
             return _repeated(place, rows)
-        values = table.column(place.column)
-        self._require_agreement(place, values, name)
-        names = class_names(self.layout.schema, place.column)
+        self._require_agreement(place, table.column(place.column), name)
+        return self._spelled(table, place.column, name)
+
+    def _spelled(self, table: pa.Table, column: str, name: str) -> pa.ChunkedArray:
         try:
-            return as_text(values, names)
+            return as_text(table.column(column), class_names(self.layout.schema, column))
         except ValueError as error:
             if name not in ColumnSettings.model_fields:
-                return _repeated(Place(name), rows)
-            raise told(self.layout.where, place.column, error, name) from None
+                return _repeated(Place(name), len(table))
+            raise told(self.layout.where, column, error, name) from None
 
     def _group(self, table: pa.Table, rows: int) -> pa.ChunkedArray:
         """Return the group, of the folder `g=` or the setting where no column or key has it."""
@@ -136,8 +137,9 @@ class Reader:
         others = found.filter(pc.not_equal(found, given))
         if len(others):
             raise TableError(
-                f"{self.layout.where} says group '{others[0]}', --group (columns.one_group) says "
-                f"'{given}': that is for tables without groups; take some of them with --where"
+                f"{self.layout.where} says group {shown(others[0].as_py())}, --group "
+                f"(columns.one_group) says {shown(given)}: that is for tables without groups; "
+                "take some of them with --where"
             )
         return pc.fill_null(found, given)
 
@@ -166,11 +168,10 @@ class Reader:
             except ValueError as error:
                 raise told(self.layout.where, column, error, name) from None
             if not same:
-                shown = ", ".join(list(dict.fromkeys(map(repr, values.to_pylist())))[:_NAMED])
-                said = "null" if text is None else f"'{text}'"
+                said = ", ".join(list(dict.fromkeys(map(shown, values.to_pylist())))[:_NAMED])
                 raise TableError(
-                    f"{self.layout.where}: the folder says {place.name}={said}, column '{column}' "
-                    f"says {shown}; move the file or mend the column"
+                    f"{self.layout.where}: the folder says {place.name}={shown(text)}, column "
+                    f"'{column}' says {said}; move the file or mend the column"
                 )
 
     def _names_image(self, name: str) -> bool:
@@ -191,9 +192,3 @@ def _field(name: str) -> pa.Field:
 def _repeated(place: Place, rows: int) -> pa.ChunkedArray:
     value = place.key[0] if place.key else None
     return pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), rows)])
-
-
-def _as_string(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    return values.cast(pa.string())

@@ -88,7 +88,7 @@ def _batches(
                     continue
                 yield select(pa.Table.from_batches([read]), names), read.num_rows
                 done = passed
-            return
+            size = 0
         except _TOO_MUCH:
             # Row by row even a struct's field stays below Arrow's 2 GiB.
             size //= _ROWS

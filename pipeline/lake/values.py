@@ -42,9 +42,12 @@ def as_text(values: pa.ChunkedArray, names: Sequence[str] = ()) -> pa.ChunkedArr
     if names and pa.types.is_integer(kind):
         return _class_names(values, names)
     try:
-        return values.cast(pa.string())
+        text = values.cast(pa.string())
+        # Of a damaged page, or a careless writer: Arrow takes a writer's word for it.
+        text.validate(full=True)
     except _ARROW as error:
         raise ValueError(f"bytes that are no UTF-8 text ({error})") from None
+    return text
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str]:
@@ -118,6 +121,7 @@ def unified(kinds: Sequence[pa.DataType]) -> pa.DataType:
 def converted(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """Return values as the type that `unified` found. Raises `ValueError` if one does not fit."""
     try:
+        values.validate(full=True)
         if kind == pa.string() and has_text(values.type) and not pa.types.is_floating(values.type):
             return as_text(values)
         return values.cast(kind)
@@ -173,3 +177,17 @@ def told(where: str, column: str, what: object, setting: str) -> TableError:
     return TableError(
         f"{where}: column '{column}' has {what}; map another with --set columns.{setting}=NAME"
     )
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: on one line, and not all of a long one."""
+    text = "null" if value is None else ascii(value) if _has_controls(value) else f"'{value}'"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}... ({len(text) - 2} characters)"
+
+
+def _has_controls(value: object) -> bool:
+    return not str(value).isprintable()
+
+
+# Of a value in a message.
+_SHOWN = 100

@@ -1,4 +1,4 @@
-"""Whole jobs over other people's lakes: partitions as columns, long groups, a table of Hugging Face."""
+"""Whole jobs over other people's lakes: partitions as columns, long groups, Hugging Face's."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,19 @@ import pytest
 from tests.conftest import TINY_FLAGS, read_scores
 
 # 29 letters are 261 bytes, percent-encoded; then what a path could trip over.
-GROUPS = ["\u90e8" * 29, "x" * 256, "..", ".", "", " ", "a/../b", "\U0001f600" * 70, "n\n\0", "G", "g"]
+GROUPS = [
+    "\u90e8" * 29,
+    "x" * 256,
+    "..",
+    ".",
+    "",
+    " ",
+    "a/../b",
+    "\U0001f600" * 70,
+    "n\n\0",
+    "G",
+    "g",
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +79,8 @@ def test_keys_named_as_columns_of_scores_hide_none_of_them(
     flat: pa.Table, model: Path, tmp_path: Path, patchlake
 ):
     """In no engine, however it makes columns of folders."""
-    keys = "status=done/version=2/image_score=1/model_id=m/scored_at=2020-01-01/group=007/dt=2026-11-22"
+    keys = "status=done/version=2/image_score=1/model_id=m/scored_at=2020-01-01/group=007"
+    keys += "/dt=2026-11-22"
     (tmp_path / "lake" / keys).mkdir(parents=True)
     wanted = pa.compute.equal(flat.column("split"), "train")
     flat = flat.filter(wanted).drop_columns("group").slice(0, 4)
@@ -76,17 +89,18 @@ def test_keys_named_as_columns_of_scores_hide_none_of_them(
     assert fit.code == 0, fit.err
     score = ("score", tmp_path / "lake", tmp_path / "model", tmp_path / "scores", *TINY_FLAGS)
     assert patchlake(*score, "--set", "columns.extra=[dt, label]").code == 0
-    asked = "status, \"group\", image_score > 0 AS scored, dt::VARCHAR AS dt, label"
+    asked = 'status, "group", image_score > 0 AS scored, dt::VARCHAR AS dt, label'
     table = f"read_parquet('{tmp_path}/scores/version=*/**/*.parquet', hive_partitioning = true)"
     rows = duckdb.connect().sql(f"SELECT {asked} FROM {table} WHERE status = 'ok'").fetchall()
     assert set(rows) == {("ok", "007", True, "2026-11-22", "good")}
     version = next((tmp_path / "scores").glob("version=*")).name.removeprefix("version=")
-    (found,) = duckdb.connect().sql(f"SELECT DISTINCT version::VARCHAR FROM {table}").fetchone()
-    assert found == version
+    found = duckdb.connect().sql(f"SELECT DISTINCT version::VARCHAR FROM {table}").fetchall()
+    assert found == [(version,)]
     frame = pl.scan_parquet(
         f"{tmp_path}/scores/version=*/**/*.parquet", hive_partitioning=True
     ).collect()
-    assert set(frame["status"]) == {"ok"} and set(frame["group"]) == {"007"}
+    assert set(frame["status"]) == {"ok"}
+    assert set(frame["group"]) == {"007"}
     arrow = ds.dataset(
         tmp_path / "scores", format="parquet", partitioning="hive", exclude_invalid_files=False
     ).to_table()
@@ -133,7 +147,9 @@ def test_a_data_set_of_hugging_face_as_it_comes(flat: pa.Table, tmp_path: Path, 
         images = [{"bytes": r["image"], "path": r["image_id"].split("/")[-1]} for r in rows]
         table = pa.table(
             {
-                "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                "image": pa.array(
+                    images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+                ),
                 "label": pa.array([names.index(r["label"]) for r in rows], pa.int64()),
                 "mask": pa.array([r["mask"] for r in rows], pa.binary()),
             }
@@ -155,7 +171,9 @@ def test_a_data_set_of_hugging_face_as_it_comes(flat: pa.Table, tmp_path: Path, 
     result = patchlake("evaluate", tmp_path / "lake", tmp_path / "scores", "--json")
     counts = json.loads(result.out)["groups"]["plate"]
     assert (counts["images"], counts["anomalous"]) == (10, 6)
-    update = patchlake("fit", tmp_path / "lake", tmp_path / "model", "--update", "--runner", "local")
+    update = patchlake(
+        "fit", tmp_path / "lake", tmp_path / "model", "--update", "--runner", "local"
+    )
     assert update.code == 0, update.err
 
 

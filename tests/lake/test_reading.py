@@ -53,9 +53,7 @@ def scored(root: Path, **columns: object) -> list[dict[str, object]]:
     lake, settings = Folder.at(str(root)), Settings(columns=ColumnSettings(**columns))
     fragments = plan(lake, settings).every
     extra = extra_schema(lake, fragments, settings.columns)
-    source = Source(
-        lake, settings.columns, ImageSettings(), GEOMETRY, labelled=False, extra=extra
-    )
+    source = Source(lake, settings.columns, ImageSettings(), GEOMETRY, labelled=False, extra=extra)
     tables = [source.read(one) for one in fragments]
     assert len({str(table.schema) for table in tables}) == 1
     return [row for table in tables for row in table.to_pylist()]
@@ -163,8 +161,8 @@ def test_a_path_and_a_column_that_agree_are_read(tmp_path: Path, key: str, colum
         ("label=good", ["good", "hole"], "label='good', column 'label' says 'good', 'hole'"),
         ("label=07", ["7", "7"], "label='07', column 'label' says '7'"),
         ("label=8", [7, 7], "label='8', column 'label' says '7'"),
-        ("label=x", [7, 7], "label='x'"),
-        ("label=good", pa.array([None, None], pa.string()), "says None"),
+        ("label=x", [7, 7], "label='x', column 'label' says '7'"),
+        ("label=good", pa.array([None, None], pa.string()), "label='good', .* says null"),
         ("label=__HIVE_DEFAULT_PARTITION__", ["good", None], "label=null, column 'label' says"),
     ],
 )
@@ -172,7 +170,7 @@ def test_a_path_and_a_column_that_disagree_stop_the_job(
     tmp_path: Path, key: str, column: Sequence, said: str
 ):
     write(tmp_path, f"{key}/a.parquet", label=column, group=["x", "x"])
-    with pytest.raises(TableError, match=rf"/{key}/a.parquet: the folder says {said.split(',')[0]}|{said}"):
+    with pytest.raises(TableError, match=f"/a.parquet: the folder says .*{said}"):
         read(tmp_path)
     lake = Folder.at(str(tmp_path))
     with pytest.raises(TableError, match="move the file or mend the column"):
@@ -199,7 +197,7 @@ def test_a_key_that_is_there_twice_must_say_one_thing(tmp_path: Path):
     ("name", "settings"), [("Label", {}), (" split", {}), ("Status", {"label": "status"})]
 )
 def test_a_name_that_nearly_matches_is_not_passed_over(tmp_path: Path, name: str, settings: dict):
-    ours = settings and "label" or name.strip().lower()
+    ours = (settings and "label") or name.strip().lower()
     write(tmp_path, "a.parquet", **{name: ["good"]})
     with pytest.raises(TableError, match=rf"has '{name}' and no .* --set columns.{ours}='{name}'"):
         read(tmp_path, **settings)
@@ -249,7 +247,9 @@ def test_an_empty_file_of_pandas_has_null_types_and_no_rows(tmp_path: Path):
         tmp_path / "b.parquet"
     )
     pd.DataFrame().to_parquet(tmp_path / "c.parquet")
-    pq.write_table(pa.table({"image": pa.nulls(0), "group": pa.array([], pa.int64())}), tmp_path / "d.parquet")
+    pq.write_table(
+        pa.table({"image": pa.nulls(0), "group": pa.array([], pa.int64())}), tmp_path / "d.parquet"
+    )
     assert len(read(tmp_path)) == len(scored(tmp_path)) == 3
 
 
@@ -376,7 +376,9 @@ def test_what_is_passed_through_has_one_type(tmp_path: Path, first, second, foun
 def test_what_no_file_has_and_what_has_no_type_is_refused(tmp_path: Path):
     write(tmp_path, "a.parquet", line=[1])
     write(tmp_path, "b.parquet", line=[[1]])
-    with pytest.raises(TableError, match=r"names 'nil', no file of .* has it; a.parquet has: .*line"):
+    with pytest.raises(
+        TableError, match=r"names 'nil', no file of .* has it; a.parquet has: .*line"
+    ):
         scored(tmp_path, extra=("nil",))
     with pytest.raises(TableError, match=r"'line' of .* is of types int64, list"):
         scored(tmp_path, extra=("line",))
