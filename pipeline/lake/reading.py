@@ -150,7 +150,8 @@ class Reader:
         values = table.column(place.column)
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
-        return values.cast(pa.binary())
+        # Of a large one, 64 images may be more than the other can hold.
+        return values if pa.types.is_large_binary(values.type) else values.cast(pa.binary())
 
     def _as_it_is(self, table: pa.Table, place: Place, rows: int) -> pa.ChunkedArray:
         if place.column is None:
