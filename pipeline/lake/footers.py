@@ -101,7 +101,7 @@ def _slices(
 
 def _opened(handle: BinaryIO, path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(handle)
+        return pq.ParquetFile(handle, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         # Of Arrow's complaints about a footer some are OSErrors, without an errno.
         if isinstance(error, OSError) and error.errno is not None:

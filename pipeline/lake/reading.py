@@ -34,7 +34,7 @@ def read_named(
         TableError: if a column is no text, or its path says otherwise.
     """
     with images.open(path, version) as handle:
-        file = pq.ParquetFile(handle)
+        file = pq.ParquetFile(handle, page_checksum_verification=True)
         reader = Reader(Layout(file.schema_arrow, columns, path, images.path(path)), tuple(ours))
         reader.require_readable()
         held, rows = reader.names, file.metadata.num_rows

@@ -90,7 +90,7 @@ class Source:
     def _read(self, fragment: Fragment, ours: tuple[str, ...]) -> pa.Table:
         where = self.images.path(fragment.path)
         with self.images.open(fragment.path, fragment.version) as handle:
-            file = pq.ParquetFile(handle)
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
             layout = Layout(file.schema_arrow, self.columns, fragment.path, where)
             reader = Reader(layout, ours, tuple(self.extra.names))
             reader.require_readable()
