@@ -58,6 +58,7 @@ def fit(
     preset: Annotated[
         str | None, typer.Option(help=f"Settings of a paper: {', '.join(PRESETS)}.")
     ] = None,
+    group: options.OneGroup = None,
     where: options.Where = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a different model.")
@@ -78,6 +79,7 @@ def fit(
         "method.name": method,
         "backbone.name": backbone,
         "backbone.weights": weights,
+        "columns.one_group": group,
         "preset": preset,
     }
     settings = options.read_settings(config, assignments, options.nested(flags))

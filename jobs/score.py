@@ -39,6 +39,7 @@ def score(
             "--model", help="Another model: the scores are those of the ensemble. May repeat."
         ),
     ] = None,
+    group: options.OneGroup = None,
     where: options.Where = None,
     since: Annotated[
         str | None,
@@ -77,6 +78,7 @@ def score(
     """Score every image once. What is committed already is skipped."""
     flags = {
         "score.heatmaps": heatmaps,
+        "columns.one_group": group,
         "backbone.weights": weights,
         "score.iceberg_table": iceberg,
     }

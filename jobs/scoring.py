@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.passing import extra_schema, require_names
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode
 from pipeline.stages.infer import Member, Scorer
@@ -57,6 +58,7 @@ def plan_score(
             "--heatmaps anomalous needs a calibrated model, which says what is anomalous; "
             "this model has none: use all or none"
         )
+    require_names(settings.columns.extra)
     members = read_members(folders, settings)
     # The first member's: heatmaps and metrics need one way from the map to the picture.
     fixed = members[0].manifest.geometry
@@ -92,7 +94,10 @@ def plan_score(
         started_at=settings.score.scored_at or runs.now(),
         settings=settings,
     )
-    source = Source(lake, settings.columns, settings.image, members[0].geometry)
+    extra = extra_schema(lake, plan.every, settings.columns)
+    source = Source(
+        *(lake, settings.columns, settings.image, members[0].geometry), labelled=False, extra=extra
+    )
     return Planned(plan, members, digests, source, record)
 
 

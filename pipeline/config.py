@@ -117,6 +117,8 @@ class ColumnSettings(_Frozen):
     label: str = "label"
     mask: str = "mask"
     extra: tuple[str, ...] = ()
+    # The group of all images of a table that has none: neither a column nor a folder names it.
+    one_group: str | None = None
 
 
 class StorageSettings(_Frozen):

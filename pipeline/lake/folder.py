@@ -5,11 +5,13 @@ role, as the AWS SDKs find them; a URI that carries them is refused, because URI
 written to manifests.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, takewhile
 from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, unquote
@@ -196,13 +198,44 @@ def split_uri(uri: str, storage: StorageSettings = _DEFAULT) -> tuple[Folder, st
     return Folder.at(parent or slash or ".", storage), name
 
 
+# What writers of hive partitions call a null.
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+# A file system takes 255 bytes; what goes before (`g=`) and after the name needs some of them.
+_LONGEST, _READABLE = 200, 120
+_HASHED = re.compile(r"~[0-9a-f]{20}")
+
+
 def escape(name: str) -> str:
-    """Return any text as one path component that hive readers decode again."""
-    quoted = quote(name, safe=" ")
-    return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
+    """Return any text as one path component, which hive readers decode again if it is short.
+
+    Of a long one it is the beginning, `~` and a digest: two texts never have the same component.
+    """
+    quoted = quote(name, safe=" ", errors="surrogateescape")
+    if set(quoted) <= {"."}:
+        quoted = quoted.replace(".", "%2E")
+    if len(quoted) > _LONGEST:
+        # Whole characters, which every reader can decode.
+        pieces = (quote(letter, safe=" ", errors="surrogateescape") for letter in name)
+        ends = list(takewhile(lambda end: end <= _READABLE, accumulate(map(len, pieces))))
+        beginning = quoted[: ends[-1]]
+        digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+        return f"{beginning}~{digest[:20]}"
+    return quoted.replace("~", "%7E") if is_hashed(quoted) else quoted
+
+
+def is_hashed(component: str) -> bool:
+    """Return whether a path component stands for a text that is too long to be one."""
+    return bool(_HASHED.fullmatch(component[-21:]))
+
+
+def is_component_of(component: str, text: str) -> bool:
+    """Return whether a path component, of ours or of another writer, stands for a text."""
+    return component == escape(text) or (
+        not is_hashed(component) and unquote(component) == text and component != NULL_PARTITION
+    )
 
 
 def hive_keys(name: str) -> dict[str, str]:
-    """Return the `key=value` folders of a path, decoded."""
+    """Return the `key=value` folders of a path, decoded; a null is `NULL_PARTITION`."""
     parts = (part.partition("=") for part in PurePosixPath(name).parts[:-1])
-    return {key: unquote(value) for key, equals, value in parts if equals}
+    return {unquote(key): unquote(value) for key, equals, value in parts if equals}

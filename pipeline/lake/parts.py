@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -38,13 +39,21 @@ _KEY_AND_END = "0" * 20 + ".parquet"
 _PART = re.compile(r"part-[0-9a-f]{12}-[0-9a-f]{20}\.parquet")
 
 
-def part_name(version: str, fragment: Fragment) -> str:
-    """Return the name of a fragment's part, relative to SCORES; hive partitions are kept."""
-    partitions = [part for part in PurePosixPath(fragment.path).parts[:-1] if "=" in part]
-    if any(part.startswith("version=") for part in partitions):
-        raise ConfigError(
-            f"{fragment.path}: the partition key 'version' is the score table's own; rename it"
-        )
+def part_name(version: str, fragment: Fragment, columns: Iterable[str] = SCORES.names) -> str:
+    """Return the name of a fragment's part, relative to SCORES; hive partitions are kept.
+
+    A key that is a column of the part as well, or the score table's own key, becomes `source_KEY`:
+    what a reader makes of folders hides columns in some engines, and ends others.
+    """
+    taken = {"version", *(name.casefold() for name in columns)}
+    partitions = []
+    for part in PurePosixPath(fragment.path).parts[:-1]:
+        key, equals, value = part.partition("=")
+        while equals and unquote(key).casefold() in taken:
+            key = f"source_{key}"
+        if equals:
+            taken.add(unquote(key).casefold())
+            partitions.append(f"{key}={value}")
     file = f"part-{_file_digest(fragment.path)}-{fragment.key}.parquet"
     return "/".join([f"version={version}", *partitions, file])
 
@@ -58,7 +67,7 @@ def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) 
     """Commit a fragment. Its heatmaps must be in place."""
     sink = io.BytesIO()
     write_sorted(table, sink, PART_ORDER)
-    scores.write(part_name(version, fragment), sink.getvalue())
+    scores.write(part_name(version, fragment, table.column_names), sink.getvalue())
 
 
 # Names that are Python objects at a time.

@@ -82,7 +82,9 @@ def plan(
     listed = list_tables(images) if entries is None else entries
     wanted = listed
     if where is not None:
-        wanted = [e for e in listed if where.judge(path_keys(e.name)) is not False]
+        wanted = [
+            e for e in listed if where.judge(path_keys(e.name, settings.columns)) is not False
+        ]
     old = _unchanged(known or Fragments.of([]), wanted, where)
     have = set(old.table.column("path").unique().to_pylist())
     unseen = [entry for entry in wanted if entry.name not in have]

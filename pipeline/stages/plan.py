@@ -8,18 +8,16 @@ from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings, Settings, digest
 from pipeline.errors import ConfigError
-from pipeline.lake.columns import select
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.lake.planning import list_tables, plan
-from pipeline.lake.s3_file import fetch_columns
+from pipeline.lake.reading import read_named
 from pipeline.lake.where import read_where
 from pipeline.stages.selection import Selection
-from pipeline.tables import PLAN, type_of
+from pipeline.tables import PLAN
 
 # Label columns are small, behind the latency of an object store.
 _FILES_AT_ONCE = 16
@@ -158,12 +156,6 @@ def training_selections(
 
 def _labelled(images: Folder, columns: ColumnSettings, place: dict[str, str]) -> set[str]:
     """Return the groups of a file (path, version) that have a label."""
-    with images.open(place["path"], place["version"]) as handle:
-        file = pq.ParquetFile(handle)
-        if type_of(file.schema_arrow, columns.label) is None:
-            return set()
-        names = [columns.group, columns.label]
-        fetch_columns(handle, file, range(file.num_row_groups), names)
-        table = select(file.read(columns=names), names)
-    known = table.filter(table.column(columns.label).is_valid())
-    return set(known.column(columns.group).unique().to_pylist())
+    table = read_named(images, columns, place["path"], place["version"], ("group", "label"))
+    known = table.filter(table.column("label").is_valid())
+    return set(known.column("group").unique().to_pylist())

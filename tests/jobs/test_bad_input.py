@@ -160,14 +160,25 @@ def test_a_missing_column_is_named_with_the_setting_that_maps_it(
     model: Path, tmp_path: Path, patchlake
 ):
     (tmp_path / "images").mkdir()
-    table = pa.table({"id": ["a"], "image": [JPEG], "group": ["woven_cloth"]})
+    table = pa.table({"id": ["a"], "jpeg": [JPEG], "group": ["woven_cloth"]})
     pq.write_table(table, tmp_path / "images" / "images.parquet")
     command = ("score", tmp_path / "images", model, tmp_path / "scores", *TINY_FLAGS)
     result = patchlake(*command)
     assert result.code == 2
-    assert "'image_id'" in result.err
-    assert "columns.image_id=NAME" in result.err
-    assert patchlake(*command, "--set", "columns.image_id=id").code == 0
+    assert "'image'" in result.err
+    assert "columns.image=NAME" in result.err
+    mapped = ("--set", "columns.image=jpeg")
+    assert patchlake(*command, *mapped).code == 0
+    # An image without a name is called by its place.
+    [row] = read_scores(tmp_path / "scores").to_pylist()
+    assert row["image_id"] == "images.parquet:0"
+    assert (
+        patchlake(
+            *command[:3], tmp_path / "named", *TINY_FLAGS, *mapped, "--set", "columns.image_id=id"
+        ).code
+        == 0
+    )
+    assert read_scores(tmp_path / "named").column("image_id").to_pylist() == ["a"]
 
 
 def test_extra_columns_are_passed_through(model: Path, tmp_path: Path, tiny: Settings):
