@@ -50,8 +50,8 @@ class ImageSettings(_Frozen):
     # 100 megapixels decode to 300 MB of RGB.
     max_pixels: PositiveInt = 100_000_000
     max_bytes: PositiveInt = 64 * 2**20
-    # Of processor time, of one image. An image of 100 megapixels takes 1 to 4 s as JPEG or PNG.
-    max_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    # Of processor time, of one image. 100 megapixels take 2 to 8 s (a progressive JPEG is slowest).
+    max_seconds: Annotated[float, Field(gt=0, le=3600)] = 20.0
     # Kinds of files that are decoded; others are `unsupported`.
     formats: Annotated[tuple[ImageFormat, ...], Field(min_length=1)] = (
         "JPEG",

@@ -6,6 +6,7 @@ and what a plugin says of a damaged header is not lost. A phone's JPEG with a se
 """
 
 import io
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class Limits:
     max_pixels: int = 100_000_000
     max_bytes: int = 64 * 2**20
     # Of processor time, and only in a decoding process (`pipeline.images.decoders`).
-    max_seconds: float = 10.0
+    max_seconds: float = 20.0
     formats: tuple[str, ...] = DEFAULT
     # Of a 16-bit file, how many bits carry light; None: all 16, and a file whose every pixel would
     # fit into 12 is refused.
@@ -67,11 +68,11 @@ def open_image(content: bytes, limits: Limits) -> Image.Image:
     if name is None:
         raise ImageError("unreadable", "the bytes are not an image of a known kind")
     if name not in limits.formats:
-        wanted = [*limits.formats, name]
+        wanted = json.dumps([*limits.formats, name])
         raise ImageError(
             "unsupported",
             f"the file is {name}, image.formats allows {', '.join(limits.formats)}; "
-            f"--set image.formats='{wanted}' reads it, too".replace("'", '"'),
+            f"--set image.formats='{wanted}' reads it, too",
         )
     if name == "PPM" and not _NETPBM.match(content):
         form = content[:2].decode("ascii", "replace")
