@@ -21,13 +21,13 @@ from jaxtyping import Bool
 from PIL import Image
 
 from pipeline.images.formats import Limits, as_image_errors, open_image
-from pipeline.images.light import is_white_zero, require_colour_range, upright
+from pipeline.images.light import is_white_zero, load, require_colour_range, upright
 from pipeline.images.netpbm import read_netpbm
 
 # Of a lossless mask: more levels than classes, or instances, of one image have.
 _MANY_LEVELS = 32
-# Ids are flat: their pixels have equal neighbours. Of edges and of JPEG's ringing, few have.
-_FLAT = 0.75
+# Ids are flat: most of their pixels have equal neighbours. Of edges and of ringing, few have.
+_FLAT = 0.3
 # A lossy mask that is darker holds classes, if anything.
 _DARK = 16
 
@@ -57,22 +57,25 @@ def decode_mask(content: bytes, frame: tuple[int, int], limits: Limits) -> Mask:
             marked = Image.fromarray((netpbm.samples > 0).any(axis=2).astype(np.uint8))
         else:
             image = open_image(content, limits)
-            is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-            image.load()
-            if is_deep and len(image.getbands()) > 1:
+            if load(image):
                 require_colour_range(image, None)
-            marked = upright(Image.fromarray(_marked(image).astype(np.uint8)), image)
+            marked = Image.fromarray(_marked(image, content).astype(np.uint8))
+            marked = upright(marked, image)
         return Mask(_at_frame(marked, frame), marked.size)
 
 
-def _marked(image: Image.Image) -> np.ndarray:
+def _marked(image: Image.Image, content: bytes) -> np.ndarray:
     """Return what is defect, at the file's own size."""
     values = _by_palette(image) if image.mode == "P" else _by_value(image)
-    compression = str(image.info.get("compression", ""))
-    is_lossy = image.format in ("JPEG", "MPO") or compression == "jpeg"
-    if _is_soft(values, is_lossy=is_lossy):
+    if _is_soft(values, is_lossy=_is_lossy(image, content)):
         return np.asarray(values > values.max() / 2)
     return np.asarray(values != 0)
+
+
+def _is_lossy(image: Image.Image, content: bytes) -> bool:
+    if image.format == "WEBP":
+        return b"VP8L" not in content[:64]
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
 
 
 def _by_palette(image: Image.Image) -> np.ndarray:
@@ -122,11 +125,12 @@ def _is_soft(values: np.ndarray, *, is_lossy: bool) -> bool:
         return bool(top > _DARK)
     if _levels(values) <= _MANY_LEVELS:
         return False
-    low = (values > 0) & (values <= top / 2)
-    beside = low[:, :-1] & low[:, 1:]
-    if not beside.any():
+    # Both ways: along a straight edge soft pixels are equal, too.
+    here, right, below = values[:-1, :-1], values[:-1, 1:], values[1:, :-1]
+    low = (here > 0) & (here <= top / 2)
+    if not low.any():
         return True
-    return bool((values[:, :-1] == values[:, 1:])[beside].mean() < _FLAT)
+    return bool(((here == right) & (here == below))[low].mean() < _FLAT)
 
 
 def _levels(values: np.ndarray) -> int:

@@ -4,7 +4,6 @@
 """
 
 import re
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +58,7 @@ def read_netpbm(content: bytes, limits: Limits) -> Netpbm | None:
 
 _CHANNELS = {b"P2": 1, b"P3": 3, b"P5": 1, b"P6": 3}
 _PLAIN = (2, 3)
+_NONE = np.empty(0, np.int64)
 
 
 def _binary(content: bytes, begin: int, wanted: int, top: int) -> np.ndarray:
@@ -71,10 +71,10 @@ def _plain(content: bytes, begin: int, wanted: int, top: int) -> np.ndarray:
     text = content[begin:]
     if b"#" in text:
         text = re.sub(rb"#[^\n\r]*+", b"", text)
-    with warnings.catch_warnings():
-        # numpy says so where the text goes on with something else, and returns what there is.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        samples = np.fromstring(text.decode("latin-1"), np.int64, wanted, sep=" ")
+    # Without a count: numpy returns so many, whatever was in memory, where the text has fewer.
+    # And none of an empty text: there it returns one that is not in it.
+    samples = np.fromstring(text.decode("latin-1"), np.int64, sep=" ") if text.strip() else _NONE
+    samples = samples[:wanted]
     if samples.size and not 0 <= samples.min() <= samples.max() <= top:
         raise ImageError("unreadable", f"the image is broken: it has samples outside 0 to {top}")
     return samples
