@@ -51,7 +51,7 @@ def load(image: Image.Image) -> bool:
         ImageError: with status `unsupported`.
         Exception: whatever a decoder raises for damaged bytes.
     """
-    if _is_deep_planar(image):
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_deep_planar(image):
         _mend_planes(image)
     tiles = getattr(image, "tile", ())
     is_deep = len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in tiles)
@@ -59,9 +59,7 @@ def load(image: Image.Image) -> bool:
     return is_deep
 
 
-def _is_deep_planar(image: Image.Image) -> bool:
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
+def _is_deep_planar(image: TiffImagePlugin.TiffImageFile) -> bool:
     depths = np.ravel(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1))
     planes = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)
     return planes == _SEPARATE and len(depths) > 1 and int(depths.max()) > _BYTE
@@ -83,7 +81,11 @@ def _mend_planes(image: TiffImagePlugin.TiffImageFile) -> None:
             "unsupported", f"16-bit planes of {image.mode} in this form of TIFF are not read"
         )
     order = ";16L" if image.tag_v2.prefix == b"II" else ";16B"
-    image.tile = [tile._replace(args=(tile.args[0] + order, *tile.args[1:])) for tile in image.tile]
+    mended = []
+    for tile in image.tile:
+        assert isinstance(tile.args, tuple)
+        mended.append(tile._replace(args=(tile.args[0] + order, *tile.args[1:])))
+    image.tile = mended
 
 
 def require_colour_range(image: Image.Image, bits: int | None) -> None:

@@ -107,12 +107,12 @@ def _by_value(image: Image.Image) -> np.ndarray:
         return np.asarray(np.nan_to_num(values) if values.dtype.kind == "f" else values)
     layered = image.convert("RGBA")
     red, green, blue, alpha = (np.asarray(layered.getchannel(band)) for band in "RGBA")
-    colour = np.maximum(np.maximum(red, green), blue)
+    colour: np.ndarray = np.maximum(np.maximum(red, green), blue)
     lowest, highest = int(alpha.min()), int(alpha.max())
     if highest == 0 or lowest == np.iinfo(np.uint8).max:
         return colour
     if not colour.any():
-        return alpha if lowest < highest else colour
+        return np.asarray(alpha) if lowest < highest else colour
     # Rounded up: faint is not background.
     return np.asarray((colour.astype(np.uint16) * alpha + 254) // 255)
 
