@@ -141,6 +141,7 @@ def test_a_decoding_process_gives_what_this_one_gives(content, patches):
     assert here == _outcome(lambda: decode_mask(content, (5, 6), small))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_mutated_files_end_in_a_picture_or_an_image_error():
     for number in range(60):
         target("decode")(random.Random(f"tests/{number}"))
