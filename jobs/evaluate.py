@@ -20,6 +20,8 @@ from pipeline.stages.source import Source
 
 Metrics = dict[str, float | int | None]
 _RATES = ("image_auroc", "pixel_auroc", "aupro")
+_MASKS = ("masks_missing", "masks_unreadable", "masks_empty", "masks_resized")
+_COUNTS = ("images", "anomalous", *_MASKS)
 
 
 def evaluate(
@@ -111,12 +113,23 @@ def _metrics(name: str, group: GroupMetrics) -> Metrics:
             group.unscored,
             group.unmasked,
         )
+    for count, fault in (
+        (group.unreadable_masks, "cannot be read: they are left out of the pixel metrics"),
+        (group.empty_masks, "mark nothing (all is background): left out of the pixel metrics"),
+        (group.resized_masks, "are of another size than the image: they are stretched over it"),
+    ):
+        if count:
+            log.warning("group '%s': masks of %d anomalous images %s", name, count, fault)
     return {
         "image_auroc": group.image_auroc(),
         "pixel_auroc": group.pixels.auroc(),
         "aupro": group.pixels.aupro(),
         "images": len(group.scores),
         "anomalous": sum(group.is_anomalous),
+        "masks_missing": group.unmasked,
+        "masks_unreadable": group.unreadable_masks,
+        "masks_empty": group.empty_masks,
+        "masks_resized": group.resized_masks,
     }
 
 
@@ -126,7 +139,7 @@ def _mean(by_group: dict[str, Metrics]) -> Metrics:
     for name in _RATES:
         known = [value for group in by_group.values() if (value := group[name]) is not None]
         mean[name] = sum(known) / len(known) if known else None
-    for name in ("images", "anomalous"):
+    for name in _COUNTS:
         mean[name] = sum(int(group[name] or 0) for group in by_group.values())
     return mean
 

@@ -48,6 +48,12 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
             f"members see different parts of an image ({'; '.join(seen)}, and others): maps can "
             "be joined of equal crops, or of none"
         )
+    bits = sorted({str(m.manifest.geometry.bits) for m in members})
+    if len(bits) > 1:
+        raise ConfigError(
+            f"members were fitted with image.bits {' and '.join(bits)}: one picture is read for "
+            "all of them, so fit them alike"
+        )
     return sorted(members, key=lambda member: member.manifest.run)
 
 
@@ -70,6 +76,7 @@ def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
     asked: dict[str, tuple[object, object, object]] = {
         "image.resize": (settings.image.resize, fresh.image.resize, manifest.geometry.resize),
         "image.crop": (settings.image.crop, fresh.image.crop, manifest.geometry.crop),
+        "image.bits": (settings.image.bits, fresh.image.bits, manifest.geometry.bits),
         "backbone.name": (settings.backbone.name, fresh.backbone.name, manifest.backbone.name),
         "backbone.layers": (
             settings.backbone.layers,

@@ -62,7 +62,7 @@ def plan_score(
     members = read_members(folders, settings)
     # The first member's: heatmaps and metrics need one way from the map to the picture.
     fixed = members[0].manifest.geometry
-    image = settings.image.model_copy(update={"resize": fixed.resize, "crop": fixed.crop})
+    image = settings.image.model_copy(update=fixed.model_dump())
     settings = settings.model_copy(
         update={"image": image, "seed": members[0].manifest.settings.seed}
     )

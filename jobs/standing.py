@@ -106,8 +106,7 @@ def open_base(target: Folder, settings: Settings) -> Base:
         "seed": fitted.seed,
         "image": settings.image.model_copy(
             update={
-                "resize": manifest.geometry.resize,
-                "crop": manifest.geometry.crop,
+                **manifest.geometry.model_dump(),
                 "uri_prefixes": settings.image.uri_prefixes or fitted.image.uri_prefixes,
             }
         ),

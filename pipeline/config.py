@@ -30,6 +30,8 @@ from pipeline.presets import PRESETS
 Scalar = bool | int | float | str | None
 # timm's `out_indices`, or names of a network's modules.
 Layers = tuple[Annotated[int, Field(ge=0)], ...] | tuple[str, ...]
+# As Pillow names them; `pipeline.images.formats` says why some are not read unless asked for.
+ImageFormat = Literal["JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000"]
 # A nested mapping, as YAML gives it, before it is checked.
 Raw = Mapping[str, object]
 
@@ -48,6 +50,20 @@ class ImageSettings(_Frozen):
     # 100 megapixels decode to 300 MB of RGB.
     max_pixels: PositiveInt = 100_000_000
     max_bytes: PositiveInt = 64 * 2**20
+    # Of processor time, of one image. 100 megapixels take 2 to 8 s (a progressive JPEG is slowest).
+    max_seconds: Annotated[float, Field(gt=0, le=3600)] = 20.0
+    # Kinds of files that are decoded; others are `unsupported`.
+    formats: Annotated[tuple[ImageFormat, ...], Field(min_length=1)] = (
+        "JPEG",
+        "PNG",
+        "TIFF",
+        "BMP",
+        "WEBP",
+        "PPM",
+    )
+    # Of 16-bit grey, how many bits carry light: 10 or 12 of most machine cameras. None: all 16,
+    # and an image that would fit into 12 is refused. Fixed in a model.
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
     # A `uri` cell is read only below one of these: a table must not be able to name any file.
     uri_prefixes: tuple[str, ...] = ()
 

@@ -63,15 +63,17 @@ class GroupRecord(_Record):
 
 
 class Geometry(_Record):
-    """`image.resize` and `image.crop` of the fit."""
+    """`image.resize`, `image.crop` and `image.bits` of the fit."""
 
     resize: int | tuple[int, int]
     crop: int | None
+    # Models of before it was kept have none: then, 16 bits were 16.
+    bits: int | None = None
 
     @classmethod
     def of(cls, settings: ImageSettings) -> "Geometry":
         """Return the part of the image settings that a model fixes."""
-        return cls(resize=settings.resize, crop=settings.crop)
+        return cls(resize=settings.resize, crop=settings.crop, bits=settings.bits)
 
 
 class Network(_Record):

@@ -6,11 +6,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pipeline.config import ColumnSettings, ImageSettings
 from pipeline.errors import InputChanged, TableError
-from pipeline.images.decode import decode_image
 from pipeline.images.geometry import Geometry
 from pipeline.lake.fetch import fetch
 from pipeline.lake.folder import Folder
@@ -139,8 +137,8 @@ class Source:
                 raise told(where, field.name, error, "extra") from None
         return rows
 
-    def open_image(self, row: dict[str, object]) -> Image.Image:
-        """Return the upright image of one row of `read`.
+    def read_image(self, row: dict[str, object]) -> bytes:
+        """Return the encoded image of one row of `read`.
 
         Raises:
             ImageError: with the status and message for the row.
@@ -155,9 +153,7 @@ class Source:
                 max_bytes=self.limits.max_bytes,
             )
         assert isinstance(content, bytes)
-        return decode_image(
-            content, max_pixels=self.limits.max_pixels, max_bytes=self.limits.max_bytes
-        )
+        return content
 
 
 def _named(rows: pa.Table, fragment: Fragment) -> pa.Table:
