@@ -18,6 +18,7 @@ from jobs.heartbeat import beating
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.publishing import publish
+from jobs.training import choose_rows
 from jobs.update import run as update_model
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Scalar, Settings, digest
@@ -35,13 +36,7 @@ from pipeline.presets import PRESETS
 from pipeline.stages.corpus import embedded_keys
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
-from pipeline.stages.plan import (
-    Plan,
-    keyed,
-    output_digest,
-    plan_fragments,
-    training_selections,
-)
+from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.selection import Selection
 from pipeline.stages.source import Source
@@ -225,10 +220,8 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)
     plan = plan_fragments(lake, settings, where)
-    selections = training_selections(lake, plan.kept, settings.columns)
-    for group, selection in selections.items():
-        if selection == "unlabelled":
-            log.warning("group '%s' has no label at all: every image of it is taken as good", group)
+    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
+    selections = choose_rows(source, plan.kept)
     backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)
     # One black image shows here, not in every worker, whether method and backbone go together.
     embed = partial(method.embed, seed=settings.seed)
@@ -242,7 +235,8 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         "index": settings.index.model_dump(mode="json"),
         "seed": settings.seed,
     }
-    version = digest({**identity, "output": output_digest(settings)})
+    output, vocabulary = output_digest(settings), settings.columns.vocabulary
+    version = digest({**identity, "output": output, "vocabulary": vocabulary})
     plan = keyed(plan, {}, otherwise=version)
     record = runs.RunRecord(
         run=runs.identify(lake, version, where, plan.kept),
@@ -253,7 +247,6 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         started_at=runs.now(),
         settings=settings,
     )
-    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     options_used = options_of(method)
     log.info(
         "fit of %s: %d groups, %d fragments, into %s",

@@ -126,7 +126,7 @@ def _leaving(base: Base, wanted: Wanted) -> dict[str, _Leaving]:
         )
     standing = {group: base.standing(group) for group in groups}
     for image_id in wanted.image_ids:
-        holding = [group for group, one in standing.items() if image_id in one.members.known]
+        holding = [group for group, one in standing.items() if image_id in one.members.image_ids]
         if not holding:
             raise ConfigError(
                 f"no image '{image_id}' was ever in {base.target.root} (groups {groups}); the "

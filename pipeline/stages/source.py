@@ -119,8 +119,8 @@ class Source:
         )
         return kept.append_column("source_row", numbers)
 
-    def open_image(self, row: dict[str, object]) -> Image.Image:
-        """Return the upright image of one row of `read`.
+    def content(self, row: dict[str, object]) -> bytes:
+        """Return the encoded image of one row of `read`, fetched where it is not in the row.
 
         Raises:
             ImageError: with the status and message for the row.
@@ -135,6 +135,11 @@ class Source:
                 max_bytes=self.limits.max_bytes,
             )
         assert isinstance(content, bytes)
+        return content
+
+    def open_image(self, row: dict[str, object]) -> Image.Image:
+        """Return the upright image of one row of `read`. Raises as `content`."""
+        content = self.content(row)
         return decode_image(
             content, max_pixels=self.limits.max_pixels, max_bytes=self.limits.max_bytes
         )
