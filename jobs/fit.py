@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from jobs import options
+from jobs.changes import say_changed
 from jobs.console import log
 from jobs.driving import drive, half_of_memory
 from jobs.fleet import Fitting, fit_groups
@@ -116,6 +117,7 @@ def run(
     published = _published(target, planned, overwrite=overwrite)
     if published is not None:
         log.info("%s was fitted by this very run; nothing to do", target.root)
+        say_changed(target, published, settings.columns)
         return published
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import options
+from jobs.changes import say_changed
 from jobs.console import log, percent
 from jobs.driving import Tally
 from jobs.heartbeat import beating
@@ -67,6 +68,7 @@ def run(
     preflight = Preflight([lake], [target], weights)
     preflight.here()
     base = open_base(target, settings)
+    say_changed(base.target, base.manifest, base.settings.columns)
     groups = list(base.manifest.groups)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         standing = dict(zip(groups, pool.map(base.standing, groups), strict=True))

@@ -76,8 +76,8 @@ class Survey:
         return (
             f"of the labels of group '{groups[0]}'{others} none means good: "
             f"{listed(_rows_of(first, 'label'))}; columns.good_labels is "
-            f"{list(self.columns.good_labels)}: {way}, for example --set columns.good_labels=[{label}]"
-            ", or leave the group out with --where"
+            f"{list(self.columns.good_labels)}: {way}, for example --set "
+            f"columns.good_labels=[{label}], or leave the group out with --where"
         )
 
     def lines(self) -> list[str]:
