@@ -69,7 +69,8 @@ class Survey:
         if not groups:
             return ""
         first = bad.filter(pc.equal(bad.column("group"), groups[0]))
-        label = str(first.column("label")[0].as_py())
+        of_training = first.filter(pc.invert(_is(first, "split_means", "test")))
+        ((label, _),) = _rows_of(of_training if len(of_training) else first, "label").most_common(1)
         others = f" (and of {len(groups) - 1} other groups)" if groups[1:] else ""
         numbers = set(first.column("label").to_pylist()) <= NUMBERS
         way = "say which one does" if numbers else "name those that do"
@@ -143,7 +144,11 @@ def _counted(rows: pa.Table) -> pa.Table:
 
 
 def _of_group(counts: pa.Table, group: str) -> pa.Table:
-    return counts.filter(pc.equal(counts.column("group"), group))
+    return counts.filter(_is(counts, "group", group))
+
+
+def _is(counts: pa.Table, name: str, value: str) -> pa.ChunkedArray:
+    return pc.fill_null(pc.equal(counts.column(name), value), False)  # noqa: FBT003
 
 
 def _told(counts: pa.Table, selections: Mapping[str, Selection]) -> str:
