@@ -278,9 +278,11 @@ def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.
     if present.run == planned.record.run:
         return None if present.failed_groups else present
     if not overwrite:
+        # The lake may have changed under it, which does not take a new fit to mend.
+        say_changed(target, present, planned.source.columns)
         raise ConfigError(
             f"{target.root} holds a different model (fitted {present.created_at:%Y-%m-%d %H:%M}); "
-            "choose another MODEL, or replace it with --overwrite"
+            "choose another MODEL, replace it with --overwrite, or add new images with --update"
         )
     return None
 
