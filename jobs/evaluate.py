@@ -7,13 +7,14 @@ import typer
 
 from jobs import options
 from jobs.console import log, progress, say, show_table
-from pipeline.config import Settings, StorageSettings
+from jobs.judging import left_out, require_meaning, say_what_counts
+from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.where import read_where
-from pipeline.stages.compare import GroupMetrics, add_part
+from pipeline.stages.compare import GroupMetrics, Scored, add_part
 from pipeline.stages.plan import plan_fragments, read_cuts
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.source import Source
@@ -21,7 +22,8 @@ from pipeline.stages.source import Source
 Metrics = dict[str, float | int | None]
 _RATES = ("image_auroc", "pixel_auroc", "aupro")
 _MASKS = ("masks_missing", "masks_unreadable", "masks_empty", "masks_resized")
-_COUNTS = ("images", "anomalous", *_MASKS)
+# Images compared, those of them that are defective, and images that are left out.
+_COUNTS = ("images", "anomalous", "trained_on", "train_split", "unlabelled", *_MASKS)
 
 
 def evaluate(
@@ -34,15 +36,16 @@ def evaluate(
 ) -> None:
     """Print image AUROC, pixel AUROC and AUPRO of the labelled images that are not for training.
 
-    Of the settings only storage.* counts: the others are those of the run.
+    Left out, and counted, are images that the model was trained on, and of a split to train on. Of
+    the settings storage.* counts, and what columns.* say; the others are those of the run.
     """
-    storage = options.read_settings(config, assignments, {}).storage
-    by_group = run(images, scores, where, storage)
+    settings = options.read_settings(config, assignments, {})
+    by_group = run(images, scores, where, settings)
     mean = _mean(by_group)
     if as_json:
         say(json.dumps({"groups": by_group, "mean": mean}, indent=1))
         return
-    header = ["group", *_RATES, "images", "anomalous"]
+    header = ["group", *_RATES, *_COUNTS]
     rows = [
         [name, *(_shown(values[key]) for key in header[1:])] for name, values in by_group.items()
     ]
@@ -51,21 +54,23 @@ def evaluate(
 
 
 def run(
-    images: str, scores: str, where: str | None = None, storage: StorageSettings | None = None
+    images: str, scores: str, where: str | None = None, settings: Settings | None = None
 ) -> dict[str, Metrics]:
     """Return the metrics of each group, by name.
 
     Raises:
-        ConfigError: if there is no score, or no labelled image among them.
+        ConfigError: if there is no score, no image to compare, or a split or label has no meaning.
     """
-    storage = storage or StorageSettings()
+    asked = settings or Settings()
+    storage = asked.storage
     lake, table = Folder.at(images, storage), Folder.at(scores, storage)
     Preflight([lake, table]).here()
     record = _newest(table)
     parts.bind_source(table, lake)
-    settings: Settings = record.settings
+    columns = asked.columns.over(record.settings.columns)
+    settings = record.settings.model_copy(update={"columns": columns})
     geometry = Geometry(settings.image.resize, settings.image.crop)
-    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
+    source = Source(lake, columns, settings.image, geometry, read_where(where))
     done = parts.committed(table, record.version)
     planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).kept
     by_place = {(f.path, f.row_groups, f.start, f.group): f for f in planned}
@@ -76,17 +81,21 @@ def run(
         for f in state.fragments.with_keys(done.sorted_keys)
     }
     metrics: dict[str, GroupMetrics] = {}
+    scored = Scored(table, lake.root)
     with progress("evaluate", len(found), "parts") as advance:
         for part, fragment in sorted(found.items()):
             if fragment is not None:
-                add_part(metrics, source, table, part, fragment)
+                add_part(metrics, source, scored, part, fragment)
             advance(1)
+    require_meaning(metrics, columns)
     labelled = {group: m for group, m in sorted(metrics.items()) if m.scores}
     if not labelled:
+        left = ", ".join(told for m in metrics.values() if (told := left_out(m))) or "no row at all"
         raise ConfigError(
-            f"{table.root} has no scored image with a label and a split other than train: "
-            "nothing to compare with"
+            f"{table.root} has no scored image with a label and a split other than train that its "
+            f"model was not trained on: nothing to compare with (left out: {left})"
         )
+    say_what_counts(metrics)
     return {group: _metrics(group, m) for group, m in labelled.items()}
 
 
@@ -130,6 +139,9 @@ def _metrics(name: str, group: GroupMetrics) -> Metrics:
         "masks_unreadable": group.unreadable_masks,
         "masks_empty": group.empty_masks,
         "masks_resized": group.resized_masks,
+        "trained_on": group.trained_on,
+        "train_split": group.train_split,
+        "unlabelled": group.unlabelled,
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from jobs import options
+from jobs.changes import say_changed
 from jobs.console import log
 from jobs.driving import drive, half_of_memory
 from jobs.fleet import Fitting, fit_groups
@@ -17,6 +18,7 @@ from jobs.heartbeat import beating
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.publishing import publish
+from jobs.training import choose_rows
 from jobs.update import run as update_model
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Scalar, Settings, digest
@@ -35,13 +37,7 @@ from pipeline.presets import PRESETS
 from pipeline.stages.corpus import embedded_keys
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
-from pipeline.stages.plan import (
-    Plan,
-    keyed,
-    output_digest,
-    plan_fragments,
-    training_selections,
-)
+from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.selection import Selection
 from pipeline.stages.source import Source
@@ -123,6 +119,7 @@ def run(
     published = _published(target, planned, overwrite=overwrite)
     if published is not None:
         log.info("%s was fitted by this very run; nothing to do", target.root)
+        say_changed(target, published, settings.columns)
         return published
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")
@@ -227,10 +224,8 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)
     plan = plan_fragments(lake, settings, where)
-    selections = training_selections(lake, plan.kept, settings.columns)
-    for group, selection in selections.items():
-        if selection == "unlabelled":
-            log.warning("group '%s' has no label at all: every image of it is taken as good", group)
+    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
+    selections = choose_rows(source, plan.kept)
     backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)
     # One black image shows here, not in every worker, whether method and backbone go together.
     embed = partial(method.embed, seed=settings.seed)
@@ -244,7 +239,8 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         "index": settings.index.model_dump(mode="json"),
         "seed": settings.seed,
     }
-    version = digest({**identity, "output": output_digest(settings)})
+    output, vocabulary = output_digest(settings), settings.columns.vocabulary
+    version = digest({**identity, "output": output, "vocabulary": vocabulary})
     plan = keyed(plan, {}, otherwise=version)
     record = runs.RunRecord(
         run=runs.identify(lake, version, where, plan.kept),
@@ -255,7 +251,6 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         started_at=runs.now(),
         settings=settings,
     )
-    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     options_used = options_of(method)
     log.info(
         "fit of %s: %d groups, %d fragments, into %s",
@@ -285,9 +280,11 @@ def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.
     if present.run == planned.record.run:
         return None if present.failed_groups else present
     if not overwrite:
+        # The lake may have changed under it, which does not take a new fit to mend.
+        say_changed(target, present, planned.source.columns)
         raise ConfigError(
             f"{target.root} holds a different model (fitted {present.created_at:%Y-%m-%d %H:%M}); "
-            "choose another MODEL, or replace it with --overwrite"
+            "choose another MODEL, replace it with --overwrite, or add new images with --update"
         )
     return None
 

@@ -27,6 +27,7 @@ from pipeline.lake.fragments import Fragments
 from pipeline.lake.models import MANIFEST
 from pipeline.stages.plan import Plan, read_cuts, write_cuts
 from pipeline.stages.preflight import Preflight
+from pipeline.stages.trained import write_trained
 
 
 def score(
@@ -147,6 +148,7 @@ def run(
         with execution.start(settings.workers, preflight) as runner:
             # Once it is known that the workers reach what they need.
             write_cuts(target, settings, planned.plan, cuts)
+            write_trained(target, planned.members, planned.digests, planned.plan.groups)
             tally = _drive(heart, runner, planned, pending, execution.threads)
         tally.earlier = earlier
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.

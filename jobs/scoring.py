@@ -64,7 +64,12 @@ def plan_score(
     fixed = members[0].manifest.geometry
     image = settings.image.model_copy(update=fixed.model_dump())
     settings = settings.model_copy(
-        update={"image": image, "seed": members[0].manifest.settings.seed}
+        update={
+            "image": image,
+            "seed": members[0].manifest.settings.seed,
+            # No score hangs on it: an evaluation of them means what the fit meant.
+            "columns": settings.columns.meaning_as(members[0].manifest.settings.columns),
+        }
     )
     for member in members:
         member.checked_backbone()

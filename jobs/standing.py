@@ -12,7 +12,7 @@ from jobs.heartbeat import Heart
 from jobs.members import require_unchanged
 from jobs.publishing import show_model
 from pipeline.cluster.runner import Pipeline, Runner
-from pipeline.config import ColumnSettings, Settings
+from pipeline.config import Settings
 from pipeline.errors import ConfigError, FragmentsFailed
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
@@ -110,7 +110,7 @@ def open_base(target: Folder, settings: Settings) -> Base:
                 "uri_prefixes": settings.image.uri_prefixes or fitted.image.uri_prefixes,
             }
         ),
-        "columns": fitted.columns if settings.columns == ColumnSettings() else settings.columns,
+        "columns": settings.columns.over(fitted.columns),
         "backbone": fitted.backbone.model_copy(update={"weights": weights}),
         "method": fitted.method,
         "index": fitted.index,

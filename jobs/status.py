@@ -1,6 +1,6 @@
 """status: what is done, failed and pending, from the files alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import pyarrow as pa
@@ -8,6 +8,7 @@ import typer
 from pydantic import TypeAdapter
 
 from jobs import options
+from jobs.changes import Changed, say_changed
 from jobs.console import say, show_table
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
@@ -50,6 +51,8 @@ class RunStatus:
     failures: dict[str, str]
     # Of a run that is a step of a model's lineage: what it did to each group.
     changes: dict[str, models.Change]
+    # Of the last step of a model: group -> image_id -> why the lake would not train on it any more.
+    changed: Changed = field(default_factory=dict)
 
 
 def status(
@@ -58,8 +61,13 @@ def status(
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
 ) -> None:
-    """Show what is done, failed and pending. Of the settings only storage.* counts."""
-    states = read(folder, options.read_settings(config, assignments, {}).storage)
+    """Show what is done, failed and pending, and of a model, images that it should not have.
+
+    Those are images whose label or split has changed since, or that are gone from the lake; reads
+    the narrow columns of its files that are new or changed. Of the settings only storage.* counts.
+    """
+    storage = options.read_settings(config, assignments, {}).storage
+    states = _with_changed(Folder.at(folder, storage), read(folder, storage))
     if as_json:
         say(TypeAdapter(list[RunStatus]).dump_json(states, indent=1).decode())
         return
@@ -131,6 +139,15 @@ def read(folder: str, storage: StorageSettings | None = None) -> list[RunStatus]
     ]
 
 
+def _with_changed(target: Folder, states: list[RunStatus]) -> list[RunStatus]:
+    """Return the runs, the last step of a model with its images that have changed since."""
+    if not target.exists(models.MANIFEST):
+        return states
+    manifest = models.read_manifest(target)
+    changed = say_changed(target, manifest)
+    return [replace(s, changed=changed) if s.run == manifest.run else s for s in states]
+
+
 def _lineage(target: Folder) -> list[models.Step]:
     return models.read_manifest(target).lineage if target.exists(models.MANIFEST) else []
 
@@ -139,7 +156,7 @@ def _status(
     target: Folder,
     state: runs.RunState,
     pulse: Pulse | None,
-    changes: dict[str, models.Change],
+    of_step: dict[str, models.Change],
 ) -> RunStatus:
     record = state.record
     gone = state.fragments[:0]
@@ -148,7 +165,7 @@ def _status(
         done = state.fragments.with_keys(keys)
         gone = state.fragments.without_keys(keys)
         gone = gone.with_keys(expired_keys(target, record.version))
-    elif state.summary is not None or changes:
+    elif state.summary is not None or of_step:
         # A fit's partial results go when its model is published.
         done = state.fragments.without_keys(pa.array(list(state.failed), pa.string()))
     else:
@@ -162,7 +179,7 @@ def _status(
         verb=record.verb,
         where=record.where,
         started_at=record.started_at.isoformat(),
-        state=state_of(pulse, is_finished=state.summary is not None or bool(changes)),
+        state=state_of(pulse, is_finished=state.summary is not None or bool(of_step)),
         exit_code=state.summary.exit_code if state.summary else None,
         seen_at=None if pulse is None else pulse.at.isoformat(),
         stopped=None if pulse is None else pulse.stopped,
@@ -175,5 +192,5 @@ def _status(
         images=state.fragments.images,
         images_done=done.images,
         failures=failed,
-        changes=changes,
+        changes=of_step,
     )

@@ -4,14 +4,16 @@ Only images that the model does not know are embedded: their fragments' embeddin
 folder until the step is published, so that a run that was stopped goes on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import options
+from jobs.changes import say_changed
 from jobs.console import log, percent
 from jobs.driving import Tally
 from jobs.heartbeat import beating
@@ -25,6 +27,7 @@ from jobs.standing import (
     publish_step,
     say_failed,
 )
+from jobs.training import choose_rows
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError, WorkersLost
@@ -33,10 +36,12 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
-from pipeline.stages.plan import output_digest, plan_fragments, training_selections
+from pipeline.stages.membership import Known
+from pipeline.stages.plan import output_digest, plan_fragments
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.selection import Selection, select_rows
 from pipeline.stages.source import Source
+from pipeline.stages.trained import checksums, is_known
 from pipeline.stages.update import Standing, update_group
 
 # Each reads a few columns, or a list of images, behind a latency of tens of ms on an object store.
@@ -63,6 +68,7 @@ def run(
     preflight = Preflight([lake], [target], weights)
     preflight.here()
     base = open_base(target, settings)
+    say_changed(base.target, base.manifest, base.settings.columns)
     groups = list(base.manifest.groups)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         standing = dict(zip(groups, pool.map(base.standing, groups), strict=True))
@@ -92,32 +98,106 @@ def _choose(
             log.warning("%s has no group '%s': it is left out; fit it", base.target.root, group)
     known_groups = pc.is_in(plan.kept.table.column("group"), value_set=pa.array(list(standing)))
     fragments = plan.kept.only(known_groups)
-    selections = training_selections(lake, fragments, settings.columns)
-    known = {group: one.members.known for group, one in standing.items()}
-    find = partial(_unknown, source, selections, known)
+    selections = choose_rows(source, fragments, is_update=True)
+    roots = [step.images for step in base.manifest.lineage]
+    known = {group: one.members.known(roots, lake.root) for group, one in standing.items()}
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        rows = list(pool.map(find, fragments))
-    # What is unknown depends on who is in the model, and so do the keys.
-    state = digest({"model": _state(base, standing), "output": output_digest(settings)})
+        told = list(pool.map(partial(_tell, source, selections, known), fragments))
+    # One after the other: these read images.
+    found = [_told_by_content(source, known, *one) for one in zip(fragments, told, strict=True)]
+    # What is unknown depends on who is in the model and on what labels mean, and so do the keys.
+    state = digest(
+        {
+            "model": _state(base, standing),
+            "output": output_digest(settings),
+            "vocabulary": settings.columns.vocabulary,
+        }
+    )
     keyed = fragments.keyed({}, state)
-    taken = {f: found for f, found in zip(keyed.keys.to_pylist(), rows, strict=True) if found}
-    new, known_images = sum(map(len, rows)), sum(one.members.count for one in standing.values())
-    log.info("%d images join %d in %s", new, known_images, base.target.root)
+    keys = keyed.keys.to_pylist()
+    taken = {key: one.new for key, one in zip(keys, found, strict=True) if one.new}
+    _say(base, found, sum(one.members.count for one in standing.values()))
     chosen = keyed.with_keys(pa.array(list(taken), pa.string()))
     return Chosen(source, selections, chosen, taken)
 
 
-def _unknown(
+@dataclass(frozen=True)
+class _Told:
+    """Rows of a fragment, numbered in the file: new ones, and how many others are known by what."""
+
+    new: list[int]
+    by_place: int
+    by_content: int
+    by_id: int
+    # Their image_id is known, and only their content can tell whether they are.
+    unsure: list[int]
+
+
+def _tell(
     source: Source,
     selections: Mapping[str, Selection],
-    known: Mapping[str, frozenset[str]],
+    known: Mapping[str, Known],
     fragment: Fragment,
-) -> list[int]:
-    rows = select_rows(source.read_names(fragment), selections[fragment.group])
-    names = zip(
-        rows.column("image_id").to_pylist(), rows.column("source_row").to_pylist(), strict=True
+) -> _Told:
+    """Tell what columns can tell: the place, the id, and a checksum that the lake keeps."""
+    rows = select_rows(source.read_names(fragment), selections[fragment.group], source.columns)
+    of_group = known[fragment.group]
+    here = of_group.at(fragment.path, fragment.version)
+    numbers = rows.column("source_row").to_pylist()
+    elsewhere = any(number not in here for number in numbers)
+    sha256 = checksums(source, fragment, numbers) if elsewhere else [None] * len(numbers)
+    found: dict[str, list[int]] = {name: [] for name in ("place", "content", "id", "unsure", "new")}
+    named = zip(numbers, rows.column("image_id").to_pylist(), sha256, strict=True)
+    for number, image_id, checksum in named:
+        if number in here:
+            what = "place"
+        elif checksum in of_group.contents:
+            what = "content"
+        elif image_id in of_group.unnoted:
+            what = "id"
+        else:
+            what = "unsure" if image_id in of_group.image_ids else "new"
+        found[what].append(number)
+    place, content, by_id = (len(found[name]) for name in ("place", "content", "id"))
+    return _Told(found["new"], place, content, by_id, found["unsure"])
+
+
+def _told_by_content(
+    source: Source, known: Mapping[str, Known], fragment: Fragment, told: _Told
+) -> _Told:
+    """Tell the rest, by reading the images whose image_id is known."""
+    if not told.unsure:
+        return told
+    rows = source.read(fragment)
+    unsure = pa.array(told.unsure, pa.int64())
+    rows = rows.filter(pc.is_in(rows.column("source_row"), value_set=unsure))
+    is_same = is_known(known[fragment.group], source, fragment, rows)
+    numbers = rows.column("source_row").to_pylist()
+    new = [number for number, same in zip(numbers, is_same, strict=True) if not same]
+    return replace(
+        told,
+        new=sorted([*told.new, *new]),
+        by_content=told.by_content + len(numbers) - len(new),
+        unsure=[],
     )
-    return [row for image_id, row in names if image_id not in known[fragment.group]]
+
+
+def _say(base: Base, found: Sequence[_Told], members: int) -> None:
+    place, content, by_id = (
+        sum(getattr(one, name) for one in found) for name in ("by_place", "by_content", "by_id")
+    )
+    log.info(
+        "%d new images join %d in %s; %d known ones are passed over (%d by place, %d by content%s)",
+        sum(len(one.new) for one in found),
+        members,
+        base.target.root,
+        place + content + by_id,
+        place,
+        content,
+        f", {by_id} by image_id alone, as the model is older than its images' checksums"
+        if by_id
+        else "",
+    )
 
 
 def _state(base: Base, standing: Mapping[str, Standing]) -> dict[str, object]:

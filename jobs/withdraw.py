@@ -89,6 +89,7 @@ def run(
     Preflight([], [target]).here()
     base = open_base(target, settings)
     leaving = _leaving(base, wanted)
+    _say_leaving(leaving, wanted)
     if not leaving:
         log.info("these images were withdrawn from %s before", base.target.root)
         return base.manifest
@@ -126,7 +127,7 @@ def _leaving(base: Base, wanted: Wanted) -> dict[str, _Leaving]:
         )
     standing = {group: base.standing(group) for group in groups}
     for image_id in wanted.image_ids:
-        holding = [group for group, one in standing.items() if image_id in one.members.known]
+        holding = [group for group, one in standing.items() if image_id in one.members.image_ids]
         if not holding:
             raise ConfigError(
                 f"no image '{image_id}' was ever in {base.target.root} (groups {groups}); the "
@@ -139,6 +140,18 @@ def _leaving(base: Base, wanted: Wanted) -> dict[str, _Leaving]:
         for group, one in standing.items()
     }
     return {group: leaving for group, leaving in found.items() if len(leaving.numbers)}
+
+
+def _say_leaving(leaving: Mapping[str, _Leaving], wanted: Wanted) -> None:
+    """Say it where an image_id is that of several images."""
+    for group, one in leaving.items():
+        if len(one.numbers) > len(set(wanted.image_ids)):
+            log.warning(
+                "%d images of group '%s' have these %d image_ids; all of them leave",
+                len(one.numbers),
+                group,
+                len(set(wanted.image_ids)),
+            )
 
 
 def _choose(base: Base, leaving: Mapping[str, _Leaving], wanted: Wanted) -> Chosen:
@@ -170,7 +183,7 @@ def _choose(base: Base, leaving: Mapping[str, _Leaving], wanted: Wanted) -> Chos
 
 def _unchanged(lake: Folder, path: str, places: Sequence[Place]) -> Entry:
     """Return the entry of a file. Raises `ConfigError` where it is not that of the fit."""
-    fitted = next(place.version for place in places if place.path == path)
+    versions = sorted({place.version for place in places if place.path == path})
     try:
         entry = lake.entry(path)
     except FileNotFoundError:
@@ -178,9 +191,10 @@ def _unchanged(lake: Folder, path: str, places: Sequence[Place]) -> Entry:
             f"{lake.path(path)} is gone: what its images added to the model cannot be computed; "
             "name where it is now with --images, or fit again"
         ) from None
-    if entry.version != fitted:
+    if versions != [entry.version]:
         raise ConfigError(
-            f"{lake.path(path)} is version {entry.version}, its images joined from {fitted}: they "
+            f"{lake.path(path)} is version {entry.version}, its images joined from "
+            f"{' and '.join(versions)}: they "
             "may be others; restore it, or fit again"
         )
     return entry

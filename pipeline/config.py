@@ -15,12 +15,14 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -122,6 +124,24 @@ class ScoreSettings(_Frozen):
     iceberg_table: str | None = None
 
 
+def _words(value: object) -> object:
+    """Return a setting's words as text: a 0, true or a single word from YAML are words as well."""
+    values = value if isinstance(value, list | tuple | set) else [value]
+    return tuple(
+        str(one).lower() if isinstance(one, bool) else f"{one:g}" if _is_number(one) else one
+        for one in values
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+# The fields of `ColumnSettings` that say what values mean, and not where they are.
+VOCABULARY = ("good_labels", "test_splits", "train_splits")
+
+
 class ColumnSettings(_Frozen):
     """Names of our columns in other people's tables, and columns to pass through to the scores."""
 
@@ -135,6 +155,39 @@ class ColumnSettings(_Frozen):
     extra: tuple[str, ...] = ()
     # The group of all images of a table that has none: neither a column nor a folder names it.
     one_group: str | None = None
+    # What those columns say (`stages.selection`), compared without case and the spaces around it. A
+    # label that is none of these is a type of defect; a split of neither list is refused.
+    good_labels: Words = ("good", "ok", "normal", "pass")
+    test_splits: Words = (
+        *("test", "testing", "val", "valid", "validation"),
+        *("eval", "evaluation", "dev", "holdout", "hold-out"),
+    )
+    # And a null: a table without splits is there to train on.
+    train_splits: Words = ("train", "training")
+
+    @field_validator("train_splits")
+    @classmethod
+    def _not_both(cls, train: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        tests = {word.strip().lower() for word in info.data.get("test_splits", ())}
+        both = [word for word in train if word.strip().lower() in tests]
+        if both:
+            raise ValueError(f"{both} is in columns.test_splits too; set both lists")
+        return train
+
+    @property
+    def vocabulary(self) -> dict[str, list[str]]:
+        """Return what decides which rows are trained on, and no score depends on."""
+        return {name: list(getattr(self, name)) for name in VOCABULARY}
+
+    def over(self, fitted: "ColumnSettings") -> "ColumnSettings":
+        """Return a model's settings, with those that the user has named in their place."""
+        named = {name: getattr(self, name) for name in self.model_fields_set}
+        return fitted.model_copy(update=named)
+
+    def meaning_as(self, other: "ColumnSettings") -> "ColumnSettings":
+        """Return these settings with another's vocabulary, where the user has named none."""
+        unnamed = [name for name in VOCABULARY if name not in self.model_fields_set]
+        return self.model_copy(update={name: getattr(other, name) for name in unnamed})
 
 
 class StorageSettings(_Frozen):

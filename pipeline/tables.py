@@ -90,6 +90,7 @@ PROVENANCE = pa.schema(
         _field("source_row", pa.int64(), "row in that file, from 0"),
         _field("y", pa.int32(), "row in the patch grid"),
         _field("x", pa.int32(), "column in the patch grid"),
+        _optional("source_version", pa.string(), "etag, or size and time, of that file"),
     ]
 )
 
@@ -107,6 +108,21 @@ TRAINING_IMAGES = pa.schema(
         _optional("peak", pa.float32(), "highest point of its smoothed map, likewise"),
         _optional("patch_mean", pa.float64(), "mean of its anomaly map, likewise"),
         _optional("patch_std", pa.float64(), "standard deviation of its anomaly map, likewise"),
+        _optional(
+            "sha256", pa.string(), "of the encoded file; null: it joined before that was kept"
+        ),
+    ]
+)
+
+# One row an image that a model was trained on, beside its scores.
+TRAINED = pa.schema(
+    [
+        _field("image_id", pa.string(), "as in the images table"),
+        _field("root", pa.string(), "the images table; empty: not known"),
+        _field("source_path", pa.string(), "Parquet file of the image, relative to it"),
+        _field("source_row", pa.int64(), "row in that file, from 0"),
+        _field("source_version", pa.string(), "etag, or size and time, of that file"),
+        _optional("sha256", pa.string(), "of the encoded file; null: not known"),
     ]
 )
 

@@ -5,6 +5,7 @@ masks as `pipeline.images.masks` says. An anomalous image of which no mask says 
 counts for the image AUROC only.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,10 +20,12 @@ from pipeline.evaluation.roc import auroc
 from pipeline.images.decode import decode_mask, limits_of
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.stages.membership import Known
+from pipeline.stages.selection import labels_mean, require_splits, splits_mean
 from pipeline.stages.source import Source
+from pipeline.stages.trained import is_known, read_trained
 
 FRAME = (256, 256)
-_GOOD = "good"
 
 
 @dataclass
@@ -40,33 +43,117 @@ class GroupMetrics:
     empty_masks: int = 0
     # Counted in: masks of another size than their image are stretched over it.
     resized_masks: int = 0
+    # Images that are left out altogether: without a label; that the model was trained on; of a
+    # split to train on, though it was not.
+    unlabelled: int = 0
+    trained_on: int = 0
+    train_split: int = 0
+    # Whether the table does not say what its model was trained on.
+    is_unknown: bool = False
+    # Labels of the images compared that mean defect, and that mean good; and of all rows seen.
+    defects: Counter[str] = field(default_factory=Counter)
+    goods: Counter[str] = field(default_factory=Counter)
+    seen: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def image_auroc(self) -> float | None:
         """Return the image AUROC; None if a class is absent."""
         return auroc(np.asarray(self.scores, np.float64), np.asarray(self.is_anomalous, bool))
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A score table, and of each of its models what tells the images it was trained on."""
+
+    folder: Folder
+    lake: str
+    _known: dict[str, Known | None] = field(default_factory=dict)
+
+    def known(self, model_id: str) -> Known | None:
+        """Return what tells a model's images; None if that was not kept. Raises `ConfigError`."""
+        if model_id not in self._known:
+            self._known[model_id] = read_trained(self.folder, model_id, self.lake)
+        return self._known[model_id]
+
+
 def add_part(
-    metrics: dict[str, GroupMetrics], source: Source, scores: Folder, part: str, fragment: Fragment
+    metrics: dict[str, GroupMetrics], source: Source, scores: Scored, part: str, fragment: Fragment
 ) -> None:
-    """Add the labelled rows of one part whose split is not train.
+    """Add the labelled rows of one part that were not trained on, and whose split is not train.
 
     Raises:
         TableError: if a part's rows are not those of its fragment.
+        ConfigError: if a split has no meaning.
     """
     # As a file, not a dataset: the folder's `version=` is no column of ours.
-    scored = pq.ParquetFile(pa.BufferReader(scores.read(part))).read(columns=_SCORE_COLUMNS)
+    content = pa.BufferReader(scores.folder.read(part))
+    scored = pq.ParquetFile(content).read(columns=[*_SCORE_COLUMNS, "model_id"])
     described = source.read(fragment, mask=True)
     if source.where is not None:
         asked = described.column("source_row").combine_chunks()
         scored = scored.filter(pc.is_in(scored.column("source_row"), value_set=asked))
     if scored.column("source_row").to_pylist() != described.column("source_row").to_pylist():
-        raise TableError(f"{scores.path(part)} has other rows than its fragment; score again")
+        where = scores.folder.path(part)
+        raise TableError(f"{where} has other rows than its fragment; score again")
     group = metrics.setdefault(fragment.group, GroupMetrics())
-    for row, image in zip(_rows(scored), _rows(described), strict=True):
-        label = image.get("label")
-        if label is not None and image.get("split") != "train":
-            _add_image(group, source, row, image)
+    is_good = _left_over(group, source, scores, fragment, (scored, described))
+    for row, image, good in zip(_rows(scored), _rows(described), is_good, strict=True):
+        if good is not None:
+            _add_image(group, source, row, image, is_anomalous=not good)
+
+
+def _left_over(
+    group: GroupMetrics,
+    source: Source,
+    scores: Scored,
+    fragment: Fragment,
+    rows: tuple[pa.Table, pa.Table],
+) -> list[bool | None]:
+    """Return of each row that is to be compared whether it is good, and None of the others.
+
+    Counts the others.
+    """
+    described = rows[1]
+    absent = pa.chunked_array([pa.nulls(len(described), pa.string())])
+    split, label = (
+        described.column(name) if name in described.column_names else absent
+        for name in ("split", "label")
+    )
+    split_means = splits_mean(split, source.columns)
+    other = Counter(split.filter(pc.equal(split_means, "other")).to_pylist())
+    require_splits(other, source.columns, source.images.path(fragment.path))
+    means = labels_mean(label, source.columns).to_pylist()
+    trained = _trained(group, source, scores, fragment, rows)
+    is_good: list[bool | None] = []
+    for meant, text, of_split, was_seen in zip(
+        means, label.to_pylist(), split_means.to_pylist(), trained, strict=True
+    ):
+        compared = meant is not None and not was_seen and of_split != "train"
+        is_good.append(meant == "good" if compared else None)
+        group.unlabelled += meant is None
+        group.trained_on += meant is not None and bool(was_seen)
+        group.train_split += meant is not None and not was_seen and of_split == "train"
+        if meant is not None:
+            group.seen[meant, text] += 1
+        if compared:
+            (group.goods if meant == "good" else group.defects)[text] += 1
+    return is_good
+
+
+def _trained(
+    group: GroupMetrics,
+    source: Source,
+    scores: Scored,
+    fragment: Fragment,
+    rows: tuple[pa.Table, pa.Table],
+) -> np.ndarray:
+    """Return which rows their model was trained on; none where that was not kept."""
+    scored, described = rows
+    (model_id,) = scored.column("model_id").unique().to_pylist() or [""]
+    known = scores.known(model_id) if model_id else None
+    if known is None:
+        group.is_unknown |= bool(model_id)
+        return np.zeros(len(described), bool)
+    return is_known(known, source, fragment, described)
 
 
 _SCORE_COLUMNS = [
@@ -94,13 +181,17 @@ def _rows(table: pa.Table) -> Iterator[dict[str, object]]:
 
 
 def _add_image(
-    group: GroupMetrics, source: Source, row: dict[str, object], image: dict[str, object]
+    group: GroupMetrics,
+    source: Source,
+    row: dict[str, object],
+    image: dict[str, object],
+    *,
+    is_anomalous: bool,
 ) -> None:
     score, anomaly_map = row["image_score"], row["anomaly_map"]
     if not isinstance(score, float):
         group.unscored += 1
         return
-    is_anomalous = image["label"] != _GOOD
     group.scores.append(score)
     group.is_anomalous.append(is_anomalous)
     if not isinstance(anomaly_map, np.ndarray):

@@ -58,6 +58,8 @@ class Described:
     source_rows: list[int]
     # Of all images that were to be used.
     statuses: list[str]
+    # Of the usable images' encoded files.
+    sha256s: list[str]
 
 
 class Workers(Protocol):

@@ -1,5 +1,6 @@
 """decode: a fragment's rows out of Parquet, its images to pixels of the model's input size."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ class Decode:
 
     def _decode(self, batch: FragmentBatch) -> FragmentBatch:
         selection = self.selections.get(batch.fragment.group, "all")
-        rows = select_rows(self.source.read(batch.fragment), selection)
+        rows = select_rows(self.source.read(batch.fragment), selection, self.source.columns)
         if self.chosen is not None:
             taken = pa.array(self.chosen[batch.fragment.key], pa.int64())
             rows = rows.filter(pc.is_in(rows.column("source_row"), value_set=taken))
@@ -75,7 +76,8 @@ class Decode:
             found = decode_picture(content, limits, self._geometries, grey=self.pictures)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
-        return _Outcome("ok", None, found.width, found.height, found.pixels, found.grey)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return _Outcome("ok", None, found.width, found.height, found.pixels, found.grey, sha256)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class _Outcome:
     height: int | None
     pixels: np.ndarray | None
     picture: bytes | None = None
+    # Of the encoded file.
+    sha256: str | None = None
 
     @classmethod
     def failed(cls, status: str, error: str) -> "_Outcome":
@@ -104,6 +108,7 @@ def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("picture", pa.large_binary()),
+        ("sha256", pa.string()),
     ):
         table = table.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))
     return table

@@ -63,6 +63,7 @@ class Embed:
             image_ids=used.column("image_id").to_pylist(),
             source_rows=used.column("source_row").to_pylist(),
             statuses=batch.statuses(),
+            sha256s=used.column("sha256").to_pylist(),
         )
         # The embeddings last: they are the marker of a finished fragment.
         name = f"{self._settings.partials}{batch.fragment.key}"

@@ -1,10 +1,11 @@
 """The images that are, or were, in a group's model: who joined when, who left, who is which number.
 
-An image is known by its `image_id` within its group. One that was withdrawn stays known, so that it
-is not added again by the next update over the same lake.
+An image is known by its place (lake, file, version, row) or by its content: an `image_id` may come
+again every day. One that was withdrawn stays known, so that it is not added again by the next
+update over the same lake.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,9 +52,16 @@ class Membership:
                 "source_row": described.source_rows,
                 "source_version": [fragment.version] * count,
                 "joined": np.full(count, step, np.int32),
+                "sha256": described.sha256s,
             }
             tables.append(_table(columns, count))
         return cls(pa.concat_tables(tables).combine_chunks())
+
+    @classmethod
+    def stored(cls, table: pa.Table) -> "Membership":
+        """Return the images of a file, which may have been written before some column was kept."""
+        columns = {name: table.column(name) for name in table.column_names}
+        return cls(_table(columns, len(table)))
 
     @property
     def count(self) -> int:
@@ -66,9 +74,18 @@ class Membership:
         return self.table.filter(pc.is_null(self.table.column("left")))
 
     @cached_property
-    def known(self) -> frozenset[str]:
+    def image_ids(self) -> frozenset[str]:
         """The image_ids that are, or were, in the model."""
         return frozenset(self.table.column("image_id").to_pylist())
+
+    def known(self, roots: Sequence[str], lake: str) -> "Known":
+        """Return what tells the images that are, or were, in the model.
+
+        Args:
+            roots: Of the lake that images came from, by the number of the step they joined at.
+            lake: Root of the lake whose images are to be told; places in others say nothing.
+        """
+        return Known.of(with_roots(self.table, roots), lake)
 
     def numbers_of(self, image_ids: Sequence[str]) -> Int64[np.ndarray, " numbers"]:
         """Return the numbers of those in the model that have one of these ids."""
@@ -117,7 +134,11 @@ class Membership:
 
     def origin(self, provenance: pa.Table) -> Int64[np.ndarray, "bank 3"]:
         """Return the number of its image, y and x of each row of a bank: undoes `provenance`."""
-        names = ("image_id", "source_path", "source_row")
+        names = ["image_id", "source_path", "source_row"]
+        versions = provenance.column_names[-1]
+        if versions == "source_version" and not provenance.column(versions).null_count:
+            # A file may have been replaced by one whose images have the same ids.
+            names.append("source_version")
         of_rows = list(zip(*(provenance.column(name).to_pylist() for name in names), strict=True))
         numbers, number = dict.fromkeys(of_rows, -1), 0
         for batch in self.present.to_batches(max_chunksize=_BATCH):
@@ -141,9 +162,52 @@ class Membership:
             "source_row": images.column("source_row"),
             "y": origin[:, 1],
             "x": origin[:, 2],
+            "source_version": images.column("source_version"),
         }
         arrays = [_array(columns[field.name], field) for field in PROVENANCE]
         return pa.Table.from_arrays(arrays, schema=PROVENANCE)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What tells whether a row of one lake is an image of a model: see the module."""
+
+    # (path, version) -> rows.
+    places: Mapping[tuple[str, str], frozenset[int]]
+    contents: frozenset[str]
+    image_ids: frozenset[str]
+    # Of images that joined before their content was noted: by these alone they are known.
+    unnoted: frozenset[str]
+
+    @classmethod
+    def of(cls, images: pa.Table, lake: str) -> "Known":
+        """Return what tells these images; the table has the columns of `with_roots`."""
+        here = images.filter(pc.equal(images.column("root"), lake))
+        found = here.group_by(["source_path", "source_version"]).aggregate([("source_row", "list")])
+        places = (found.column(n).to_pylist() for n in found.column_names)
+        named = dict(zip(found.column_names, places, strict=True))
+        keys = zip(named["source_path"], named["source_version"], strict=True)
+        rows = map(frozenset, named["source_row_list"])
+        sha256 = images.column("sha256")
+        unnoted = images.filter(pc.is_null(sha256)).column("image_id")
+        return cls(
+            places=dict(zip(keys, rows, strict=True)),
+            contents=frozenset(sha256.drop_null().to_pylist()),
+            image_ids=frozenset(images.column("image_id").to_pylist()),
+            unnoted=frozenset(unnoted.to_pylist()),
+        )
+
+    def at(self, path: str, version: str) -> frozenset[int]:
+        """Return the rows of a file, as it is in this version, that are images of the model."""
+        return self.places.get((path, version), frozenset())
+
+
+def with_roots(images: pa.Table, roots: Sequence[str]) -> pa.Table:
+    """Return images of schema `TRAINING_IMAGES` with the root of the lake that each joined from."""
+    named = pa.array([*roots, ""], pa.string())
+    # Models of before the lineage was kept name no lake.
+    steps = pc.min_element_wise(images.column("joined"), pa.scalar(len(roots), pa.int32()))
+    return images.append_column("root", pc.take(named, steps))
 
 
 def samples_left(

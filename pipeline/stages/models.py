@@ -157,6 +157,16 @@ def load_accounts(model: Folder, record: GroupRecord) -> Accounts:
     return Accounts(load_calibration(model, record), table(_IMAGES), table(_PROVENANCE), statistics)
 
 
+def load_images(model: Folder, record: GroupRecord) -> pa.Table | None:
+    """Return the images of a group, schema `TRAINING_IMAGES` of its time; None where none are kept.
+
+    Raises:
+        ModelError: if the file is missing or damaged.
+    """
+    files = [file for file in record.files if file.role == _IMAGES]
+    return pq.read_table(io.BytesIO(read_file(model, files[0]))) if files else None
+
+
 def load_state(model: Folder, record: GroupRecord) -> Arrays:
     """Return the arrays of the method. Raises `ModelError`."""
     state: Arrays = from_bytes(read_file(model, _record(record, _STATE)))

@@ -1,26 +1,19 @@
 """plan: which fragments there are, under which keys, and which of their rows a job uses."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import ColumnSettings, Settings, digest
+from pipeline.config import VOCABULARY, Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.lake.planning import list_tables, plan
-from pipeline.lake.reading import read_named
 from pipeline.lake.where import read_where
-from pipeline.stages.selection import Selection
 from pipeline.tables import PLAN
-
-# Label columns are small, behind the latency of an object store.
-_FILES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ def write_cuts(scores: Folder, settings: Settings, plan: Plan, known: Fragments)
 
 
 def _cuts_name(settings: Settings) -> str:
-    columns = settings.columns.model_dump(mode="json")
+    columns = settings.columns.model_dump(mode="json", exclude=set(VOCABULARY))
     return f"_cuts/{digest({'columns': columns, 'images': settings.fragment_images})[:12]}.arrow"
 
 
@@ -127,35 +120,14 @@ def keyed(plan: Plan, settings_digests: Mapping[str, str], otherwise: str) -> Pl
 def output_digest(settings: Settings) -> str:
     """Return the digest of all settings that a part's bytes depend on, besides the model.
 
-    Runner, workers, `batch_size`, `max_failed` and where parts are published are not among them.
+    Runner, workers, `batch_size`, `max_failed`, where parts are published and what labels and
+    splits mean are not among them.
     """
     return digest(
         {
             "image": settings.image.model_dump(mode="json"),
             "score": settings.score.model_dump(mode="json", exclude={"iceberg_table"}),
-            "columns": settings.columns.model_dump(mode="json"),
+            "columns": settings.columns.model_dump(mode="json", exclude=set(VOCABULARY)),
             "fragment_images": settings.fragment_images,
         }
     )
-
-
-def training_selections(
-    images: Folder, fragments: Fragments, columns: ColumnSettings
-) -> dict[str, Selection]:
-    """Return which rows of each group a fit uses: the good ones, or all where none has a label.
-
-    Reads the label column of every file, several at a time.
-    """
-    labelled: set[str] = set()
-    files = fragments.table.group_by(["path", "version"]).aggregate([]).to_pylist()
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        for known in pool.map(partial(_labelled, images, columns), files):
-            labelled |= known
-    return {group: "good" if group in labelled else "unlabelled" for group in fragments.groups}
-
-
-def _labelled(images: Folder, columns: ColumnSettings, place: dict[str, str]) -> set[str]:
-    """Return the groups of a file (path, version) that have a label."""
-    table = read_named(images, columns, place["path"], place["version"], ("group", "label"))
-    known = table.filter(table.column("label").is_valid())
-    return set(known.column("group").unique().to_pylist())

@@ -1,24 +1,101 @@
-"""selection: which rows of a group a job uses, by split and label."""
+"""selection: what labels and splits mean, and which rows of a group a job uses.
 
+Compared is what is written without case, Unicode form and the spaces around it. A label is *good*
+(`columns.good_labels`), nothing (null, or a word for it), or else a type of defect. A split is to
+*train* on (`columns.train_splits`), to *test* on (`columns.test_splits`), nothing, or *other*, with
+which no job goes on. Nothing as a split is to train on; as a label it is not, unless the whole
+group has none.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import ColumnSettings
+from pipeline.errors import ConfigError
+
 # `all`: every row (score). `good`: label good, split not test (fit). `unlabelled`: split not test,
 # for a group without any label. `none`: every row, but no pixels, for a group without a model.
 Selection = Literal["all", "good", "unlabelled", "none"]
 
+# Texts of which nobody can say which one is good.
+NUMBERS = frozenset({"0", "1", "true", "false"})
+# Values that a message names one by one.
+NAMED = 5
 
-def select_rows(rows: pa.Table, selection: Selection) -> pa.Table:
+# What programs write for a null, and people for a label that they do not know.
+_NOTHING = ("", "nan", "none", "null", "n/a", "<na>")
+_NO_LABEL = (*_NOTHING, "unknown", "unlabelled", "unlabeled")
+
+
+def labels_mean(labels: pa.ChunkedArray, columns: ColumnSettings) -> pa.ChunkedArray:
+    """Return `good` or `defect` for each label; null where there is none."""
+    return _meanings(labels, {"good": columns.good_labels}, "defect", _NO_LABEL)
+
+
+def splits_mean(splits: pa.ChunkedArray, columns: ColumnSettings) -> pa.ChunkedArray:
+    """Return `train`, `test` or `other` for each split; null where there is none."""
+    known = {"train": columns.train_splits, "test": columns.test_splits}
+    return _meanings(splits, known, "other", _NOTHING)
+
+
+def select_rows(rows: pa.Table, selection: Selection, columns: ColumnSettings) -> pa.Table:
     """Return the rows that a selection takes."""
     if selection in ("all", "none"):
         return rows
     keep = pa.array(np.ones(len(rows), bool))
     if "split" in rows.column_names:
-        is_test = pc.fill_null(pc.equal(rows.column("split"), "test"), False)  # noqa: FBT003
-        keep = pc.and_(keep, pc.invert(is_test))
+        split = splits_mean(rows.column("split"), columns)
+        keep = pc.and_(keep, pc.fill_null(pc.equal(split, "train"), True))  # noqa: FBT003
     if selection == "good":
-        keep = pc.and_(keep, pc.fill_null(pc.equal(rows.column("label"), "good"), False))  # noqa: FBT003
+        if "label" not in rows.column_names:
+            return rows.slice(0, 0)
+        label = labels_mean(rows.column("label"), columns)
+        keep = pc.and_(keep, pc.fill_null(pc.equal(label, "good"), False))  # noqa: FBT003
     return rows.filter(keep)
+
+
+def require_splits(splits: Counter[str], columns: ColumnSettings, where: str) -> None:
+    """Raise `ConfigError` if there is a split, in so many rows, that means nothing."""
+    if splits:
+        raise ConfigError(
+            f"{where}: column '{columns.split}' says {listed(splits)}, which is neither to train "
+            "on nor to test on; name it in columns.train_splits or columns.test_splits (now "
+            f"{list(columns.train_splits)} and {list(columns.test_splits)})"
+        )
+
+
+def listed(values: Counter[str]) -> str:
+    """Return "'cal' in 12 rows, 'x' in 3 rows"; beyond some values, how many there are besides."""
+    named = [f"'{value}' in {rows} rows" for value, rows in values.most_common(NAMED)]
+    others = len(values) - len(named)
+    return ", ".join(named) + (f", and {others} others" if others else "")
+
+
+def _meanings(
+    values: pa.ChunkedArray,
+    words: Mapping[str, Sequence[str]],
+    otherwise: str,
+    nothing: Sequence[str],
+) -> pa.ChunkedArray:
+    """Return which list each value is in; a word that somebody has listed is never nothing."""
+    text = _compared(values)
+    found = pc.if_else(_is_one_of(text, nothing), None, pa.scalar(otherwise))
+    for meaning, listed in words.items():
+        found = pc.if_else(_is_one_of(text, listed), meaning, found)
+    return found
+
+
+def _is_one_of(text: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
+    listed = _compared(pa.chunked_array([list(words)], pa.string()))
+    # A null is not in the list, and then `if_else` of it is decided as well.
+    return pc.is_in(pc.fill_null(text, ""), value_set=listed.combine_chunks())
+
+
+def _compared(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    text = pc.utf8_normalize(values.cast(pa.string()), form="NFKC")
+    return pc.utf8_lower(pc.utf8_trim_whitespace(text))

@@ -60,7 +60,7 @@ class Standing:
             ConfigError: if the model was fitted before images were recorded.
             ModelError: if a file is missing or damaged.
         """
-        members = Membership(load_accounts(model, record).images)
+        members = Membership.stored(load_accounts(model, record).images)
         return cls(model, group, record, members, identity, settings)
 
     @property

@@ -38,7 +38,9 @@ def stored_corpus(root: Path, workers) -> StoredCorpus:
         shapes = {"layer0": (size, 6, 5, 4), "layer1": (size, 3, 3, 8)}
         arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         names = [f"{fragment.key}-{row}" for row in range(size)]
-        described = Described(names, list(range(size)), ["ok"] * size)
+        described = Described(
+            names, list(range(size)), ["ok"] * size, [f"{i:064x}" for i in range(size)]
+        )
         slices = ({n: a[i : i + 4] for n, a in arrays.items()} for i in range(0, size, 4))
         write_slices(model, f"partials/{fragment.key}{EMBEDDINGS}", size, 4, slices)
         model.write(f"partials/{fragment.key}.json", json.dumps(asdict(described)).encode())

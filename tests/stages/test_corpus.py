@@ -31,6 +31,7 @@ def corpus(tmp_path: Path) -> StoredCorpus:
             "image_ids": [f"i{n}" for n in range(first, first + count)],
             "source_rows": list(range(count)),
             "statuses": ["ok"] * count + ["decode_error"],
+            "sha256s": [f"{n:064x}" for n in range(first, first + count)],
         }
         model.write(f"{key}.json", json.dumps(described).encode())
         fragments.append(Fragment(f"{key}.parquet", (0,), 0, "a", count + 1, "v", key))

@@ -1,0 +1,112 @@
+"""What a model was trained on and should not have been, as the lake tells now."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.console import log
+from pipeline.config import ColumnSettings
+from pipeline.errors import PatchlakeError
+from pipeline.lake import models
+from pipeline.lake.folder import Folder
+from pipeline.methods import build
+from pipeline.methods.contract import Updatable
+from pipeline.stages.changed import changed_images
+from pipeline.stages.membership import Membership, with_roots
+from pipeline.stages.models import load_images
+from pipeline.tables import TRAINING_IMAGES
+
+# Lists of images are small, behind the latency of an object store.
+_READ_AT_ONCE = 16
+# Images that a line names one by one.
+_NAMED = 5
+
+Changed = dict[str, dict[str, str]]
+
+
+def say_changed(
+    model: Folder, manifest: models.Manifest, columns: ColumnSettings | None = None
+) -> Changed:
+    """Log which images of a model the lake would not train on any more; return group -> id -> why.
+
+    What cannot be read is said, and nothing else: a model is good without its lake.
+
+    Args:
+        model: The model's folder.
+        manifest: Its manifest.
+        columns: Of the lake; without, those of the fit.
+    """
+    changed: Changed = {}
+    try:
+        by_root = _images_by_root(model, manifest)
+    except (PatchlakeError, OSError) as error:
+        _say_unread(model, model.root, error)
+        return changed
+    for root, images in by_root.items():
+        lake = Folder.at(root, model.storage)
+        try:
+            found = changed_images(lake, columns or manifest.settings.columns, images)
+        except (PatchlakeError, OSError, pa.ArrowException) as error:
+            _say_unread(model, root, error)
+            continue
+        for group, fates in found.items():
+            changed.setdefault(group, {}).update(fates)
+    method = build(manifest.method, manifest.method_options)
+    for group, fates in changed.items():
+        log.warning("%s", _line(model, group, fates, can_leave=isinstance(method, Updatable)))
+    return changed
+
+
+def _images_by_root(model: Folder, manifest: models.Manifest) -> dict[str, dict[str, pa.Table]]:
+    """Return the images in each group's model by the lake that they are from."""
+    roots = [step.images for step in manifest.lineage]
+    by_root: dict[str, dict[str, pa.Table]] = {root: {} for root in roots}
+    groups = manifest.groups
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        tables = list(pool.map(partial(load_images, model), groups.values()))
+    for group, table in zip(groups, tables, strict=True):
+        if table is None:
+            continue
+        images = with_roots(Membership.stored(table).present, roots)
+        for root in roots:
+            of_root = images.filter(pc.equal(images.column("root"), root))
+            if len(of_root):
+                by_root[root][group] = of_root.select(TRAINING_IMAGES.names)
+    return {root: of_groups for root, of_groups in by_root.items() if of_groups}
+
+
+def _say_unread(model: Folder, root: str, error: Exception) -> None:
+    log.warning(
+        "whether the images that %s was trained on are still what they were is not known: %s "
+        "cannot be read (%s)",
+        model.root,
+        root,
+        error,
+    )
+
+
+def _line(model: Folder, group: str, fates: Mapping[str, str], *, can_leave: bool) -> str:
+    some = list(fates.items())[:_NAMED]
+    named = ", ".join(f"'{image_id}' ({fate})" for image_id, fate in some)
+    if len(fates) > len(some):
+        counted = Counter(fates.values()).most_common(_NAMED)
+        named = "; ".join(f"{count} times: {fate}" for fate, count in counted)
+        named += f"; the first are {', '.join(repr(image_id) for image_id, _ in some)}"
+        named += ", and `patchlake status --json` lists them all"
+    way = "fit again"
+    if can_leave:
+        command = ["patchlake", "withdraw", model.root]
+        for image_id, _ in some:
+            command += ["--image", image_id]
+        command += ["--group", group]
+        what = "takes them out" if len(fates) == len(some) else "takes the first out"
+        way = f"`{shlex.join(command)}` {what}"
+    return (
+        f"{model.root} was trained on {len(fates)} images of group '{group}' that are not images "
+        f"to train on any more: {named}; {way}"
+    )

@@ -1,0 +1,38 @@
+"""What a fit or an update trains on, and what it leaves: said before anything is embedded."""
+
+from collections.abc import Mapping
+
+from jobs.console import log
+from pipeline.errors import ConfigError
+from pipeline.lake.fragments import Fragments
+from pipeline.stages.selection import Selection
+from pipeline.stages.source import Source
+from pipeline.stages.survey import survey
+
+
+def choose_rows(
+    source: Source, fragments: Fragments, *, is_update: bool = False
+) -> Mapping[str, Selection]:
+    """Return which rows of each group are trained on, after saying which.
+
+    Args:
+        source: The lake.
+        fragments: Of the groups in question.
+        is_update: Whether a group may bring nothing new.
+
+    Raises:
+        ConfigError: if a split has no meaning, or, of a fit, no label of a group means good.
+    """
+    found = survey(source, fragments)
+    found.require_splits(source.images.root)
+    fault = found.without_good()
+    if fault and not is_update:
+        raise ConfigError(f"{source.images.root}: {fault}")
+    if fault:
+        log.warning("%s: %s", source.images.root, fault)
+    for group, selection in found.selections.items():
+        if selection == "unlabelled":
+            log.warning("group '%s' has no label at all: every image of it is taken as good", group)
+    for line in found.lines():
+        log.info("%s", line)
+    return found.selections

@@ -1,0 +1,86 @@
+"""What a fit takes of a lake, and what it says of the rest."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import ImageSettings, Settings
+from pipeline.errors import ConfigError
+from pipeline.images.geometry import Geometry
+from pipeline.lake.folder import Folder
+from pipeline.lake.where import read_where
+from pipeline.stages.plan import plan_fragments
+from pipeline.stages.source import Source
+from pipeline.stages.survey import Survey, survey
+
+Row = tuple[str, str | None, str | None]
+
+
+def surveyed(folder: Path, where: str | None = None, **files: list[Row]) -> Survey:
+    for name, rows in files.items():
+        groups, splits, labels = zip(*rows, strict=True)
+        columns = {
+            "image_id": [str(n) for n in range(len(rows))],
+            "image": pa.array([b""] * len(rows), pa.binary()),
+            "group": groups,
+            "split": pa.array(splits, pa.string()),
+            "label": pa.array(labels, pa.string()),
+        }
+        table = pa.table(columns)
+        pq.write_table(
+            table.drop_columns("label") if name == "bare" else table, folder / f"{name}.parquet"
+        )
+    lake, settings = Folder(str(folder)), Settings()
+    rule = read_where(where)
+    source = Source(lake, settings.columns, ImageSettings(), Geometry((8, 8), None), rule)
+    return survey(source, plan_fragments(lake, settings, where).kept)
+
+
+def test_a_group_has_a_line_that_counts_every_row(tmp_path: Path):
+    rows: list[Row] = [("tile", "train", "good")] * 5 + [("tile", "Train", "OK")] * 2
+    rows += [("tile", "test", "good")] * 3 + [("tile", "train", "crack")] * 2
+    rows += [("tile", "train", None)] * 4 + [("tile", "test", None), ("cloth", None, None)]
+    found = surveyed(tmp_path, a=rows)
+    assert found.selections == {"cloth": "unlabelled", "tile": "good"}
+    assert found.lines() == [
+        "group 'cloth': 1 images without a label",
+        "group 'tile': 7 good images (label 'good', 'OK') of split 'train', 'Train'; not used: "
+        "4 of split 'test', 2 of label 'crack', 4 without a label",
+    ]
+
+
+def test_a_file_without_labels_does_not_make_its_group_one_without(tmp_path: Path):
+    found = surveyed(tmp_path, a=[("tile", "train", "good")], bare=[("tile", "train", "x")])
+    assert found.selections == {"tile": "good"}
+    assert found.lines()[0].endswith("not used: 1 without a label")
+
+
+def test_where_keeps_rows_without_a_label_of_a_group_that_has_some(tmp_path: Path):
+    rows: list[Row] = [("tile", "train", "good"), ("tile", "val", None), ("cloth", "val", None)]
+    found = surveyed(tmp_path, "split != 'train'", a=rows)
+    assert found.selections == {"cloth": "unlabelled", "tile": "good"}
+
+
+def test_many_groups_have_one_line(tmp_path: Path):
+    rows: list[Row] = [(f"g{n:02}", "train", f"ok{' ' * (n % 7)}") for n in range(12)]
+    (line,) = surveyed(tmp_path, a=[*rows, ("g00", "val", "crack")]).lines()
+    assert line.startswith("12 groups: 12 good images (label 'ok'")
+    assert line.endswith(" and 2 others) of split 'train'; not used: 1 of split 'val'")
+
+
+def test_a_split_that_where_leaves_out_needs_no_meaning(tmp_path: Path):
+    rows: list[Row] = [("tile", "train", "good"), ("tile", "cal", "good")]
+    with pytest.raises(ConfigError, match="says 'cal' in 1 rows"):
+        surveyed(tmp_path, a=rows).require_splits("lake")
+    surveyed(tmp_path, "split != 'cal'", a=rows).require_splits("lake")
+
+
+def test_labels_of_which_none_is_good_are_named_with_the_likely_way_out(tmp_path: Path):
+    rows: list[Row] = [("tile", "train", "fine")] * 3 + [("tile", "test", "crack")] * 9
+    said = surveyed(tmp_path, a=[*rows, ("cloth", None, None)]).without_good()
+    assert "of the labels of group 'tile' none means good: 'crack' in 9 rows, 'fine' in 3" in said
+    assert "--set columns.good_labels=[fine]" in said
+    assert "\n" not in said
+    assert not surveyed(tmp_path, a=[*rows, ("tile", "test", "Good")]).without_good()
