@@ -32,7 +32,7 @@ from pipeline.lake.where import read_where
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
 from pipeline.presets import PRESETS
-from pipeline.stages.corpus import embedded_keys
+from pipeline.stages.corpus import embedded_keys, intact_keys
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
 from pipeline.stages.plan import (
@@ -124,7 +124,7 @@ def run(
         return published
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")
-    pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
+    pending = planned.plan.kept.without_keys(intact_keys(target, partials))
     pipeline = _pipeline(planned, target, partials, execution.threads)
     with beating(job) as heart:
         with execution.start(settings.workers, preflight) as runner:

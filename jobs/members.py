@@ -28,6 +28,7 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
     members = []
     for folder in folders:
         manifest = models.read_manifest(folder)
+        models.require_whole(folder, manifest)
         require_unchanged(settings, manifest)
         weights = settings.backbone.weights or manifest.backbone.weights
         members.append(Member(folder, manifest, weights))

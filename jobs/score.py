@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -17,7 +18,7 @@ from jobs.members import announce_cost, place_large_banks
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.retirement import Retired, Retirement
-from jobs.scoring import Planned, pending_of, pipeline_of, plan_score
+from jobs.scoring import Planned, pending_of, pipeline_of, plan_score, superseded_of
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
 from pipeline.lake import parts, runs
@@ -148,7 +149,8 @@ def run(
             tally = _drive(heart, runner, planned, pending, execution.threads)
         tally.earlier = earlier
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
-        retired = retire(target, job, planned.plan.every, in_ledger)
+        superseded = partial(superseded_of, target, planned)
+        retired = retire(target, job, superseded, in_ledger)
         return _finish(target, planned, job, tally, retired, already_done)
 
 

@@ -21,7 +21,7 @@ from pipeline.lake.fragments import Fragments
 from pipeline.lake.runs import Run
 from pipeline.methods import build
 from pipeline.methods.contract import Updatable
-from pipeline.stages.corpus import StoredCorpus, embedded_keys
+from pipeline.stages.corpus import StoredCorpus, intact_keys
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
 from pipeline.stages.infer import Member
@@ -53,16 +53,7 @@ class Base:
     @property
     def identity(self) -> Mapping[str, object]:
         """What the digest of a group's model covers besides its arrays, as in its fit."""
-        manifest = self.manifest
-        backbone = manifest.backbone
-        return {
-            "method": manifest.method,
-            "options": manifest.method_options,
-            "geometry": {"resize": manifest.geometry.resize, "crop": manifest.geometry.crop},
-            "backbone": [backbone.name, backbone.layers, backbone.weights_sha256],
-            "index": self.settings.index.model_dump(mode="json"),
-            "seed": self.settings.seed,
-        }
+        return models.identity_of(self.manifest)
 
     def standing(self, group: str) -> Standing:
         """Return a group as it stands. Raises `ConfigError`, `ModelError`."""
@@ -94,6 +85,7 @@ def open_base(target: Folder, settings: Settings) -> Base:
     """
     target.sweep()
     manifest = models.read_manifest(target)
+    models.require_whole(target, manifest)
     require_unchanged(settings, manifest)
     method = build(manifest.method, manifest.method_options)
     if manifest.lineage and manifest.lineage[-1].verb != "fit":
@@ -134,7 +126,7 @@ class Chosen:
 def embed(base: Base, heart: Heart, chosen: Chosen, threads: int, runner: Runner) -> Tally:
     """Embed what is not embedded yet; the embeddings stay in the run's folder."""
     partials = heart.run.name("partials/")
-    pending = chosen.fragments.without_keys(embedded_keys(base.target, partials))
+    pending = chosen.fragments.without_keys(intact_keys(base.target, partials))
     settings = base.settings
     embedder = Embedder(
         model=base.target,

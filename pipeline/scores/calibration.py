@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32
+from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
 
 from pipeline.scores.heatmap import ColourScale
 
@@ -14,8 +16,8 @@ from pipeline.scores.heatmap import ColourScale
 class Spread:
     """Mean and standard deviation."""
 
-    mean: float
-    std: float
+    mean: FiniteFloat
+    std: Annotated[FiniteFloat, Field(gt=0)]
 
     @classmethod
     def of(cls, values: Float32[np.ndarray, " values"]) -> "Spread":
@@ -50,12 +52,12 @@ class Calibration:
     `patches` and `scale` are of the anomaly maps; None where the method has none.
     """
 
-    images: int
+    images: NonNegativeInt
     scores: Spread
     patches: Spread | None
     scale: ColourScale | None
     # The score above which an image is anomalous, where the method knows one.
-    threshold: float | None = None
+    threshold: FiniteFloat | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], threshold: float | None) -> "Calibration":
@@ -80,16 +82,19 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Calibration":
-        """Return the calibration that `to_json` wrote."""
-        fields = json.loads(content)
-        patches, scale = fields["patches"], fields["scale"]
-        return cls(
-            images=fields["images"],
-            scores=Spread(**fields["scores"]),
-            patches=None if patches is None else Spread(**patches),
-            scale=None if scale is None else ColourScale(**scale),
-            threshold=fields["threshold"],
-        )
+        """Return the calibration that `to_json` wrote.
+
+        Raises:
+            ValueError: if it is none: a number that is not finite, a deviation of 0 or less.
+        """
+        calibration = _READER.validate_json(content)
+        scale = calibration.scale
+        if scale is not None and not -np.inf < scale.low < scale.high < np.inf:
+            raise ValueError(f"colours from {scale.low} to {scale.high}")
+        return calibration
+
+
+_READER = TypeAdapter(Calibration)
 
 
 def mean_scale(members: Sequence[Calibration]) -> ColourScale | None:
