@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.roles import Use
 from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, add_part
 from pipeline.stages.plan import plan_fragments, read_cuts
@@ -58,9 +59,9 @@ def run(
     """
     storage = storage or StorageSettings()
     lake, table = Folder.at(images, storage), Folder.at(scores, storage)
-    Preflight([lake, table]).here()
+    Preflight([lake, table], roles=[Use(lake, "images"), Use(table, "scores")]).here()
     record = _newest(table)
-    parts.bind_source(table, lake)
+    parts.require_source(table, lake)
     settings: Settings = record.settings
     geometry = Geometry(settings.image.resize, settings.image.crop)
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))

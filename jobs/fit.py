@@ -27,6 +27,7 @@ from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.roles import Use
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
 from pipeline.methods import build, names, options_of
@@ -111,9 +112,8 @@ def run(
     """
     storage = settings.storage
     lake, target = Folder.at(images, storage), Folder.at(model, storage)
-    preflight = Preflight(
-        [lake], [target], options.weight_files(settings.backbone.weights, storage)
-    )
+    weights = options.weight_files(settings.backbone.weights, storage)
+    preflight = Preflight([lake], [target], weights, _roles(lake, target))
     preflight.here()
     target.sweep()
     planned = _plan(lake, target, settings, where)
@@ -156,7 +156,7 @@ def preview(
     storage = settings.storage
     lake, target = Folder.at(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
-    Preflight([lake, target], [], weights).here()
+    Preflight([lake, target], [], weights, _roles(lake, target)).here()
     planned = _plan(lake, target, settings, where)
     kept = planned.plan.kept
     partials = f"_runs/{planned.record.run}/partials/"
@@ -168,6 +168,10 @@ def preview(
         folder = Folder.at(scratch, storage)
         sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
     return preview_of("fit", (lake, target), planned.plan, pending, sample)
+
+
+def _roles(lake: Folder, target: Folder) -> list[Use]:
+    return [Use(lake, "images"), Use(target, "model", is_written=True)]
 
 
 def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) -> Pipeline:

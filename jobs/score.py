@@ -26,6 +26,7 @@ from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.lake.models import MANIFEST
+from pipeline.lake.roles import Use
 from pipeline.stages.plan import Plan, read_cuts, write_cuts
 from pipeline.stages.preflight import Preflight
 
@@ -121,7 +122,8 @@ def run(
     retire = Retirement.checked(expire, settings.score.iceberg_table)
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
-    preflight = Preflight([lake], [target], [*((one, MANIFEST) for one in models_), *weights])
+    files = [*((one, MANIFEST) for one in models_), *weights]
+    preflight = Preflight([lake], [target], files, _roles(lake, target, models_))
     preflight.here()
     target.sweep()
     cuts = read_cuts(target, settings)
@@ -165,7 +167,8 @@ def preview(
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
-    Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
+    files = [*((one, MANIFEST) for one in models_), *weights]
+    Preflight([lake, target], [], files, _roles(lake, target, models_)).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
@@ -184,6 +187,14 @@ def _folders(
     named = [model] if isinstance(model, str) else model
     lake, target, *models_ = (Folder.at(one, settings.storage) for one in (images, scores, *named))
     return lake, target, models_
+
+
+def _roles(lake: Folder, target: Folder, models_: Sequence[Folder]) -> list[Use]:
+    return [
+        Use(lake, "images"),
+        Use(target, "scores", is_written=True),
+        *(Use(one, "model") for one in models_),
+    ]
 
 
 def _drive(

@@ -31,6 +31,7 @@ from pipeline.errors import ConfigError, WorkersLost
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.roles import Use
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
 from pipeline.stages.plan import output_digest, plan_fragments, training_selections
@@ -60,7 +61,8 @@ def run(
     storage = settings.storage
     lake, target = Folder.at(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
-    preflight = Preflight([lake], [target], weights)
+    roles = [Use(lake, "images"), Use(target, "model", is_written=True)]
+    preflight = Preflight([lake], [target], weights, roles)
     preflight.here()
     base = open_base(target, settings)
     groups = list(base.manifest.groups)

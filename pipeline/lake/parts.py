@@ -33,6 +33,7 @@ from pipeline.tables import SCORES
 _SOURCE = "_source.json"
 # What to do about a part that is not what was written.
 AGAIN = "remove it, and the same `patchlake score` scores its images again"
+_SHOWN = 300
 _SCORED_AT = SCORES.field("scored_at").type
 # Two columns are a few KB behind a latency of tens of ms on an object store.
 _READ_AT_ONCE = 16
@@ -206,9 +207,14 @@ def require_source(scores: Folder, images: Folder) -> None:
         found = scores.read(_SOURCE).decode()
     if found != images.root:
         raise ConfigError(
-            f"{scores.root} holds scores of {found!r}, not of {images.root!r} "
-            f"({scores.path(_SOURCE)}); choose another folder"
+            f"{scores.root} holds scores of {_shown(found)}, not of {images.root}; choose another "
+            f"folder ({_SOURCE} says so)"
         )
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
 def _digest_of(name: str) -> str:
