@@ -138,7 +138,7 @@ def run(
             target.remove(partials, recursive=True)
             return published
         manifest = _manifest(planned, job, fitted, failed)
-        return publish(target, job, tally, manifest, planned.plan.kept)
+        return publish(job, tally, manifest, planned.plan.kept, overwrite=overwrite)
 
 
 def preview(

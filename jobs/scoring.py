@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from jobs.console import log
 from jobs.driving import models_budget
-from jobs.members import group_digests, read_members
+from jobs.members import group_digests, read_members, require_units
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Settings, digest
 from pipeline.errors import ConfigError, FragmentsFailed
@@ -77,6 +77,8 @@ def plan_score(
                 log.warning(
                     "%s has no group '%s': its rows get status no_model", member.model.root, group
                 )
+    if len(members) > 1:
+        require_units(members, [group for group in plan.groups if group in digests])
     version = digest({"groups": digests, "output": output_digest(settings)})[:12]
     plan = keyed(plan, *_key_digests(digests, settings))
     record = runs.RunRecord(

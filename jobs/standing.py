@@ -18,6 +18,7 @@ from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.pulse import read_pulses, state_of
 from pipeline.lake.runs import Run
 from pipeline.methods import build
 from pipeline.methods.contract import Updatable
@@ -170,13 +171,12 @@ def publish_step(
         FragmentsFailed: if a group failed, or too many images could not be used.
     """
     manifest = _changed(base, job, outcome)
+    present = models.read_manifest(base.target)
+    if present.run == job.record.run:
+        log.info("another driver of this run has published %s", base.target.root)
+        return present
     if outcome.changes:
-        present = models.read_manifest(base.target)
-        if present.run != base.manifest.run:
-            raise ConfigError(
-                f"{base.target.root} was changed by run {present.run} since this run began with "
-                f"{base.manifest.run}; start again"
-            )
+        _take_step(base, job)
         models.write_manifest(base.target, manifest)
     digests = {group: change.digest for group, change in outcome.changes.items()}
     summary = summarise(job, tally, planned, len(planned) - tally.fragments, groups=digests)
@@ -195,6 +195,30 @@ def publish_step(
         )
     require_success(summary)
     return manifest
+
+
+def _take_step(base: Base, job: Run) -> None:
+    """Take the step that follows the model which this run began with, alone.
+
+    A run that took it and died before it published has changed nothing, and loses it.
+
+    Raises:
+        ConfigError: if another run has it, or has published since.
+    """
+    target, before, own = base.target, base.manifest.run, job.record.run
+    holder = models.claim_step(target, before, own)
+    if holder != own:
+        state = state_of(read_pulses(target, [holder]).get(holder), is_finished=False)
+        if state != "running" and models.read_manifest(target).run == before:
+            models.give_up_step(target, before)
+            holder = models.claim_step(target, before, own)
+    present = models.read_manifest(target).run
+    if holder != own or present != before:
+        other = present if present != before else holder
+        raise ConfigError(
+            f"{target.root} was changed by run {other} since this run began with {before}; start "
+            "again"
+        )
 
 
 def _changed(base: Base, job: Run, outcome: Outcome) -> models.Manifest:

@@ -160,14 +160,15 @@ def _update_groups(
             failed[group] = say_failed(group, f"fragments {broken} failed")
             continue
         corpus = base.corpus(job, fragments, runner)
-        if corpus.images == 0:
-            log.warning("group '%s': no new image can be used: %s", group, corpus.unusable)
-            continue
         before = standing[group]
         try:
+            if corpus.images == 0:
+                log.warning("group '%s': no new image can be used: %s", group, corpus.unusable)
+                continue
             with percent(f"update of {group}") as tell:
                 records[group] = update_group(base.method, before, corpus, base.step, tell)
-        except (ConfigError, WorkersLost) as error:
+        except (ConfigError, WorkersLost, FileNotFoundError) as error:
+            # A file that is gone: another driver of this run has published, and cleared up.
             failed[group] = say_failed(group, str(error))
             continue
         changes[group] = models.Change(

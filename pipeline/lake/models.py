@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import ImageSettings, Layers, Scalar, Settings, digest
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.lake import cache
 from pipeline.lake.folder import Folder, escape
 from pipeline.lake.owned import reading
@@ -155,6 +155,47 @@ def read_manifest(model: Folder) -> Manifest:
 def write_manifest(model: Folder, manifest: Manifest) -> None:
     """Publish: readers see the old model until this put, and the new one after it."""
     model.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
+
+
+def publish_manifest(model: Folder, manifest: Manifest, *, overwrite: bool) -> None:
+    """Publish a fit: a model that another run has published meanwhile is not lost unsaid.
+
+    Raises:
+        ConfigError: if there is one, and it is not to be replaced.
+    """
+    # What an earlier life of this very run was followed by.
+    model.remove(_claim(manifest.run))
+    if model.create(MANIFEST, manifest.model_dump_json(indent=1).encode()):
+        return
+    present = read_manifest(model)
+    if present.run != manifest.run and not overwrite:
+        raise ConfigError(
+            f"{model.root} was published by run {present.run} while this run, {manifest.run}, went "
+            "on; choose another MODEL, or replace it with --overwrite"
+        )
+    write_manifest(model, manifest)
+
+
+def claim_step(model: Folder, base: str, run: str) -> str:
+    """Take the step from the model of one run to that of another, which one run only can.
+
+    Returns:
+        The run that has it: `run`, or another one that was earlier.
+    """
+    name = _claim(base)
+    if model.create(name, run.encode()):
+        return run
+    with reading(model.path(name), "remove it if no update or withdraw of this model runs"):
+        return model.read(name).decode()
+
+
+def give_up_step(model: Folder, base: str) -> None:
+    """Let another run take the step: the one that had it is no more."""
+    model.remove(_claim(base))
+
+
+def _claim(base: str) -> str:
+    return f"_runs/{base}/next"
 
 
 def write_files(model: Folder, group: str, contents: Mapping[str, bytes]) -> list[FileRecord]:

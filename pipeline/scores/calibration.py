@@ -11,6 +11,11 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
 
 from pipeline.scores.heatmap import ColourScale
 
+# An ensemble's unit is a deviation: of two images it may be 1e-8, of five it is known to a third.
+_FEWEST_IMAGES = 5
+# Float32 has 6e-8; a search and a mean over patches add some more.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -25,6 +30,12 @@ class Spread:
         if len(values) == 0:
             return cls(0.0, 1.0)
         return cls(float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)) or 1.0)
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the values are equal but for the rounding of float32."""
+        # `of` gives 1 to equal ones; no other deviation is 1 to the bit.
+        return self.std == 1.0 or self.std <= _ROUNDING * abs(self.mean)
 
     def standardise(self, values: Float32[np.ndarray, "*axes"]) -> Float32[np.ndarray, "*axes"]:
         """Return how many deviations the values lie above the mean."""
@@ -75,6 +86,19 @@ class Calibration:
         std = float(np.sqrt(np.mean(within**2) + means.var())) or 1.0
         patches = Spread(float(means.mean()), std)
         return cls(len(samples), scores, patches, ColourScale.of_normal(peaks), threshold)
+
+    @property
+    def unit_fault(self) -> str | None:
+        """Why scores and maps cannot be compared in these deviations; None where they can."""
+        if self.images < _FEWEST_IMAGES:
+            return f"calibrated on {self.images} images, of {_FEWEST_IMAGES} at least"
+        for what, spread in (("scores", self.scores), ("patches", self.patches)):
+            if spread is not None and spread.is_rounding:
+                return (
+                    f"calibrated on {self.images} images whose {what} ({spread.mean:.6g}) differ "
+                    f"by no more than rounding ({spread.std:.2g})"
+                )
+        return None
 
     def to_json(self) -> bytes:
         """Return the calibration as JSON; `from_json` undoes it."""
