@@ -171,9 +171,11 @@ def commit(target: Folder, table: Table) -> None:
         sink, state.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
     ) as writer:
         writer.write_table(state)
-    if not target.create(f"{_STATES}/{table.number:08d}.arrow", sink.getvalue()):
+    name = f"{_STATES}/{table.number:08d}.arrow"
+    if not target.create(name, sink.getvalue()):
         raise ConfigError(
-            f"another compact has changed {target.root} meanwhile; run one at a time, again"
+            f"another compact has changed {target.root} meanwhile ({name} is there); run one at a "
+            "time, again"
         )
 
 

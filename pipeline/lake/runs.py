@@ -193,22 +193,27 @@ def read_runs(folder: Folder) -> list[RunState]:
     """
     names = [entry.name for entry in folder.find("_runs")]
     states = []
-    for name in names:
-        if not name.endswith("/run.json"):
+    for run in sorted({"/".join(name.split("/")[:2]) + "/" for name in names}):
+        name = f"{run}run.json"
+        # Where it was removed the run is forgotten.
+        if name not in names and not folder.exists(name):
             continue
-        run = name.removesuffix("run.json")
         record = read_json(folder, name, RunRecord, "restore it, or remove it to forget that run")
         failures = [n for n in names if n.startswith(f"{run}failed/")]
         failed = [_failed(folder, n) for n in failures]
         summary = _summary(folder, run)
-        fragments = (
-            Fragments.read(folder, f"{run}plan.arrow")
-            if f"{run}plan.arrow" in names
-            else Fragments.of([])
-        )
+        fragments = _plan(folder, run)
         by_key = {failure.key: failure.error for failure in failed}
         states.append(RunState(record, fragments, by_key, summary))
     return sorted(states, key=lambda state: state.record.started_at)
+
+
+def _plan(folder: Folder, run: str) -> Fragments:
+    # None: it was killed before it wrote one, and has done nothing.
+    try:
+        return Fragments.read(folder, f"{run}plan.arrow")
+    except FileNotFoundError:
+        return Fragments.of([])
 
 
 def _failed(folder: Folder, name: str) -> FailedFragment:
