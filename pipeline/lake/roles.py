@@ -97,13 +97,17 @@ def _other_than_images(folder: Folder) -> Role | None:
 
 
 def _role_of(folder: Folder) -> Role | None:
+    # A new folder costs one request.
+    names = list(islice(folder.names(), _LOOKED_AT))
+    if not names:
+        return None
     found = _other_than_images(folder)
     if found is not None or folder.exists(_SOURCE):
         # `_source.json` alone: a score table, or a compacted one, that was begun and no more.
         return found
     if folder.exists(_MANIFEST):
         return "model"
-    return "images" if any(map(_is_data, islice(folder.names(), _LOOKED_AT))) else None
+    return "images" if any(map(_is_data, names)) else None
 
 
 def _is_data(name: str) -> bool:
