@@ -41,10 +41,10 @@ def test_announced_sizes_are_held_against_the_bytes(kind):
     for at in (4, 8):
         for value in (0, -1, 2**31 - 1):
             wrong = content[:at] + value.to_bytes(4, "little", signed=True) + content[at + 4 :]
-            with pytest.raises(ValueError, match="."):
+            with pytest.raises(ValueError, match=r"."):
                 require_index(wrong, kind)
     for cut in (b"", content[:3], content[:40], content[:-1], content + b"\0"):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             require_index(cut, kind)
 
 
