@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.roles import Use
 from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, Scored, add_part
 from pipeline.stages.plan import plan_fragments, read_cuts
@@ -64,9 +65,9 @@ def run(
     asked = settings or Settings()
     storage = asked.storage
     lake, table = Folder.at(images, storage), Folder.at(scores, storage)
-    Preflight([lake, table]).here()
+    Preflight([lake, table], roles=[Use(lake, "images"), Use(table, "scores")]).here()
     record = _newest(table)
-    parts.bind_source(table, lake)
+    parts.require_source(table, lake)
     columns = asked.columns.over(record.settings.columns)
     settings = record.settings.model_copy(update={"columns": columns})
     geometry = Geometry(settings.image.resize, settings.image.crop)

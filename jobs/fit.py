@@ -29,12 +29,13 @@ from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.disk import scratch
 from pipeline.lake.folder import Folder
+from pipeline.lake.roles import Use
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
 from pipeline.presets import PRESETS
-from pipeline.stages.corpus import embedded_keys
+from pipeline.stages.corpus import embedded_keys, intact_keys
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
@@ -109,9 +110,8 @@ def run(
     """
     storage = settings.storage
     lake, target = Folder.at(images, storage), Folder.at(model, storage)
-    preflight = Preflight(
-        [lake], [target], options.weight_files(settings.backbone.weights, storage)
-    )
+    weights = options.weight_files(settings.backbone.weights, storage)
+    preflight = Preflight([lake], [target], weights, _roles(lake, target))
     preflight.here()
     target.sweep()
     planned = _plan(lake, target, settings, where)
@@ -123,7 +123,7 @@ def run(
         return published
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")
-    pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
+    pending = planned.plan.kept.without_keys(intact_keys(target, partials))
     pipeline = _pipeline(planned, target, partials, execution.threads)
     with beating(job) as heart:
         with execution.start(settings.workers, preflight) as runner:
@@ -137,7 +137,7 @@ def run(
             target.remove(partials, recursive=True)
             return published
         manifest = _manifest(planned, job, fitted, failed)
-        return publish(target, job, tally, manifest, planned.plan.kept)
+        return publish(job, tally, manifest, planned.plan.kept, overwrite=overwrite)
 
 
 def preview(
@@ -155,7 +155,7 @@ def preview(
     storage = settings.storage
     lake, target = Folder.at(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
-    Preflight([lake, target], [], weights).here()
+    Preflight([lake, target], [], weights, _roles(lake, target)).here()
     planned = _plan(lake, target, settings, where)
     kept = planned.plan.kept
     partials = f"_runs/{planned.record.run}/partials/"
@@ -167,6 +167,10 @@ def preview(
         folder = Folder.at(place, storage)
         sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
     return preview_of("fit", (lake, target), planned.plan, pending, sample)
+
+
+def _roles(lake: Folder, target: Folder) -> list[Use]:
+    return [Use(lake, "images"), Use(target, "model", is_written=True)]
 
 
 def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) -> Pipeline:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from jobs import stopping
-from pipeline.errors import DiskFull, FragmentsFailed
+from pipeline.errors import FragmentsFailed, PatchlakeError
 from pipeline.lake.pulse import BEAT_S, Speed, beat, remove_pulse
 from pipeline.lake.runs import Run
 
@@ -32,7 +32,7 @@ class Heart:
         self._ended.set()
         # A store that hangs must not keep the process from ending.
         self._thread.join(timeout=_LAST_BEAT_S)
-        with suppress(OSError, DiskFull):
+        with suppress(OSError, ValueError, PatchlakeError):
             if reason is None:
                 remove_pulse(self.run.folder, self.run.record.run)
             else:
@@ -48,7 +48,7 @@ class Heart:
 
     def _beat(self) -> None:
         # Whoever misses a beat looks after the store; the work itself finds out soon enough.
-        with suppress(OSError, DiskFull):
+        with suppress(OSError, PatchlakeError):
             beat(self.run.folder, self.run.record.run, self.measure())
 
 

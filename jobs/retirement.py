@@ -12,6 +12,9 @@ from pipeline.lake import expiry, iceberg, parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 
+# Parts of older contents: of what is committed for a version, given the keys that have expired.
+Superseded = Callable[[parts.Committed, pa.StringArray], list[str]]
+
 
 @dataclass(frozen=True)
 class Retirement:
@@ -35,7 +38,7 @@ class Retirement:
         return cls(rule, expiry.parse_rule(rule, now) if rule else None, now, iceberg_table)
 
     def __call__(
-        self, scores: Folder, job: runs.Run, fragments: Fragments, in_ledger: pa.StringArray
+        self, scores: Folder, job: runs.Run, superseded: Superseded, in_ledger: pa.StringArray
     ) -> "Retired":
         """Publish, and remove what is over.
 
@@ -45,13 +48,13 @@ class Retirement:
         Args:
             scores: The score table.
             job: Whose parts are committed.
-            fragments: All fragments of the files that it has looked at.
+            superseded: Says which parts are of older contents, by the files themselves.
             in_ledger: Keys of its version that have expired before.
         """
         version = job.record.version
         done = parts.committed(scores, version)
         leaving = {
-            *parts.superseded(fragments, done, in_ledger),
+            *superseded(done, in_ledger),
             # A kill came between their entry in the ledger and their removal.
             *done.names.filter(pc.is_in(done.sorted_keys, value_set=in_ledger)).to_pylist(),
         }

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -16,7 +17,7 @@ from jobs.members import announce_cost, place_large_banks
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.retirement import Retired, Retirement
-from jobs.scoring import Planned, pending_of, pipeline_of, plan_score
+from jobs.scoring import Planned, pending_of, pipeline_of, plan_score, superseded_of
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
 from pipeline.lake import parts, runs
@@ -25,6 +26,7 @@ from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.lake.models import MANIFEST
+from pipeline.lake.roles import Use
 from pipeline.stages.plan import Plan, read_cuts, write_cuts
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.trained import write_trained
@@ -123,7 +125,8 @@ def run(
     retire = Retirement.checked(expire, settings.score.iceberg_table)
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
-    preflight = Preflight([lake], [target], [*((one, MANIFEST) for one in models_), *weights])
+    files = [*((one, MANIFEST) for one in models_), *weights]
+    preflight = Preflight([lake], [target], files, _roles(lake, target, models_))
     preflight.here()
     target.sweep()
     cuts = read_cuts(target, settings)
@@ -152,7 +155,8 @@ def run(
             tally = _drive(heart, runner, planned, pending, execution.threads)
         tally.earlier = earlier
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
-        retired = retire(target, job, planned.plan.every, in_ledger)
+        superseded = partial(superseded_of, target, planned)
+        retired = retire(target, job, superseded, in_ledger)
         return _finish(target, planned, job, tally, retired, already_done)
 
 
@@ -167,7 +171,8 @@ def preview(
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
-    Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
+    files = [*((one, MANIFEST) for one in models_), *weights]
+    Preflight([lake, target], [], files, _roles(lake, target, models_)).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
@@ -186,6 +191,14 @@ def _folders(
     named = [model] if isinstance(model, str) else model
     lake, target, *models_ = (Folder.at(one, settings.storage) for one in (images, scores, *named))
     return lake, target, models_
+
+
+def _roles(lake: Folder, target: Folder, models_: Sequence[Folder]) -> list[Use]:
+    return [
+        Use(lake, "images"),
+        Use(target, "scores", is_written=True),
+        *(Use(one, "model") for one in models_),
+    ]
 
 
 def _drive(

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import DiskFull
+from pipeline.errors import ConfigError, DiskFull, StorageRefused
 
 TEMPORARY = ".tmp"
 # A temporary file of another host cannot be asked about its process. None is written for a day.
 _ABANDONED_S = 24 * 3600
 # Of a disk, a quota, and a limit on the size of files.
+_REFUSED = (PermissionError, IsADirectoryError, NotADirectoryError)
+_REMEDY = "patchlake puts a file of its own there: make the place free, or name another folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What this process is writing, and its scratch folders.
 _unfinished: set[Path] = set()
@@ -70,6 +72,20 @@ def move(source: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise `StorageRefused` if no folder is there, or can be made, whose files we may write."""
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            break
+        if os.path.lexists(place):
+            what = "a link to nothing" if place.is_symlink() else "a file"
+            raise StorageRefused(f"{folder} cannot be a folder: {place} is {what}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StorageRefused(
+            f"{folder} cannot be written: {place} is read-only, or belongs to somebody else"
+        )
+
+
 def sweep(root: Path) -> None:
     """Remove temporary files whose process is gone; another host's after a day."""
     if not root.is_dir():
@@ -85,7 +101,9 @@ def sweep(root: Path) -> None:
         else:
             is_left = _age_s(temporary) > _ABANDONED_S
         if is_left:
-            temporary.unlink(missing_ok=True)
+            # Somebody else's disk, or one that has become read-only: it stays.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def is_alive(pid: int) -> bool:
@@ -103,7 +121,12 @@ def is_alive(pid: int) -> bool:
 def _told_if_full(target: Path) -> Iterator[None]:
     try:
         yield
+    except _REFUSED as error:
+        told = error.strerror or str(error)
+        raise ConfigError(f"{target} cannot be written: {told}; {_REMEDY}") from error
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise ConfigError(f"{target} cannot be written: {error.strerror}; {_REMEDY}") from error
         if error.errno not in _FULL:
             raise
         raise DiskFull(

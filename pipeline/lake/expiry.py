@@ -21,10 +21,12 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder, hive_keys
+from pipeline.lake.owned import read_json
 from pipeline.lake.parts import key_of
 from pipeline.lake.where import parse_where
 
 _LEDGER = "_ledger"
+_AGAIN = "restore it; without it what has expired is scored again"
 _AGE = re.compile(r"(\d+)d")
 _TIME = re.compile(r"\bscored_at\b")
 # Small reads behind a latency of tens of ms on an object store.
@@ -89,7 +91,7 @@ def expired_keys(scores: Folder, version: str) -> pa.StringArray:
     """Return the keys of a version that are in the ledger. One small read an entry."""
     files = [entry.name for entry in scores.find(f"{_LEDGER}/version={version}")]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        entries = pool.map(lambda name: Expired.model_validate_json(scores.read(name)), files)
+        entries = pool.map(lambda name: read_json(scores, name, Expired, _AGAIN), files)
         return pa.array([key_of(part) for entry in entries for part in entry.parts], pa.string())
 
 

@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, takewhile
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
+from pipeline.lake import disk
 from pipeline.lake.disk import TEMPORARY
 from pipeline.lake.file_stores import DiskStore, opened
 from pipeline.lake.s3 import Bucket
@@ -100,9 +101,14 @@ class Folder:
             self._store.require_readable(name)
 
     def require_writable(self, probe: str) -> None:
-        """Raise `StorageRefused` if S3 does not let us put and remove a file of that name."""
+        """Raise `StorageRefused` if S3 or a disk does not let us put and remove such a file.
+
+        A disk is asked whether it would; nothing is put there.
+        """
         if isinstance(self._store, S3Store):
             self._store.require_writable(probe)
+        elif isinstance(self._store, DiskStore):
+            disk.require_writable(Path(self._store.root))
 
     def path(self, name: str) -> str:
         """Return the full path of a file in the folder, for messages and for other programs."""

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import ColumnSettings
 from pipeline.lake.folder import NULL_PARTITION, Folder, hive_keys, is_hashed
+from pipeline.lake.owned import read_arrow
 from pipeline.tables import OUTPUT_VERSION, PLAN
 
 # Fragments of one record batch of a plan, and of what is made into Python objects at a time.
@@ -70,8 +71,9 @@ class Fragments(Sequence[Fragment]):
 
     @classmethod
     def read(cls, folder: Folder, name: str) -> "Fragments":
-        """Return what `write` wrote. Raises `FileNotFoundError`."""
-        return cls(pa.ipc.open_file(folder.read(name)).read_all())
+        """Return what `write` wrote. Raises `FileNotFoundError`, and `TableError` of any other."""
+        then = "the command of that run writes it again; or restore it"
+        return cls(read_arrow(folder, name, PLAN, then))
 
     def write(self, folder: Folder, name: str) -> None:
         """Write a file of Arrow's IPC format: of a million fragments 150 MB, a batch at a time."""

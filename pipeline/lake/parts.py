@@ -26,11 +26,15 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.lake.owned import reading
 from pipeline.lake.parquet import PART_ORDER, write_sorted
 from pipeline.lake.stores import Entry
 from pipeline.tables import SCORES
 
 _SOURCE = "_source.json"
+# What to do about a part that is not what was written.
+AGAIN = "remove it, and the same `patchlake score` scores its images again"
+_SHOWN = 300
 _SCORED_AT = SCORES.field("scored_at").type
 # Two columns are a few KB behind a latency of tens of ms on an object store.
 _READ_AT_ONCE = 16
@@ -126,7 +130,7 @@ def count_statuses(scores: Folder, names: Sequence[str], scored_at: datetime) ->
     """Return the rows of some parts that a run has written, by status. Reads two columns."""
 
     def count(name: str) -> Counter[str]:
-        with scores.open(name) as handle:
+        with reading(scores.path(name), AGAIN), scores.open(name) as handle:
             rows = pq.ParquetFile(handle).read(columns=["status", "scored_at"])
         own = rows.filter(pc.equal(rows.column("scored_at"), pa.scalar(scored_at, _SCORED_AT)))
         return Counter(own.column("status").to_pylist())
@@ -147,6 +151,12 @@ def every_part(scores: Folder) -> list[Entry]:
     return [entry for entry in found if _PART.fullmatch(PurePosixPath(entry.name).name)]
 
 
+def paths_of(names: Iterable[str], fragments: Fragments) -> list[str]:
+    """Return those files of a plan that some parts are of."""
+    digests = {_digest_of(name) for name in names}
+    return [path for path in fragments.paths if _file_digest(path) in digests]
+
+
 def superseded(fragments: Fragments, done: Committed, expired: pa.StringArray) -> list[str]:
     """Return parts of older contents of the files in the plan whose new ones are all done.
 
@@ -162,7 +172,7 @@ def superseded(fragments: Fragments, done: Committed, expired: pa.StringArray) -
     finished = pa.concat_arrays([done.sorted_keys, expired])
     leaving = []
     for name in unplanned.to_pylist():
-        path = files.get(name.rpartition("/")[2].split("-")[1])
+        path = files.get(_digest_of(name))
         if path is not None and _is_done(fragments, path, finished):
             leaving.append(name)
     return leaving
@@ -199,11 +209,26 @@ def require_source(scores: Folder, images: Folder) -> None:
     Raises:
         ConfigError: as `bind_source`.
     """
-    if scores.exists(_SOURCE) and scores.read(_SOURCE) != images.root.encode():
+    if not scores.exists(_SOURCE):
+        return
+    then = f"restore it; for scores of {images.root} it holds that path and nothing else"
+    with reading(scores.path(_SOURCE), then):
+        found = scores.read(_SOURCE).decode()
+    if found != images.root:
         raise ConfigError(
-            f"{scores.root} holds scores of {scores.read(_SOURCE).decode()}, not of {images.root}; "
-            "choose another folder"
+            f"{scores.root} holds scores of {_shown(found)}, not of {images.root}; choose another "
+            f"folder ({_SOURCE} says so)"
         )
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
+
+
+def _digest_of(name: str) -> str:
+    """Return the digest of its file in a part's name."""
+    return name.rpartition("/")[2].split("-")[1]
 
 
 def _file_digest(path: str) -> str:

@@ -9,11 +9,11 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError, TableError
 from pipeline.lake.folder import Folder, split_uri
+from pipeline.lake.owned import parquet_table
 from pipeline.lake.stores import Entry
 
 Layout = Literal["mvtec", "folder", "csv"]
@@ -191,7 +191,7 @@ def _read_manifest(base: Folder, file_name: str) -> pa.Table:
         raise ConfigError(f"{base.path(file_name)} does not exist") from None
     try:
         if file_name.endswith(".parquet"):
-            return pq.read_table(io.BytesIO(content))
+            return parquet_table(content)
         strings = dict.fromkeys(
             ("image_id", "uri", "group", "split", "label", "mask_uri"), pa.string()
         )

@@ -11,9 +11,11 @@ from pipeline.config import VOCABULARY, Settings, digest
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.owned import arrow_table, or_none, reading
 from pipeline.lake.planning import list_tables, plan
+from pipeline.lake.seals import sealed, unsealed
 from pipeline.lake.where import read_where
-from pipeline.tables import PLAN
+from pipeline.tables import OUTPUT_VERSION, PLAN
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,17 @@ def plan_fragments(
 
 
 def read_cuts(scores: Folder, settings: Settings) -> Fragments:
-    """Return how the files of earlier plans were cut; nothing, where that cannot be read."""
-    try:
-        known = Fragments.read(scores, _cuts_name(settings))
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return Fragments.of([])
-    return known if known.table.schema.equals(PLAN) else Fragments.of([])
+    """Return how the files of earlier plans were cut; nothing, if it is not what was written.
+
+    Whoever removes anything by it looks into the files themselves first.
+    """
+    name = _cuts_name(settings)
+
+    def read() -> Fragments:
+        with reading(scores.path(name), "remove it"):
+            return Fragments(unsealed(arrow_table(scores.read(name), PLAN), _sealed_as(name)))
+
+    return or_none(read) or Fragments.of([])
 
 
 def write_cuts(scores: Folder, settings: Settings, plan: Plan, known: Fragments) -> None:
@@ -101,7 +108,18 @@ def write_cuts(scores: Folder, settings: Settings, plan: Plan, known: Fragments)
     table = table.set_column(at, PLAN.field(at), pa.repeat("", len(table)))
     table = table.take(pc.sort_indices(table.column("path"))).combine_chunks()
     if not table.equals(known.table):
-        Fragments(table).write(scores, _cuts_name(settings))
+        name = _cuts_name(settings)
+        Fragments(sealed(table, _sealed_as(name))).write(scores, name)
+
+
+def forget_cuts(scores: Folder, settings: Settings) -> None:
+    """Remove what is remembered: it is not what the files say."""
+    scores.remove(_cuts_name(settings))
+
+
+def _sealed_as(name: str) -> str:
+    # How files are cut may change with the code.
+    return f"{name} of {OUTPUT_VERSION}"
 
 
 def _cuts_name(settings: Settings) -> str:
