@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -20,6 +19,7 @@ from pipeline.lake.fragments import Fragment, keys_of
 from pipeline.lake.rows import group_rows, opened_for
 from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.where import Where
+from pipeline.lake.where_arrow import rows_kept
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Source:
             file = pq.ParquetFile(handle)
             names = read_column_names(file, self.columns, where)
             names = [name for name in names if name not in leave_out]
-            condition, asked = self._condition(fragment, file.schema_arrow)
+            asked = self._asked(fragment, file.schema_arrow)
             wanted = [*dict.fromkeys([*names, self.columns.group, *asked])]
             fetch_columns(handle, file, fragment.row_groups, wanted)
             file = opened_for(handle, file, fragment.row_groups, wanted)
@@ -91,21 +91,22 @@ class Source:
             )
         table = pa.concat_tables([rows for _, rows in pieces])
         numbers = pa.chunked_array([numbers for numbers, _ in pieces], pa.int64())
-        if condition is not None:
-            # In one batch, which has an order.
-            judged = ds.dataset(table.select(asked).combine_chunks())
-            holds = judged.scanner(columns={"holds": condition}).to_table().column("holds")
+        keys = keys_of(fragment.path, fragment.group)
+        verdict = True if self.where is None else self.where.judge(keys)
+        if verdict is False:
+            table, numbers = table.slice(0, 0), numbers.slice(0, 0)
+        elif self.where is not None and verdict is None:
+            judged = table.select(asked)
+            holds = rows_kept(judged, self.where.expression(keys, judged.schema, where))
             table, numbers = table.filter(holds), numbers.filter(holds)
         return self._renamed(table.select(names), fragment, numbers)
 
-    def _condition(
-        self, fragment: Fragment, schema: pa.Schema
-    ) -> tuple[pc.Expression | None, list[str]]:
-        """Return what is to hold of a row, and the columns that takes."""
+    def _asked(self, fragment: Fragment, schema: pa.Schema) -> list[str]:
+        """Return the columns that `where` hangs on, as the file calls them."""
         keys = keys_of(fragment.path, fragment.group)
         if self.where is None or self.where.judge(keys):
-            return None, []
-        return self.where.expression(keys, schema, fragment.path), self.where.columns(keys)
+            return []
+        return self.where.columns(keys, schema)
 
     def _renamed(self, table: pa.Table, fragment: Fragment, numbers: pa.ChunkedArray) -> pa.Table:
         ours = {getattr(self.columns, name): name for name in _OURS}
