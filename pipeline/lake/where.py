@@ -62,7 +62,7 @@ class Where:
             if where_keys.match(name, names) is None:
                 note = "; a text is written in single quotes" if name.quoted else ""
                 raise ConfigError(
-                    f"--where: '{name.text}' is no {what}{nearest(name.text, names)}{note}"
+                    f"--where: {shown(name.text)} is no {what}{nearest(name.text[:100], names)}{note}"
                 )
 
     def names(self) -> list[str]:

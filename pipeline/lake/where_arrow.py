@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.types as types
+from pyarrow import types
 
 from pipeline.config import nearest
 from pipeline.errors import ConfigError
@@ -29,7 +29,7 @@ from pipeline.lake.where_sql import (
     Node,
     Operand,
 )
-from pipeline.lake.where_values import EXCHANGED, OPPOSITE, Value
+from pipeline.lake.where_values import EXCHANGED, OPPOSITE, Value, shown
 from pipeline.tables import type_of
 
 # Arrow writes a AND b AND c as a chain and walks it by recursion: 20,000 links end the process. So
@@ -56,8 +56,8 @@ def column_of(name: Name, keys: by_keys.Keys, schema: pa.Schema, file: str) -> s
     note = "; a text is written in single quotes" if name.quoted else ""
     known = {*schema.names, *keys}
     raise ConfigError(
-        f"--where: '{name.text}' is no partition key and no column of {file}"
-        f"{nearest(name.text, known)}{note}"
+        f"--where: {shown(name.text)} is no partition key and no column of {file}"
+        f"{nearest(name.text[:100], known)}{note}"
     )
 
 
@@ -247,6 +247,9 @@ def _common(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
         return pa.decimal128(20, 0) if pa.uint64() in (left, right) else pa.int64()
     if all(types.is_integer(kind) or types.is_floating(kind) for kind in (left, right)):
         return pa.float64()
+    scaled = [kind for kind in (left, right) if types.is_decimal(kind)]
+    if scaled and all(types.is_integer(kind) or types.is_decimal(kind) for kind in (left, right)):
+        return pa.decimal256(76, max(kind.scale for kind in scaled))
     times = [types.is_temporal(kind) and not types.is_time(kind) for kind in (left, right)]
     zoned = [types.is_timestamp(kind) and kind.tz is not None for kind in (left, right)]
     if all(times) and not any(types.is_duration(kind) for kind in (left, right)):

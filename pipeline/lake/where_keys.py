@@ -31,7 +31,7 @@ from pipeline.lake.where_values import OPPOSITE, Value, cast, compare, truth_of
 # How Hive, Spark, DuckDB and pyarrow write the folder of rows whose key is null.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
-Keys = Mapping[str, str | None] | Mapping[str, str]
+Keys = Mapping[str, Value]
 V = TypeVar("V")
 
 
@@ -69,7 +69,7 @@ def _fold_is(node: Is, want: bool, algebra: Algebra[V]) -> V:
     return algebra.invert(decided) if want else decided
 
 
-class Unknown(Exception):
+class UnknownNameError(Exception):
     """A name is none of the keys."""
 
 
@@ -83,7 +83,7 @@ class ByKeys:
         """Return the answer for a leaf. Raises `ConfigError` if a key is not what it is beside."""
         try:
             return self._leaf(node, want)
-        except Unknown:
+        except UnknownNameError:
             return None
 
     def join(self, every: bool, parts: Iterable[bool | None]) -> bool | None:
@@ -101,14 +101,14 @@ class ByKeys:
         return None if part is None else not part
 
     def value(self, operand: Operand) -> Value:
-        """Return the value of an operand. Raises `Unknown` for a column."""
+        """Return the value of an operand. Raises `UnknownNameError` for a column."""
         if isinstance(operand, Literal):
             return operand.value
         if isinstance(operand, Cast):
             return cast(self.value(operand.operand), operand.kind)
         key = key_of(operand, self._keys)
         if key is None:
-            raise Unknown
+            raise UnknownNameError
         text = self._keys[key]
         return None if text == NULL_PARTITION else text
 

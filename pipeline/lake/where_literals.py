@@ -13,7 +13,7 @@ from math import ceil, floor
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.types as types
+from pyarrow import types
 
 from pipeline.errors import ConfigError
 from pipeline.lake.where_values import (
@@ -55,7 +55,7 @@ def bound(value: Value, kind: pa.DataType, column: str) -> Bound:
         number = _number(value, kind, column)
         return _float(number, kind) if types.is_floating(kind) else _scaled(number, kind)
     elif types.is_date(kind) or types.is_timestamp(kind):
-        found = _day(value, kind, column) if types.is_date(kind) else _time(value, kind, column)
+        found = _day(value, kind) if types.is_date(kind) else _time(value, kind)
         if found is not None:
             return found
     raise _unfit(value, kind, column)
@@ -141,7 +141,7 @@ def _integer(units: int, scale: int, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(units, kind)
 
 
-def _day(value: Value, kind: pa.DataType, column: str) -> Bound | None:
+def _day(value: Value, kind: pa.DataType) -> Bound | None:
     if isinstance(value, datetime):
         lifted = pa.timestamp("us", "UTC" if value.tzinfo else None)
         return Bound(pa.scalar(value, lifted), lifted=lifted)
@@ -150,7 +150,7 @@ def _day(value: Value, kind: pa.DataType, column: str) -> Bound | None:
     return Bound(pa.scalar(value, kind)) if isinstance(value, date) else None
 
 
-def _time(value: Value, kind: pa.TimestampType, column: str) -> Bound | None:
+def _time(value: Value, kind: pa.TimestampType) -> Bound | None:
     if isinstance(value, str):
         value = time_of(value)
     elif not isinstance(value, date):

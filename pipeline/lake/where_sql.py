@@ -275,7 +275,7 @@ class _Reader:
         escape = None
         if isinstance(node, exp.Escape):
             escape, node = self._operand(node.expression), node.this
-        if not isinstance(node, exp.Like | exp.ILike) or node.args.get("negate"):
+        if not isinstance(node, exp.Like | exp.ILike):
             raise self._refusal(node)
         pattern = self._operand(node.expression)
         text = pattern.value if isinstance(pattern, Literal) else None
@@ -284,7 +284,9 @@ class _Reader:
             raise ConfigError(
                 f"--where: {_sql(node)} needs a pattern in single quotes, and for ESCAPE one sign"
             )
-        return Like(self._named(node.this), _pattern(text, sign), isinstance(node, exp.ILike))
+        ignores_case = isinstance(node, exp.ILike)
+        found = Like(self._named(node.this), _pattern(text, sign), ignores_case)
+        return Not(found) if node.args.get("negate") else found
 
     def _named(self, node: exp.Expression) -> Name | Cast:
         operand = self._operand(node)
