@@ -182,7 +182,7 @@ def cast_of(
     target = _target(kind, to)
     if target is None:
         raise ConfigError(
-            f"--where: column '{name}' is {kind}, which is not cast to {to} here; compare it as it is"
+            f"--where: column '{name}' is {kind}, and is not cast to {to}; compare it as it is"
         )
     if target == kind:
         return column, kind
