@@ -232,7 +232,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {event.start_mark.line + 1} has an alias; repeat the value")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+    def construct_mapping(  # as SafeLoader has it
+        self, node: yaml.MappingNode, deep: bool = False  # noqa: FBT001, FBT002
+    ) -> dict[object, object]:
         names: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)

@@ -161,7 +161,7 @@ joined = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 @given(joined)
 def test_joined_in_any_way_they_still_are(oracle, text):
     assert kept(text) == of_duckdb(oracle, text)
