@@ -21,7 +21,7 @@ class Retirement:
     """Removes parts of older contents and expired ones, after they have left the Iceberg table."""
 
     rule: str | None
-    expires: Callable[[Folder, Sequence[str]], list[str]] | None
+    expires: expiry.Rule | None
     now: datetime
     iceberg_table: str | None
 
@@ -63,7 +63,7 @@ class Retirement:
             expired = self.expires(scores, every)
             expiry.record(scores, expired, self.rule, self.now)
             leaving.update(expired)
-            log.info("--expire %s: %d of %d parts go", self.rule, len(expired), len(every))
+            say_expired(self.rule, expired, len(every))
         if self.iceberg_table is not None:
             snapshot = iceberg.publish(
                 self.iceberg_table, scores, version, leaving, run=job.record.run
@@ -73,6 +73,33 @@ class Retirement:
         removed = sorted(leaving)
         parts.remove(scores, removed)
         return Retired(removed, done)
+
+    def require_names(self, scores: Folder, images: Sequence[str]) -> list[str]:
+        """Refuse a rule with unknown names; return the parts that it would let go now.
+
+        Args:
+            scores: The score table.
+            images: Paths of what is scored, whose hive keys its parts will have.
+
+        Raises:
+            ConfigError: if a name is no hive key, `group` or `scored_at`.
+        """
+        if self.expires is None:
+            return []
+        every = [entry.name for entry in parts.every_part(scores)]
+        self.expires.require_names(every, images)
+        return self.expires(scores, every)
+
+
+# Of the parts that go, so many are named on the terminal; the summary names them all.
+_NAMED = 5
+
+
+def say_expired(rule: str, expired: Sequence[str], every: int) -> None:
+    """Log how many parts go, and the first of them."""
+    named = ", ".join(expired[:_NAMED]) + (", ..." if len(expired) > _NAMED else "")
+    told = f": {named}" if expired else ""
+    log.warning("--expire %s: %d of %d parts go%s", rule, len(expired), every, told)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """score: images/ + model/ -> scores/ (Parquet) and heatmaps."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Literal
@@ -20,6 +22,7 @@ from jobs.retirement import Retired, Retirement
 from jobs.scoring import Planned, pending_of, pipeline_of, plan_score, superseded_of
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
+from pipeline.lake import expiry as expire_ledger
 from pipeline.lake import parts, runs
 from pipeline.lake.disk import scratch
 from pipeline.lake.expiry import expired_keys
@@ -72,9 +75,21 @@ def score(
         typer.Option(
             metavar="AGE|EXPR",
             help="Then remove parts, of all versions, and their heatmaps, that are older (90d, "
-            "since they were scored) or match (\"dt < '2026-08-27'\"). They are not scored again.",
+            "since they were scored) or match (\"dt < '2026-08-27'\", of hive keys, group and "
+            "scored_at). They are not scored again. With --dry-run: list them.",
         ),
     ] = None,
+    restore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|EXPR",
+            help="First take parts that have expired (all, or those whose hive keys match) out of "
+            "the ledger: they are scored again.",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before --expire removes every part.")
+    ] = False,
     runner: options.RunnerChoice = "ray",
     address: options.Address = None,
 ) -> None:
@@ -90,10 +105,22 @@ def score(
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     written = None if since is None else options.parse_since(since, runs.now())
     if dry_run:
-        show(preview(images, named, scores, settings, where, written), as_json=as_json)
+        found = preview(images, named, scores, settings, where, written, expire=expire)
+        show(found, as_json=as_json)
         return
     execution = options.Execution(runner, address)
-    run(images, named, scores, settings, execution, where=where, since=written, expire=expire)
+    run(
+        images,
+        named,
+        scores,
+        settings,
+        execution,
+        where=where,
+        since=written,
+        expire=expire,
+        restore=restore,
+        may_ask=not yes and sys.stdin.isatty(),
+    )
 
 
 def run(
@@ -106,6 +133,8 @@ def run(
     where: str | None = None,
     since: datetime | None = None,
     expire: str | None = None,
+    restore: str | None = None,
+    may_ask: bool = False,
 ) -> runs.Summary:
     """Score with one model or an ensemble of several, and return the run's summary.
 
@@ -118,6 +147,8 @@ def run(
         where: Which fragments are scored.
         since: Files that were written earlier are not looked at.
         expire: Which parts are removed at the end (`lake.expiry.parse_rule`).
+        restore: Which expired parts are scored again (`lake.expiry.restore`).
+        may_ask: Ask on the terminal before a rule removes every part.
 
     Raises:
         FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors.
@@ -131,7 +162,11 @@ def run(
     target.sweep()
     cuts = read_cuts(target, settings)
     planned = plan_score(lake, models_, settings, where, cuts, since)
+    _agree(retire, target, planned, may_ask=may_ask)
     parts.bind_source(target, lake)
+    if restore is not None:
+        restored = expire_ledger.restore(target, restore)
+        log.info("--restore %s: %d expired parts may be scored again", restore, len(restored))
     job = runs.begin(target, planned.record, planned.plan.kept)
     in_ledger = expired_keys(target, job.record.version)
     pending = pending_of(target, planned, in_ledger)
@@ -167,6 +202,8 @@ def preview(
     settings: Settings,
     where: str | None = None,
     since: datetime | None = None,
+    *,
+    expire: str | None = None,
 ) -> Preview:
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
     lake, target, models_ = _folders(images, model, scores, settings)
@@ -181,7 +218,21 @@ def preview(
         folder = Folder.at(place, settings.storage)
         pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)
         sample = measure(pending, pipeline, folder)
-    return preview_of("score", (lake, target), planned.plan, pending, sample)
+    found = preview_of("score", (lake, target), planned.plan, pending, sample)
+    retire = Retirement.checked(expire, None)
+    expiring = retire.require_names(target, planned.plan.every.paths)
+    rows = parts.count_rows(target, expiring)
+    return replace(found, expiring_parts=tuple(expiring), expiring_images=rows)
+
+
+def _agree(retire: Retirement, target: Folder, planned: Planned, *, may_ask: bool) -> None:
+    """Refuse a rule with unknown names; ask, on a terminal, before one removes every part."""
+    going = retire.require_names(target, planned.plan.every.paths)
+    if may_ask and going and len(going) == sum(1 for _ in parts.every_part(target)):
+        typer.confirm(
+            f"--expire {retire.rule} removes all {len(going)} parts of {target.root}; go on?",
+            abort=True,
+        )
 
 
 def _folders(

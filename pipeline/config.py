@@ -287,15 +287,51 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
 
 
-# PyYAML leaves a date such as 2026-13-01 to datetime, which raises ValueError.
-_NOT_YAML = (yaml.YAMLError, ValueError)
+# PyYAML leaves a date such as 2026-13-01 to datetime, which raises ValueError, and other odd values
+# to whatever Python says of them.
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
+# Settings lie three levels deep, and are some hundred lines.
+_DEEPEST, _MOST_CHARACTERS = 20, 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can mean gigabytes, and without repeated names."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1} has an alias; repeat the value")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(  # as SafeLoader has it
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,  # noqa: FBT001, FBT002
+    ) -> dict[object, object]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in names:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} names '{name}' a second time")
+            names.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _loaded(text: str, what: str) -> object:
+    """Return what a YAML text says. Raises `ConfigError`, in one line."""
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(f"{what} has {len(text)} characters, more than {_MOST_CHARACTERS}")
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except RecursionError:
+        raise ConfigError(f"{what} nests too deeply; settings lie three levels deep") from None
+    except _NOT_YAML as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{what} is not YAML: {said:.300}") from None
 
 
 def _parse_yaml(text: str) -> Raw:
-    try:
-        parsed = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise ConfigError(f"the config file is not YAML: {error}") from None
+    parsed = _loaded(text, "the config file")
     if parsed is None:
         return {}
     if not isinstance(parsed, dict):
@@ -307,10 +343,9 @@ def _parse_assignment(assignment: str) -> Raw:
     name, equals, value = assignment.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set takes name=value, got '{assignment}'")
-    try:
-        nested: object = yaml.safe_load(value)
-    except _NOT_YAML as error:
-        raise ConfigError(f"--set {name}: the value is not YAML: {error}") from None
+    if name.count(".") > _DEEPEST:
+        raise ConfigError(f"--set {name[:80]}...: no setting lies {name.count('.')} levels deep")
+    nested = _loaded(value, f"--set {name}: the value")
     for part in reversed(name.split(".")):
         nested = {part: nested}
     assert isinstance(nested, dict)

@@ -197,7 +197,7 @@ def _possible(
     if where is None or verdict is not None:
         return frozenset(range(file.num_row_groups) if verdict else ())
     schema = file.schema_arrow
-    expression = where.expression(keys, schema, keys["path"])
+    expression = where.for_statistics(keys, schema, keys["path"])
     table = ds.ParquetFileFormat().make_fragment(pa.PythonFile(handle, mode="r"))
     left = table.split_by_row_group(filter=expression, schema=schema)
     return frozenset(piece.row_groups[0].id for piece in left)

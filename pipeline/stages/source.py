@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings, ImageSettings
@@ -19,6 +18,7 @@ from pipeline.lake.rows import group_rows, opened_for
 from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.values import converted, told
 from pipeline.lake.where import Where
+from pipeline.lake.where_arrow import rows_kept
 
 _NOTHING = pa.schema([])
 
@@ -92,7 +92,7 @@ class Source:
             layout = Layout(file.schema_arrow, self.columns, fragment.path, where)
             reader = Reader(layout, ours, tuple(self.extra.names))
             reader.require_readable()
-            condition, asked = self._condition(fragment, file.schema_arrow)
+            asked = self._asked(fragment, file.schema_arrow)
             wanted = [*reader.names, *asked]
             fetch_columns(handle, file, fragment.row_groups, wanted)
             file = opened_for(handle, file, fragment.row_groups, wanted)
@@ -106,25 +106,21 @@ class Source:
         rows = pa.concat_tables([rows for _, rows, _ in pieces]).append_column(
             "source_row", numbers
         )
-        if condition is not None and not asked:
-            # It hangs on nothing but keys, and does not hold of them.
+        keys = keys_of(fragment.path, fragment.group)
+        verdict = True if self.where is None else self.where.judge(keys)
+        if verdict is False:
             rows = rows.slice(0, 0)
-        elif condition is not None:
-            theirs = pa.concat_tables([theirs for _, _, theirs in pieces])
-            # In one batch, which has an order.
-            judged = ds.dataset(theirs.combine_chunks())
-            holds = judged.scanner(columns={"holds": condition}).to_table().column("holds")
-            rows = rows.filter(holds)
+        elif self.where is not None and verdict is None:
+            judged = pa.concat_tables([theirs for _, _, theirs in pieces])
+            rows = rows.filter(rows_kept(judged, self.where.expression(keys, judged.schema, where)))
         return self._as_one_table(_named(rows, fragment), where)
 
-    def _condition(
-        self, fragment: Fragment, schema: pa.Schema
-    ) -> tuple[pc.Expression | None, list[str]]:
-        """Return what is to hold of a row, and the columns that takes."""
+    def _asked(self, fragment: Fragment, schema: pa.Schema) -> list[str]:
+        """Return the columns that `where` hangs on, as the file calls them."""
         keys = keys_of(fragment.path, fragment.group)
         if self.where is None or self.where.judge(keys):
-            return None, []
-        return self.where.expression(keys, schema, fragment.path), self.where.columns(keys)
+            return []
+        return self.where.columns(keys, schema)
 
     def _as_one_table(self, rows: pa.Table, where: str) -> pa.Table:
         """Return rows of which the columns passed through have the table's types."""
