@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.listing import open_lake
 from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, add_part
 from pipeline.stages.plan import plan_fragments, read_cuts
@@ -57,7 +58,7 @@ def run(
         ConfigError: if there is no score, or no labelled image among them.
     """
     storage = storage or StorageSettings()
-    lake, table = Folder.at(images, storage), Folder.at(scores, storage)
+    lake, table = open_lake(images, storage), Folder.at(scores, storage)
     Preflight([lake, table]).here()
     record = _newest(table)
     parts.bind_source(table, lake)
@@ -65,7 +66,7 @@ def run(
     geometry = Geometry(settings.image.resize, settings.image.crop)
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     done = parts.committed(table, record.version)
-    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).kept
+    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).sound().kept
     by_place = {(f.path, f.row_groups, f.start, f.group): f for f in planned}
     found = {
         done[f.key]: by_place.get((f.path, f.row_groups, f.start, f.group))

@@ -27,6 +27,7 @@ from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.listing import open_lake
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
 from pipeline.methods import build, names, options_of
@@ -110,7 +111,7 @@ def run(
         FragmentsFailed: if a fragment or a group failed; the other groups are published.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
     preflight = Preflight(
         [lake], [target], options.weight_files(settings.backbone.weights, storage)
     )
@@ -154,7 +155,7 @@ def preview(
     The selection of the coreset, or what else a method does of the embeddings, is not sampled.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
     Preflight([lake, target], [], weights).here()
     planned = _plan(lake, target, settings, where)
@@ -224,7 +225,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         )
     settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)
-    plan = plan_fragments(lake, settings, where)
+    plan = plan_fragments(lake, settings, where).sound()
     selections = training_selections(lake, plan.kept, settings.columns)
     for group, selection in selections.items():
         if selection == "unlabelled":

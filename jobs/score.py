@@ -24,6 +24,7 @@ from pipeline.lake import parts, runs
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.listing import open_lake
 from pipeline.lake.models import MANIFEST
 from pipeline.stages.plan import Plan, read_cuts, write_cuts
 from pipeline.stages.preflight import Preflight
@@ -180,8 +181,8 @@ def _folders(
 ) -> tuple[Folder, Folder, list[Folder]]:
     """Return IMAGES, SCORES and the models, which are one or several."""
     named = [model] if isinstance(model, str) else model
-    lake, target, *models_ = (Folder.at(one, settings.storage) for one in (images, scores, *named))
-    return lake, target, models_
+    target, *models_ = (Folder.at(one, settings.storage) for one in (scores, *named))
+    return open_lake(images, settings.storage), target, models_
 
 
 def _drive(

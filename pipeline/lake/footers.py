@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings, Settings
-from pipeline.errors import TableError
+from pipeline.errors import FileDamaged, TableError
 from pipeline.lake.columns import chunk_number, select
 from pipeline.lake.folder import Folder, hive_keys
 from pipeline.lake.fragments import keys_of
@@ -66,12 +66,12 @@ def cut_file(
     columns = settings.columns
     with images.open(entry.name, entry.version) as handle:
         try:
-            file = pq.ParquetFile(handle)
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             # Of Arrow's complaints about a footer some are OSErrors, without an errno.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise TableError(f"{images.path(entry.name)} is not Parquet: {error}") from None
+            raise FileDamaged(f"{images.path(entry.name)} is not Parquet: {error}") from None
         read_column_names(file, columns, images.path(entry.name))
         counts = _groups_of_row_groups(file, columns.group, images.path(entry.name))
         found = sorted({group for counted in counts for group in counted})

@@ -25,7 +25,11 @@ def opened_for(
     if sum(end - begin for begin, end in ranges) <= HELD_BYTES:
         return file
     return pq.ParquetFile(
-        handle, metadata=file.metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False
+        handle,
+        metadata=file.metadata,
+        buffer_size=_BUFFER_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
     )
 
 

@@ -75,7 +75,7 @@ class Source:
     def _read(self, fragment: Fragment, *, leave_out: Sequence[str]) -> pa.Table:
         where = self.images.path(fragment.path)
         with self.images.open(fragment.path, fragment.version) as handle:
-            file = pq.ParquetFile(handle)
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
             names = read_column_names(file, self.columns, where)
             names = [name for name in names if name not in leave_out]
             condition, asked = self._condition(fragment, file.schema_arrow)
