@@ -11,7 +11,14 @@ import typer
 
 from jobs import options
 from jobs.console import log, say, show_table
-from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from jobs.driving import (
+    Tally,
+    drive,
+    half_of_memory,
+    list_damaged,
+    require_success,
+    summarise,
+)
 from jobs.heartbeat import Heart, beating
 from jobs.members import announce_cost, place_large_banks
 from jobs.preview import Preview, measure, show
@@ -129,6 +136,7 @@ def run(
     parts.bind_source(target, lake)
     job = runs.begin(target, planned.record, planned.plan.kept)
     in_ledger = expired_keys(target, job.record.version)
+    list_damaged(job, planned.plan.damaged)
     pending = pending_of(target, planned, in_ledger)
     already_done = len(planned.plan.kept) - len(pending)
     log.info(
@@ -147,7 +155,7 @@ def run(
             # Once it is known that the workers reach what they need.
             write_cuts(target, settings, planned.plan, cuts)
             tally = _drive(heart, runner, planned, pending, execution.threads)
-        tally.earlier = earlier
+        tally.earlier, tally.damaged = earlier, planned.plan.damaged
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
         retired = retire(target, job, planned.plan.every, in_ledger)
         return _finish(target, planned, job, tally, retired, already_done)
@@ -167,6 +175,8 @@ def preview(
     Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
+    for reason in planned.plan.damaged.values():
+        log.warning("%s; it is passed over", reason)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
     announce_cost(planned.members, pending, planned.digests)
     with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:

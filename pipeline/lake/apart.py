@@ -22,7 +22,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from typing import IO, Generic, TypeVar, cast
 
@@ -188,7 +187,11 @@ def _send(connection: Connection, answer: object) -> None:
     batches = answer.to_batches()
     connection.send_bytes(pickle.dumps(_Batches(len(batches), answer.schema)))
     for batch in batches:
-        connection.send_bytes(batch.serialize())
+        # A stream of its own each: dictionaries may differ.
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, answer.schema) as writer:
+            writer.write_batch(batch)
+        connection.send_bytes(sink.getvalue())
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,9 @@ def _received(connection: Connection) -> object:
     answer = pickle.loads(connection.recv_bytes())
     if not isinstance(answer, _Batches):
         return answer
-    read = partial(pa.ipc.read_record_batch, schema=answer.schema)
-    batches = [read(pa.py_buffer(connection.recv_bytes())) for _ in range(answer.count)]
-    return pa.Table.from_batches(batches, answer.schema)
+    received = (connection.recv_bytes() for _ in range(answer.count))
+    tables = [pa.ipc.open_stream(pa.py_buffer(content)).read_all() for content in received]
+    return pa.concat_tables(tables) if tables else answer.schema.empty_table()
 
 
 # --- the parent's side
@@ -228,7 +231,7 @@ class _Child:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -274,12 +277,19 @@ class _State:
 
 
 _LOCK = threading.Lock()
+# Threads that call at the same time wait for one another: each child costs half a second of a core.
+_AT_WORK = threading.BoundedSemaphore(4)
 _IDLE: list[_Child] = []
 
 
 @contextlib.contextmanager
 def _child() -> Iterator[_Child]:
     """Lend a child. One that is in the middle of something when the block ends is ended."""
+    with _AT_WORK:
+        yield from _lent()
+
+
+def _lent() -> Iterator[_Child]:
     with _LOCK:
         child = _IDLE.pop() if _IDLE else None
     if child is not None and not child.lives:
@@ -309,13 +319,14 @@ def close() -> None:
 # --- the child's side
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, parent: int) -> None:
     """Answer until the parent goes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         # It ends with its parent, who knows what a signal means.
         signal.signal(number, signal.SIG_IGN)
+    expendable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with ThreadPoolExecutor(_AT_ONCE) as pool, contextlib.suppress(EOFError, ConnectionError):
         while True:
             calls = connection.recv()
@@ -338,4 +349,4 @@ _LOOKED_AT_S = 1.0
 if __name__ == "__main__":
     from pipeline.lake.apart import _serve as serve
 
-    serve(Connection(int(sys.argv[1])))
+    serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

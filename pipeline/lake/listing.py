@@ -3,7 +3,6 @@
 import logging
 import re
 from functools import lru_cache
-from pathlib import PurePosixPath
 
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
@@ -17,7 +16,7 @@ log = logging.getLogger("patchlake")
 # A listing is made more than once, and told of once.
 _TOLD = 16
 # Spark, Dask and Hive write these; of each any case, as Windows and cameras have it.
-_PARQUET = re.compile(r".\.(parquet|parq|pq)", re.IGNORECASE)
+_PARQUET = re.compile(r"[^/]\.(parquet|parq|pq)$", re.IGNORECASE)
 
 
 def open_lake(uri: str, storage: StorageSettings) -> Folder:
@@ -41,7 +40,7 @@ def open_lake(uri: str, storage: StorageSettings) -> Folder:
 
 def is_parquet(name: str) -> bool:
     """Return whether a file is Parquet by its name."""
-    return _PARQUET.fullmatch(PurePosixPath(name).name[-9:]) is not None
+    return _PARQUET.search(name) is not None
 
 
 def list_tables(images: Folder) -> list[Entry]:

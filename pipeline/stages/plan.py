@@ -1,7 +1,6 @@
 """plan: which fragments there are, under which keys, and which of their rows a job uses."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings, Settings, digest
 from pipeline.errors import ConfigError, FileDamaged
+from pipeline.lake.apart import Call, each
 from pipeline.lake.columns import select
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
@@ -21,9 +21,6 @@ from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.where import read_where
 from pipeline.stages.selection import Selection
 from pipeline.tables import PLAN, type_of
-
-# Label columns are small, behind the latency of an object store.
-_FILES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -176,12 +173,17 @@ def training_selections(
     """Return which rows of each group a fit uses: the good ones, or all where none has a label.
 
     Reads the label column of every file, several at a time.
+
+    Raises:
+        FileDamaged: if one cannot be read.
     """
     labelled: set[str] = set()
     files = fragments.table.group_by(["path", "version"]).aggregate([]).to_pylist()
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        for known in pool.map(partial(_labelled, images, columns), files):
-            labelled |= known
+    read = partial(_labelled, images, columns)
+    for known in each(images, [Call(read, file, images.path(file["path"])) for file in files]):
+        if isinstance(known, FileDamaged):
+            raise known
+        labelled |= known
     return {group: "good" if group in labelled else "unlabelled" for group in fragments.groups}
 
 

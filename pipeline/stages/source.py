@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.config import ColumnSettings, ImageSettings
-from pipeline.errors import InputChanged, TableError
+from pipeline.errors import FileDamaged, InputChanged
 from pipeline.images.decode import decode_image
 from pipeline.images.geometry import Geometry
+from pipeline.lake.apart import Call, apart
 from pipeline.lake.fetch import fetch
 from pipeline.lake.folder import Folder
 from pipeline.lake.footers import read_column_names
@@ -40,6 +42,7 @@ class Source:
 
         Raises:
             InputChanged: if the file is not the one that was planned, or gone.
+            FileDamaged: if it cannot be read.
         """
         return self._checked(fragment, leave_out=() if mask else (self.columns.mask,))
 
@@ -50,7 +53,8 @@ class Source:
 
     def _checked(self, fragment: Fragment, *, leave_out: Sequence[str]) -> pa.Table:
         try:
-            rows = self._read(fragment, leave_out=leave_out)
+            read = partial(self._read, leave_out=leave_out)
+            rows = apart(self.images, Call(read, fragment, self.images.path(fragment.path)))
         except Exception:
             # Of a file that was replaced by another, this says more than what it made of it.
             self._require_unchanged(fragment)
@@ -85,7 +89,7 @@ class Source:
             pieces = list(group_rows(file, fragment, self.columns, wanted))
         found = sum(len(numbers) for numbers, _ in pieces)
         if found != fragment.images:
-            raise TableError(
+            raise FileDamaged(
                 f"{where} has {found} of the {fragment.images} rows that were planned for group "
                 f"'{fragment.group}'; it changed since: start again"
             )
