@@ -77,9 +77,7 @@ def _tables(names: Iterable[str]) -> dict[str, Format]:
     return found
 
 
-def _live(
-    images: Folder, kind: Format, where: str, inside: Mapping[str, Entry]
-) -> list[Entry]:
+def _live(images: Folder, kind: Format, where: str, inside: Mapping[str, Entry]) -> list[Entry]:
     if kind in ("Hudi", "Lance"):
         raise TableError(f"{where} is a {kind} table, which patchlake does not read; {_EXPORT}")
     if not images.is_local:

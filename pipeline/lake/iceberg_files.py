@@ -96,9 +96,7 @@ def _require_plain(root: str, table: "StaticTable") -> None:
 def _name(root: str, uri: str) -> str:
     relative = os.path.relpath(os.path.realpath(_path(uri)), os.path.realpath(root))
     if relative.startswith(".."):
-        raise TableError(
-            f"{root}: the Iceberg table names {uri}, outside of its folder; {_EXPORT}"
-        )
+        raise TableError(f"{root}: the Iceberg table names {uri}, outside of its folder; {_EXPORT}")
     return relative
 
 

@@ -14,7 +14,9 @@ from tests.conftest import TINY_FLAGS, read_scores
 def _pages(file: Path, column: str) -> tuple[int, int]:
     """Return where the column's pages of the first row group are."""
     group = pq.ParquetFile(file).metadata.row_group(0)
-    chunk = next(c for c in map(group.column, range(group.num_columns)) if column in c.path_in_schema)
+    chunk = next(
+        c for c in map(group.column, range(group.num_columns)) if column in c.path_in_schema
+    )
     begin = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
     return begin, begin + chunk.total_compressed_size
 

@@ -49,7 +49,9 @@ def test_every_item_may_kill():
 
 
 def test_what_is_said_at_the_end_is_told():
-    with pytest.raises(FileDamaged, match=r"^x cannot be read: the process that reads it ends with SIGABRT"):
+    with pytest.raises(
+        FileDamaged, match=r"^x cannot be read: the process that reads it ends with SIGABRT"
+    ):
         apart(HERE, Call(signal.raise_signal, signal.SIGABRT, "x"))
 
 
