@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.listing import open_lake
 from pipeline.lake.roles import Use
 from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, Scored, add_part
@@ -64,7 +65,7 @@ def run(
     """
     asked = settings or Settings()
     storage = asked.storage
-    lake, table = Folder.at(images, storage), Folder.at(scores, storage)
+    lake, table = open_lake(images, storage), Folder.at(scores, storage)
     Preflight([lake, table], roles=[Use(lake, "images"), Use(table, "scores")]).here()
     record = _newest(table)
     parts.require_source(table, lake)
@@ -73,7 +74,7 @@ def run(
     geometry = Geometry(settings.image.resize, settings.image.crop)
     source = Source(lake, columns, settings.image, geometry, read_where(where))
     done = parts.committed(table, record.version)
-    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).kept
+    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).sound().kept
     by_place = {(f.path, f.row_groups, f.start, f.group): f for f in planned}
     found = {
         done[f.key]: by_place.get((f.path, f.row_groups, f.start, f.group))

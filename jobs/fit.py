@@ -29,6 +29,7 @@ from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.disk import scratch
 from pipeline.lake.folder import Folder
+from pipeline.lake.listing import open_lake
 from pipeline.lake.roles import Use
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
@@ -109,7 +110,7 @@ def run(
         FragmentsFailed: if a fragment or a group failed; the other groups are published.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
     preflight = Preflight([lake], [target], weights, _roles(lake, target))
     preflight.here()
@@ -153,7 +154,7 @@ def preview(
     The selection of the coreset, or what else a method does of the embeddings, is not sampled.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
     Preflight([lake, target], [], weights, _roles(lake, target)).here()
     planned = _plan(lake, target, settings, where)
@@ -227,7 +228,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         )
     settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)
-    plan = plan_fragments(lake, settings, where)
+    plan = plan_fragments(lake, settings, where).sound()
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     selections = choose_rows(source, plan.kept)
     backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)

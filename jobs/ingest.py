@@ -10,7 +10,7 @@ from jobs.console import log, progress, say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder, split_uri
-from pipeline.lake.planning import list_tables
+from pipeline.lake.listing import list_tables
 from pipeline.lake.roles import Use
 from pipeline.lake.sources import MANIFESTS, Layout, SourceImage, guess_layout, list_images, shards
 from pipeline.stages.pack import FILE_BYTES, Pack, known_sources, to_packs

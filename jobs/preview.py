@@ -20,7 +20,7 @@ from pipeline.cluster.runner import Pipeline
 from pipeline.errors import FragmentsFailed
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
-from pipeline.lake.planning import list_tables
+from pipeline.lake.listing import list_tables
 from pipeline.stages.batch import FragmentResult
 from pipeline.stages.plan import Plan
 

@@ -13,7 +13,14 @@ import typer
 
 from jobs import options
 from jobs.console import log, say, show_table
-from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from jobs.driving import (
+    Tally,
+    drive,
+    half_of_memory,
+    list_damaged,
+    require_success,
+    summarise,
+)
 from jobs.heartbeat import Heart, beating
 from jobs.members import announce_cost, place_large_banks
 from jobs.preview import Preview, measure, show
@@ -28,6 +35,7 @@ from pipeline.lake.disk import scratch
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.listing import open_lake
 from pipeline.lake.models import MANIFEST
 from pipeline.lake.roles import Use
 from pipeline.stages.plan import Plan, read_cuts, write_cuts
@@ -169,6 +177,7 @@ def run(
         log.info("--restore %s: %d expired parts may be scored again", restore, len(restored))
     job = runs.begin(target, planned.record, planned.plan.kept)
     in_ledger = expired_keys(target, job.record.version)
+    list_damaged(job, planned.plan.damaged)
     pending = pending_of(target, planned, in_ledger)
     already_done = len(planned.plan.kept) - len(pending)
     log.info(
@@ -188,7 +197,7 @@ def run(
             write_cuts(target, settings, planned.plan, cuts)
             write_trained(target, planned.members, planned.digests, planned.plan.groups)
             tally = _drive(heart, runner, planned, pending, execution.threads)
-        tally.earlier = earlier
+        tally.earlier, tally.damaged = earlier, planned.plan.damaged
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
         superseded = partial(superseded_of, target, planned)
         retired = retire(target, job, superseded, in_ledger)
@@ -212,6 +221,8 @@ def preview(
     Preflight([lake, target], [], files, _roles(lake, target, models_)).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
+    for reason in planned.plan.damaged.values():
+        log.warning("%s; it is passed over", reason)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
     announce_cost(planned.members, pending, planned.digests)
     with scratch("patchlake-dry-run-") as place:
@@ -240,8 +251,8 @@ def _folders(
 ) -> tuple[Folder, Folder, list[Folder]]:
     """Return IMAGES, SCORES and the models, which are one or several."""
     named = [model] if isinstance(model, str) else model
-    lake, target, *models_ = (Folder.at(one, settings.storage) for one in (images, scores, *named))
-    return lake, target, models_
+    target, *models_ = (Folder.at(one, settings.storage) for one in (scores, *named))
+    return open_lake(images, settings.storage), target, models_
 
 
 def _roles(lake: Folder, target: Folder, models_: Sequence[Folder]) -> list[Use]:

@@ -15,8 +15,9 @@ from pipeline.errors import ConfigError, FragmentsFailed
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.listing import list_tables
 from pipeline.lake.passing import extra_schema, require_names
-from pipeline.lake.planning import list_tables, plan
+from pipeline.lake.planning import plan
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode
 from pipeline.stages.infer import Member, Scorer

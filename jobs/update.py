@@ -34,6 +34,7 @@ from pipeline.errors import ConfigError, WorkersLost
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.listing import open_lake
 from pipeline.lake.roles import Use
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
@@ -64,7 +65,7 @@ def run(
         FragmentsFailed: if a fragment or a group failed; the other groups are published.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
     roles = [Use(lake, "images"), Use(target, "model", is_written=True)]
     preflight = Preflight([lake], [target], weights, roles)
@@ -94,7 +95,7 @@ def _choose(
     """Return the fragments that hold images which the model does not know, and those images."""
     settings = base.settings
     source = Source(lake, settings.columns, settings.image, base.geometry, read_where(where))
-    plan = plan_fragments(lake, settings, where)
+    plan = plan_fragments(lake, settings, where).sound()
     for group in plan.groups:
         if group not in standing:
             log.warning("%s has no group '%s': it is left out; fit it", base.target.root, group)

@@ -3,6 +3,7 @@
 PatchlakeError            1
 ├── ConfigError           2   a setting, a flag or an argument
 │   ├── TableError        2   a table that is not what its schema says
+│   │   └── FileDamaged   2   one file of it cannot be read: where others can, it fails alone
 │   └── ModelError        2   a model that is absent, changed, or of other weights
 ├── FragmentsFailed       3   the job is done, but not all of it
 ├── DiskFull              1   no fragment could be written: the job ends, and can go on later
@@ -35,6 +36,10 @@ class ConfigError(PatchlakeError):
 
 class TableError(ConfigError):
     """A table lacks a column, or a column has another type than the schema says."""
+
+
+class FileDamaged(TableError):  # noqa: N818 - what happened, in two words
+    """One file of a table cannot be read. Its fragments fail; others go on."""
 
 
 class ModelError(ConfigError):

@@ -44,10 +44,16 @@ class Folder:
 
     uri: str
     storage: StorageSettings = _DEFAULT
+    # The one file in it that is an images table, where IMAGES names a file; else empty.
+    only: str = ""
 
-    def __reduce__(self) -> tuple[type["Folder"], tuple[str, StorageSettings]]:
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str, StorageSettings, str]]:
         # Without what is cached: a worker connects for itself.
-        return Folder, (self.uri, self.storage)
+        return Folder, (self.uri, self.storage, self.only)
+
+    def narrowed(self, name: str) -> "Folder":
+        """Return the folder, of which only one file is looked at."""
+        return Folder(self.uri, self.storage, name)
 
     def __post_init__(self) -> None:
         if _CREDENTIALS.search(self.uri):

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.config import Settings
-from pipeline.errors import TableError
+from pipeline.errors import FileDamaged, TableError
 from pipeline.lake.columns import chunk_number, select
 from pipeline.lake.folder import Folder, is_component_of
 from pipeline.lake.fragments import keys_of
@@ -106,7 +106,7 @@ def _opened(handle: BinaryIO, path: str) -> pq.ParquetFile:
         # Of Arrow's complaints about a footer some are OSErrors, without an errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise TableError(f"{path} is not Parquet: {error}") from None
+        raise FileDamaged(f"{path} is not Parquet: {error}") from None
 
 
 def _require_images(layout: Layout) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings
 from pipeline.errors import TableError
+from pipeline.lake.apart import Call, apart
 from pipeline.lake.columns import select
 from pipeline.lake.folder import Folder, hive_keys, is_hashed
 from pipeline.lake.layout import Layout, Place
@@ -32,7 +33,15 @@ def read_named(
 
     Raises:
         TableError: if a column is no text, or its path says otherwise.
+        FileDamaged: if the file cannot be read.
     """
+    read = partial(_read_named, images, columns, version, tuple(ours))
+    return apart(images, Call(read, path, images.path(path)))
+
+
+def _read_named(
+    images: Folder, columns: ColumnSettings, version: str, ours: tuple[str, ...], path: str
+) -> pa.Table:
     with images.open(path, version) as handle:
         file = pq.ParquetFile(handle, page_checksum_verification=True)
         reader = Reader(Layout(file.schema_arrow, columns, path, images.path(path)), tuple(ours))

@@ -73,6 +73,8 @@ class Summary(BaseModel):
     # Of these, found done when the run was started (again).
     already_done: int
     failed_fragments: dict[str, str]
+    # Path in IMAGES -> why the file cannot be read: how many fragments it has is not known.
+    damaged_files: dict[str, str] = {}
     # Images of the whole plan; of what this start did, by status; and of what earlier starts of
     # this run did.
     images: int

@@ -1,18 +1,19 @@
 """plan: which fragments there are, under which keys, and which of their rows a job uses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import VOCABULARY, Settings, digest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FileDamaged
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.listing import list_tables
 from pipeline.lake.owned import arrow_table, or_none, reading
-from pipeline.lake.planning import list_tables, plan
+from pipeline.lake.planning import Planned, plan
 from pipeline.lake.seals import sealed, unsealed
 from pipeline.lake.where import read_where
 from pipeline.tables import OUTPUT_VERSION, PLAN
@@ -28,6 +29,22 @@ class Plan:
     opened: int
     # Whether all files of the lake were looked at.
     is_whole: bool
+    # Path -> why the file cannot be read: it has no fragments.
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def sound(self) -> "Plan":
+        """Return the plan of a job that cannot do without any file.
+
+        Raises:
+            FileDamaged: if there is one that cannot be read.
+        """
+        for path, reason in self.damaged.items():
+            others = f" (and {len(self.damaged) - 1} more)" if len(self.damaged) > 1 else ""
+            raise FileDamaged(
+                f"{reason}{others}; mend or remove it, or leave it out with "
+                f"""--where "path <> '{path}'\""""
+            )
+        return self
 
     @property
     def images(self) -> int:
@@ -66,9 +83,21 @@ def plan_fragments(
         entries = [e for e in entries if e.modified is None or e.modified >= since]
     found = plan(images, settings, entries=entries, where=rule, known=known)
     if not found.kept and (entries or since is None):
-        raise ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
-    is_whole = where is None and since is None
-    return Plan(found.every, found.kept, found.opened, is_whole)
+        raise _nothing(images, where, found)
+    is_whole = where is None and since is None and not images.only
+    return Plan(found.every, found.kept, found.opened, is_whole, found.damaged)
+
+
+def _nothing(images: Folder, where: str | None, found: Planned) -> ConfigError:
+    """Return the error that says why there is nothing to do."""
+    if found.damaged:
+        return FileDamaged(next(iter(found.damaged.values())))
+    if where is None:
+        return ConfigError(
+            f"none of the {found.listed} Parquet files of {images.root} has a row: there is "
+            "nothing to do"
+        )
+    return ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
 
 
 def read_cuts(scores: Folder, settings: Settings) -> Fragments:

@@ -1,14 +1,16 @@
 """source: the rows of a lake under our own column names, and their images."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import ColumnSettings, ImageSettings
-from pipeline.errors import InputChanged, TableError
+from pipeline.errors import FileDamaged, InputChanged
 from pipeline.images.geometry import Geometry
+from pipeline.lake.apart import Call, apart
 from pipeline.lake.fetch import fetch
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, keys_of
@@ -51,6 +53,7 @@ class Source:
 
         Raises:
             InputChanged: if the file is not the one that was planned, or gone.
+            FileDamaged: if it cannot be read.
             TableError: if a column cannot be read as ours, or the path says otherwise.
         """
         labels = _LABELS if self.labelled else ()
@@ -63,7 +66,8 @@ class Source:
 
     def _checked(self, fragment: Fragment, ours: tuple[str, ...]) -> pa.Table:
         try:
-            rows = self._read(fragment, ours)
+            read = partial(self._read, ours=ours)
+            rows = apart(self.images, Call(read, fragment, self.images.path(fragment.path)))
         except Exception:
             # Of a file that was replaced by another, this says more than what it made of it.
             self._require_unchanged(fragment)
@@ -99,7 +103,7 @@ class Source:
             pieces = list(group_rows(file, fragment, reader, asked))
         numbers = pa.chunked_array([numbers for numbers, _, _ in pieces], pa.int64())
         if len(numbers) != fragment.images:
-            raise TableError(
+            raise FileDamaged(
                 f"{where} has {len(numbers)} of the {fragment.images} rows that were planned for "
                 f"group '{fragment.group}'; it changed since: start again"
             )

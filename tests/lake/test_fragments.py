@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ColumnSettings, Settings
-from pipeline.errors import ConfigError, TableError
+from pipeline.errors import ConfigError, FileDamaged, TableError
 from pipeline.lake import fragments, planning
 from pipeline.lake.folder import Folder, escape
 from pipeline.lake.fragments import Fragment, Fragments
@@ -270,5 +270,10 @@ _WHOLE = _parquet(_images(["x"]))
 def test_a_file_that_is_not_parquet_is_named(lake, content):
     lake.write("good.parquet", _WHOLE)
     lake.write("sub/bad.parquet", content)
-    with pytest.raises(TableError, match=r"/sub/bad\.parquet is not Parquet: "):
-        plan_of(lake, COLUMNS, 2)
+    planned = planning.plan(lake, Settings())
+    assert planned.every.paths == ["good.parquet"]
+    assert list(planned.damaged) == ["sub/bad.parquet"]
+    assert "/sub/bad.parquet is not Parquet: " in planned.damaged["sub/bad.parquet"]
+    lake.remove("good.parquet")
+    with pytest.raises(FileDamaged, match=r"/sub/bad\.parquet is not Parquet: "):
+        planning.plan(lake, Settings())

@@ -141,7 +141,7 @@ class Counting(io.FileIO):
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
+def counted(monkeypatch: pytest.MonkeyPatch, read_here: None) -> type[Counting]:
     def opened(folder: Folder, name: str, _version: str = "") -> Counting:
         Counting.opened.append(name)
         return Counting(f"{folder.root}/{name}")
