@@ -28,6 +28,7 @@ from pydantic import (
 
 from pipeline.errors import ConfigError
 from pipeline.presets import PRESETS
+from pipeline.shown import shown, value_shown, without_secrets
 
 Scalar = bool | int | float | str | None
 # timm's `out_indices`, or names of a network's modules.
@@ -257,7 +258,9 @@ def load_settings(
     preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), None)
     if preset is not None:
         if str(preset) not in PRESETS:
-            raise ConfigError(f"preset '{preset}' is unknown{nearest(str(preset), PRESETS)}")
+            raise ConfigError(
+                f"preset {shown(str(preset))} is unknown{nearest(str(preset), PRESETS)}"
+            )
         layers.insert(0, PRESETS[str(preset)])
     merged: Raw = {}
     for layer in layers:
@@ -326,8 +329,15 @@ def _loaded(text: str, what: str) -> object:
     except RecursionError:
         raise ConfigError(f"{what} nests too deeply; settings lie three levels deep") from None
     except _NOT_YAML as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{what} is not YAML: {said:.300}") from None
+        raise ConfigError(f"{what} is not YAML: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """Return what is wrong and where, without the text itself: it may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return without_secrets(" ".join(str(error).split()))[:300]
 
 
 def _parse_yaml(text: str) -> Raw:
@@ -342,7 +352,7 @@ def _parse_yaml(text: str) -> Raw:
 def _parse_assignment(assignment: str) -> Raw:
     name, equals, value = assignment.partition("=")
     if not equals or not name:
-        raise ConfigError(f"--set takes name=value, got '{assignment}'")
+        raise ConfigError(f"--set takes name=value, got {shown(assignment)}")
     if name.count(".") > _DEEPEST:
         raise ConfigError(f"--set {name[:80]}...: no setting lies {name.count('.')} levels deep")
     nested = _loaded(value, f"--set {name}: the value")
@@ -382,7 +392,8 @@ def _describe(raw: Raw, fault: Mapping[str, object]) -> str:
         value = value.get(part) if isinstance(value, Mapping) else value
     if name == "storage.endpoint":  # somebody may have put a password into it
         return f"setting '{name}': {fault['msg']}"
-    return f"setting '{name}' is {value!r}: {fault['msg']}"
+    wanted = "write a list, [A, B]" if fault["type"] == "tuple_type" else fault["msg"]
+    return f"setting '{name}' is {value_shown(value)}: {wanted}"
 
 
 _EXTRA = "extra_forbidden"

@@ -173,3 +173,37 @@ def test_settings_have_one_digest_however_they_came():
     by_yaml = load_settings("seed: 1\nmethod: {b: 2, a: 1}\nimage: {crop: 5}")
     by_set = load_settings("", ["image.crop=5", "method.a=1", "method.b=2"], {"seed": 1})
     assert digest(by_yaml) == digest(by_set) != digest(load_settings("", ["image.crop=5"]))
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "image.uri_prefixes=https://user:s3cr3t@host/",
+        "image.uri_prefixes=[https://host/?sig=s3cr3t]",
+        "image.uri_prefixes={a: 'https://user:s3cr3t@host/'}",
+        "image.uri_prefixes=[[https://user:s3cr3t@host/]]",
+        "image.bits=s3://key:s3/cr3t@bucket",
+        "storage.endpoint=https://user:s3cr3t@host",
+        "preset=https://user:s3cr3t@host",
+        "image.resize={s3cr3t: [}",
+        "seed='s3cr3t",
+        "https://user:s3cr3t@host",
+    ],
+)
+def test_no_message_about_a_setting_has_a_secret(assignment):
+    with pytest.raises(ConfigError) as raised:
+        load_settings("", [assignment])
+    said = str(raised.value)
+    assert "cr3t" not in said
+    assert "\n" not in said
+
+
+def test_no_message_about_a_config_file_has_its_text():
+    with pytest.raises(ConfigError, match=r"not YAML: line 2, column \d+: .*expected") as raised:
+        load_settings("image:\n  uri_prefixes: [s3://key:s3cr3t@bucket]]\n")
+    assert "s3cr3t" not in str(raised.value)
+
+
+def test_a_word_where_a_list_belongs_is_said():
+    with pytest.raises(ConfigError, match=r"uri_prefixes' is 's3://b/': write a list, \[A, B\]"):
+        load_settings("", ["image.uri_prefixes=s3://b/"])

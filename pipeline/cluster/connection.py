@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import ray
 
 from pipeline.errors import ConfigError
-from pipeline.lake.shown import shown
+from pipeline.shown import shown
 
 # Of a local Ray's object store: a few dozen fragments of 38 MB are on their way at a time.
 _STORE_BYTES = 2**30

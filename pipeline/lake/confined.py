@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 
 from pipeline.errors import ImageError, StorageError, StorageRefused
-from pipeline.lake.shown import listed, shown
+from pipeline.shown import listed, shown
 
 # What says that there is no file of that name: nothing there, a path below a file, a name that is
 # too long, links in a circle.

@@ -18,8 +18,8 @@ from pipeline.errors import ImageError
 from pipeline.lake.confined import read_confined
 from pipeline.lake.folder import Folder
 from pipeline.lake.s3 import Bucket
-from pipeline.lake.shown import listed, shown
 from pipeline.lake.web import Web
+from pipeline.shown import listed, shown
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)(?:::|://)|(file):/", re.IGNORECASE)
 _S3 = re.compile(r"s3a?://(?P<bucket>[^/]*)/(?P<key>.*)", re.DOTALL | re.IGNORECASE)

@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, PatchlakeError, TableError
 from pipeline.lake.folder import NULL_PARTITION, Folder, hive_keys
 from pipeline.lake.parts import every_part
 from pipeline.lake.stores import Entry
+from pipeline.shown import shown
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -106,7 +107,7 @@ def _open(name: str) -> tuple["Catalog", tuple[str, ...]]:
         ) from None
     parts = tuple(name.split("."))
     if len(parts) < _CATALOG_NAMESPACE_TABLE or not all(parts):
-        raise ConfigError(f"score.iceberg_table is '{name}', it takes catalog.namespace.table")
+        raise ConfigError(f"score.iceberg_table is {shown(name)}, it takes catalog.namespace.table")
     try:
         return load_catalog(parts[0]), parts[1:]
     except Exception as error:  # noqa: BLE001 - each kind of catalog has its own errors

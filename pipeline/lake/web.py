@@ -19,9 +19,9 @@ from urllib3.exceptions import HTTPError, LocationParseError
 
 from pipeline.config import StorageSettings
 from pipeline.errors import StorageError, StorageRefused
-from pipeline.lake.shown import listed, shown
 from pipeline.lake.stores import Entry
 from pipeline.lake.waiting import wait_after
+from pipeline.shown import listed, shown
 
 T = TypeVar("T")
 

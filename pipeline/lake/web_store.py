@@ -8,9 +8,9 @@ from typing import BinaryIO, NoReturn
 
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
-from pipeline.lake.shown import shown
 from pipeline.lake.stores import Entry
 from pipeline.lake.web import Web
+from pipeline.shown import shown
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fractions import Fraction
 from math import floor
 
 from pipeline.errors import ConfigError
+from pipeline.shown import without_secrets
 
 # None is SQL's NULL.
 Value = str | bool | Fraction | date | datetime | None
@@ -48,7 +49,7 @@ _TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": 
 
 def shown(text: object) -> str:
     """Return a text for a message, not longer than a line, in quotes if it is one."""
-    whole = str(text)
+    whole = without_secrets(str(text))
     return repr(whole if len(whole) <= _LINE else f"{whole[:80]} … {whole[-20:]}")
 
 

@@ -18,8 +18,8 @@ from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError, ImageError, StorageError
 from pipeline.lake.fetch import fetch
 from pipeline.lake.folder import Folder
-from pipeline.lake.shown import shown
 from pipeline.lake.web import Address
+from pipeline.shown import shown
 
 CONTENT = b"an image" * 1000
 QUICK = StorageSettings(retries=1, timeout_s=0.5)
