@@ -350,3 +350,11 @@ def test_a_full_disk_is_told_and_leaves_nothing(disk, tmp_path, number):
         fill()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
     assert disk.read("a/b") == b"before"
+
+
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "x.parquet")
+    folder = Folder.at(str(tmp_path))
+    for read in (folder.open, folder.read):
+        with pytest.raises(OSError, match="it is a pipe, a socket or a device, and no file"):
+            read("x.parquet")
