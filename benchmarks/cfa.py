@@ -18,7 +18,8 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.evaluation.pixels import PixelCurves
 from pipeline.evaluation.roc import auroc
-from pipeline.images.decode import decode_mask
+from pipeline.images.formats import Limits
+from pipeline.images.masks import decode_mask
 from pipeline.maths.resampling import bilinear_matrix
 from pipeline.maths.smoothing import smoothed_peaks
 from pipeline.methods.cfa import CFA, by_layer, described, grid_of, softmin_scores
@@ -114,7 +115,7 @@ def _mask(folder: Path, path: Path) -> np.ndarray:
     if path.parent.name == "good":
         return np.zeros(FRAME, bool)
     file = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
-    return decode_mask(file.read_bytes(), FRAME, max_pixels=10**8) > 127
+    return decode_mask(file.read_bytes(), FRAME, Limits()).is_defect
 
 
 def _arguments() -> argparse.Namespace:

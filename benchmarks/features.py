@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.config import BackboneSettings, Layers
 from pipeline.features.backbone import load_backbone
 from pipeline.features.extractor import Extractor
-from pipeline.images.decode import decode_image
+from pipeline.images.files import decode_image
+from pipeline.images.formats import Limits
 from pipeline.images.geometry import Geometry
 from pipeline.methods.contract import Arrays, Method
 from pipeline.methods.patchcore import PatchCore
@@ -37,10 +38,7 @@ def extractor_of(
 def embedded(extractor: Extractor, files: Sequence[Path]) -> Arrays:
     """Return the embeddings of image files, squashed to 224 x 224."""
     geometry = Geometry((224, 224), None)
-    pixels = [
-        geometry.apply(decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8))
-        for path in files
-    ]
+    pixels = [geometry.apply(decode_image(path.read_bytes(), Limits())) for path in files]
     return extractor(np.stack(pixels))
 
 

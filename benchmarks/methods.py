@@ -176,7 +176,8 @@ def _metrics(folder: Path, found: Mapping[str, np.ndarray]) -> tuple[float, floa
     """Return image AUROC, pixel AUROC and AUPRO of a peer's scores and maps."""
     from pipeline.evaluation.pixels import PixelCurves
     from pipeline.evaluation.roc import auroc
-    from pipeline.images.decode import decode_mask
+    from pipeline.images.formats import Limits
+    from pipeline.images.masks import decode_mask
     from pipeline.maths.resampling import bilinear_matrix
     from pipeline.stages.compare import FRAME
 
@@ -187,7 +188,7 @@ def _metrics(folder: Path, found: Mapping[str, np.ndarray]) -> tuple[float, floa
         mask = np.zeros(FRAME, bool)
         if not is_good:
             file = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
-            mask = decode_mask(file.read_bytes(), FRAME, max_pixels=10**8) > 127
+            mask = decode_mask(file.read_bytes(), FRAME, Limits()).is_defect
         rows, columns = (bilinear_matrix(n, m) for n, m in zip(FRAME, grid.shape, strict=True))
         curves.add((rows @ grid @ columns.T).astype(np.float32), mask)
     image = auroc(found["scores"].astype(np.float64), np.array(is_anomalous))

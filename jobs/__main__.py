@@ -1,15 +1,33 @@
-"""Entry of the `patchlake` command: chooses the BLAS kernel, then imports the rest."""
+"""Entry of `patchlake`: takes the signals, chooses the BLAS kernel, and imports the rest."""
 
-from jobs.blas import choose_kernel
+import signal
 
 
 def main() -> None:
-    """Run the command line."""
-    choose_kernel()
-    # Imported here: numpy must come after the choice.
-    from jobs import cli
+    """Run the command line, and end the process."""
+    # They wait until somebody waits for them: from here on none ends the process with a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    from jobs import stopping
 
-    cli.main()
+    stopping.run(_run)
+
+
+def _run() -> int:
+    """Return the exit code."""
+    # Imported here: numpy must come after the choice, and all of it after the signals are taken.
+    from jobs.blas import choose_kernel
+
+    choose_kernel()
+    from jobs import cli, stopping
+    from pipeline.lake.disk import remove_unfinished
+
+    stopping.working()
+    try:
+        with stopping.abruptly(remove_unfinished):
+            cli.main()
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """The `patchlake` command. Results on stdout, everything else on stderr; exit codes in `errors`."""
 
-import signal
 import sys
-from types import FrameType
 
 import typer
 
 from jobs import compact, demo, evaluate, fit, ingest, score, status, withdraw
 from jobs.console import log, set_up_logging
-from pipeline.errors import InputChanged, PatchlakeError, Stopped, StorageError
+from pipeline.errors import InputChanged, PatchlakeError, StorageError
 
 app = typer.Typer(
     name="patchlake",
@@ -36,8 +34,6 @@ for verb in VERBS:
 def main() -> None:
     """Run the command line; exit with the code of what happened."""
     set_up_logging()
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except PatchlakeError as error:
@@ -50,15 +46,3 @@ def main() -> None:
     except StorageError as error:
         log.error("%s; what is committed stays, the same command goes on from there", error)
         sys.exit(error.exit_code)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    # The clean-up that this begins ends the workers: a second signal must not cut it short.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    name = signal.Signals(number).name
-    raise Stopped(f"stopped by {name}; the same command goes on from here")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
 from pipeline.lake import compaction, parts
 from pipeline.lake.folder import Folder
+from pipeline.lake.roles import Use
 from pipeline.stages.preflight import Preflight
 
 _FILE_BYTES = 128 * 2**20
@@ -48,7 +49,8 @@ def run(
     """
     storage = storage or StorageSettings()
     source, table = Folder.at(scores, storage), Folder.at(target, storage)
-    Preflight([source], [table]).here()
+    roles = [Use(source, "scores"), Use(table, "compacted", is_written=True)]
+    Preflight([source], [table], roles=roles).here()
     table.sweep()
     found = parts.every_part(source)
     if not found and not table.exists("_source.json"):

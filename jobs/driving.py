@@ -1,5 +1,6 @@
 """What fit and score share: fragments through the stages, counted, failures listed, summed up."""
 
+import hashlib
 import os
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ class Tally:
     earlier: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    # Files of the lake that cannot be read, and why.
+    damaged: Mapping[str, str] = field(default_factory=dict)
     stage_seconds: Counter[str] = field(default_factory=Counter)
     # Stage -> node -> fragments.
     nodes: dict[str, Counter[str]] = field(default_factory=dict)
@@ -115,6 +118,7 @@ def summarise(
         fragments=len(planned),
         already_done=already_done,
         failed_fragments=tally.failed,
+        damaged_files=dict(tally.damaged),
         images=planned.images,
         statuses=dict(sorted(tally.statuses.items())),
         earlier_statuses=dict(sorted(tally.earlier.items())),
@@ -139,7 +143,29 @@ def require_success(summary: Summary) -> None:
         raise FragmentsFailed(shortfall)
 
 
+def list_damaged(run: Run, damaged: Mapping[str, str]) -> None:
+    """List files that cannot be read as failed, where `status` finds them."""
+    for path, reason in damaged.items():
+        log.warning("%s; it is passed over, and tried again by the same command", reason)
+        run.fail(hashlib.sha256(path.encode()).hexdigest()[:20], reason)
+
+
 def _shortfall(summary: Summary) -> str | None:
+    told = [text for text in (_damaged(summary), _unfinished(summary)) if text]
+    return "; ".join(told) or None
+
+
+def _damaged(summary: Summary) -> str | None:
+    damaged = list(summary.damaged_files.values())
+    if not damaged:
+        return None
+    return (
+        f"{len(damaged)} files of the lake cannot be read and were passed over; they are tried "
+        f"again by the same command ({'; '.join(damaged[:_SHOWN])})"
+    )
+
+
+def _unfinished(summary: Summary) -> str | None:
     if summary.failed_fragments:
         shown = list(summary.failed_fragments.items())[:_SHOWN]
         listed = "; ".join(f"{key}: {error}" for key, error in shown)

@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
+from pipeline.lake.listing import open_lake
+from pipeline.lake.roles import Use
 from pipeline.lake.where import read_where
 from pipeline.stages.compare import GroupMetrics, Scored, add_part
 from pipeline.stages.plan import plan_fragments, read_cuts
@@ -21,8 +23,9 @@ from pipeline.stages.source import Source
 
 Metrics = dict[str, float | int | None]
 _RATES = ("image_auroc", "pixel_auroc", "aupro")
+_MASKS = ("masks_missing", "masks_unreadable", "masks_empty", "masks_resized")
 # Images compared, those of them that are defective, and images that are left out.
-_COUNTS = ("images", "anomalous", "trained_on", "train_split", "unlabelled")
+_COUNTS = ("images", "anomalous", "trained_on", "train_split", "unlabelled", *_MASKS)
 
 
 def evaluate(
@@ -62,16 +65,16 @@ def run(
     """
     asked = settings or Settings()
     storage = asked.storage
-    lake, table = Folder.at(images, storage), Folder.at(scores, storage)
-    Preflight([lake, table]).here()
+    lake, table = open_lake(images, storage), Folder.at(scores, storage)
+    Preflight([lake, table], roles=[Use(lake, "images"), Use(table, "scores")]).here()
     record = _newest(table)
-    parts.bind_source(table, lake)
+    parts.require_source(table, lake)
     columns = asked.columns.over(record.settings.columns)
     settings = record.settings.model_copy(update={"columns": columns})
     geometry = Geometry(settings.image.resize, settings.image.crop)
     source = Source(lake, columns, settings.image, geometry, read_where(where))
     done = parts.committed(table, record.version)
-    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).kept
+    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).sound().kept
     by_place = {(f.path, f.row_groups, f.start, f.group): f for f in planned}
     found = {
         done[f.key]: by_place.get((f.path, f.row_groups, f.start, f.group))
@@ -121,12 +124,23 @@ def _metrics(name: str, group: GroupMetrics) -> Metrics:
             group.unscored,
             group.unmasked,
         )
+    for count, fault in (
+        (group.unreadable_masks, "cannot be read: they are left out of the pixel metrics"),
+        (group.empty_masks, "mark nothing (all is background): left out of the pixel metrics"),
+        (group.resized_masks, "are of another size than the image: they are stretched over it"),
+    ):
+        if count:
+            log.warning("group '%s': masks of %d anomalous images %s", name, count, fault)
     return {
         "image_auroc": group.image_auroc(),
         "pixel_auroc": group.pixels.auroc(),
         "aupro": group.pixels.aupro(),
         "images": len(group.scores),
         "anomalous": sum(group.is_anomalous),
+        "masks_missing": group.unmasked,
+        "masks_unreadable": group.unreadable_masks,
+        "masks_empty": group.empty_masks,
+        "masks_resized": group.resized_masks,
         "trained_on": group.trained_on,
         "train_split": group.train_split,
         "unlabelled": group.unlabelled,

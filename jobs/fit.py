@@ -1,7 +1,6 @@
 """fit: images/ of good parts -> model/."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,13 +27,16 @@ from pipeline.features.backbone import load_backbone
 from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
+from pipeline.lake.disk import scratch
 from pipeline.lake.folder import Folder
+from pipeline.lake.listing import open_lake
+from pipeline.lake.roles import Use
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
 from pipeline.methods import build, names, options_of
 from pipeline.methods.contract import Method
 from pipeline.presets import PRESETS
-from pipeline.stages.corpus import embedded_keys
+from pipeline.stages.corpus import embedded_keys, intact_keys
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
 from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
@@ -54,6 +56,7 @@ def fit(
     preset: Annotated[
         str | None, typer.Option(help=f"Settings of a paper: {', '.join(PRESETS)}.")
     ] = None,
+    group: options.OneGroup = None,
     where: options.Where = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a different model.")
@@ -74,6 +77,7 @@ def fit(
         "method.name": method,
         "backbone.name": backbone,
         "backbone.weights": weights,
+        "columns.one_group": group,
         "preset": preset,
     }
     settings = options.read_settings(config, assignments, options.nested(flags))
@@ -106,10 +110,9 @@ def run(
         FragmentsFailed: if a fragment or a group failed; the other groups are published.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
-    preflight = Preflight(
-        [lake], [target], options.weight_files(settings.backbone.weights, storage)
-    )
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
+    weights = options.weight_files(settings.backbone.weights, storage)
+    preflight = Preflight([lake], [target], weights, _roles(lake, target))
     preflight.here()
     target.sweep()
     planned = _plan(lake, target, settings, where)
@@ -121,7 +124,7 @@ def run(
         return published
     job = runs.begin(target, planned.record, planned.plan.kept)
     partials = job.name("partials/")
-    pending = planned.plan.kept.without_keys(embedded_keys(target, partials))
+    pending = planned.plan.kept.without_keys(intact_keys(target, partials))
     pipeline = _pipeline(planned, target, partials, execution.threads)
     with beating(job) as heart:
         with execution.start(settings.workers, preflight) as runner:
@@ -135,7 +138,7 @@ def run(
             target.remove(partials, recursive=True)
             return published
         manifest = _manifest(planned, job, fitted, failed)
-        return publish(target, job, tally, manifest, planned.plan.kept)
+        return publish(job, tally, manifest, planned.plan.kept, overwrite=overwrite)
 
 
 def preview(
@@ -151,9 +154,9 @@ def preview(
     The selection of the coreset, or what else a method does of the embeddings, is not sampled.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
-    Preflight([lake, target], [], weights).here()
+    Preflight([lake, target], [], weights, _roles(lake, target)).here()
     planned = _plan(lake, target, settings, where)
     kept = planned.plan.kept
     partials = f"_runs/{planned.record.run}/partials/"
@@ -161,10 +164,14 @@ def preview(
         pending = kept.without_keys(embedded_keys(target, partials))
     else:
         pending = kept[:0]
-    with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
-        folder = Folder.at(scratch, storage)
+    with scratch("patchlake-dry-run-") as place:
+        folder = Folder.at(place, storage)
         sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
     return preview_of("fit", (lake, target), planned.plan, pending, sample)
+
+
+def _roles(lake: Folder, target: Folder) -> list[Use]:
+    return [Use(lake, "images"), Use(target, "model", is_written=True)]
 
 
 def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) -> Pipeline:
@@ -221,7 +228,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         )
     settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)
-    plan = plan_fragments(lake, settings, where)
+    plan = plan_fragments(lake, settings, where).sound()
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     selections = choose_rows(source, plan.kept)
     backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)

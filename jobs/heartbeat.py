@@ -4,9 +4,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from pipeline.errors import DiskFull, FragmentsFailed
+from jobs import stopping
+from pipeline.errors import FragmentsFailed, PatchlakeError
 from pipeline.lake.pulse import BEAT_S, Speed, beat, remove_pulse
 from pipeline.lake.runs import Run
+
+# Less than a job that is asked to stop has left (`stopping.GRACE_S`).
+_LAST_BEAT_S = 4.0
 
 
 class Heart:
@@ -27,12 +31,16 @@ class Heart:
         """Leave the reason behind, or nothing where the run has its summary."""
         self._ended.set()
         # A store that hangs must not keep the process from ending.
-        self._thread.join(timeout=10)
-        with suppress(OSError, DiskFull):
+        self._thread.join(timeout=_LAST_BEAT_S)
+        with suppress(OSError, ValueError, PatchlakeError):
             if reason is None:
                 remove_pulse(self.run.folder, self.run.record.run)
             else:
                 beat(self.run.folder, self.run.record.run, self.measure(), reason)
+
+    def last_words(self) -> None:
+        """Leave the reason of a stop behind, where the main thread does not come to it."""
+        beat(self.run.folder, self.run.record.run, self.measure(), _asked())
 
     def _beat_on(self) -> None:
         while not self._ended.wait(BEAT_S):
@@ -40,7 +48,7 @@ class Heart:
 
     def _beat(self) -> None:
         # Whoever misses a beat looks after the store; the work itself finds out soon enough.
-        with suppress(OSError, DiskFull):
+        with suppress(OSError, PatchlakeError):
             beat(self.run.folder, self.run.record.run, self.measure())
 
 
@@ -50,11 +58,18 @@ def beating(run: Run) -> Iterator[Heart]:
     heart = Heart(run)
     heart.start()
     try:
-        yield heart
+        with stopping.abruptly(heart.last_words):
+            yield heart
     except FragmentsFailed:
         heart.stop(None)
         raise
     except BaseException as error:
-        heart.stop(f"{type(error).__name__}: {error}")
+        # Of a stop, what was asked for, whatever that has become on its way up.
+        heart.stop(_asked() or f"{type(error).__name__}: {error}")
         raise
     heart.stop(None)
+
+
+def _asked() -> str | None:
+    asked = stopping.reason()
+    return f"Stopped: {asked}" if asked else None

@@ -10,7 +10,8 @@ from jobs.console import log, progress, say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder, split_uri
-from pipeline.lake.planning import list_tables
+from pipeline.lake.listing import list_tables
+from pipeline.lake.roles import Use
 from pipeline.lake.sources import MANIFESTS, Layout, SourceImage, guess_layout, list_images, shards
 from pipeline.stages.pack import FILE_BYTES, Pack, known_sources, to_packs
 from pipeline.stages.preflight import Preflight
@@ -53,7 +54,7 @@ def run(
     # A manifest is one file, in a folder that need not be ours to list.
     named = [split_uri(source, storage)] if source.endswith(MANIFESTS) else []
     read = [] if named else [Folder.at(source, storage)]
-    preflight = Preflight(read, [target], named)
+    preflight = Preflight(read, [target], named, [Use(target, "images", is_written=True)])
     preflight.here()
     target.sweep()
     chosen = layout or guess_layout(source, storage)

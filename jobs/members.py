@@ -14,6 +14,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.stages.banks import Holders, SharedBank, load_dense, searched_bytes, shard_starts
 from pipeline.stages.infer import Member
+from pipeline.stages.models import load_calibration
 
 # Bytes of a bank that it pays to share: less is little beside the 0.6 GB that a worker has anyway.
 _LARGE = 64 * 2**20
@@ -28,6 +29,7 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
     members = []
     for folder in folders:
         manifest = models.read_manifest(folder)
+        models.require_whole(folder, manifest)
         require_unchanged(settings, manifest)
         weights = settings.backbone.weights or manifest.backbone.weights
         members.append(Member(folder, manifest, weights))
@@ -48,6 +50,12 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
             f"members see different parts of an image ({'; '.join(seen)}, and others): maps can "
             "be joined of equal crops, or of none"
         )
+    bits = sorted({str(m.manifest.geometry.bits) for m in members})
+    if len(bits) > 1:
+        raise ConfigError(
+            f"members were fitted with image.bits {' and '.join(bits)}: one picture is read for "
+            "all of them, so fit them alike"
+        )
     return sorted(members, key=lambda member: member.manifest.run)
 
 
@@ -64,12 +72,30 @@ def group_digests(members: Sequence[Member]) -> dict[str, str]:
     }
 
 
+def require_units(members: Sequence[Member], groups: Sequence[str]) -> None:
+    """Refuse an ensemble of which a member has no unit to compare its scores in.
+
+    Raises:
+        ConfigError: if a group's calibration is of too few images, or of ones that score equally.
+    """
+    for member in members:
+        for group in groups:
+            fault = load_calibration(member.model, member.manifest.groups[group]).unit_fault
+            if fault:
+                raise ConfigError(
+                    f"group '{group}' of {member.model.root} ({member.manifest.method}) is too "
+                    f"little calibrated for an ensemble: {fault}. Fit that group on more good "
+                    "images, leave it out with --where, or score with one model"
+                )
+
+
 def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
     """Refuse settings that the model has fixed otherwise; defaults stand for what it has."""
     fresh = Settings()
     asked: dict[str, tuple[object, object, object]] = {
         "image.resize": (settings.image.resize, fresh.image.resize, manifest.geometry.resize),
         "image.crop": (settings.image.crop, fresh.image.crop, manifest.geometry.crop),
+        "image.bits": (settings.image.bits, fresh.image.bits, manifest.geometry.bits),
         "backbone.name": (settings.backbone.name, fresh.backbone.name, manifest.backbone.name),
         "backbone.layers": (
             settings.backbone.layers,

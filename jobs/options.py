@@ -49,6 +49,14 @@ Where = Annotated[
         "\"dt >= '2026-11-20' and line in ('L1', 'L2')\".",
     ),
 ]
+OneGroup = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        metavar="NAME",
+        help="The group of all images, for a table that has none. Sets columns.one_group.",
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

@@ -20,7 +20,7 @@ from pipeline.cluster.runner import Pipeline
 from pipeline.errors import FragmentsFailed
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
-from pipeline.lake.planning import list_tables
+from pipeline.lake.listing import list_tables
 from pipeline.stages.batch import FragmentResult
 from pipeline.stages.plan import Plan
 
@@ -57,6 +57,9 @@ class Preview:
     worker_bytes: int
     # What a fit keeps in MODEL until it is published; 0 for a score.
     stored_bytes: int
+    # Parts that --expire would remove now, and their rows.
+    expiring_parts: tuple[str, ...] = ()
+    expiring_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,12 @@ def show(found: Preview, *, as_json: bool) -> None:
     ]
     if found.stored_bytes:
         rows.append(["stored until published", f"{found.stored_bytes / 2**20:.1f} MiB"])
+    if found.expiring_parts:
+        gone = f"{len(found.expiring_parts)} parts of {found.expiring_images} images"
+        rows.append(["--expire removes", gone])
     show_table(f"dry run of {found.verb}: nothing is written to {found.target}", ["", ""], rows)
+    for part in found.expiring_parts:
+        say(part)
 
 
 def _beginning(fragment: Fragment) -> Fragment:

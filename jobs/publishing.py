@@ -13,19 +13,22 @@ _SHOWN_FACTS = 4
 
 
 def publish(
-    target: Folder,
     job: Run,
     tally: Tally,
     manifest: models.Manifest,
     planned: Fragments,
+    *,
+    overwrite: bool,
 ) -> models.Manifest:
     """Write `model.json` and the summary; return the manifest.
 
     Raises:
+        ConfigError: if another run has published meanwhile, and `overwrite` was not asked.
         FragmentsFailed: if a group is not published, or a fragment failed.
     """
+    target = job.folder
     if manifest.groups:
-        models.write_manifest(target, manifest)
+        models.publish_manifest(target, manifest, overwrite=overwrite)
     digests = {group: record.digest for group, record in manifest.groups.items()}
     already_done = len(planned) - tally.fragments
     summary = summarise(job, tally, planned, already_done, groups=digests)

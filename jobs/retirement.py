@@ -12,13 +12,16 @@ from pipeline.lake import expiry, iceberg, parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 
+# Parts of older contents: of what is committed for a version, given the keys that have expired.
+Superseded = Callable[[parts.Committed, pa.StringArray], list[str]]
+
 
 @dataclass(frozen=True)
 class Retirement:
     """Removes parts of older contents and expired ones, after they have left the Iceberg table."""
 
     rule: str | None
-    expires: Callable[[Folder, Sequence[str]], list[str]] | None
+    expires: expiry.Rule | None
     now: datetime
     iceberg_table: str | None
 
@@ -35,7 +38,7 @@ class Retirement:
         return cls(rule, expiry.parse_rule(rule, now) if rule else None, now, iceberg_table)
 
     def __call__(
-        self, scores: Folder, job: runs.Run, fragments: Fragments, in_ledger: pa.StringArray
+        self, scores: Folder, job: runs.Run, superseded: Superseded, in_ledger: pa.StringArray
     ) -> "Retired":
         """Publish, and remove what is over.
 
@@ -45,13 +48,13 @@ class Retirement:
         Args:
             scores: The score table.
             job: Whose parts are committed.
-            fragments: All fragments of the files that it has looked at.
+            superseded: Says which parts are of older contents, by the files themselves.
             in_ledger: Keys of its version that have expired before.
         """
         version = job.record.version
         done = parts.committed(scores, version)
         leaving = {
-            *parts.superseded(fragments, done, in_ledger),
+            *superseded(done, in_ledger),
             # A kill came between their entry in the ledger and their removal.
             *done.names.filter(pc.is_in(done.sorted_keys, value_set=in_ledger)).to_pylist(),
         }
@@ -60,7 +63,7 @@ class Retirement:
             expired = self.expires(scores, every)
             expiry.record(scores, expired, self.rule, self.now)
             leaving.update(expired)
-            log.info("--expire %s: %d of %d parts go", self.rule, len(expired), len(every))
+            say_expired(self.rule, expired, len(every))
         if self.iceberg_table is not None:
             snapshot = iceberg.publish(
                 self.iceberg_table, scores, version, leaving, run=job.record.run
@@ -70,6 +73,33 @@ class Retirement:
         removed = sorted(leaving)
         parts.remove(scores, removed)
         return Retired(removed, done)
+
+    def require_names(self, scores: Folder, images: Sequence[str]) -> list[str]:
+        """Refuse a rule with unknown names; return the parts that it would let go now.
+
+        Args:
+            scores: The score table.
+            images: Paths of what is scored, whose hive keys its parts will have.
+
+        Raises:
+            ConfigError: if a name is no hive key, `group` or `scored_at`.
+        """
+        if self.expires is None:
+            return []
+        every = [entry.name for entry in parts.every_part(scores)]
+        self.expires.require_names(every, images)
+        return self.expires(scores, every)
+
+
+# Of the parts that go, so many are named on the terminal; the summary names them all.
+_NAMED = 5
+
+
+def say_expired(rule: str, expired: Sequence[str], every: int) -> None:
+    """Log how many parts go, and the first of them."""
+    named = ", ".join(expired[:_NAMED]) + (", ..." if len(expired) > _NAMED else "")
+    told = f": {named}" if expired else ""
+    log.warning("--expire %s: %d of %d parts go%s", rule, len(expired), every, told)
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,43 @@
 """score: images/ + model/ -> scores/ (Parquet) and heatmaps."""
 
-import tempfile
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
 
 from jobs import options
 from jobs.console import log, say, show_table
-from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from jobs.driving import (
+    Tally,
+    drive,
+    half_of_memory,
+    list_damaged,
+    require_success,
+    summarise,
+)
 from jobs.heartbeat import Heart, beating
 from jobs.members import announce_cost, place_large_banks
 from jobs.preview import Preview, measure, show
 from jobs.preview import preview as preview_of
 from jobs.retirement import Retired, Retirement
-from jobs.scoring import Planned, pending_of, pipeline_of, plan_score
+from jobs.scoring import Planned, pending_of, pipeline_of, plan_score, superseded_of
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
+from pipeline.lake import expiry as expire_ledger
 from pipeline.lake import parts, runs
+from pipeline.lake.disk import scratch
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.listing import open_lake
 from pipeline.lake.models import MANIFEST
+from pipeline.lake.roles import Use
 from pipeline.stages.plan import Plan, read_cuts, write_cuts
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.trained import write_trained
@@ -40,6 +53,7 @@ def score(
             "--model", help="Another model: the scores are those of the ensemble. May repeat."
         ),
     ] = None,
+    group: options.OneGroup = None,
     where: options.Where = None,
     since: Annotated[
         str | None,
@@ -69,15 +83,28 @@ def score(
         typer.Option(
             metavar="AGE|EXPR",
             help="Then remove parts, of all versions, and their heatmaps, that are older (90d, "
-            "since they were scored) or match (\"dt < '2026-08-27'\"). They are not scored again.",
+            "since they were scored) or match (\"dt < '2026-08-27'\", of hive keys, group and "
+            "scored_at). They are not scored again. With --dry-run: list them.",
         ),
     ] = None,
+    restore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|EXPR",
+            help="First take parts that have expired (all, or those whose hive keys match) out of "
+            "the ledger: they are scored again.",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before --expire removes every part.")
+    ] = False,
     runner: options.RunnerChoice = "ray",
     address: options.Address = None,
 ) -> None:
     """Score every image once. What is committed already is skipped."""
     flags = {
         "score.heatmaps": heatmaps,
+        "columns.one_group": group,
         "backbone.weights": weights,
         "score.iceberg_table": iceberg,
     }
@@ -86,10 +113,22 @@ def score(
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     written = None if since is None else options.parse_since(since, runs.now())
     if dry_run:
-        show(preview(images, named, scores, settings, where, written), as_json=as_json)
+        found = preview(images, named, scores, settings, where, written, expire=expire)
+        show(found, as_json=as_json)
         return
     execution = options.Execution(runner, address)
-    run(images, named, scores, settings, execution, where=where, since=written, expire=expire)
+    run(
+        images,
+        named,
+        scores,
+        settings,
+        execution,
+        where=where,
+        since=written,
+        expire=expire,
+        restore=restore,
+        may_ask=not yes and sys.stdin.isatty(),
+    )
 
 
 def run(
@@ -102,6 +141,8 @@ def run(
     where: str | None = None,
     since: datetime | None = None,
     expire: str | None = None,
+    restore: str | None = None,
+    may_ask: bool = False,
 ) -> runs.Summary:
     """Score with one model or an ensemble of several, and return the run's summary.
 
@@ -114,6 +155,8 @@ def run(
         where: Which fragments are scored.
         since: Files that were written earlier are not looked at.
         expire: Which parts are removed at the end (`lake.expiry.parse_rule`).
+        restore: Which expired parts are scored again (`lake.expiry.restore`).
+        may_ask: Ask on the terminal before a rule removes every part.
 
     Raises:
         FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors.
@@ -121,14 +164,20 @@ def run(
     retire = Retirement.checked(expire, settings.score.iceberg_table)
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
-    preflight = Preflight([lake], [target], [*((one, MANIFEST) for one in models_), *weights])
+    files = [*((one, MANIFEST) for one in models_), *weights]
+    preflight = Preflight([lake], [target], files, _roles(lake, target, models_))
     preflight.here()
     target.sweep()
     cuts = read_cuts(target, settings)
     planned = plan_score(lake, models_, settings, where, cuts, since)
+    _agree(retire, target, planned, may_ask=may_ask)
     parts.bind_source(target, lake)
+    if restore is not None:
+        restored = expire_ledger.restore(target, restore)
+        log.info("--restore %s: %d expired parts may be scored again", restore, len(restored))
     job = runs.begin(target, planned.record, planned.plan.kept)
     in_ledger = expired_keys(target, job.record.version)
+    list_damaged(job, planned.plan.damaged)
     pending = pending_of(target, planned, in_ledger)
     already_done = len(planned.plan.kept) - len(pending)
     log.info(
@@ -148,9 +197,10 @@ def run(
             write_cuts(target, settings, planned.plan, cuts)
             write_trained(target, planned.members, planned.digests, planned.plan.groups)
             tally = _drive(heart, runner, planned, pending, execution.threads)
-        tally.earlier = earlier
+        tally.earlier, tally.damaged = earlier, planned.plan.damaged
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
-        retired = retire(target, job, planned.plan.every, in_ledger)
+        superseded = partial(superseded_of, target, planned)
+        retired = retire(target, job, superseded, in_ledger)
         return _finish(target, planned, job, tally, retired, already_done)
 
 
@@ -161,20 +211,39 @@ def preview(
     settings: Settings,
     where: str | None = None,
     since: datetime | None = None,
+    *,
+    expire: str | None = None,
 ) -> Preview:
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
-    Preflight([lake, target], [], [*((one, MANIFEST) for one in models_), *weights]).here()
+    files = [*((one, MANIFEST) for one in models_), *weights]
+    Preflight([lake, target], [], files, _roles(lake, target, models_)).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
+    for reason in planned.plan.damaged.values():
+        log.warning("%s; it is passed over", reason)
     pending = pending_of(target, planned, expired_keys(target, planned.record.version))
     announce_cost(planned.members, pending, planned.digests)
-    with tempfile.TemporaryDirectory(prefix="patchlake-dry-run-") as scratch:
-        folder = Folder.at(scratch, settings.storage)
+    with scratch("patchlake-dry-run-") as place:
+        folder = Folder.at(place, settings.storage)
         pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)
         sample = measure(pending, pipeline, folder)
-    return preview_of("score", (lake, target), planned.plan, pending, sample)
+    found = preview_of("score", (lake, target), planned.plan, pending, sample)
+    retire = Retirement.checked(expire, None)
+    expiring = retire.require_names(target, planned.plan.every.paths)
+    rows = parts.count_rows(target, expiring)
+    return replace(found, expiring_parts=tuple(expiring), expiring_images=rows)
+
+
+def _agree(retire: Retirement, target: Folder, planned: Planned, *, may_ask: bool) -> None:
+    """Refuse a rule with unknown names; ask, on a terminal, before one removes every part."""
+    going = retire.require_names(target, planned.plan.every.paths)
+    if may_ask and going and len(going) == sum(1 for _ in parts.every_part(target)):
+        typer.confirm(
+            f"--expire {retire.rule} removes all {len(going)} parts of {target.root}; go on?",
+            abort=True,
+        )
 
 
 def _folders(
@@ -182,8 +251,16 @@ def _folders(
 ) -> tuple[Folder, Folder, list[Folder]]:
     """Return IMAGES, SCORES and the models, which are one or several."""
     named = [model] if isinstance(model, str) else model
-    lake, target, *models_ = (Folder.at(one, settings.storage) for one in (images, scores, *named))
-    return lake, target, models_
+    target, *models_ = (Folder.at(one, settings.storage) for one in (scores, *named))
+    return open_lake(images, settings.storage), target, models_
+
+
+def _roles(lake: Folder, target: Folder, models_: Sequence[Folder]) -> list[Use]:
+    return [
+        Use(lake, "images"),
+        Use(target, "scores", is_written=True),
+        *(Use(one, "model") for one in models_),
+    ]
 
 
 def _drive(

@@ -8,18 +8,21 @@ import pyarrow as pa
 
 from jobs.console import log
 from jobs.driving import models_budget
-from jobs.members import group_digests, read_members
+from jobs.members import group_digests, read_members, require_units
 from pipeline.cluster.runner import Pipeline
 from pipeline.config import Settings, digest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FragmentsFailed
 from pipeline.lake import parts, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.listing import list_tables
+from pipeline.lake.passing import extra_schema, require_names
+from pipeline.lake.planning import plan
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode
 from pipeline.stages.infer import Member, Scorer
 from pipeline.stages.models import load_calibration, verify_groups
-from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
+from pipeline.stages.plan import Plan, forget_cuts, keyed, output_digest, plan_fragments
 from pipeline.stages.publish import Publish
 from pipeline.stages.selection import Selection
 from pipeline.stages.source import Source
@@ -57,10 +60,11 @@ def plan_score(
             "--heatmaps anomalous needs a calibrated model, which says what is anomalous; "
             "this model has none: use all or none"
         )
+    require_names(settings.columns.extra)
     members = read_members(folders, settings)
     # The first member's: heatmaps and metrics need one way from the map to the picture.
     fixed = members[0].manifest.geometry
-    image = settings.image.model_copy(update={"resize": fixed.resize, "crop": fixed.crop})
+    image = settings.image.model_copy(update=fixed.model_dump())
     settings = settings.model_copy(
         update={
             "image": image,
@@ -81,13 +85,10 @@ def plan_score(
                 log.warning(
                     "%s has no group '%s': its rows get status no_model", member.model.root, group
                 )
-    output = output_digest(settings)
-    version = digest({"groups": digests, "output": output})[:12]
-    plan = keyed(
-        plan,
-        {group: digest({"model": sha, "output": output}) for group, sha in digests.items()},
-        otherwise=digest({"model": _NO_MODEL, "output": output}),
-    )
+    if len(members) > 1:
+        require_units(members, [group for group in plan.groups if group in digests])
+    version = digest({"groups": digests, "output": output_digest(settings)})[:12]
+    plan = keyed(plan, *_key_digests(digests, settings))
     record = runs.RunRecord(
         run=runs.identify(lake, version, where, plan.kept),
         verb="score",
@@ -97,8 +98,52 @@ def plan_score(
         started_at=settings.score.scored_at or runs.now(),
         settings=settings,
     )
-    source = Source(lake, settings.columns, settings.image, members[0].geometry)
+    extra = extra_schema(lake, plan.every, settings.columns)
+    source = Source(
+        *(lake, settings.columns, settings.image, members[0].geometry), labelled=False, extra=extra
+    )
     return Planned(plan, members, digests, source, record)
+
+
+def _key_digests(digests: Mapping[str, str], settings: Settings) -> tuple[dict[str, str], str]:
+    """Return what a group's keys cover beside its rows, and that of a group without a model."""
+    output = output_digest(settings)
+    of_groups = {g: digest({"model": sha, "output": output}) for g, sha in digests.items()}
+    return of_groups, digest({"model": _NO_MODEL, "output": output})
+
+
+def superseded_of(
+    target: Folder, planned: Planned, done: parts.Committed, in_ledger: pa.StringArray
+) -> list[str]:
+    """Return the parts of older contents of the planned files, by what the files say now.
+
+    The plan may be as it was remembered (`read_cuts`), and a memory must not decide what is
+    removed: files of which a part would go are opened once more. A memory that they contradict is
+    forgotten. Reads nothing where no part would go.
+
+    Raises:
+        FragmentsFailed: if rows of these files are not scored, because that memory lacked them.
+    """
+    every, lake, settings = planned.plan.every, planned.source.images, planned.record.settings
+    leaving = parts.superseded(every, done, in_ledger)
+    if not leaving:
+        return []
+    paths = set(parts.paths_of(leaving, every))
+    entries = [entry for entry in list_tables(lake) if entry.name in paths]
+    cut = plan(lake, settings, entries=entries).every
+    cut = cut.keyed(*_key_digests(planned.digests, settings))
+    unknown = cut.without_keys(every.keys.combine_chunks())
+    if unknown:
+        forget_cuts(target, settings)
+        told = (
+            f"{unknown[0].path} is not cut as it was planned ({len(unknown)} fragments of "
+            f"{len(paths)} files): it has changed since, or what was remembered of it was wrong, "
+            "and is forgotten"
+        )
+        if unknown.without_keys(done.sorted_keys).without_keys(in_ledger):
+            raise FragmentsFailed(f"{told}; the same command scores what is left")
+        log.warning("%s; nothing of it is removed", told)
+    return parts.superseded(cut, done, in_ledger)
 
 
 def pending_of(target: Folder, planned: Planned, in_ledger: pa.StringArray) -> Fragments:

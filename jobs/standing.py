@@ -18,10 +18,11 @@ from pipeline.images.geometry import Geometry
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.pulse import read_pulses, state_of
 from pipeline.lake.runs import Run
 from pipeline.methods import build
 from pipeline.methods.contract import Updatable
-from pipeline.stages.corpus import StoredCorpus, embedded_keys
+from pipeline.stages.corpus import StoredCorpus, intact_keys
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embedder
 from pipeline.stages.infer import Member
@@ -53,16 +54,7 @@ class Base:
     @property
     def identity(self) -> Mapping[str, object]:
         """What the digest of a group's model covers besides its arrays, as in its fit."""
-        manifest = self.manifest
-        backbone = manifest.backbone
-        return {
-            "method": manifest.method,
-            "options": manifest.method_options,
-            "geometry": {"resize": manifest.geometry.resize, "crop": manifest.geometry.crop},
-            "backbone": [backbone.name, backbone.layers, backbone.weights_sha256],
-            "index": self.settings.index.model_dump(mode="json"),
-            "seed": self.settings.seed,
-        }
+        return models.identity_of(self.manifest)
 
     def standing(self, group: str) -> Standing:
         """Return a group as it stands. Raises `ConfigError`, `ModelError`."""
@@ -94,6 +86,7 @@ def open_base(target: Folder, settings: Settings) -> Base:
     """
     target.sweep()
     manifest = models.read_manifest(target)
+    models.require_whole(target, manifest)
     require_unchanged(settings, manifest)
     method = build(manifest.method, manifest.method_options)
     if manifest.lineage and manifest.lineage[-1].verb != "fit":
@@ -106,8 +99,7 @@ def open_base(target: Folder, settings: Settings) -> Base:
         "seed": fitted.seed,
         "image": settings.image.model_copy(
             update={
-                "resize": manifest.geometry.resize,
-                "crop": manifest.geometry.crop,
+                **manifest.geometry.model_dump(),
                 "uri_prefixes": settings.image.uri_prefixes or fitted.image.uri_prefixes,
             }
         ),
@@ -134,7 +126,7 @@ class Chosen:
 def embed(base: Base, heart: Heart, chosen: Chosen, threads: int, runner: Runner) -> Tally:
     """Embed what is not embedded yet; the embeddings stay in the run's folder."""
     partials = heart.run.name("partials/")
-    pending = chosen.fragments.without_keys(embedded_keys(base.target, partials))
+    pending = chosen.fragments.without_keys(intact_keys(base.target, partials))
     settings = base.settings
     embedder = Embedder(
         model=base.target,
@@ -178,13 +170,12 @@ def publish_step(
         FragmentsFailed: if a group failed, or too many images could not be used.
     """
     manifest = _changed(base, job, outcome)
+    present = models.read_manifest(base.target)
+    if present.run == job.record.run:
+        log.info("another driver of this run has published %s", base.target.root)
+        return present
     if outcome.changes:
-        present = models.read_manifest(base.target)
-        if present.run != base.manifest.run:
-            raise ConfigError(
-                f"{base.target.root} was changed by run {present.run} since this run began with "
-                f"{base.manifest.run}; start again"
-            )
+        _take_step(base, job)
         models.write_manifest(base.target, manifest)
     digests = {group: change.digest for group, change in outcome.changes.items()}
     summary = summarise(job, tally, planned, len(planned) - tally.fragments, groups=digests)
@@ -203,6 +194,30 @@ def publish_step(
         )
     require_success(summary)
     return manifest
+
+
+def _take_step(base: Base, job: Run) -> None:
+    """Take the step that follows the model which this run began with, alone.
+
+    A run that took it and died before it published has changed nothing, and loses it.
+
+    Raises:
+        ConfigError: if another run has it, or has published since.
+    """
+    target, before, own = base.target, base.manifest.run, job.record.run
+    holder = models.claim_step(target, before, own)
+    if holder != own:
+        state = state_of(read_pulses(target, [holder]).get(holder), is_finished=False)
+        if state != "running" and models.read_manifest(target).run == before:
+            models.give_up_step(target, before)
+            holder = models.claim_step(target, before, own)
+    present = models.read_manifest(target).run
+    if holder != own or present != before:
+        other = present if present != before else holder
+        raise ConfigError(
+            f"{target.root} was changed by run {other} since this run began with {before}; start "
+            "again"
+        )
 
 
 def _changed(base: Base, job: Run, outcome: Outcome) -> models.Manifest:

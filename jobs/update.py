@@ -34,6 +34,8 @@ from pipeline.errors import ConfigError, WorkersLost
 from pipeline.lake import models, runs
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.listing import open_lake
+from pipeline.lake.roles import Use
 from pipeline.lake.runs import Run
 from pipeline.lake.where import read_where
 from pipeline.stages.membership import Known
@@ -63,9 +65,10 @@ def run(
         FragmentsFailed: if a fragment or a group failed; the other groups are published.
     """
     storage = settings.storage
-    lake, target = Folder.at(images, storage), Folder.at(model, storage)
+    lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = options.weight_files(settings.backbone.weights, storage)
-    preflight = Preflight([lake], [target], weights)
+    roles = [Use(lake, "images"), Use(target, "model", is_written=True)]
+    preflight = Preflight([lake], [target], weights, roles)
     preflight.here()
     base = open_base(target, settings)
     say_changed(base.target, base.manifest, base.settings.columns)
@@ -92,7 +95,7 @@ def _choose(
     """Return the fragments that hold images which the model does not know, and those images."""
     settings = base.settings
     source = Source(lake, settings.columns, settings.image, base.geometry, read_where(where))
-    plan = plan_fragments(lake, settings, where)
+    plan = plan_fragments(lake, settings, where).sound()
     for group in plan.groups:
         if group not in standing:
             log.warning("%s has no group '%s': it is left out; fit it", base.target.root, group)
@@ -238,14 +241,15 @@ def _update_groups(
             failed[group] = say_failed(group, f"fragments {broken} failed")
             continue
         corpus = base.corpus(job, fragments, runner)
-        if corpus.images == 0:
-            log.warning("group '%s': no new image can be used: %s", group, corpus.unusable)
-            continue
         before = standing[group]
         try:
+            if corpus.images == 0:
+                log.warning("group '%s': no new image can be used: %s", group, corpus.unusable)
+                continue
             with percent(f"update of {group}") as tell:
                 records[group] = update_group(base.method, before, corpus, base.step, tell)
-        except (ConfigError, WorkersLost) as error:
+        except (ConfigError, WorkersLost, FileNotFoundError) as error:
+            # A file that is gone: another driver of this run has published, and cleared up.
             failed[group] = say_failed(group, str(error))
             continue
         changes[group] = models.Change(

@@ -235,7 +235,7 @@ def _withdraw_groups(
                 fragments = chosen.fragments.of_group(group)
                 corpus = _corpus(base, one, fragments, (job, tally, runner))
             record = withdraw_group(base.method, one.standing, one.numbers, corpus, base.step)
-        except (ConfigError, WorkersLost) as error:
+        except (ConfigError, WorkersLost, FileNotFoundError) as error:
             failed[group] = say_failed(group, str(error))
             continue
         records[group] = record

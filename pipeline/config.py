@@ -32,6 +32,8 @@ from pipeline.presets import PRESETS
 Scalar = bool | int | float | str | None
 # timm's `out_indices`, or names of a network's modules.
 Layers = tuple[Annotated[int, Field(ge=0)], ...] | tuple[str, ...]
+# As Pillow names them; `pipeline.images.formats` says why some are not read unless asked for.
+ImageFormat = Literal["JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000"]
 # A nested mapping, as YAML gives it, before it is checked.
 Raw = Mapping[str, object]
 
@@ -50,6 +52,20 @@ class ImageSettings(_Frozen):
     # 100 megapixels decode to 300 MB of RGB.
     max_pixels: PositiveInt = 100_000_000
     max_bytes: PositiveInt = 64 * 2**20
+    # Of processor time, of one image. 100 megapixels take 2 to 8 s (a progressive JPEG is slowest).
+    max_seconds: Annotated[float, Field(gt=0, le=3600)] = 20.0
+    # Kinds of files that are decoded; others are `unsupported`.
+    formats: Annotated[tuple[ImageFormat, ...], Field(min_length=1)] = (
+        "JPEG",
+        "PNG",
+        "TIFF",
+        "BMP",
+        "WEBP",
+        "PPM",
+    )
+    # Of 16-bit grey, how many bits carry light: 10 or 12 of most machine cameras. None: all 16,
+    # and an image that would fit into 12 is refused. Fixed in a model.
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
     # A `uri` cell is read only below one of these: a table must not be able to name any file.
     uri_prefixes: tuple[str, ...] = ()
 
@@ -137,6 +153,8 @@ class ColumnSettings(_Frozen):
     label: str = "label"
     mask: str = "mask"
     extra: tuple[str, ...] = ()
+    # The group of all images of a table that has none: neither a column nor a folder names it.
+    one_group: str | None = None
     # What those columns say (`stages.selection`), compared without case and the spaces around it. A
     # label that is none of these is a type of defect; a split of neither list is refused.
     good_labels: Words = ("good", "ok", "normal", "pass")
@@ -269,15 +287,51 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
 
 
-# PyYAML leaves a date such as 2026-13-01 to datetime, which raises ValueError.
-_NOT_YAML = (yaml.YAMLError, ValueError)
+# PyYAML leaves a date such as 2026-13-01 to datetime, which raises ValueError, and other odd values
+# to whatever Python says of them.
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
+# Settings lie three levels deep, and are some hundred lines.
+_DEEPEST, _MOST_CHARACTERS = 20, 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can mean gigabytes, and without repeated names."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1} has an alias; repeat the value")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(  # as SafeLoader has it
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,  # noqa: FBT001, FBT002
+    ) -> dict[object, object]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in names:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} names '{name}' a second time")
+            names.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _loaded(text: str, what: str) -> object:
+    """Return what a YAML text says. Raises `ConfigError`, in one line."""
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(f"{what} has {len(text)} characters, more than {_MOST_CHARACTERS}")
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except RecursionError:
+        raise ConfigError(f"{what} nests too deeply; settings lie three levels deep") from None
+    except _NOT_YAML as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{what} is not YAML: {said:.300}") from None
 
 
 def _parse_yaml(text: str) -> Raw:
-    try:
-        parsed = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise ConfigError(f"the config file is not YAML: {error}") from None
+    parsed = _loaded(text, "the config file")
     if parsed is None:
         return {}
     if not isinstance(parsed, dict):
@@ -289,10 +343,9 @@ def _parse_assignment(assignment: str) -> Raw:
     name, equals, value = assignment.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set takes name=value, got '{assignment}'")
-    try:
-        nested: object = yaml.safe_load(value)
-    except _NOT_YAML as error:
-        raise ConfigError(f"--set {name}: the value is not YAML: {error}") from None
+    if name.count(".") > _DEEPEST:
+        raise ConfigError(f"--set {name[:80]}...: no setting lies {name.count('.')} levels deep")
+    nested = _loaded(value, f"--set {name}: the value")
     for part in reversed(name.split(".")):
         nested = {part: nested}
     assert isinstance(nested, dict)

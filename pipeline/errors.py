@@ -3,11 +3,13 @@
 PatchlakeError            1
 ├── ConfigError           2   a setting, a flag or an argument
 │   ├── TableError        2   a table that is not what its schema says
+│   │   └── FileDamaged   2   one file of it cannot be read: where others can, it fails alone
 │   └── ModelError        2   a model that is absent, changed, or of other weights
 ├── FragmentsFailed       3   the job is done, but not all of it
-├── Stopped               4   asked to stop; the same command goes on from there
 ├── DiskFull              1   no fragment could be written: the job ends, and can go on later
 └── WorkersLost           1   processes died more often than the job tries again
+
+Stopped                   4   asked to stop; the same command goes on from there
 
 `ImageError` is none of these: one image that cannot be scored is a row of the result. Nor is
 `InputChanged`, which is one fragment's, nor `StorageError`: stages try again, and then give up the
@@ -36,6 +38,10 @@ class TableError(ConfigError):
     """A table lacks a column, or a column has another type than the schema says."""
 
 
+class FileDamaged(TableError):  # noqa: N818 - what happened, in two words
+    """One file of a table cannot be read. Its fragments fail; others go on."""
+
+
 class ModelError(ConfigError):
     """A model is absent, damaged, or does not belong to the weights at hand."""
 
@@ -46,8 +52,12 @@ class FragmentsFailed(PatchlakeError):  # noqa: N818 - an outcome, not a fault o
     exit_code = 3
 
 
-class Stopped(PatchlakeError):  # noqa: N818 - an outcome, not a fault of the program
-    """The job was asked to stop; what is committed stays."""
+class Stopped(KeyboardInterrupt):
+    """The job was asked to stop; what is committed stays.
+
+    No `Exception`: a library that goes on after whatever was raised must not go on after this. And
+    the one kind that all of them let pass, Ray's C++ too.
+    """
 
     exit_code = 4
 

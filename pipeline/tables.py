@@ -213,7 +213,7 @@ FRAGMENT_RESULT = pa.schema(
 
 
 def require_columns(schema: pa.Schema, wanted: dict[str, pa.Field], where: str) -> None:
-    """Raise one `TableError` that names every column that is absent or of another type.
+    """Raise one `TableError` that names every column that is absent or of a type we cannot read.
 
     Args:
         schema: What the file has.
@@ -230,11 +230,11 @@ def require_columns(schema: pa.Schema, wanted: dict[str, pa.Field], where: str) 
                 f"Map it with --set columns.{field.name}=NAME"
             )
         elif not _readable_as(found, field):
-            faults.append(f"column '{name}' is {found}, {field.name} needs {field.type}")
+            faults.append(f"column '{name}' is {found}, {field.name} needs {field.type}. ")
             if pa.types.is_struct(found):
                 inner = [f"{name}.{part.name}" for part in found if _readable_as(part.type, field)]
-                faults[-1] += f"; fields that fit: {', '.join(inner) or 'none'}. "
-                faults[-1] += f"Map one with --set columns.{field.name}=NAME"
+                faults[-1] += f"Fields that fit: {', '.join(inner) or 'none'}. "
+            faults[-1] += f"Map another with --set columns.{field.name}=NAME"
     if faults:
         raise TableError(f"{where}: " + "; ".join(faults))
 
@@ -245,9 +245,11 @@ def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
     A column whose own name has a dot goes before a field.
     """
     if name in schema.names:
-        return schema.field(name).type
+        return schema.field(schema.names.index(name)).type
     first, *inner = name.split(".")
-    found: pa.DataType | None = schema.field(first).type if first in schema.names else None
+    found: pa.DataType | None = None
+    if schema.names.count(first) == 1:
+        found = schema.field(first).type
     for part in inner:
         if found is None or not pa.types.is_struct(found) or found.get_field_index(part) < 0:
             return None
@@ -255,23 +257,57 @@ def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
     return found
 
 
-def _readable_as(found: pa.DataType, field: pa.Field) -> bool:
-    """Other writers choose large, view or dictionary forms of one type, and null for no value."""
-    types, wanted = pa.types, field.type
-    if types.is_null(found):
-        return bool(field.nullable)
+def is_binary(found: pa.DataType) -> bool:
+    """Return whether values are bytes, in whatever form a writer chooses, or all null."""
+    types = pa.types
     if types.is_dictionary(found):
         found = found.value_type
+    forms = (types.is_null, types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(form(found) for form in forms)
+
+
+def is_text(found: pa.DataType) -> bool:
+    """Return whether values are text, in whatever form a writer chooses."""
+    types = pa.types
+    if types.is_dictionary(found):
+        found = found.value_type
+    return bool(
+        types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
+    )
+
+
+def has_text(found: pa.DataType) -> bool:
+    """Return whether values of a type have one spelling as text (`lake.values.as_text`).
+
+    Numbers do where they are whole, and bytes where they are UTF-8.
+    """
+    types = pa.types
+    if types.is_dictionary(found):
+        found = found.value_type
+    if isinstance(found, pa.BaseExtensionType):
+        return bool(found == pa.uuid() or has_text(found.storage_type))
+    whole = types.is_decimal(found) and found.scale == 0
+    forms = (types.is_boolean, types.is_integer, types.is_floating, types.is_date)
+    return is_text(found) or is_binary(found) or bool(whole) or any(form(found) for form in forms)
+
+
+def _readable_as(found: pa.DataType, field: pa.Field) -> bool:
+    """Other writers choose other forms of one type, and null where there is no value."""
+    types, wanted = pa.types, field.type
+    if types.is_null(found):
+        return True
     if types.is_string(wanted):
-        return bool(
-            types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
-        )
+        return is_text(found) if field.name in _PLACES else has_text(found)
     if types.is_binary(wanted):
-        return bool(
-            types.is_binary(found) or types.is_large_binary(found) or types.is_binary_view(found)
-        )
+        return is_binary(found)
+    if types.is_dictionary(found):
+        found = found.value_type
     both_times = types.is_timestamp(found) and types.is_timestamp(wanted)
     return bool(found == wanted or both_times)
+
+
+# Text that names a place is never spelled as a number.
+_PLACES = ("uri",)
 
 
 def markdown(schema: pa.Schema) -> str:

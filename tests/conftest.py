@@ -70,6 +70,12 @@ def patchlake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a lake are read in this process, as Ray's workers do, where a test can watch."""
+    monkeypatch.setattr("pipeline.lake.apart._State.expendable", True)
+
+
 # 64 px and a ten-layer network: a millisecond an image, and every code path of the real thing.
 TINY = {
     "image": {"resize": [64, 64]},

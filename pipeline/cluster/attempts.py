@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.runner import Poison, Stage
 from pipeline.errors import PatchlakeError, StorageError, WorkersLost
+from pipeline.lake.apart import expendable
 
 # Deaths of an actor while it starts, one after the other. Rows have a setting, starts do not.
 _STARTS = 3
@@ -119,6 +120,8 @@ class Guarded:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the stage's row, or one that says why it was given up."""
+        # Its death is counted here, and costs this process alone.
+        expendable()
         try:
             return self._guarded(table)
         except (PatchlakeError, StorageError) as error:

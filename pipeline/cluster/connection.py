@@ -1,14 +1,13 @@
 """A Ray to run on: a cluster's, or one of this process's own."""
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
 from pipeline.errors import ConfigError
+from pipeline.lake.shown import shown
 
 # Of a local Ray's object store: a few dozen fragments of 38 MB are on their way at a time.
 _STORE_BYTES = 2**30
@@ -30,39 +29,26 @@ def connected(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        with _keeping_sigterm():
-            if address is None:
-                # Two CPUs at least: one is held by the infer actor.
-                cpus = max(2, os.cpu_count() or 2)
-                ray.init(
-                    "local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    object_store_memory=_store_bytes(),
-                )
-            else:
-                ray.init(address, log_to_driver=False)
+        if address is None:
+            # Two CPUs at least: one is held by the infer actor.
+            cpus = max(2, os.cpu_count() or 2)
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=_store_bytes(),
+            )
+        else:
+            ray.init(address, log_to_driver=False)
     except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster answers at '{address}': {error}") from None
+        # Ray repeats the address, with whatever is in it.
+        said = "" if "@" in str(address) else f": {error}"
+        raise ConfigError(f"no Ray cluster answers at {shown(str(address))}{said}") from None
     try:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _keeping_sigterm() -> Iterator[None]:
-    """Give SIGTERM back to whoever had it before.
-
-    `ray.init` of 2.60 takes it twice: in Python, to exit with 15; and below, where Abseil's handler
-    of failures aborts the process three seconds later, in the middle of the clean-up.
-    """
-    is_ours = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if is_ours else None
-    yield
-    if handler is not None:
-        signal.signal(signal.SIGTERM, handler)
 
 
 def _store_bytes() -> int:

@@ -1,7 +1,8 @@
 """A cache on the node's own disk, for what an object store holds and never changes.
 
 Its folder is PATCHLAKE_CACHE; without that nothing is kept. All workers of a node share it: a file
-appears whole or not at all. When the disk is nearly full, what was not used for longest goes first.
+appears whole or not at all, and whoever reads it checks what it gets, and calls `forget`. When the
+disk is nearly full, what was not used for longest goes first.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.errors import PatchlakeError
 from pipeline.lake.folder import Folder
 
 VARIABLE = "PATCHLAKE_CACHE"
@@ -29,13 +31,17 @@ def read(name: str, load: Callable[[], bytes]) -> bytes:
     if not directory:
         return load()
     path = Path(directory) / name
-    with contextlib.suppress(FileNotFoundError):
-        # The time of its last use.
-        os.utime(path)
-        return path.read_bytes()
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        with contextlib.suppress(OSError):
+            # The time of its last use; a disk that is read-only has none.
+            os.utime(path)
+        return content
     content = load()
-    _make_room(Path(directory), len(content))
-    Folder(directory).write(name, content)
+    # Nobody needs a cache: where it is full, read-only or a file, the work goes on without.
+    with contextlib.suppress(OSError, PatchlakeError):
+        _make_room(Path(directory), len(content))
+        Folder(directory).write(name, content)
     return content
 
 
@@ -43,7 +49,8 @@ def forget(name: str) -> None:
     """Remove what is cached under a name: it is not what it was."""
     directory = os.environ.get(VARIABLE)
     if directory:
-        (Path(directory) / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (Path(directory) / name).unlink(missing_ok=True)
 
 
 def _make_room(directory: Path, size: int) -> None:

@@ -16,23 +16,28 @@ HELD_BYTES = 256 * 2**20
 Range = tuple[int, int]
 
 
-def chunk_number(file: pq.ParquetFile, name: str) -> int:
+def chunk_number(file: pq.ParquetFile, name: str) -> int | None:
     """Return the number of the column chunk, in each row group, that holds a column of values."""
-    return [file.schema.column(i).path for i in range(len(file.schema))].index(name)
+    paths = [file.schema.column(i).path for i in range(len(file.schema))]
+    return paths.index(name) if name in paths else None
 
 
 def chunk_ranges(
     file: pq.ParquetFile, row_groups: Sequence[int], names: Sequence[str]
 ) -> list[Range]:
-    """Return where in the file the chunks of these columns are, fields of structs included."""
+    """Return where in the file the chunks of these columns are, fields of structs included.
+
+    Asks a footer about these columns only: of a damaged one, Arrow 26 ends the process when it is
+    asked about another.
+    """
     wanted, ranges = tuple(f"{name}." for name in names), []
-    for number in row_groups:
-        row_group = file.metadata.row_group(number)
-        for chunk in map(row_group.column, range(row_group.num_columns)):
-            if f"{chunk.path_in_schema}.".startswith(wanted):
-                begin = chunk.dictionary_page_offset or chunk.data_page_offset
-                begin = min(begin, chunk.data_page_offset)
-                ranges.append((begin, begin + chunk.total_compressed_size))
+    leaves = range(len(file.schema))
+    numbers = [i for i in leaves if f"{file.schema.column(i).path}.".startswith(wanted)]
+    for row_group in map(file.metadata.row_group, row_groups):
+        for chunk in map(row_group.column, numbers):
+            begin = chunk.dictionary_page_offset or chunk.data_page_offset
+            begin = min(begin, chunk.data_page_offset)
+            ranges.append((begin, begin + chunk.total_compressed_size))
     return ranges
 
 

@@ -25,11 +25,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, FragmentsFailed, TableError
 from pipeline.lake.folder import Folder
+from pipeline.lake.owned import arrow_table, parquet_table, reading
 from pipeline.lake.parquet import TABLE_ORDER, write_sorted
+from pipeline.lake.parts import AGAIN
+from pipeline.lake.seals import is_sealed, sealed, unsealed
 from pipeline.lake.stores import Entry
 from pipeline.tables import COMPACTED
 
@@ -37,6 +39,7 @@ from pipeline.tables import COMPACTED
 _FORMAT = 1
 _STATES, _NEXT = "_tables", "_next"
 _FILE = re.compile(r"scores-\d{5,}\.parquet")
+_STATE = re.compile(rf"{_STATES}/\d{{8,}}\.arrow")
 # Parts are small, and behind a latency of tens of ms on an object store.
 _READS_AT_ONCE = 8
 
@@ -161,14 +164,18 @@ def commit(target: Folder, table: Table) -> None:
         [pa.array(values, field.type) for values, field in zip(columns, COMPACTED, strict=True)],
         schema=COMPACTED,
     )
+    # Files that are not in it are removed, so it must be what was written, to the bit.
+    state = sealed(state, _STATES)
     sink = io.BytesIO()
     with pa.ipc.new_file(
         sink, state.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
     ) as writer:
         writer.write_table(state)
-    if not target.create(f"{_STATES}/{table.number:08d}.arrow", sink.getvalue()):
+    name = f"{_STATES}/{table.number:08d}.arrow"
+    if not target.create(name, sink.getvalue()):
         raise ConfigError(
-            f"another compact has changed {target.root} meanwhile; run one at a time, again"
+            f"another compact has changed {target.root} meanwhile ({name} is there); run one at a "
+            "time, again"
         )
 
 
@@ -215,7 +222,8 @@ def _data_files(target: Folder) -> set[str]:
 
 
 def _read_part(scores: Folder, name: str) -> pa.Table:
-    return pq.ParquetFile(io.BytesIO(scores.read(name))).read()
+    with reading(scores.path(name), AGAIN, TableError):
+        return parquet_table(scores.read(name))
 
 
 def _partition(name: str) -> str:
@@ -223,11 +231,16 @@ def _partition(name: str) -> str:
 
 
 def _states(target: Folder) -> list[str]:
-    return [entry.name for entry in target.find(_STATES)]
+    found = (entry.name for entry in target.find(_STATES))
+    return [name for name in found if _STATE.fullmatch(name)]
 
 
 def _load(target: Folder, name: str) -> Table:
-    rows = pa.ipc.open_file(target.read(name)).read_all()
+    then = "it says which files are the table: restore it, or remove the folder and compact again"
+    with reading(target.path(name), then, TableError):
+        rows = arrow_table(target.read(name), COMPACTED)
+        # Tables of before there were seals have none.
+        rows = unsealed(rows, _STATES) if is_sealed(rows) else rows
     files: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for file, part, size in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         files[file].append((part, size))

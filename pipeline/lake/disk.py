@@ -6,19 +6,25 @@ A put is a temporary file, fsync, rename, fsync of the folder. Temporary files c
 import contextlib
 import errno
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import DiskFull
+from pipeline.errors import ConfigError, DiskFull, StorageRefused
 
 TEMPORARY = ".tmp"
 # A temporary file of another host cannot be asked about its process. None is written for a day.
 _ABANDONED_S = 24 * 3600
 # Of a disk, a quota, and a limit on the size of files.
+_REFUSED = (PermissionError, IsADirectoryError, NotADirectoryError)
+_REMEDY = "patchlake puts a file of its own there: make the place free, or name another folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What this process is writing, and its scratch folders.
+_unfinished: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -37,7 +43,7 @@ def writing(target: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             temporary.replace(target)
         finally:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
         _sync_folder(target.parent)
 
 
@@ -55,7 +61,7 @@ def create(target: Path, content: bytes) -> bool:
         except FileExistsError:
             return False
         finally:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
         return True
 
 
@@ -64,6 +70,20 @@ def move(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     source.replace(target)
     _sync_folder(target.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise `StorageRefused` if no folder is there, or can be made, whose files we may write."""
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            break
+        if os.path.lexists(place):
+            what = "a link to nothing" if place.is_symlink() else "a file"
+            raise StorageRefused(f"{folder} cannot be a folder: {place} is {what}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StorageRefused(
+            f"{folder} cannot be written: {place} is read-only, or belongs to somebody else"
+        )
 
 
 def sweep(root: Path) -> None:
@@ -81,7 +101,9 @@ def sweep(root: Path) -> None:
         else:
             is_left = _age_s(temporary) > _ABANDONED_S
         if is_left:
-            temporary.unlink(missing_ok=True)
+            # Somebody else's disk, or one that has become read-only: it stays.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def is_alive(pid: int) -> bool:
@@ -99,13 +121,41 @@ def is_alive(pid: int) -> bool:
 def _told_if_full(target: Path) -> Iterator[None]:
     try:
         yield
+    except _REFUSED as error:
+        told = error.strerror or str(error)
+        raise ConfigError(f"{target} cannot be written: {told}; {_REMEDY}") from error
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise ConfigError(f"{target} cannot be written: {error.strerror}; {_REMEDY}") from error
         if error.errno not in _FULL:
             raise
         raise DiskFull(
             f"no space to write {target} ({error.strerror}); make room, and start the same command "
             "again, which goes on from what is done"
         ) from error
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[str]:
+    """Make a temporary folder for as long as the block lasts, or the process."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        _unfinished.add(Path(folder))
+        try:
+            yield folder
+        finally:
+            _unfinished.discard(Path(folder))
+
+
+def remove_unfinished() -> None:
+    """Remove what this process has begun to write: for one that ends where it is."""
+    for path in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _discard(temporary: Path) -> None:
+    temporary.unlink(missing_ok=True)
+    _unfinished.discard(temporary)
 
 
 def _age_s(path: Path) -> float:
@@ -129,6 +179,7 @@ def _temporary(target: Path) -> Path:
     # Left by a killed process whose id came back (1 in a container), it may be a hard link of a
     # published file, which must not be written through.
     temporary.unlink(missing_ok=True)
+    _unfinished.add(temporary)
     return temporary
 
 

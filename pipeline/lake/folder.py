@@ -5,24 +5,29 @@ role, as the AWS SDKs find them; a URI that carries them is refused, because URI
 written to manifests.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
+from itertools import accumulate, takewhile
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
+from pipeline.lake import disk
 from pipeline.lake.disk import TEMPORARY
 from pipeline.lake.file_stores import DiskStore, opened
 from pipeline.lake.s3 import Bucket
 from pipeline.lake.s3_store import S3Store
 from pipeline.lake.stores import Entry, Store
+from pipeline.lake.web_store import WebStore
 
 _S3 = re.compile(r"s3a?://+(?P<bucket>[^/]*)/*(?P<prefix>.*?)/*", re.DOTALL)
+_WEB = re.compile("https?://", re.IGNORECASE)
 # user@ or key:secret@ after any scheme of a chain (simplecache::s3://...). A secret may have
 # slashes, and so is told from a port, which is digits.
 _CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
@@ -39,10 +44,16 @@ class Folder:
 
     uri: str
     storage: StorageSettings = _DEFAULT
+    # The one file in it that is an images table, where IMAGES names a file; else empty.
+    only: str = ""
 
-    def __reduce__(self) -> tuple[type["Folder"], tuple[str, StorageSettings]]:
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str, StorageSettings, str]]:
         # Without what is cached: a worker connects for itself.
-        return Folder, (self.uri, self.storage)
+        return Folder, (self.uri, self.storage, self.only)
+
+    def narrowed(self, name: str) -> "Folder":
+        """Return the folder, of which only one file is looked at."""
+        return Folder(self.uri, self.storage, name)
 
     def __post_init__(self) -> None:
         if _CREDENTIALS.search(self.uri):
@@ -61,7 +72,8 @@ class Folder:
     def _store(self) -> Store:
         match = _S3.fullmatch(self.uri)
         if match is None:
-            return opened(self.uri)
+            is_web = _WEB.match(self.uri)
+            return WebStore(self.uri.rstrip("/"), self.storage) if is_web else opened(self.uri)
         if not match["bucket"]:
             raise ConfigError(f"'{self.uri}' names no bucket")
         return S3Store(Bucket(match["bucket"], self.storage), match["prefix"])
@@ -95,9 +107,14 @@ class Folder:
             self._store.require_readable(name)
 
     def require_writable(self, probe: str) -> None:
-        """Raise `StorageRefused` if S3 does not let us put and remove a file of that name."""
+        """Raise `StorageRefused` if S3 or a disk does not let us put and remove such a file.
+
+        A disk is asked whether it would; nothing is put there.
+        """
         if isinstance(self._store, S3Store):
             self._store.require_writable(probe)
+        elif isinstance(self._store, DiskStore):
+            disk.require_writable(Path(self._store.root))
 
     def path(self, name: str) -> str:
         """Return the full path of a file in the folder, for messages and for other programs."""
@@ -210,13 +227,44 @@ def split_uri(uri: str, storage: StorageSettings = _DEFAULT) -> tuple[Folder, st
     return Folder.at(parent or slash or ".", storage), name
 
 
+# What writers of hive partitions call a null.
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+# A file system takes 255 bytes; what goes before (`g=`) and after the name needs some of them.
+_LONGEST, _READABLE = 200, 120
+_HASHED = re.compile(r"~[0-9a-f]{20}")
+
+
 def escape(name: str) -> str:
-    """Return any text as one path component that hive readers decode again."""
-    quoted = quote(name, safe=" ")
-    return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
+    """Return any text as one path component, which hive readers decode again if it is short.
+
+    Of a long one it is the beginning, `~` and a digest: two texts never have the same component.
+    """
+    quoted = quote(name, safe=" ", errors="surrogateescape")
+    if set(quoted) <= {"."}:
+        quoted = quoted.replace(".", "%2E")
+    if len(quoted) > _LONGEST:
+        # Whole characters, which every reader can decode.
+        pieces = (quote(letter, safe=" ", errors="surrogateescape") for letter in name)
+        ends = list(takewhile(lambda end: end <= _READABLE, accumulate(map(len, pieces))))
+        beginning = quoted[: ends[-1]]
+        digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+        return f"{beginning}~{digest[:20]}"
+    return quoted.replace("~", "%7E") if is_hashed(quoted) else quoted
+
+
+def is_hashed(component: str) -> bool:
+    """Return whether a path component stands for a text that is too long to be one."""
+    return bool(_HASHED.fullmatch(component[-21:]))
+
+
+def is_component_of(component: str, text: str) -> bool:
+    """Return whether a path component, of ours or of another writer, stands for a text."""
+    return component == escape(text) or (
+        not is_hashed(component) and unquote(component) == text and component != NULL_PARTITION
+    )
 
 
 def hive_keys(name: str) -> dict[str, str]:
-    """Return the `key=value` folders of a path, decoded."""
+    """Return the `key=value` folders of a path, decoded; a null is `NULL_PARTITION`."""
     parts = (part.partition("=") for part in PurePosixPath(name).parts[:-1])
-    return {key: unquote(value) for key, equals, value in parts if equals}
+    return {unquote(key): unquote(value) for key, equals, value in parts if equals}

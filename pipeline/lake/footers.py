@@ -1,21 +1,29 @@
 """What Parquet footers say: the columns of a file, and where the rows of each group are."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pipeline.config import ColumnSettings, Settings
-from pipeline.errors import TableError
+from pipeline.config import Settings
+from pipeline.errors import FileDamaged, TableError
 from pipeline.lake.columns import chunk_number, select
-from pipeline.lake.folder import Folder, hive_keys
+from pipeline.lake.folder import Folder, is_component_of
 from pipeline.lake.fragments import keys_of
+from pipeline.lake.layout import Layout
+from pipeline.lake.reading import Reader
 from pipeline.lake.stores import Entry
+from pipeline.lake.values import shown
 from pipeline.lake.where import Where
-from pipeline.tables import IMAGES, require_columns, type_of
+from pipeline.tables import IMAGES, require_columns
+
+# Groups that a message shows.
+_NAMED = 3
 
 
 class Cut(NamedTuple):
@@ -29,26 +37,6 @@ class Cut(NamedTuple):
     may_hold: bool
 
 
-def read_column_names(file: pq.ParquetFile, columns: ColumnSettings, where: str) -> list[str]:
-    """Return the names of our columns that this file has, after checking those it must have."""
-    schema = file.schema_arrow
-    required = {"image_id": columns.image_id, "group": columns.group}
-    if type_of(schema, columns.image) is None and type_of(schema, columns.uri) is not None:
-        required["uri"] = columns.uri
-    else:
-        required["image"] = columns.image
-    wanted = {named: IMAGES.field(ours) for ours, named in required.items()}
-    for ours in ("uri", "split", "label", "mask"):
-        named = getattr(columns, ours)
-        if type_of(schema, named) is not None:
-            wanted[named] = IMAGES.field(ours)
-    require_columns(schema, wanted, where)
-    absent = [name for name in columns.extra if type_of(schema, name) is None]
-    if absent:
-        raise TableError(f"{where}: columns.extra names {absent}, the file has {schema.names}")
-    return [*wanted, *(name for name in columns.extra if name not in wanted)]
-
-
 def cut_file(
     images: Folder,
     settings: Settings,
@@ -60,29 +48,26 @@ def cut_file(
     Reads the footer, and the group column of row groups that mix groups.
 
     Raises:
-        TableError: if a column is absent, or the path and the group column disagree.
+        TableError: if there is no group or no image, or the path and the group column disagree.
         ConfigError: if `where` has a name that is neither key nor column.
     """
-    columns = settings.columns
+    path = images.path(entry.name)
     with images.open(entry.name, entry.version) as handle:
-        try:
-            file = pq.ParquetFile(handle)
-        except (pa.ArrowInvalid, OSError) as error:
-            # Of Arrow's complaints about a footer some are OSErrors, without an errno.
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise TableError(f"{images.path(entry.name)} is not Parquet: {error}") from None
-        read_column_names(file, columns, images.path(entry.name))
-        counts = _groups_of_row_groups(file, columns.group, images.path(entry.name))
+        file = _opened(handle, path)
+        layout = Layout(file.schema_arrow, settings.columns, entry.name, path)
+        if file.metadata.num_rows:
+            _require_images(layout)
+        counts = _groups_of_row_groups(file, layout)
         found = sorted({group for counted in counts for group in counted})
         possible = {
             group: _possible(handle, file, where, keys_of(entry.name, group)) for group in found
         }
-    by_folder = hive_keys(entry.name).get("g")
-    if by_folder is not None and found not in ([], [by_folder]):
+    by_folder = _folder_of_group(entry.name)
+    if by_folder is not None and not all(is_component_of(by_folder, group) for group in found):
         raise TableError(
-            f"{images.path(entry.name)}: the folder says group '{by_folder}', "
-            f"column '{columns.group}' says {found}; move the file or mend the column"
+            f"{path}: the folder says group {shown(unquote(by_folder))}, column "
+            f"'{settings.columns.group}' says {', '.join(map(shown, found[:_NAMED]))}; "
+            "move the file or mend the column"
         )
     cuts = []
     for group in found:
@@ -114,31 +99,94 @@ def _slices(
         yield tuple(touched), first, filled
 
 
-def _groups_of_row_groups(file: pq.ParquetFile, column: str, where: str) -> list[dict[str, int]]:
+def _opened(handle: BinaryIO, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(handle, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        # Of Arrow's complaints about a footer some are OSErrors, without an errno.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise FileDamaged(f"{path} is not Parquet: {error}") from None
+
+
+def _require_images(layout: Layout) -> None:
+    """Raise `TableError` if a file has no images: neither them nor where they are."""
+    Reader(layout, ("image_id", "image", "uri")).require_readable()
+    image, uri = layout.ours("image"), layout.ours("uri")
+    if not image.is_somewhere and not uri.is_somewhere:
+        require_columns(layout.schema, {image.name: IMAGES.field("image")}, layout.where)
+
+
+def _folder_of_group(name: str) -> str | None:
+    """Return the folder `g=`, as it is, which `ingest` puts a group's files into."""
+    parts = (part.partition("=") for part in PurePosixPath(name).parts[:-1])
+    return next((value for key, _, value in parts if key == "g"), None)
+
+
+def _groups_of_row_groups(file: pq.ParquetFile, layout: Layout) -> list[dict[str, int]]:
     """Return, for each row group, the number of rows of each group."""
-    counts = []
-    flat = chunk_number(file, column)
+    reader = Reader(layout, ("group",))
+    reader.require_readable()
+    place = layout.ours("group")
+    flat = None if place.column is None else chunk_number(file, place.column)
+    counts: list[dict[str, int]] = []
     for number in range(file.num_row_groups):
         described = file.metadata.row_group(number)
-        statistics = described.column(flat).statistics
-        if (
-            statistics is not None
-            and statistics.has_min_max
-            and statistics.has_null_count
-            and statistics.null_count == 0
-            and statistics.min == statistics.max
-        ):
-            counts.append({str(statistics.min): described.num_rows})
+        # Of an empty row group some readers make an error.
+        if not described.num_rows:
+            counts.append({})
             continue
-        values = text_of(select(file.read_row_group(number, columns=[column]), [column])[column])
+        one = None if flat is None else _only_value(described.column(flat))
+        if one is not None:
+            held, rows = pa.table({place.column: [one]}), 1
+        elif place.column is not None:
+            read = file.read_row_group(number, columns=[place.column])
+            held, rows = select(read, [place.column]), described.num_rows
+        else:
+            held, rows = pa.table({}), 1
+        values = reader.text(held, "group", rows)
         if values.null_count:
-            raise TableError(
-                f"{where}: column '{column}' is null in {values.null_count} of {len(values)} rows "
-                f"of row group {number}; every image needs a group"
-            )
+            raise _without_group(layout, number, values, described.num_rows)
         counted = pc.value_counts(values.combine_chunks()).to_pylist()
-        counts.append({pair["values"]: pair["counts"] for pair in counted})
+        shared = described.num_rows if rows == 1 else None
+        counts.append({pair["values"]: shared or pair["counts"] for pair in counted})
     return counts
+
+
+def _only_value(chunk: pq.ColumnChunkMetaData) -> str | int | None:
+    """Return the one value of a column chunk, where its statistics show that there is one."""
+    found = chunk.statistics
+    if found is None or not (found.has_min_max and found.has_null_count) or found.null_count:
+        return None
+    try:
+        one, other = found.min, found.max
+    except UnicodeDecodeError:
+        return None
+    if type(one) not in (str, int) or one != other or len(str(one)) > _CUT_OFF:
+        return None
+    return one  # type: ignore[no-any-return]
+
+
+# Some writers keep no more of a text in statistics, nor say so.
+_CUT_OFF = 15
+
+
+def _without_group(
+    layout: Layout, row_group: int, values: pa.ChunkedArray, rows: int
+) -> TableError:
+    place, where = layout.ours("group"), layout.where
+    if not place.is_somewhere:
+        return TableError(
+            f"{where}: column '{place.name}' (group) is missing; the file has: "
+            f"{', '.join(layout.schema.names)}. Map it with --set columns.group=NAME, or say "
+            "--group NAME if all images of the table are of one group"
+        )
+    nulls = values.null_count if len(values) == rows else rows
+    return TableError(
+        f"{where}: column '{place.name}' is null in {nulls} of {rows} rows of row group "
+        f"{row_group}; every image needs a group: mend the column, or say --group NAME if all "
+        "images of the table are of one group"
+    )
 
 
 def _possible(
@@ -149,12 +197,7 @@ def _possible(
     if where is None or verdict is not None:
         return frozenset(range(file.num_row_groups) if verdict else ())
     schema = file.schema_arrow
-    expression = where.expression(keys, schema, keys["path"])
+    expression = where.for_statistics(keys, schema, keys["path"])
     table = ds.ParquetFileFormat().make_fragment(pa.PythonFile(handle, mode="r"))
     left = table.split_by_row_group(filter=expression, schema=schema)
     return frozenset(piece.row_groups[0].id for piece in left)
-
-
-def text_of(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return dictionary, large or view strings as plain ones."""
-    return values.cast(pa.string())

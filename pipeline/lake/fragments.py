@@ -15,7 +15,9 @@ from typing import overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake.folder import Folder, hive_keys
+from pipeline.config import ColumnSettings
+from pipeline.lake.folder import NULL_PARTITION, Folder, hive_keys, is_hashed
+from pipeline.lake.owned import read_arrow
 from pipeline.tables import OUTPUT_VERSION, PLAN
 
 # Fragments of one record batch of a plan, and of what is made into Python objects at a time.
@@ -69,8 +71,9 @@ class Fragments(Sequence[Fragment]):
 
     @classmethod
     def read(cls, folder: Folder, name: str) -> "Fragments":
-        """Return what `write` wrote. Raises `FileNotFoundError`."""
-        return cls(pa.ipc.open_file(folder.read(name)).read_all())
+        """Return what `write` wrote. Raises `FileNotFoundError`, and `TableError` of any other."""
+        then = "the command of that run writes it again; or restore it"
+        return cls(read_arrow(folder, name, PLAN, then))
 
     def write(self, folder: Folder, name: str) -> None:
         """Write a file of Arrow's IPC format: of a million fragments 150 MB, a batch at a time."""
@@ -170,13 +173,22 @@ _IDENTITY = ("path", "version", "row_groups", "start", "images", "group")
 
 def keys_of(path: str, group: str) -> dict[str, str]:
     """Return the names of `--where` that have one value in a fragment, with their values."""
-    return {**hive_keys(path), "group": group, "path": path}
-
-
-def path_keys(path: str) -> dict[str, str]:
-    """Return the same of a file: its group only if its folder tells."""
     keys = hive_keys(path)
-    return {**keys, **({"group": keys["g"]} if "g" in keys else {}), "path": path}
+    if "g" in keys:
+        # The folder of a long name is no name.
+        keys["g"] = group
+    return {**keys, "group": group, "path": path}
+
+
+def path_keys(path: str, columns: ColumnSettings) -> dict[str, str]:
+    """Return the same of a file: its group only if its folders tell."""
+    keys = hive_keys(path)
+    named = keys.get(columns.group)
+    if is_hashed(keys.get("g", "")):
+        del keys["g"]
+    keys.pop("group", None)
+    group = keys.get("g") if named in (None, NULL_PARTITION) else named
+    return {**keys, **({} if group is None else {"group": group}), "path": path}
 
 
 def _key(file: str, row_groups: Sequence[int], rows: tuple[int, int], settings: str) -> str:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, PatchlakeError, TableError
-from pipeline.lake.folder import Folder, hive_keys
+from pipeline.lake.folder import NULL_PARTITION, Folder, hive_keys
 from pipeline.lake.parts import every_part
 from pipeline.lake.stores import Entry
 
@@ -215,7 +215,7 @@ def _data_file(table: "Table", scores: Folder, path: str, part: Entry) -> "DataF
         content=DataFileContent.DATA,
         file_path=path,
         file_format=FileFormat.PARQUET,
-        partition=Record(*(keys.get(field.name) for field in table.spec().fields)),
+        partition=Record(*(_value(keys, field.name) for field in table.spec().fields)),
         file_size_in_bytes=part.size,
         sort_order_id=None,
         spec_id=table.metadata.default_spec_id,
@@ -223,6 +223,11 @@ def _data_file(table: "Table", scores: Folder, path: str, part: Entry) -> "DataF
         key_metadata=None,
         **statistics.to_serialized_dict(),
     )
+
+
+def _value(keys: Mapping[str, str], name: str) -> str | None:
+    value = keys.get(name)
+    return None if value == NULL_PARTITION else value
 
 
 def _bare(footer: pq.FileMetaData) -> dict[str, str]:

@@ -18,18 +18,21 @@ from datetime import datetime
 from functools import partial
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import ImageSettings, Layers, Scalar, Settings, digest
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.lake import cache
 from pipeline.lake.folder import Folder, escape
+from pipeline.lake.owned import reading
 
 FORMAT = 2
 MANIFEST = "model.json"
 
 # Beginnings of the roles of files that no score depends on.
 NOT_SCORED_WITH = ("provenance", "images.", "statistics.")
+
+_AGAIN = "restore it, or fit again"
 
 # Of a file that is only checked; in S3 each is a request.
 _BLOCK = 16 * 2**20
@@ -63,15 +66,17 @@ class GroupRecord(_Record):
 
 
 class Geometry(_Record):
-    """`image.resize` and `image.crop` of the fit."""
+    """`image.resize`, `image.crop` and `image.bits` of the fit."""
 
     resize: int | tuple[int, int]
     crop: int | None
+    # Models of before it was kept have none: then, 16 bits were 16.
+    bits: int | None = None
 
     @classmethod
     def of(cls, settings: ImageSettings) -> "Geometry":
         """Return the part of the image settings that a model fixes."""
-        return cls(resize=settings.resize, crop=settings.crop)
+        return cls(resize=settings.resize, crop=settings.crop, bits=settings.bits)
 
 
 class Network(_Record):
@@ -134,17 +139,14 @@ def read_manifest(model: Folder) -> Manifest:
         ModelError: if there is none, or it is of another format.
     """
     try:
-        content = model.read(MANIFEST)
+        with reading(model.path(MANIFEST), _AGAIN, ModelError):
+            content = model.read(MANIFEST)
     except FileNotFoundError:
         raise ModelError(
             f"{model.root} has no {MANIFEST}: no model was published there; run `patchlake fit`"
         ) from None
-    try:
+    with reading(model.path(MANIFEST), _AGAIN, ModelError):
         manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        raise ModelError(
-            f"{model.path(MANIFEST)} is damaged or of another format: {error}"
-        ) from None
     if manifest.format != FORMAT:
         raise ModelError(
             f"{model.path(MANIFEST)} is of format {manifest.format}, this patchlake reads {FORMAT}"
@@ -155,6 +157,47 @@ def read_manifest(model: Folder) -> Manifest:
 def write_manifest(model: Folder, manifest: Manifest) -> None:
     """Publish: readers see the old model until this put, and the new one after it."""
     model.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
+
+
+def publish_manifest(model: Folder, manifest: Manifest, *, overwrite: bool) -> None:
+    """Publish a fit: a model that another run has published meanwhile is not lost unsaid.
+
+    Raises:
+        ConfigError: if there is one, and it is not to be replaced.
+    """
+    # What an earlier life of this very run was followed by.
+    model.remove(_claim(manifest.run))
+    if model.create(MANIFEST, manifest.model_dump_json(indent=1).encode()):
+        return
+    present = read_manifest(model)
+    if present.run != manifest.run and not overwrite:
+        raise ConfigError(
+            f"{model.root} was published by run {present.run} while this run, {manifest.run}, went "
+            "on; choose another MODEL, or replace it with --overwrite"
+        )
+    write_manifest(model, manifest)
+
+
+def claim_step(model: Folder, base: str, run: str) -> str:
+    """Take the step from the model of one run to that of another, which one run only can.
+
+    Returns:
+        The run that has it: `run`, or another one that was earlier.
+    """
+    name = _claim(base)
+    if model.create(name, run.encode()):
+        return run
+    with reading(model.path(name), "remove it if no update or withdraw of this model runs"):
+        return model.read(name).decode()
+
+
+def give_up_step(model: Folder, base: str) -> None:
+    """Let another run take the step: the one that had it is no more."""
+    model.remove(_claim(base))
+
+
+def _claim(base: str) -> str:
+    return f"_runs/{base}/next"
 
 
 def write_files(model: Folder, group: str, contents: Mapping[str, bytes]) -> list[FileRecord]:
@@ -177,13 +220,14 @@ def read_file(model: Folder, record: FileRecord) -> bytes:
     """
     load = partial(model.read, record.name)
     try:
-        content = load() if model.is_local else cache.read(record.sha256, load)
-        found = hashlib.sha256(content).hexdigest()
-        if found != record.sha256 and not model.is_local:
-            # The cache's disk may be what is damaged.
-            cache.forget(record.sha256)
-            content = load()
+        with reading(model.path(record.name), _AGAIN, ModelError):
+            content = load() if model.is_local else cache.read(record.sha256, load)
             found = hashlib.sha256(content).hexdigest()
+            if found != record.sha256 and not model.is_local:
+                # The cache's disk may be what is damaged.
+                cache.forget(record.sha256)
+                content = load()
+                found = hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
         raise ModelError(f"{model.path(record.name)} is missing; fit again or restore it") from None
     _require(model, record, found)
@@ -197,7 +241,7 @@ def verify_file(model: Folder, record: FileRecord) -> None:
         ModelError: if it is absent or differs from what was written, by one bit or more.
     """
     try:
-        with model.open(record.name) as file:
+        with reading(model.path(record.name), _AGAIN, ModelError), model.open(record.name) as file:
             digest_ = hashlib.sha256()
             while block := file.read(_BLOCK):
                 digest_.update(block)
@@ -213,6 +257,38 @@ def _require(model: Folder, record: FileRecord, found: str) -> None:
             f"{record.sha256[:12]}… ({model.entry(record.name).size} of {record.bytes} bytes); "
             "fit again"
         )
+
+
+def identity_of(manifest: Manifest) -> dict[str, object]:
+    """Return what the digest of each group covers besides its arrays."""
+    backbone, geometry = manifest.backbone, manifest.geometry
+    return {
+        "method": manifest.method,
+        "options": manifest.method_options,
+        "geometry": {"resize": geometry.resize, "crop": geometry.crop},
+        "backbone": [backbone.name, backbone.layers, backbone.weights_sha256],
+        # As it was written: what later versions add to it was not there.
+        "index": manifest.settings.index.model_dump(mode="json", exclude_unset=True),
+        "seed": manifest.settings.seed,
+    }
+
+
+def require_whole(model: Folder, manifest: Manifest) -> None:
+    """Refuse a manifest whose groups are not made of the files that it names for them.
+
+    A file of another group or model has a digest of its own, and passes for whole by that alone.
+
+    Raises:
+        ModelError: if a group's digest is not that of its files, method, geometry and weights.
+    """
+    identity = identity_of(manifest)
+    for group, record in manifest.groups.items():
+        found = group_digest(identity, record.files)
+        if found != record.digest:
+            raise ModelError(
+                f"{model.path(MANIFEST)}: group '{group}' has digest {record.digest[:12]}, what it "
+                f"names for it has {found[:12]}: it was changed by hand; {_AGAIN}"
+            )
 
 
 def group_digest(identity: Mapping[str, object], files: list[FileRecord]) -> str:

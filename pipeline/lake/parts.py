@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,15 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.lake.owned import reading
 from pipeline.lake.parquet import PART_ORDER, write_sorted
 from pipeline.lake.stores import Entry
 from pipeline.tables import SCORES
 
 _SOURCE = "_source.json"
+# What to do about a part that is not what was written.
+AGAIN = "remove it, and the same `patchlake score` scores its images again"
+_SHOWN = 300
 _SCORED_AT = SCORES.field("scored_at").type
 # Two columns are a few KB behind a latency of tens of ms on an object store.
 _READ_AT_ONCE = 16
@@ -38,13 +43,21 @@ _KEY_AND_END = "0" * 20 + ".parquet"
 _PART = re.compile(r"part-[0-9a-f]{12}-[0-9a-f]{20}\.parquet")
 
 
-def part_name(version: str, fragment: Fragment) -> str:
-    """Return the name of a fragment's part, relative to SCORES; hive partitions are kept."""
-    partitions = [part for part in PurePosixPath(fragment.path).parts[:-1] if "=" in part]
-    if any(part.startswith("version=") for part in partitions):
-        raise ConfigError(
-            f"{fragment.path}: the partition key 'version' is the score table's own; rename it"
-        )
+def part_name(version: str, fragment: Fragment, columns: Iterable[str] = SCORES.names) -> str:
+    """Return the name of a fragment's part, relative to SCORES; hive partitions are kept.
+
+    A key that is a column of the part as well, or the score table's own key, becomes `source_KEY`:
+    what a reader makes of folders hides columns in some engines, and ends others.
+    """
+    taken = {"version", *(name.casefold() for name in columns)}
+    partitions = []
+    for part in PurePosixPath(fragment.path).parts[:-1]:
+        key, equals, value = part.partition("=")
+        while equals and unquote(key).casefold() in taken:
+            key = f"source_{key}"
+        if equals:
+            taken.add(unquote(key).casefold())
+            partitions.append(f"{key}={value}")
     file = f"part-{_file_digest(fragment.path)}-{fragment.key}.parquet"
     return "/".join([f"version={version}", *partitions, file])
 
@@ -58,7 +71,7 @@ def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) 
     """Commit a fragment. Its heatmaps must be in place."""
     sink = io.BytesIO()
     write_sorted(table, sink, PART_ORDER)
-    scores.write(part_name(version, fragment), sink.getvalue())
+    scores.write(part_name(version, fragment, table.column_names), sink.getvalue())
 
 
 # Names that are Python objects at a time.
@@ -117,13 +130,24 @@ def count_statuses(scores: Folder, names: Sequence[str], scored_at: datetime) ->
     """Return the rows of some parts that a run has written, by status. Reads two columns."""
 
     def count(name: str) -> Counter[str]:
-        with scores.open(name) as handle:
+        with reading(scores.path(name), AGAIN), scores.open(name) as handle:
             rows = pq.ParquetFile(handle).read(columns=["status", "scored_at"])
         own = rows.filter(pc.equal(rows.column("scored_at"), pa.scalar(scored_at, _SCORED_AT)))
         return Counter(own.column("status").to_pylist())
 
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         return sum(pool.map(count, names), Counter())
+
+
+def count_rows(scores: Folder, names: Sequence[str]) -> int:
+    """Return the rows of some parts. Reads their footers."""
+
+    def count(name: str) -> int:
+        with scores.open(name) as handle:
+            return int(pq.ParquetFile(handle).metadata.num_rows)
+
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        return sum(pool.map(count, names))
 
 
 def versions(scores: Folder) -> list[str]:
@@ -136,6 +160,12 @@ def every_part(scores: Folder) -> list[Entry]:
     """Return the parts of all versions, by name. One listing a version; heatmaps are not listed."""
     found = (entry for v in versions(scores) for entry in scores.find(f"version={v}"))
     return [entry for entry in found if _PART.fullmatch(PurePosixPath(entry.name).name)]
+
+
+def paths_of(names: Iterable[str], fragments: Fragments) -> list[str]:
+    """Return those files of a plan that some parts are of."""
+    digests = {_digest_of(name) for name in names}
+    return [path for path in fragments.paths if _file_digest(path) in digests]
 
 
 def superseded(fragments: Fragments, done: Committed, expired: pa.StringArray) -> list[str]:
@@ -153,7 +183,7 @@ def superseded(fragments: Fragments, done: Committed, expired: pa.StringArray) -
     finished = pa.concat_arrays([done.sorted_keys, expired])
     leaving = []
     for name in unplanned.to_pylist():
-        path = files.get(name.rpartition("/")[2].split("-")[1])
+        path = files.get(_digest_of(name))
         if path is not None and _is_done(fragments, path, finished):
             leaving.append(name)
     return leaving
@@ -190,11 +220,26 @@ def require_source(scores: Folder, images: Folder) -> None:
     Raises:
         ConfigError: as `bind_source`.
     """
-    if scores.exists(_SOURCE) and scores.read(_SOURCE) != images.root.encode():
+    if not scores.exists(_SOURCE):
+        return
+    then = f"restore it; for scores of {images.root} it holds that path and nothing else"
+    with reading(scores.path(_SOURCE), then):
+        found = scores.read(_SOURCE).decode()
+    if found != images.root:
         raise ConfigError(
-            f"{scores.root} holds scores of {scores.read(_SOURCE).decode()}, not of {images.root}; "
-            "choose another folder"
+            f"{scores.root} holds scores of {_shown(found)}, not of {images.root}; choose another "
+            f"folder ({_SOURCE} says so)"
         )
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
+
+
+def _digest_of(name: str) -> str:
+    """Return the digest of its file in a part's name."""
+    return name.rpartition("/")[2].split("-")[1]
 
 
 def _file_digest(path: str) -> str:

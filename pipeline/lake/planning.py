@@ -1,28 +1,23 @@
 """From a listing to fragments: footers are read where neither path nor memory tells enough."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeVar
+from functools import lru_cache, partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Settings
-from pipeline.errors import ConfigError
+from pipeline.errors import FileDamaged, StorageError
+from pipeline.lake.apart import Call, each
 from pipeline.lake.folder import Folder
 from pipeline.lake.footers import Cut, cut_file
 from pipeline.lake.fragments import Fragments, keys_of, path_keys
+from pipeline.lake.listing import list_tables
 from pipeline.lake.stores import Entry
 from pipeline.lake.where import Where
 from pipeline.tables import PLAN
 
-T = TypeVar("T")
-
-# Footers are a few KB behind a latency of tens of ms on an object store.
-_FOOTERS_AT_ONCE = 16
 # Fragments of one record batch, and places whose judgement is remembered.
 _BATCH, _PLACES = 16_384, 4096
 
@@ -36,23 +31,8 @@ class Planned:
     # Files of the lake, and those of them that had to be opened.
     listed: int
     opened: int
-
-
-def list_tables(images: Folder) -> list[Entry]:
-    """Return the Parquet files of a lake, by path; folders that begin with _ or . are not data.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    entries = [
-        entry
-        for entry in images.find()
-        if entry.name.endswith(".parquet")
-        and not any(part.startswith(("_", ".")) for part in entry.name.split("/"))
-    ]
-    if not entries:
-        raise ConfigError(f"{images.root} holds no Parquet file; run `patchlake ingest` first")
-    return entries
+    # Path -> why the file cannot be read: it has no fragments here.
+    damaged: Mapping[str, str]
 
 
 def plan(
@@ -76,37 +56,62 @@ def plan(
             is not opened, unless `where` hangs on its columns.
 
     Raises:
-        TableError: if a column is absent, or a path and a group column disagree.
+        TableError: if a column is absent, or a path and a group column disagree; of files that
+            cannot be read only if no other has rows.
         ConfigError: if `where` has a name that is neither key nor column.
     """
     listed = list_tables(images) if entries is None else entries
     wanted = listed
     if where is not None:
-        wanted = [e for e in listed if where.judge(path_keys(e.name)) is not False]
+        wanted = [
+            e for e in listed if where.judge(path_keys(e.name, settings.columns)) is not False
+        ]
     old = _unchanged(known or Fragments.of([]), wanted, where)
     have = set(old.table.column("path").unique().to_pylist())
     unseen = [entry for entry in wanted if entry.name not in have]
     tables, verdicts = [old.table], _verdicts(old, where)
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-
-        def cut(entry: Entry) -> tuple[Entry, Future[list[Cut]]]:
-            return entry, pool.submit(cut_file, images, settings, entry, where)
-
-        rows: list[tuple[Entry, Cut]] = []
-        for entry, cuts in _ahead(map(cut, unseen), 4 * _FOOTERS_AT_ONCE):
-            rows += [(entry, one) for one in cuts.result()]
-            verdicts += [one.may_hold for one in cuts.result()]
-            if len(rows) >= _BATCH:
-                tables.append(_table(rows))
-                rows = []
-        tables.append(_table(rows))
+    damaged: dict[str, str] = {}
+    rows: list[tuple[Entry, Cut]] = []
+    for entry, cuts in _cut(images, settings, unseen, where):
+        if isinstance(cuts, FileDamaged):
+            damaged[entry.name] = str(cuts)
+            continue
+        rows += [(entry, one) for one in cuts]
+        verdicts += [one.may_hold for one in cuts]
+        if len(rows) >= _BATCH:
+            tables.append(_table(rows))
+            rows = []
+    tables.append(_table(rows))
     table, may_hold = pa.concat_tables(tables), pa.array(verdicts, pa.bool_())
     if len(old):
         order = pc.sort_indices(table.column("path"))
         table, may_hold = table.take(order), may_hold.take(order)
     every = Fragments(table)
+    if damaged and not every:
+        raise FileDamaged(next(iter(damaged.values())))
     kept = every.only(pa.chunked_array([may_hold]))
-    return Planned(every, kept, len(listed), len(unseen))
+    return Planned(every, kept, len(listed), len(unseen), damaged)
+
+
+def _cut(
+    images: Folder, settings: Settings, entries: Sequence[Entry], where: Where | None
+) -> Iterator[tuple[Entry, list[Cut] | FileDamaged]]:
+    """Yield each file with its rows by group, or with what is wrong with it."""
+    function = partial(_cut_one, images, settings, where)
+    calls = [Call(function, entry, images.path(entry.name)) for entry in entries]
+    return zip(entries, each(images, calls), strict=True)
+
+
+def _cut_one(images: Folder, settings: Settings, where: Where | None, entry: Entry) -> list[Cut]:
+    try:
+        return cut_file(images, settings, entry, where)
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        told = f"{images.path(entry.name)} cannot be opened: {error.strerror}"
+        raise FileDamaged(told) from None
 
 
 def _unchanged(known: Fragments, listed: Sequence[Entry], where: Where | None) -> Fragments:
@@ -150,13 +155,3 @@ def _table(rows: Sequence[tuple[Entry, Cut]]) -> pa.Table:
         },
     }
     return pa.table(columns, schema=PLAN)
-
-
-def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
-    """Yield the items, drawn `count` ahead: futures of them all would be more than the plan."""
-    drawn: deque[T] = deque()
-    for item in items:
-        drawn.append(item)
-        if len(drawn) > count:
-            yield drawn.popleft()
-    yield from drawn

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.lake.disk import is_alive
 from pipeline.lake.folder import Folder
+from pipeline.lake.owned import read_json
 from pipeline.lake.runs import now
 
 BEAT_S = 15.0
@@ -21,6 +22,7 @@ BEAT_S = 15.0
 _SILENT_S = 120.0
 
 _FILE = "pulse.json"
+_AGAIN = "a job that runs writes it again within 15 s; remove it if none does"
 
 State = Literal["finished", "running", "stopped", "dead"]
 
@@ -63,11 +65,15 @@ def beat(folder: Folder, run: str, speed: Speed | None, stopped: str | None = No
 
 
 def read_pulses(folder: Folder, runs: list[str]) -> Mapping[str, Pulse]:
-    """Return the last sign of life of each run that has given one."""
+    """Return the last sign of life of each run that has given one.
+
+    Raises:
+        ConfigError: if one cannot be read: whether its run is alive is not known then.
+    """
     found = {}
     for run in runs:
         try:
-            found[run] = Pulse.model_validate_json(folder.read(_name(run)))
+            found[run] = read_json(folder, _name(run), Pulse, _AGAIN)
         except FileNotFoundError:
             continue
     return found

@@ -17,11 +17,19 @@ from importlib.metadata import version
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import Settings
+from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
+from pipeline.lake.owned import or_none, read_json, reading
 
 # Names the node of a worker process, where its runner knows better than the machine's name.
 NODE_VARIABLE = "PATCHLAKE_NODE"
+
+_BEGUN = (
+    "it holds the time that the run's rows carry: restore it, or remove it, and what is not done "
+    "yet gets a new time"
+)
+_SUMMED_UP = "the command of that run writes it again"
 
 LIBRARIES = ("patchlake", "torch", "timm", "numpy", "pyarrow", "faiss-cpu", "pillow", "ray")
 
@@ -65,6 +73,8 @@ class Summary(BaseModel):
     # Of these, found done when the run was started (again).
     already_done: int
     failed_fragments: dict[str, str]
+    # Path in IMAGES -> why the file cannot be read: how many fragments it has is not known.
+    damaged_files: dict[str, str] = {}
     # Images of the whole plan; of what this start did, by status; and of what earlier starts of
     # this run did.
     images: int
@@ -122,16 +132,31 @@ class FailedFragment(BaseModel):
 def begin(folder: Folder, record: RunRecord, fragments: Fragments) -> Run:
     """Start a run, or adopt the one of the same identity with its stored time.
 
-    Failures of an earlier start are forgotten: those fragments are tried again.
+    Failures of an earlier start are forgotten: those fragments are tried again. So is a summary
+    that cannot be read: it is written again.
+
+    Raises:
+        ConfigError: if the record of the one that is adopted is damaged, or of another run.
     """
     run = Run(folder, record)
     if not folder.create(run.name("run.json"), record.model_dump_json(indent=1).encode()):
-        stored = RunRecord.model_validate_json(folder.read(run.name("run.json")))
-        run = Run(folder, stored, is_adopted=True, previous=_summary(folder, run.name()))
+        stored = read_json(folder, run.name("run.json"), RunRecord, _BEGUN)
+        if _identity(stored) != _identity(record):
+            raise ConfigError(
+                f"{folder.path(run.name('run.json'))} is of run {_identity(stored)}, not of "
+                f"{_identity(record)}; {_BEGUN}"
+            )
+        previous = or_none(lambda: _summary(folder, run.name()))
+        run = Run(folder, stored, is_adopted=True, previous=previous)
     folder.remove(run.name("failed"), recursive=True)
-    folder.remove(run.name("summary.json"))
+    with reading(folder.path(run.name("summary.json")), "remove it"):
+        folder.remove(run.name("summary.json"))
     fragments.write(folder, run.name("plan.arrow"))
     return run
+
+
+def _identity(record: RunRecord) -> tuple[str, ...]:
+    return record.run, record.verb, record.version
 
 
 def identify(images: Folder, version_digest: str, where: str | None, fragments: Fragments) -> str:
@@ -163,31 +188,48 @@ class RunState:
 
 
 def read_runs(folder: Folder) -> list[RunState]:
-    """Return all runs of a SCORES or MODEL, the newest last."""
+    """Return all runs of a SCORES or MODEL, the newest last.
+
+    Raises:
+        ConfigError: if a record, a plan or a summary cannot be read; it names the file.
+    """
     names = [entry.name for entry in folder.find("_runs")]
     states = []
-    for name in names:
-        if not name.endswith("/run.json"):
+    for run in sorted({"/".join(name.split("/")[:2]) + "/" for name in names}):
+        name = f"{run}run.json"
+        # Where it was removed the run is forgotten.
+        if name not in names and not folder.exists(name):
             continue
-        run = name.removesuffix("run.json")
-        record = RunRecord.model_validate_json(folder.read(name))
+        record = read_json(folder, name, RunRecord, "restore it, or remove it to forget that run")
         failures = [n for n in names if n.startswith(f"{run}failed/")]
-        failed = [FailedFragment.model_validate_json(folder.read(n)) for n in failures]
+        failed = [_failed(folder, n) for n in failures]
         summary = _summary(folder, run)
-        fragments = (
-            Fragments.read(folder, f"{run}plan.arrow")
-            if f"{run}plan.arrow" in names
-            else Fragments.of([])
-        )
+        fragments = _plan(folder, run)
         by_key = {failure.key: failure.error for failure in failed}
         states.append(RunState(record, fragments, by_key, summary))
     return sorted(states, key=lambda state: state.record.started_at)
 
 
+def _plan(folder: Folder, run: str) -> Fragments:
+    # None: it was killed before it wrote one, and has done nothing.
+    try:
+        return Fragments.read(folder, f"{run}plan.arrow")
+    except FileNotFoundError:
+        return Fragments.of([])
+
+
+def _failed(folder: Folder, name: str) -> FailedFragment:
+    # Its name says which fragment: that it failed, and is tried again, is all that matters.
+    try:
+        return read_json(folder, name, FailedFragment, "the same command tries the fragment again")
+    except ConfigError as error:
+        return FailedFragment(key=name.rpartition("/")[2].partition(".")[0], error=str(error))
+
+
 def _summary(folder: Folder, run: str) -> Summary | None:
     # Read at once, not after a look: a driver that starts again removes it.
     try:
-        return Summary.model_validate_json(folder.read(f"{run}summary.json"))
+        return read_json(folder, f"{run}summary.json", Summary, _SUMMED_UP)
     except FileNotFoundError:
         return None
 

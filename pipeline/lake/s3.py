@@ -8,9 +8,7 @@ the request does. No credential is ever a setting, and no message carries one.
 
 import base64
 import hashlib
-import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,16 +23,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.config import StorageSettings
 from pipeline.errors import StorageRefused
-from pipeline.lake.s3_errors import FAILURES, NotKnown, code_of, may_pass, raise_stop, translated
+from pipeline.lake.s3_errors import FAILURES, NotKnown, code_of, may_pass, translated
+from pipeline.lake.waiting import wait_after
 
 T = TypeVar("T")
 # botocore makes its clients at run time: it has no type for them.
 Client = Any
 
-# Waits are drawn from 0 to twice the one before: 0.1 s, 0.2 s, ... A store that throttles wants
-# minutes from all of its clients together, not from one.
-_FIRST_WAIT_S = 0.1
-_LONGEST_WAIT_S = 20.0
 _CONNECT_S = 10.0
 # Footers are read by 16 threads, images by one for each core.
 _CONNECTIONS = 64
@@ -185,16 +180,15 @@ class Bucket:
 
     def _ask(self, key: str, call: Callable[[Client], T]) -> T:
         """Return what the call returns; try again what may pass."""
-        where = f"s3://{self.name}/{key}"
+        # A key can be of control characters.
+        where = f"s3://{self.name}/{key if key.isprintable() else repr(key)[1:-1]}"
         for attempt in range(self.storage.retries + 1):
             try:
                 return call(client_of(self.storage))
             except FAILURES as error:
-                raise_stop(error)
                 if attempt == self.storage.retries or not may_pass(error):
                     raise translated(error, where, attempt + 1) from None
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
-            time.sleep(random.uniform(0, wait))  # noqa: S311 - spreads clients, guards nothing
+            wait_after(attempt)
         raise AssertionError
 
 

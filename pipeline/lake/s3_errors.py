@@ -14,7 +14,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from pipeline.errors import PatchlakeError, StorageError, StorageRefused
+from pipeline.errors import StorageError, StorageRefused
 
 _TRANSIENT = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
 _DENIED = (
@@ -41,13 +41,6 @@ def code_of(error: ClientError) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def raise_stop(error: Exception) -> None:
-    """Raise what a signal's handler raised in the middle of a request, which botocore wraps."""
-    inner = getattr(error, "kwargs", {}).get("error")
-    if isinstance(inner, PatchlakeError):
-        raise inner from None
 
 
 def may_pass(error: Exception) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 from pipeline.lake.folder import Folder
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I64": np.int64, "U8": np.uint8}
+# As safetensors has it.
+_MOST_HEADER = 100_000_000
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 
 
@@ -94,20 +96,36 @@ class SlicedFile:
     file: BinaryIO
     # By array, in the order of the images.
     tensors: Mapping[str, Sequence[_Tensor]]
+    # Of the whole file.
+    bytes: int
 
     @classmethod
     def over(cls, file: BinaryIO) -> "SlicedFile":
-        """Return the arrays of a file that `write_slices` wrote; reads the header."""
+        """Return the arrays of a file that `write_slices` wrote; reads the header.
+
+        Raises:
+            ValueError: if it is none: shapes that are not those of the bytes, images left out.
+        """
         length = int.from_bytes(file.read(8), "little")
+        if length > _MOST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
         header = json.loads(file.read(length))
         tensors: dict[str, list[_Tensor]] = {}
+        at = 8 + length
         for entry, described in header.items():
             first, _, name = entry.partition("/")
             dtype = np.dtype(_DTYPES[described["dtype"]])
-            begin = 8 + length + described["data_offsets"][0]
-            tensor = _Tensor(int(first), tuple(described["shape"]), dtype, begin)
+            tensor = _Tensor(int(first), tuple(described["shape"]), dtype, at)
+            at += tensor.shape[0] * tensor.image_bytes
+            if min(tensor.shape) < 0 or described["data_offsets"] != [
+                tensor.begin - 8 - length,
+                at - 8 - length,
+            ]:
+                raise ValueError(f"'{entry}' is not where its shape {tensor.shape} puts it")
             tensors.setdefault(name, []).append(tensor)
-        return cls(file, dict(sorted(tensors.items())))
+        for name, some in tensors.items():
+            _require_in_order(name, some)
+        return cls(file, dict(sorted(tensors.items())), at)
 
     @property
     def images(self) -> int:
@@ -145,6 +163,14 @@ class SlicedFile:
             for tensor, begin, end in _overlaps(tensors, first, first + len(arrays[name])):
                 self.file.seek(tensor.begin + (begin - tensor.first) * tensor.image_bytes)
                 _read_exactly(self.file, arrays[name][begin - first : end - first])
+
+
+def _require_in_order(name: str, tensors: Sequence[_Tensor]) -> None:
+    first = 0
+    for tensor in tensors:
+        if tensor.first != first or tensor.shape[1:] != tensors[0].shape[1:]:
+            raise ValueError(f"array '{name}' is not one of all images in their order")
+        first += tensor.shape[0]
 
 
 def _overlaps(

@@ -3,19 +3,26 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32
+from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
 
 from pipeline.scores.heatmap import ColourScale
+
+# An ensemble's unit is a deviation: of two images it may be 1e-8, of five it is known to a third.
+_FEWEST_IMAGES = 5
+# Float32 has 6e-8; a search and a mean over patches add some more.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Spread:
     """Mean and standard deviation."""
 
-    mean: float
-    std: float
+    mean: FiniteFloat
+    std: Annotated[FiniteFloat, Field(gt=0)]
 
     @classmethod
     def of(cls, values: Float32[np.ndarray, " values"]) -> "Spread":
@@ -23,6 +30,12 @@ class Spread:
         if len(values) == 0:
             return cls(0.0, 1.0)
         return cls(float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)) or 1.0)
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the values are equal but for the rounding of float32."""
+        # `of` gives 1 to equal ones; no other deviation is 1 to the bit.
+        return self.std == 1.0 or self.std <= _ROUNDING * abs(self.mean)
 
     def standardise(self, values: Float32[np.ndarray, "*axes"]) -> Float32[np.ndarray, "*axes"]:
         """Return how many deviations the values lie above the mean."""
@@ -50,12 +63,12 @@ class Calibration:
     `patches` and `scale` are of the anomaly maps; None where the method has none.
     """
 
-    images: int
+    images: NonNegativeInt
     scores: Spread
     patches: Spread | None
     scale: ColourScale | None
     # The score above which an image is anomalous, where the method knows one.
-    threshold: float | None = None
+    threshold: FiniteFloat | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], threshold: float | None) -> "Calibration":
@@ -74,22 +87,38 @@ class Calibration:
         patches = Spread(float(means.mean()), std)
         return cls(len(samples), scores, patches, ColourScale.of_normal(peaks), threshold)
 
+    @property
+    def unit_fault(self) -> str | None:
+        """Why scores and maps cannot be compared in these deviations; None where they can."""
+        if self.images < _FEWEST_IMAGES:
+            return f"calibrated on {self.images} images, of {_FEWEST_IMAGES} at least"
+        for what, spread in (("scores", self.scores), ("patches", self.patches)):
+            if spread is not None and spread.is_rounding:
+                return (
+                    f"calibrated on {self.images} images whose {what} ({spread.mean:.6g}) differ "
+                    f"by no more than rounding ({spread.std:.2g})"
+                )
+        return None
+
     def to_json(self) -> bytes:
         """Return the calibration as JSON; `from_json` undoes it."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> "Calibration":
-        """Return the calibration that `to_json` wrote."""
-        fields = json.loads(content)
-        patches, scale = fields["patches"], fields["scale"]
-        return cls(
-            images=fields["images"],
-            scores=Spread(**fields["scores"]),
-            patches=None if patches is None else Spread(**patches),
-            scale=None if scale is None else ColourScale(**scale),
-            threshold=fields["threshold"],
-        )
+        """Return the calibration that `to_json` wrote.
+
+        Raises:
+            ValueError: if it is none: a number that is not finite, a deviation of 0 or less.
+        """
+        calibration = _READER.validate_json(content)
+        scale = calibration.scale
+        if scale is not None and not -np.inf < scale.low < scale.high < np.inf:
+            raise ValueError(f"colours from {scale.low} to {scale.high}")
+        return calibration
+
+
+_READER = TypeAdapter(Calibration)
 
 
 def mean_scale(members: Sequence[Calibration]) -> ColourScale | None:

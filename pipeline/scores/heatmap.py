@@ -11,9 +11,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-# Longest side, in pixels.
-MAX_SIDE = 512
-
 # Violet over magenta and orange to pale yellow, rising in lightness: readable in grey and with
 # colour-blind eyes. (position, red, green, blue)
 _COLOURS = np.array(
@@ -53,25 +50,13 @@ class ColourScale:
         return strength.astype(np.float32)
 
 
-def picture_size(width: int, height: int) -> tuple[int, int]:
-    """Return (height, width) of the heatmap of an image: its shape, no side above `MAX_SIDE`."""
-    shrink = min(1.0, MAX_SIDE / max(width, height))
-    return max(1, round(height * shrink)), max(1, round(width * shrink))
-
-
-def grey_picture(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Return what a heatmap is drawn on: an upright RGB image at `picture_size`, in grey."""
-    height, width = picture_size(*image.size)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).convert("L"))
-
-
 def overlay(
     grey: UInt8[np.ndarray, "h w"], frame: Float32[np.ndarray, "h w"], scale: ColourScale
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return the picture with colour where the map exceeds the scale's low end.
 
     Args:
-        grey: From `grey_picture`.
+        grey: What it is drawn on (`grey_picture` of `pipeline.images.pictures`).
         frame: The anomaly map, of the same size.
         scale: The group's.
     """

@@ -10,9 +10,9 @@ from pipeline.index.exact import ExactSearch
 from pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from pipeline.index.shards import from_shards
 from pipeline.lake.folder import Folder
-from pipeline.lake.models import FileRecord, GroupRecord, read_file
+from pipeline.lake.models import FileRecord, GroupRecord
 from pipeline.methods.workers import Held, Shared
-from pipeline.stages.models import bank_records, bank_rows, load_bank_rows
+from pipeline.stages.models import bank_records, bank_rows, load_bank_rows, read_bank
 
 # Processes that hold a shard each, in the order of the shards.
 Holders = Held[ShardMember]
@@ -48,7 +48,7 @@ def shard_starts(
     starts: list[Callable[[], ShardMember]] = []
     for numbers in np.array_split(np.arange(len(files)), count):
         mine = [files[number] for number in numbers]
-        starts.append(partial(_start_shard, model, mine, sum(rows[: numbers[0]])))
+        starts.append(partial(_start_shard, model, record, mine, sum(rows[: numbers[0]])))
     return starts
 
 
@@ -68,9 +68,12 @@ def sharded_search(holders: Holders, record: GroupRecord) -> ShardedSearch:
     return ShardedSearch(sizes, ask, fetch)
 
 
-def _start_shard(model: Folder, files: Sequence[FileRecord], offset: int) -> ShardMember:
+def _start_shard(
+    model: Folder, record: GroupRecord, files: Sequence[FileRecord], offset: int
+) -> ShardMember:
     # One file of several, read as a bank of its own.
-    banks = [from_shards({"index-00000-of-00001.faiss": read_file(model, f)}) for f in files]
+    contents = read_bank(model, record, files).values()
+    banks = [from_shards({"index-00000-of-00001.faiss": content}) for content in contents]
     return ShardMember(offset, search_over(ExactSearch.over(np.concatenate(banks))))
 
 

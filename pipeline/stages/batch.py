@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import InputChanged, PatchlakeError
+from pipeline.errors import FileDamaged, InputChanged, PatchlakeError
 from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.runs import here
 from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT, PLAN
@@ -139,6 +139,9 @@ def _tried(
     for left in reversed(range(batch.attempts)):
         try:
             return work(batch)
+        except FileDamaged as error:
+            if left == 0:
+                return replace(batch, failure=f"{name}: {error}")
         except PatchlakeError:
             raise
         except InputChanged as error:

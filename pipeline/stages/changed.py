@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import ColumnSettings
 from pipeline.lake.folder import Folder
-from pipeline.lake.planning import list_tables
+from pipeline.lake.listing import list_tables
 from pipeline.lake.reading import read_named
 from pipeline.lake.stores import Entry
 from pipeline.stages.selection import labels_mean, splits_mean

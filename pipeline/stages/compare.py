@@ -1,7 +1,8 @@
 """compare: one part's scores against the labels and masks of its images.
 
 The metric frame is 256 x 256 of the whole image: the map is brought there by `Geometry.to_frame`,
-masks by nearest neighbour, above 127 being defect.
+masks as `pipeline.images.masks` says. An anomalous image of which no mask says where its defect is
+counts for the image AUROC only.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ImageError, TableError
 from pipeline.evaluation.pixels import PixelCurves
 from pipeline.evaluation.roc import auroc
-from pipeline.images.decode import decode_mask
+from pipeline.images.decode import decode_mask, limits_of
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.stages.membership import Known
@@ -25,8 +26,6 @@ from pipeline.stages.source import Source
 from pipeline.stages.trained import is_known, read_trained
 
 FRAME = (256, 256)
-# Masks have soft edges: above the middle of 0..255 is defect.
-_MASK_THRESHOLD = 127
 
 
 @dataclass
@@ -36,9 +35,14 @@ class GroupMetrics:
     scores: list[float] = field(default_factory=list)
     is_anomalous: list[bool] = field(default_factory=list)
     pixels: PixelCurves = field(default_factory=PixelCurves)
-    # Labelled images that are left out: without a score, and without a usable mask (pixels only).
+    # Labelled images that are left out: without a score, and of pixels only, anomalous ones whose
+    # mask is missing, no image, or marks nothing.
     unscored: int = 0
     unmasked: int = 0
+    unreadable_masks: int = 0
+    empty_masks: int = 0
+    # Counted in: masks of another size than their image are stretched over it.
+    resized_masks: int = 0
     # Images that are left out altogether: without a label; that the model was trained on; of a
     # split to train on, though it was not.
     unlabelled: int = 0
@@ -192,25 +196,31 @@ def _add_image(
     group.is_anomalous.append(is_anomalous)
     if not isinstance(anomaly_map, np.ndarray):
         return
-    mask = _mask(image.get("mask"), source, is_anomalous=is_anomalous)
+    size = (_number(row["width"]), _number(row["height"]))
+    mask = _mask(group, image.get("mask"), size, source) if is_anomalous else np.zeros(FRAME, bool)
     if mask is None:
-        group.unmasked += 1
         return
     grid = anomaly_map.reshape(_number(row["map_height"]), _number(row["map_width"]))
-    size = (_number(row["width"]), _number(row["height"]))
     group.pixels.add(source.geometry.to_frame(grid, size, FRAME), mask)
 
 
-def _mask(content: object, source: Source, *, is_anomalous: bool) -> np.ndarray | None:
-    if not is_anomalous:
-        return np.zeros(FRAME, bool)
+def _mask(
+    group: GroupMetrics, content: object, size: tuple[int, int], source: Source
+) -> np.ndarray | None:
+    """Return the mask of an anomalous image; None, and counted, where it says nothing."""
     if not isinstance(content, bytes):
+        group.unmasked += 1
         return None
     try:
-        mask = decode_mask(content, FRAME, max_pixels=source.limits.max_pixels)
+        mask = decode_mask(content, FRAME, limits_of(source.limits))
     except ImageError:
+        group.unreadable_masks += 1
         return None
-    return np.asarray(mask > _MASK_THRESHOLD)
+    if mask.is_empty:
+        group.empty_masks += 1
+        return None
+    group.resized_masks += mask.size != size
+    return mask.is_defect
 
 
 def _number(value: object) -> int:

@@ -1,23 +1,28 @@
 """A group's embeddings as the embed stage left them: what a method is fitted on."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
+from pipeline.errors import ConfigError
 from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.owned import reading
 from pipeline.lake.slices import SlicedFile
 from pipeline.methods.contract import Arrays, Fold, Notes, Reader, S
 from pipeline.methods.workers import Held, M, Peers, T
+
+_AGAIN = "remove it and start the same command again, which makes it again"
 
 # Not a plain name: partial results of earlier versions are not in slices, and are not found.
 EMBEDDINGS = ".slices.safetensors"
@@ -49,6 +54,27 @@ def embedded_bytes(model: Folder, partials: str) -> dict[str, int]:
     }
 
 
+def intact_keys(model: Folder, partials: str) -> pa.StringArray:
+    """Return those of `embedded_keys` whose files are whole, as far as their headers tell.
+
+    The others are to be embedded again. Two small reads a fragment.
+    """
+    sizes = embedded_bytes(model, partials)
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        whole = pool.map(lambda key: _is_whole(model, partials, key, sizes[key]), sizes)
+        return pa.array([key for key, is_ in zip(sizes, whole, strict=True) if is_], pa.string())
+
+
+def _is_whole(model: Folder, partials: str, key: str, size: int) -> bool:
+    try:
+        described = _described(model, partials, key)
+        name = f"{partials}{key}{EMBEDDINGS}"
+        with _opened(model, name) as sliced:
+            return size == sliced.bytes and sliced.images == len(described.image_ids)
+    except (ConfigError, FileNotFoundError):
+        return False
+
+
 @dataclass(frozen=True)
 class Described:
     """What a fragment's embeddings are of."""
@@ -60,6 +86,12 @@ class Described:
     statuses: list[str]
     # Of the usable images' encoded files.
     sha256s: list[str]
+
+    def __post_init__(self) -> None:
+        usable = Counter(self.statuses)["ok"]
+        if not len(self.image_ids) == len(self.source_rows) == usable:
+            counts = len(self.image_ids), len(self.source_rows), usable
+            raise ValueError(f"of {counts} images each is said")
 
 
 class Workers(Protocol):
@@ -133,8 +165,8 @@ class StoredCorpus:
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of one image's arrays, by name."""
-        with self.model.open(self._named[0][0]) as file:
-            return SlicedFile.over(file).shapes
+        with _opened(self.model, self._named[0][0]) as sliced:
+            return sliced.shapes
 
     @property
     def processes(self) -> int:
@@ -150,8 +182,7 @@ class StoredCorpus:
         """Yield these images' numbers and arrays, one image at a time; reads nothing else."""
         for number, wanted in self._by_fragment(images).items():
             name = f"{self.partials}{self.fragments[number].key}{EMBEDDINGS}"
-            with self.model.open(name) as file:
-                sliced = SlicedFile.over(file)
+            with _opened(self.model, name) as sliced:
                 for image in wanted:
                     at = image - int(self._firsts[number])
                     yield image, sliced.read(range(at, at + 1))
@@ -234,7 +265,7 @@ class StoredCorpus:
             return list(pool.map(lambda key: Counter(self._describe(key).statuses), keys))
 
     def _describe(self, key: str) -> Described:
-        return Described(**json.loads(self.model.read(f"{self.partials}{key}.json")))
+        return _described(self.model, self.partials, key)
 
 
 @dataclass(frozen=True)
@@ -263,30 +294,48 @@ class RunNotes:
             content = self.model.read(f"{self.prefix}{name}{EMBEDDINGS}")
         except FileNotFoundError:
             return None
-        return from_bytes(content)
+        try:
+            return from_bytes(content)
+        except (SafetensorError, ValueError):
+            # Cut short: the work begins anew, as if nothing had been noted.
+            return None
 
     def write(self, name: str, arrays: Arrays) -> None:
         """Replace what was written, in one atomic put."""
         self.model.write(f"{self.prefix}{name}{EMBEDDINGS}", to_bytes(arrays))
 
 
+_DESCRIBED = TypeAdapter(Described)
+
+
+def _described(model: Folder, partials: str, key: str) -> Described:
+    name = f"{partials}{key}.json"
+    with reading(model.path(name), _AGAIN):
+        return _DESCRIBED.validate_json(model.read(name))
+
+
+@contextmanager
+def _opened(model: Folder, name: str) -> Iterator[SlicedFile]:
+    """Open a file of embeddings; whatever is wrong with it is said with its name."""
+    with reading(model.path(name), _AGAIN), model.open(name) as file:
+        yield SlicedFile.over(file)
+
+
 def _load(model: Folder, names: Sequence[str]) -> Arrays:
     """Return the embeddings of some files, one after the other: each byte is in memory once."""
     if len(names) == 1:
-        with model.open(names[0]) as file:
-            sliced = SlicedFile.over(file)
+        with _opened(model, names[0]) as sliced:
             return sliced.read(range(sliced.images))
     # Opened one by one, twice each: a worker's share may be more files than a process may open.
     counts = []
     for name in names:
-        with model.open(name) as file:
-            sliced = SlicedFile.over(file)
+        with _opened(model, name) as sliced:
             counts.append(sliced.images)
     arrays = sliced.empty(sum(counts))
     for name, first, count in zip(names, np.cumsum([0, *counts]), counts, strict=False):
-        with model.open(name) as file:
-            part = {key: array[first:][:count] for key, array in arrays.items()}
-            SlicedFile.over(file).read_into(part)
+        part = {key: array[first:][:count] for key, array in arrays.items()}
+        with _opened(model, name) as sliced:
+            sliced.read_into(part)
     return arrays
 
 
@@ -299,12 +348,17 @@ def _work_on(
 def _fold(model: Folder, named: Sequence[tuple[str, int]], fold: Fold[S]) -> S:
     state: S | None = None
     for name, first in named:
-        with model.open(name) as file:
-            sliced = SlicedFile.over(file)
-            for piece in sliced.pieces(_PIECE_BYTES):
-                state = fold(state, sliced.read(piece), first + piece.start)
+        for start, arrays in _pieces(model, name):
+            state = fold(state, arrays, first + start)
     assert state is not None, "a fragment has images"
     return state
+
+
+def _pieces(model: Folder, name: str) -> Iterator[tuple[int, Arrays]]:
+    """Yield the number of the first image, and the arrays, of each piece of a file."""
+    with _opened(model, name) as sliced:
+        for piece in sliced.pieces(_PIECE_BYTES):
+            yield piece.start, sliced.read(piece)
 
 
 def _fold_all(

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ImageError
-from pipeline.images.geometry import Geometry, input_shape, join_inputs
+from pipeline.images.decode import decode_picture, limits_of
+from pipeline.images.geometry import Geometry, input_shape
 from pipeline.lake.fragments import Fragments
-from pipeline.scores.heatmap import grey_picture
 from pipeline.stages.batch import ATTEMPTS, FragmentBatch, advance
 from pipeline.stages.selection import Selection, select_rows
 from pipeline.stages.source import Source
@@ -71,16 +71,13 @@ class Decode:
 
     def _decode_row(self, row: pa.Table) -> "_Outcome":
         try:
-            cells = row.to_pylist()[0]
-            # Once, whether it is in the row or behind a URI.
-            cells["image"] = content = self.source.content(cells)
-            image = self.source.open_image(cells)
-            pixels = join_inputs(image, self._geometries)
+            content = self.source.read_image(row.to_pylist()[0])
+            limits = limits_of(self.source.limits)
+            found = decode_picture(content, limits, self._geometries, grey=self.pictures)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
-        picture = grey_picture(image).tobytes() if self.pictures else None
         sha256 = hashlib.sha256(content).hexdigest()
-        return _Outcome("ok", None, image.width, image.height, pixels, picture, sha256)
+        return _Outcome("ok", None, found.width, found.height, found.pixels, found.grey, sha256)
 
 
 @dataclass(frozen=True)

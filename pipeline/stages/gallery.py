@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from pipeline.errors import ModelError
 from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, read_file, verify_file, write_files
+from pipeline.lake.owned import reading
 from pipeline.methods.contract import Arrays
 from pipeline.stages.corpus import StoredCorpus
 
@@ -51,7 +53,9 @@ def without_images(
         if len(gone) == 0:
             left.append(file.model_copy(update={"role": role}))
             continue
-        images: Arrays = from_bytes(read_file(model, file))
+        content = read_file(model, file)
+        with reading(model.path(file.name), "restore it, or fit again", ModelError):
+            images: Arrays = from_bytes(content)
         kept = {name: np.delete(array, gone - first, axis=0) for name, array in images.items()}
         if len(next(iter(kept.values()))):
             left += write_files(model, group, {role: to_bytes(kept)})
@@ -109,11 +113,16 @@ class StoredGallery:
             else:
                 path = Path(copy.name) / file.role
                 path.write_bytes(read_file(model, file))
-            mapped.append(safe_open(path, framework="numpy"))
+            with reading(model.path(file.name), "restore it, or fit again", ModelError):
+                mapped.append(safe_open(path, framework="numpy"))
         return cls([_first(file) for file in files], mapped, copy)
 
     def of_image(self, number: int) -> Arrays:
         """Return what the fit kept of one training image."""
         at = bisect_right(self.firsts, number) - 1
+        if at < 0:
+            raise IndexError(
+                f"image {number} is not in the gallery, which begins with {self.firsts}"
+            )
         file, local = self.files[at], number - self.firsts[at]
         return {name: file.get_slice(name)[local] for name in file.keys()}  # noqa: SIM118

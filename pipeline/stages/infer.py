@@ -5,7 +5,8 @@ and references to what others hold, which are all that travels to it. One model 
 ensemble): members with the same backbone share its feature maps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,7 +20,8 @@ from pipeline.features.extractor import Extractor
 from pipeline.images.geometry import Geometry, split_inputs
 from pipeline.index.search import Search
 from pipeline.lake.folder import Folder
-from pipeline.lake.models import Manifest
+from pipeline.lake.models import MANIFEST, Manifest
+from pipeline.lake.owned import told
 from pipeline.methods import build
 from pipeline.methods.contract import Arrays, Method, Model, Scores
 from pipeline.scores.calibration import Calibration
@@ -32,6 +34,10 @@ from pipeline.stages.recent import Recent
 # Embeddings that are scored at once: of PatchCore, 3 MB an image, 85 images. SPADE reads a part of
 # its gallery for all images that are scored at once.
 _EMBEDDED_BYTES = 256 * 2**20
+# What arrays of other shapes raise. Not `RuntimeError`: that is torch's for a device's faults.
+_MISFITS = (ValueError, TypeError, LookupError, ArithmeticError)
+# Files that are named, of a gallery's many.
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -222,8 +228,8 @@ class Infer:
         while begin < len(pixels):
             embeddings = self._embed(pixels[begin : begin + size])
             found = [
-                method.score(embeddings[number], models[number])
-                for number, method in enumerate(self._methods)
+                self._score(number, group, embeddings[number], model)
+                for number, model in enumerate(models)
             ]
             parts.append(found[0] if len(found) == 1 else _together(found, calibrations))
             begin += size
@@ -242,6 +248,14 @@ class Infer:
                 embeddings[int(number)][own] = array
         return embeddings
 
+    def _score(self, number: int, group: str, embeddings: Arrays, model: Model) -> Scores:
+        """Return one member's scores. Raises `ModelError`."""
+        with _fitting(self._scorer.members[number], group):
+            found = self._methods[number].score(embeddings, model)
+            if not np.isfinite(found.image_scores).all():
+                raise ValueError("the scores are not finite")
+        return found
+
     def _held_bytes(self, group: str) -> int:
         return sum(member.own_bytes(group) for member in self._scorer.members)
 
@@ -250,11 +264,29 @@ class Infer:
         for method, member in zip(self._methods, self._scorer.members, strict=True):
             record, threads = member.manifest.groups[group], self._scorer.threads
             loaded = load_group(member.model, record, threads, member.search(group, threads))
-            models.append(method.prepare(loaded))
+            with _fitting(member, group):
+                models.append(method.prepare(loaded))
         members = self._scorer.members
         # One model's scores are in no need of a common unit.
         joined = members if len(members) > 1 else ()
         return models, [load_calibration(m.model, m.manifest.groups[group]) for m in joined]
+
+
+@contextmanager
+def _fitting(member: Member, group: str) -> Iterator[None]:
+    """Say of arrays whose shapes or numbers are not those of the network where they are from.
+
+    Raises:
+        ModelError: if the block fails on them: they were changed, and their digests with them.
+    """
+    try:
+        yield
+    except _MISFITS as error:
+        files = ", ".join(file.name for file in member.manifest.groups[group].files[:_SHOWN])
+        raise ModelError(
+            f"{member.model.path(MANIFEST)}: the files of group '{group}' ({files}) do not fit "
+            f"its network: {told(error)}; restore them, or fit again"
+        ) from error
 
 
 def _together(found: Sequence[Scores], calibrations: Sequence[Calibration]) -> Scores:

@@ -1,8 +1,9 @@
 """A group's model between memory and the model folder, whole or spread over processes."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,17 +14,19 @@ import torch
 from jaxtyping import Float32
 
 from pipeline.config import IndexSettings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.index.accelerated import AcceleratedSearch
 from pipeline.index.approximate import ApproximateSearch, Quality, measure
 from pipeline.index.choose import search_over
 from pipeline.index.exact import ExactSearch
+from pipeline.index.files import require_index
 from pipeline.index.galleries import SLOTS_BYTES
 from pipeline.index.search import Search
 from pipeline.index.shards import Kind, from_shards, load_shards, to_shards
 from pipeline.lake.arrays import from_bytes, to_bytes
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import (
+    MANIFEST,
     NOT_SCORED_WITH,
     FileRecord,
     GroupRecord,
@@ -31,9 +34,11 @@ from pipeline.lake.models import (
     verify_file,
     write_files,
 )
+from pipeline.lake.owned import parquet_table, reading
 from pipeline.methods.contract import Arrays, MemoryBank, Model
 from pipeline.scores.calibration import Calibration
 from pipeline.stages.gallery import StoredGallery, gallery_files
+from pipeline.tables import PROVENANCE, TRAINING_IMAGES
 
 _STATE = "state.safetensors"
 _STATISTICS = "statistics.safetensors"
@@ -41,6 +46,7 @@ _IMAGES = "images.parquet"
 _CALIBRATION = "calibration.json"
 _PROVENANCE = "provenance.parquet"
 _BANK = ".faiss"
+_AGAIN = "restore it, or fit again"
 
 # Patches on which an approximate index is held against exact search: one missed in 2000 is seen.
 MEASURED_PATCHES = 2000
@@ -149,12 +155,21 @@ def load_accounts(model: Folder, record: GroupRecord) -> Accounts:
     def table(role: str) -> pa.Table | None:
         if role not in roles:
             return None
-        return pq.read_table(io.BytesIO(read_file(model, _record(record, role))))
+        schema = TRAINING_IMAGES if role == _IMAGES else PROVENANCE
+        with reading_file(model, record, role) as content:
+            return _as_written(parquet_table(content), schema)
 
-    statistics: Arrays = {}
-    if _STATISTICS in roles:
-        statistics = from_bytes(read_file(model, _record(record, _STATISTICS)))
-    return Accounts(load_calibration(model, record), table(_IMAGES), table(_PROVENANCE), statistics)
+    statistics = _arrays(model, record, _STATISTICS) if _STATISTICS in roles else {}
+    images, provenance = table(_IMAGES), table(_PROVENANCE)
+    assert images is not None, "its role is there"
+    with reading_file(model, record, _IMAGES):
+        present = images.column("left").null_count
+        if present != record.images:
+            raise ValueError(f"it lists {present} images, {MANIFEST} says {record.images}")
+    if provenance is not None:
+        with reading_file(model, record, _PROVENANCE):
+            _require_rows(provenance, record)
+    return Accounts(load_calibration(model, record), images, provenance, statistics)
 
 
 def load_images(model: Folder, record: GroupRecord) -> pa.Table | None:
@@ -169,16 +184,14 @@ def load_images(model: Folder, record: GroupRecord) -> pa.Table | None:
 
 def load_state(model: Folder, record: GroupRecord) -> Arrays:
     """Return the arrays of the method. Raises `ModelError`."""
-    state: Arrays = from_bytes(read_file(model, _record(record, _STATE)))
-    return state
+    return _arrays(model, record, _STATE)
 
 
 def load_bank_rows(model: Folder, record: GroupRecord) -> np.ndarray | None:
     """Return the rows of the memory bank, if there is one. Raises `ModelError`."""
     if record.index is None:
         return None
-    shards = {file.role: read_file(model, file) for file in bank_records(record)}
-    return from_shards(shards, kind=_KINDS[record.index])
+    return from_shards(read_bank(model, record), kind=_KINDS[record.index])
 
 
 def verify_groups(model: Folder, records: Iterable[GroupRecord]) -> None:
@@ -218,11 +231,88 @@ def load_group(
         ModelError: if a file is missing or damaged.
     """
     if search is None and record.index is not None:
-        shards = {file.role: read_file(model, file) for file in bank_records(record)}
-        search = _search(shards, record.index, threads)
+        search = _search(read_bank(model, record), record.index, threads)
     state = load_state(model, record)
     files = gallery_files(record.files)
     return Model(state, search, StoredGallery.open(model, files) if files else None)
+
+
+def read_bank(
+    model: Folder, record: GroupRecord, files: Sequence[FileRecord] | None = None
+) -> dict[str, bytes]:
+    """Return the content of the bank's files by role, checked before faiss sees any of it.
+
+    Args:
+        model: The model folder.
+        record: The group's, which has a bank.
+        files: Some of `bank_records`; without, all.
+
+    Raises:
+        ModelError: if a file is missing, damaged, or no index of the kind that `record` says.
+    """
+    assert record.index is not None, "asked for where there is a bank"
+    contents: dict[str, bytes] = {}
+    shapes: list[tuple[int, int]] = []
+    for file in bank_records(record) if files is None else files:
+        content = read_file(model, file)
+        with reading(model.path(file.name), _AGAIN, ModelError):
+            shapes.append(require_index(content, _KINDS[record.index]))
+            if shapes[-1][1] != shapes[0][1]:
+                raise ValueError(f"its rows have {shapes[-1][1]} dimensions, not {shapes[0][1]}")
+            if files is None and len(contents) + 1 == len(bank_records(record)):
+                _require_bank(sum(rows for rows, _ in shapes), record)
+        contents[file.role] = content
+    return contents
+
+
+def _require_bank(rows: int, record: GroupRecord) -> None:
+    if rows != record.facts.get("bank_rows", rows):
+        raise ValueError(f"the bank has {rows} rows, {MANIFEST} says {record.facts['bank_rows']}")
+
+
+@contextmanager
+def reading_file(model: Folder, record: GroupRecord, role: str) -> Iterator[bytes]:
+    """Read a file of a group, and say of what is wrong with it which file that is.
+
+    Raises:
+        ModelError: if it is missing or damaged, or what the block does with it fails.
+    """
+    found = next((file for file in record.files if file.role == role), None)
+    if found is None:
+        raise ModelError(f"{model.path(MANIFEST)} names no {role} of a group; {_AGAIN}")
+    content = read_file(model, found)
+    with reading(model.path(found.name), _AGAIN, ModelError):
+        yield content
+
+
+def _arrays(model: Folder, record: GroupRecord, role: str) -> Arrays:
+    with reading_file(model, record, role) as content:
+        arrays: Arrays = from_bytes(content)
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"array '{name}' has values that are not finite")
+    return arrays
+
+
+def _as_written(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table of a schema. Raises `ValueError`; a nullable column may be absent."""
+    table.validate(full=True)
+    for field in schema:
+        if field.name not in table.column_names:
+            if not field.nullable:
+                raise ValueError(f"it lacks column '{field.name}'")
+            continue
+        column = table.column(field.name)
+        if column.type != field.type or (column.null_count and not field.nullable):
+            raise ValueError(f"column '{field.name}' is {column.type}, or has nulls")
+    return table
+
+
+def _require_rows(provenance: pa.Table, record: GroupRecord) -> None:
+    rows = provenance.column("bank_row").to_numpy()
+    if not np.array_equal(rows, np.arange(len(rows))):
+        raise ValueError("its rows are not those of a bank, from 0")
+    _require_bank(len(rows), record)
 
 
 def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
@@ -243,7 +333,8 @@ def fastest(bank: Float32[np.ndarray, "bank dim"] | ExactSearch, threads: int) -
 
 def load_calibration(model: Folder, record: GroupRecord) -> Calibration:
     """Return how normal images of a group score. Raises `ModelError`."""
-    return Calibration.from_json(read_file(model, _record(record, _CALIBRATION)))
+    with reading_file(model, record, _CALIBRATION) as content:
+        return Calibration.from_json(content)
 
 
 def bank_records(record: GroupRecord) -> list[FileRecord]:
@@ -255,7 +346,3 @@ def bank_records(record: GroupRecord) -> list[FileRecord]:
 def bank_rows(record: GroupRecord) -> int:
     """Return how many rows a group's bank has."""
     return int(record.facts["bank_rows"])
-
-
-def _record(record: GroupRecord, role: str) -> FileRecord:
-    return next(file for file in record.files if file.role == role)

@@ -129,7 +129,7 @@ def known_sources(images: Folder, files: Sequence[str]) -> set[tuple[str, str]]:
     known: set[tuple[str, str]] = set()
     for name in files:
         with images.open(name) as handle:
-            file = pq.ParquetFile(handle)
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
             if "source_version" in file.schema_arrow.names:
                 names = ["source_uri", "source_version"]
                 fetch_columns(handle, file, range(file.num_row_groups), names)

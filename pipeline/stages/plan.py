@@ -1,19 +1,22 @@
 """plan: which fragments there are, under which keys, and which of their rows a job uses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import VOCABULARY, Settings, digest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FileDamaged
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
-from pipeline.lake.planning import list_tables, plan
+from pipeline.lake.listing import list_tables
+from pipeline.lake.owned import arrow_table, or_none, reading
+from pipeline.lake.planning import Planned, plan
+from pipeline.lake.seals import sealed, unsealed
 from pipeline.lake.where import read_where
-from pipeline.tables import PLAN
+from pipeline.tables import OUTPUT_VERSION, PLAN
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,22 @@ class Plan:
     opened: int
     # Whether all files of the lake were looked at.
     is_whole: bool
+    # Path -> why the file cannot be read: it has no fragments.
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def sound(self) -> "Plan":
+        """Return the plan of a job that cannot do without any file.
+
+        Raises:
+            FileDamaged: if there is one that cannot be read.
+        """
+        for path, reason in self.damaged.items():
+            others = f" (and {len(self.damaged) - 1} more)" if len(self.damaged) > 1 else ""
+            raise FileDamaged(
+                f"{reason}{others}; mend or remove it, or leave it out with "
+                f"""--where "path <> '{path}'\""""
+            )
+        return self
 
     @property
     def images(self) -> int:
@@ -64,18 +83,35 @@ def plan_fragments(
         entries = [e for e in entries if e.modified is None or e.modified >= since]
     found = plan(images, settings, entries=entries, where=rule, known=known)
     if not found.kept and (entries or since is None):
-        raise ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
-    is_whole = where is None and since is None
-    return Plan(found.every, found.kept, found.opened, is_whole)
+        raise _nothing(images, where, found)
+    is_whole = where is None and since is None and not images.only
+    return Plan(found.every, found.kept, found.opened, is_whole, found.damaged)
+
+
+def _nothing(images: Folder, where: str | None, found: Planned) -> ConfigError:
+    """Return the error that says why there is nothing to do."""
+    if found.damaged:
+        return FileDamaged(next(iter(found.damaged.values())))
+    if where is None:
+        return ConfigError(
+            f"none of the {found.listed} Parquet files of {images.root} has a row: there is "
+            "nothing to do"
+        )
+    return ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
 
 
 def read_cuts(scores: Folder, settings: Settings) -> Fragments:
-    """Return how the files of earlier plans were cut; nothing, where that cannot be read."""
-    try:
-        known = Fragments.read(scores, _cuts_name(settings))
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return Fragments.of([])
-    return known if known.table.schema.equals(PLAN) else Fragments.of([])
+    """Return how the files of earlier plans were cut; nothing, if it is not what was written.
+
+    Whoever removes anything by it looks into the files themselves first.
+    """
+    name = _cuts_name(settings)
+
+    def read() -> Fragments:
+        with reading(scores.path(name), "remove it"):
+            return Fragments(unsealed(arrow_table(scores.read(name), PLAN), _sealed_as(name)))
+
+    return or_none(read) or Fragments.of([])
 
 
 def write_cuts(scores: Folder, settings: Settings, plan: Plan, known: Fragments) -> None:
@@ -101,7 +137,18 @@ def write_cuts(scores: Folder, settings: Settings, plan: Plan, known: Fragments)
     table = table.set_column(at, PLAN.field(at), pa.repeat("", len(table)))
     table = table.take(pc.sort_indices(table.column("path"))).combine_chunks()
     if not table.equals(known.table):
-        Fragments(table).write(scores, _cuts_name(settings))
+        name = _cuts_name(settings)
+        Fragments(sealed(table, _sealed_as(name))).write(scores, name)
+
+
+def forget_cuts(scores: Folder, settings: Settings) -> None:
+    """Remove what is remembered: it is not what the files say."""
+    scores.remove(_cuts_name(settings))
+
+
+def _sealed_as(name: str) -> str:
+    # How files are cut may change with the code.
+    return f"{name} of {OUTPUT_VERSION}"
 
 
 def _cuts_name(settings: Settings) -> str:

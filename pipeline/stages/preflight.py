@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pipeline.errors import ConfigError, StorageRefused
 from pipeline.lake.folder import Folder
+from pipeline.lake.roles import Use, require
 
 # Put and removed again. Folders that begin with _ are not data.
 _PROBE = "_preflight"
@@ -20,31 +21,44 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a job reads and writes. Only S3 is asked: a disk says no at the first write."""
+    """What a job reads and writes, and what its folders are to be."""
 
     reads: Sequence[Folder]
     writes: Sequence[Folder] = ()
     # Single files, such as weights, in folders that need not be listed.
     files: Sequence[tuple[Folder, str]] = ()
+    roles: Sequence[Use] = ()
 
     def __call__(self) -> str:
         """Return what storage says no to, or nothing."""
         try:
-            for folder in self.reads:
-                folder.require_readable()
-            for folder, name in self.files:
-                folder.require_readable(name)
-            for folder in self.writes:
-                folder.require_writable(_PROBE)
+            self._read()
+            self._write()
         except StorageRefused as error:
             return str(error)
         return ""
 
     def here(self) -> None:
-        """Raise `ConfigError` if storage refuses this process anything."""
-        fault = self()
-        if fault:
-            raise ConfigError(fault)
+        """Raise `ConfigError` if storage refuses this process anything, or a folder is another's.
+
+        Nothing is written before it is known what the folders are.
+        """
+        try:
+            self._read()
+            require(self.roles)
+            self._write()
+        except StorageRefused as error:
+            raise ConfigError(str(error)) from None
+
+    def _read(self) -> None:
+        for folder in self.reads:
+            folder.require_readable()
+        for folder, name in self.files:
+            folder.require_readable(name)
+
+    def _write(self) -> None:
+        for folder in self.writes:
+            folder.require_writable(_PROBE)
 
     def in_workers(self, workers: Workers) -> None:
         """Raise `ConfigError` if it refuses a worker: it may lack what this process has."""

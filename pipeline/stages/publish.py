@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from jaxtyping import Float32
 
 from pipeline.images.geometry import Geometry
+from pipeline.images.pictures import picture_size
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.parts import heatmap_name, put_part
-from pipeline.scores.heatmap import ColourScale, overlay, picture_size, to_png
+from pipeline.scores.heatmap import ColourScale, overlay, to_png
 from pipeline.stages.batch import FragmentBatch, advance, result_of
 from pipeline.tables import SCORES
 

@@ -1,25 +1,34 @@
 """source: the rows of a lake under our own column names, and their images."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pipeline.config import ColumnSettings, ImageSettings
-from pipeline.errors import InputChanged, TableError
-from pipeline.images.decode import decode_image
+from pipeline.errors import FileDamaged, InputChanged
 from pipeline.images.geometry import Geometry
+from pipeline.lake.apart import Call, apart
 from pipeline.lake.fetch import fetch
 from pipeline.lake.folder import Folder
-from pipeline.lake.footers import read_column_names
 from pipeline.lake.fragments import Fragment, keys_of
+from pipeline.lake.layout import Layout
+from pipeline.lake.reading import Reader
 from pipeline.lake.rows import group_rows, opened_for
 from pipeline.lake.s3_file import fetch_columns
+from pipeline.lake.values import converted, told
 from pipeline.lake.where import Where
+from pipeline.lake.where_arrow import rows_kept
+
+_NOTHING = pa.schema([])
+
+
+# Our names of what is read, by what for.
+_WHO = ("image_id", "group")
+_IMAGE = ("image", "uri")
+_LABELS = ("split", "label")
 
 
 @dataclass(frozen=True)
@@ -32,25 +41,33 @@ class Source:
     geometry: Geometry
     # Rows in which it does not hold are left out.
     where: Where | None = None
+    # Whether split and label are read: who scores needs neither, whatever they are.
+    labelled: bool = True
+    # Columns that are passed through, with the type that they have in all files of the table.
+    extra: pa.Schema = _NOTHING
 
     def read(self, fragment: Fragment, *, mask: bool = False) -> pa.Table:
         """Return a fragment's rows under our own column names, with `source_row`.
 
-        `uri`, `split` and `label` are null where the file lacks them.
+        Null where neither the file nor its path has a column.
 
         Raises:
             InputChanged: if the file is not the one that was planned, or gone.
+            FileDamaged: if it cannot be read.
+            TableError: if a column cannot be read as ours, or the path says otherwise.
         """
-        return self._checked(fragment, leave_out=() if mask else (self.columns.mask,))
+        labels = _LABELS if self.labelled else ()
+        ours = (*_WHO, *_IMAGE, *labels, *(("mask",) if mask else ()))
+        return self._checked(fragment, ours)
 
     def read_names(self, fragment: Fragment) -> pa.Table:
         """Return the same without images, masks and URIs: who the rows are of. Raises as `read`."""
-        columns = self.columns
-        return self._checked(fragment, leave_out=(columns.mask, columns.image, columns.uri))
+        return self._checked(fragment, (*_WHO, *_LABELS))
 
-    def _checked(self, fragment: Fragment, *, leave_out: Sequence[str]) -> pa.Table:
+    def _checked(self, fragment: Fragment, ours: tuple[str, ...]) -> pa.Table:
         try:
-            rows = self._read(fragment, leave_out=leave_out)
+            read = partial(self._read, ours=ours)
+            rows = apart(self.images, Call(read, fragment, self.images.path(fragment.path)))
         except Exception:
             # Of a file that was replaced by another, this says more than what it made of it.
             self._require_unchanged(fragment)
@@ -72,55 +89,56 @@ class Source:
                 f"{version}; the same command plans it anew"
             )
 
-    def _read(self, fragment: Fragment, *, leave_out: Sequence[str]) -> pa.Table:
+    def _read(self, fragment: Fragment, ours: tuple[str, ...]) -> pa.Table:
         where = self.images.path(fragment.path)
         with self.images.open(fragment.path, fragment.version) as handle:
-            file = pq.ParquetFile(handle)
-            names = read_column_names(file, self.columns, where)
-            names = [name for name in names if name not in leave_out]
-            condition, asked = self._condition(fragment, file.schema_arrow)
-            wanted = [*dict.fromkeys([*names, self.columns.group, *asked])]
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            layout = Layout(file.schema_arrow, self.columns, fragment.path, where)
+            reader = Reader(layout, ours, tuple(self.extra.names))
+            reader.require_readable()
+            asked = self._asked(fragment, file.schema_arrow)
+            wanted = [*reader.names, *asked]
             fetch_columns(handle, file, fragment.row_groups, wanted)
             file = opened_for(handle, file, fragment.row_groups, wanted)
-            pieces = list(group_rows(file, fragment, self.columns, wanted))
-        found = sum(len(numbers) for numbers, _ in pieces)
-        if found != fragment.images:
-            raise TableError(
-                f"{where} has {found} of the {fragment.images} rows that were planned for group "
-                f"'{fragment.group}'; it changed since: start again"
+            pieces = list(group_rows(file, fragment, reader, asked))
+        numbers = pa.chunked_array([numbers for numbers, _, _ in pieces], pa.int64())
+        if len(numbers) != fragment.images:
+            raise FileDamaged(
+                f"{where} has {len(numbers)} of the {fragment.images} rows that were planned for "
+                f"group '{fragment.group}'; it changed since: start again"
             )
-        table = pa.concat_tables([rows for _, rows in pieces])
-        numbers = pa.chunked_array([numbers for numbers, _ in pieces], pa.int64())
-        if condition is not None:
-            # In one batch, which has an order.
-            judged = ds.dataset(table.select(asked).combine_chunks())
-            holds = judged.scanner(columns={"holds": condition}).to_table().column("holds")
-            table, numbers = table.filter(holds), numbers.filter(holds)
-        return self._renamed(table.select(names), fragment, numbers)
+        rows = pa.concat_tables([rows for _, rows, _ in pieces]).append_column(
+            "source_row", numbers
+        )
+        keys = keys_of(fragment.path, fragment.group)
+        verdict = True if self.where is None else self.where.judge(keys)
+        if verdict is False:
+            rows = rows.slice(0, 0)
+        elif self.where is not None and verdict is None:
+            judged = pa.concat_tables([theirs for _, _, theirs in pieces])
+            rows = rows.filter(rows_kept(judged, self.where.expression(keys, judged.schema, where)))
+        return self._as_one_table(_named(rows, fragment), where)
 
-    def _condition(
-        self, fragment: Fragment, schema: pa.Schema
-    ) -> tuple[pc.Expression | None, list[str]]:
-        """Return what is to hold of a row, and the columns that takes."""
+    def _asked(self, fragment: Fragment, schema: pa.Schema) -> list[str]:
+        """Return the columns that `where` hangs on, as the file calls them."""
         keys = keys_of(fragment.path, fragment.group)
         if self.where is None or self.where.judge(keys):
-            return None, []
-        return self.where.expression(keys, schema, fragment.path), self.where.columns(keys)
+            return []
+        return self.where.columns(keys, schema)
 
-    def _renamed(self, table: pa.Table, fragment: Fragment, numbers: pa.ChunkedArray) -> pa.Table:
-        ours = {getattr(self.columns, name): name for name in _OURS}
-        extra = {name: table.column(name) for name in self.columns.extra}
-        table = table.rename_columns([ours.get(name, name) for name in table.column_names])
-        kept = table.select([name for name in table.column_names if name in _OURS])
-        for name, values in extra.items():
-            kept = kept.append_column(f"extra:{name}", values)
-        kept = kept.set_column(
-            kept.column_names.index("image_id"), "image_id", _named(kept, fragment, numbers)
-        )
-        return kept.append_column("source_row", numbers)
+    def _as_one_table(self, rows: pa.Table, where: str) -> pa.Table:
+        """Return rows of which the columns passed through have the table's types."""
+        for field in self.extra:
+            name = f"extra:{field.name}"
+            at = rows.column_names.index(name)
+            try:
+                rows = rows.set_column(at, name, converted(rows.column(name), field.type))
+            except ValueError as error:
+                raise told(where, field.name, error, "extra") from None
+        return rows
 
-    def content(self, row: dict[str, object]) -> bytes:
-        """Return the encoded image of one row of `read`, fetched where it is not in the row.
+    def read_image(self, row: dict[str, object]) -> bytes:
+        """Return the encoded image of one row of `read`.
 
         Raises:
             ImageError: with the status and message for the row.
@@ -137,21 +155,12 @@ class Source:
         assert isinstance(content, bytes)
         return content
 
-    def open_image(self, row: dict[str, object]) -> Image.Image:
-        """Return the upright image of one row of `read`. Raises as `content`."""
-        content = self.content(row)
-        return decode_image(
-            content, max_pixels=self.limits.max_pixels, max_bytes=self.limits.max_bytes
-        )
 
-
-def _named(rows: pa.Table, fragment: Fragment, numbers: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the image_ids; a row without one is called by its place."""
-    ids = rows.column("image_id").cast(pa.string())
-    if ids.null_count == 0:
-        return ids
-    places = pa.array([f"{fragment.path}:{number}" for number in numbers.to_pylist()])
-    return pc.coalesce(ids, pa.chunked_array([places]))
-
-
-_OURS = ("image_id", "image", "uri", "group", "split", "label", "mask")
+def _named(rows: pa.Table, fragment: Fragment) -> pa.Table:
+    """Return the rows with image_ids; a row without one is called by its place."""
+    ids = rows.column("image_id")
+    if ids.null_count:
+        numbers = rows.column("source_row").to_pylist()
+        places = pa.array([f"{fragment.path}:{number}" for number in numbers], pa.string())
+        ids = pc.coalesce(ids, pa.chunked_array([places]))
+    return rows.set_column(rows.column_names.index("image_id"), "image_id", ids)

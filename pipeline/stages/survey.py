@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ColumnSettings
+from pipeline.errors import FileDamaged
+from pipeline.lake.apart import Call, each
 from pipeline.lake.fragments import Fragments
 from pipeline.lake.reading import read_named
 from pipeline.stages.selection import (
@@ -97,7 +99,7 @@ def survey(source: Source, fragments: Fragments) -> Survey:
     """
     if source.where is None:
         files = fragments.table.group_by(["path", "version"]).aggregate([]).to_pylist()
-        counted = _gathered(partial(_of_file, source), files)
+        counted = _of_files(source, files)
     else:
         counted = _gathered(lambda one: _counted(source.read_names(one)), fragments)
     table = pa.concat_tables([_counted(_EMPTY), *counted]).group_by(list(_ASKED))
@@ -127,6 +129,17 @@ _EMPTY = pa.table({name: pa.array([], pa.string()) for name in _ASKED})
 def _gathered(read: Callable[..., pa.Table], some: Iterable[object]) -> list[pa.Table]:
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         return list(pool.map(read, some))
+
+
+def _of_files(source: Source, files: Iterable[Mapping[str, str]]) -> list[pa.Table]:
+    """Return the counts of each file. Raises `FileDamaged` where one cannot be read."""
+    images, counted = source.images, []
+    read = partial(_of_file, source)
+    for found in each(images, [Call(read, file, images.path(file["path"])) for file in files]):
+        if isinstance(found, FileDamaged):
+            raise found
+        counted.append(found)
+    return counted
 
 
 def _of_file(source: Source, place: Mapping[str, str]) -> pa.Table:

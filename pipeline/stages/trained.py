@@ -42,16 +42,19 @@ def write_trained(
         groups: Those that are scored; the others of the models are left out.
     """
     there = set(scores.names("_models"))
-    missing = [g for g in groups if g in digests and _name(digests[g]) not in there]
+    wanted = {digests[group] for group in groups if group in digests}
+    missing = [digest for digest in sorted(wanted) if _name(digest) not in there]
 
-    def write(group: str) -> None:
-        tables = [_images(member, group) for member in members]
+    def write(digest: str) -> None:
+        # Groups of the same pictures have the same model, and then one list.
+        sharing = sorted(group for group, other in digests.items() if other == digest)
+        tables = [_images(member, group) for group in sharing for member in members]
         if all(table is not None for table in tables):
             sink = pa.BufferOutputStream()
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             with pa.ipc.new_file(sink, TRAINED, options=options) as writer:
                 writer.write_table(pa.concat_tables(tables).combine_chunks())
-            scores.write(_name(digests[group]), sink.getvalue().to_pybytes())
+            scores.write(_name(digest), sink.getvalue().to_pybytes())
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(write, missing))
@@ -141,7 +144,7 @@ def _is_content(known: Known, source: Source, row: Mapping[str, object]) -> bool
     if not known.contents or (row.get("image") is None and row["image_id"] not in known.image_ids):
         return False
     try:
-        content = source.content(dict(row))
+        content = source.read_image(dict(row))
     except ImageError:
         return False
     return hashlib.sha256(content).hexdigest() in known.contents

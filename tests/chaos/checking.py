@@ -82,9 +82,9 @@ def check_no_temporaries(folder: Path) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-def check_no_orphans(mark: str) -> None:
+def check_no_orphans(mark: str, grace_s: float = _GRACE_S) -> None:
     """No process that mentions `mark`, its own temporary folder, works on."""
-    deadline = time.monotonic() + _GRACE_S
+    deadline = time.monotonic() + grace_s
     while left := _working(mark):
         assert time.monotonic() < deadline, f"orphan processes: {left}"
         time.sleep(0.2)

@@ -108,7 +108,7 @@ def test_an_input_that_changes_during_a_fit_leaves_its_group_out(
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_noticed(
-    images: Path, model: Path, tmp_path: Path, cut: Settings, monkeypatch
+    images: Path, model: Path, tmp_path: Path, cut: Settings, monkeypatch, read_here
 ):
     """In this process, so that the moment is exact: between the last byte and the check."""
     from pipeline.stages import source

@@ -97,7 +97,9 @@ def _line(child: subprocess.Popen[str], seconds: float) -> str | None:
 
 
 def _run_cases(case: Case, seed: int, begin: int, end: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # Beyond the address space that the libraries of the target have taken: torch alone maps 4 GiB.
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES, mapped + MEMORY_BYTES))
     for number in range(begin, end):
         try:
             case(random.Random(f"{seed}/{number}"))

@@ -7,6 +7,7 @@ import contextlib
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from pipeline.errors import ImageError
-from pipeline.images.decode import decode_image, decode_mask, is_image
+from pipeline.images.decode import is_image
+from pipeline.images.files import decode_image
+from pipeline.images.formats import KNOWN, Limits
 
 RNG = np.random.default_rng(0)
 # 16 x 24 with no symmetry, of flat 8 x 8 blocks, which survive JPEG.
 UPRIGHT = np.kron(RNG.integers(0, 256, (2, 3, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 PICTURE = Image.fromarray(UPRIGHT)
+SMALL = Limits(max_pixels=10_000, max_bytes=1_000_000, formats=KNOWN)
 
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -30,14 +34,14 @@ def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def _decode(content: bytes) -> np.ndarray:
-    image = decode_image(content, max_pixels=10_000, max_bytes=1_000_000)
+    image = decode_image(content, SMALL)
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def _status(content: bytes, **limits: int) -> str:
+def _status(content: bytes, **limits: object) -> str:
     with pytest.raises(ImageError) as raised:
-        decode_image(content, **{"max_pixels": 10_000, "max_bytes": 1_000_000, **limits})
+        decode_image(content, replace(SMALL, **limits))
     assert str(raised.value)
     return raised.value.status
 
@@ -114,7 +118,7 @@ def test_a_decompression_bomb_is_refused_from_its_header():
     assert _status(_png(20_000, 20_000, b"broken"), max_pixels=400_000_000) == "unreadable"
     whole = zlib.compress(bytes(16 * 3))
     assert _status(_png(16, 16, whole), max_pixels=255) == "too_large"
-    small = decode_image(_png(16, 16, whole), max_pixels=256, max_bytes=1000)
+    small = decode_image(_png(16, 16, whole), Limits(max_pixels=256, max_bytes=1000))
     assert small.size == (16, 16)
 
 
@@ -127,7 +131,7 @@ def test_a_first_frame_beyond_the_gif_header_is_held_against_the_limit_too():
 def test_too_many_bytes_are_refused_unread():
     assert _status(b"x" * 11, max_bytes=10) == "too_large"
     assert _status(b"x" * 10, max_bytes=10) == "unreadable"
-    assert decode_image(PNG, max_pixels=10_000, max_bytes=len(PNG)).size == (24, 16)
+    assert decode_image(PNG, replace(SMALL, max_bytes=len(PNG))).size == (24, 16)
 
 
 def test_is_image_looks_at_the_beginning_only():
@@ -166,9 +170,11 @@ def test_16_bit_grey_is_the_full_range_onto_8_bits(kind, order):
     assert image.mode.startswith("I;16")
     decoded = _decode(_encode(image, kind))
     assert np.array_equal(decoded, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
-    # Not by the content's own range: a dark picture stays dark.
-    dark = Image.fromarray(np.array([[0, 256, 257, 513, 514]], order))
-    assert _decode(_encode(dark, kind))[0, :, 0].tolist() == [0, 0, 1, 1, 2]
+    # Not by the content's own range: a dark picture stays dark, if somebody says that it is.
+    dark = _encode(Image.fromarray(np.array([[0, 256, 257, 513, 514]], order)), kind)
+    read = decode_image(dark, replace(SMALL, bits=16))
+    assert np.asarray(read)[0, :, 0].tolist() == [0, 0, 1, 1, 2]
+    assert _status(dark) == "unsupported"
 
 
 def test_a_cmyk_jpeg_has_the_colours_of_the_rgb_one():
@@ -285,17 +291,6 @@ def test_one_pixel_is_an_image(kind):
     ]
 
 
-def test_a_mask_is_resized_without_new_values():
-    mask = np.zeros((4, 6), np.uint8)
-    mask[1:3, 2:5] = 255
-    expected = np.kron(mask, np.ones((3, 2), np.uint8))
-    for image in (Image.fromarray(mask), Image.fromarray(mask).convert("1")):
-        resized = decode_mask(_encode(image, "PNG"), (12, 12), max_pixels=1000)
-        assert np.array_equal(resized, expected)
-    with pytest.raises(ImageError):
-        decode_mask(b"text", (12, 12), max_pixels=1000)
-
-
 # --- whatever the bytes are
 
 
@@ -347,7 +342,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 def test_any_bytes_are_an_image_or_an_image_error(content):
     image = None
     with contextlib.suppress(ImageError):
-        image = decode_image(content, max_pixels=100_000, max_bytes=10_000)
+        image = decode_image(content, Limits(100_000, 10_000, formats=KNOWN))
     if image is not None:
         assert image.mode == "RGB"
         assert image.width * image.height <= 100_000

@@ -1,6 +1,7 @@
 """Each kind of bad input: an error row or one clear message, and the rest of the job is done."""
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,14 +160,25 @@ def test_a_missing_column_is_named_with_the_setting_that_maps_it(
     model: Path, tmp_path: Path, patchlake
 ):
     (tmp_path / "images").mkdir()
-    table = pa.table({"id": ["a"], "image": [JPEG], "group": ["woven_cloth"]})
+    table = pa.table({"id": ["a"], "jpeg": [JPEG], "group": ["woven_cloth"]})
     pq.write_table(table, tmp_path / "images" / "images.parquet")
     command = ("score", tmp_path / "images", model, tmp_path / "scores", *TINY_FLAGS)
     result = patchlake(*command)
     assert result.code == 2
-    assert "'image_id'" in result.err
-    assert "columns.image_id=NAME" in result.err
-    assert patchlake(*command, "--set", "columns.image_id=id").code == 0
+    assert "'image'" in result.err
+    assert "columns.image=NAME" in result.err
+    mapped = ("--set", "columns.image=jpeg")
+    assert patchlake(*command, *mapped).code == 0
+    # An image without a name is called by its place.
+    [row] = read_scores(tmp_path / "scores").to_pylist()
+    assert row["image_id"] == "images.parquet:0"
+    assert (
+        patchlake(
+            *command[:3], tmp_path / "named", *TINY_FLAGS, *mapped, "--set", "columns.image_id=id"
+        ).code
+        == 0
+    )
+    assert read_scores(tmp_path / "named").column("image_id").to_pylist() == ["a"]
 
 
 def test_extra_columns_are_passed_through(model: Path, tmp_path: Path, tiny: Settings):
@@ -244,10 +256,19 @@ def test_uris_are_read_below_the_configured_prefixes_only(model: Path, tmp_path:
         "absent": f"{allowed}/b.jpg",
         "outside": f"{secret}/a.jpg",
         "climbing": f"{allowed}/../secret/a.jpg",
+        "linked": f"{allowed}/link.jpg",
+        "a folder": str(allowed / "folder"),
+        "a pipe": f"{allowed}/pipe.jpg",
+        "a NUL": f"{allowed}/a\0.jpg",
+        "too long": f"{allowed}/{'x' * 300}",
+        "a secret": "https://h/x.jpg?X-Amz-Signature=5ecret",
     }
+    (allowed / "folder").mkdir()
+    (allowed / "link.jpg").symlink_to(secret / "a.jpg")
+    os.mkfifo(allowed / "pipe.jpg")
     (tmp_path / "images").mkdir()
     table = pa.table(
-        {"image_id": list(uris), "uri": list(uris.values()), "group": ["woven_cloth"] * 4}
+        {"image_id": list(uris), "uri": list(uris.values()), "group": ["woven_cloth"] * len(uris)}
     )
     pq.write_table(table, tmp_path / "images" / "images.parquet")
     patchlake(
@@ -260,7 +281,14 @@ def test_uris_are_read_below_the_configured_prefixes_only(model: Path, tmp_path:
         "absent": "missing",
         "outside": "missing",
         "climbing": "missing",
+        "linked": "missing",
+        "a folder": "unreadable",
+        "a pipe": "unreadable",
+        "a NUL": "missing",
+        "too long": "missing",
+        "a secret": "missing",
     }
+    assert "5ecret" not in str(rows)
 
 
 def test_a_model_or_lake_that_is_not_there_is_one_message(

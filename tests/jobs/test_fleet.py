@@ -9,7 +9,7 @@ import pytest
 
 from jobs import fit, fleet, ingest, score
 from pipeline.config import load_settings
-from pipeline.errors import DiskFull, FragmentsFailed, PatchlakeError, Stopped
+from pipeline.errors import DiskFull, FragmentsFailed, Stopped
 from pipeline.images.synthetic import write_products
 from pipeline.lake import models
 from pipeline.lake.folder import Folder
@@ -99,7 +99,7 @@ def test_a_stop_and_a_full_disk_are_no_groups_failure(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     small_bytes: int,
-    error: PatchlakeError,
+    error: BaseException,
 ):
     def fit_group(*_: object):
         raise error

@@ -209,6 +209,15 @@ def test_what_the_lake_would_not_train_on_any_more(tmp_path: Path, tiny, patchla
     assert (done.code, "cannot be read" in done.err) == (0, True)
 
 
+def test_groups_of_the_same_pictures_have_one_list(tmp_path: Path, tiny):
+    rows = [row(n, "train", "good", group=group) for group in "pq" for n in range(3)]
+    lake, out = write(tmp_path / "lake/a.parquet", rows), tmp_path / "out"
+    fit.run(str(lake), str(tmp_path / "model"), tiny, LOCAL)
+    score.run(str(lake), str(tmp_path / "model"), str(out), tiny, LOCAL)
+    (listed,) = (out / "_models").iterdir()
+    assert pa.ipc.open_file(listed).read_all().column("source_row").to_pylist() == list(range(6))
+
+
 def test_the_list_beside_the_scores_is_of_the_model_that_made_them(tmp_path: Path, tiny):
     lake, model = lake_of(tmp_path / "lake", "train", "test"), tmp_path / "model"
     fit.run(str(lake), str(model), tiny, LOCAL)

@@ -78,7 +78,7 @@ def test_sigterm_stops_with_exit_code_4_and_the_same_command_goes_on(
     images: Path, model: Path, scores: Path, tmp_path: Path
 ):
     command = [
-        *(sys.executable, "-m", "jobs.cli", "score", str(images), str(model), str(tmp_path)),
+        *(sys.executable, "-m", "jobs", "score", str(images), str(model), str(tmp_path)),
         *TINY_FLAGS,
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

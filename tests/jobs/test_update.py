@@ -239,7 +239,7 @@ def test_a_failed_fragment_leaves_its_group_as_it_was(
 ):
     settings, model = settings_of("dn2"), tmp_path / "model"
     before = fit.run(str(lakes.earlier), str(model), settings, LOCAL)
-    opened = Source.open_image
+    opened = Source.read_image
 
     def broken(source: Source, row: dict[str, object]):
         if str(row["image_id"]).startswith("woven_cloth/"):
@@ -247,7 +247,7 @@ def test_a_failed_fragment_leaves_its_group_as_it_was(
         return opened(source, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Source, "open_image", broken)
+        patched.setattr(Source, "read_image", broken)
         with pytest.raises(FragmentsFailed, match="woven_cloth"):
             update.run(str(lakes.whole), str(model), settings, LOCAL)
     half = read_manifest(Folder(str(model)))

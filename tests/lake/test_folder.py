@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import example, given
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, DiskFull
 from pipeline.lake import disk as module
-from pipeline.lake.folder import Folder, escape, hive_keys, split_uri
+from pipeline.lake.folder import (
+    Folder,
+    escape,
+    hive_keys,
+    is_component_of,
+    is_hashed,
+    split_uri,
+)
 from pipeline.lake.stores import Entry
 
 
@@ -198,6 +206,38 @@ def test_any_text_is_one_path_component_and_comes_back(text):
         "dt": "2026-11-23",
         "g": text,
     }
+
+
+LONG = ["x" * 201, "\u90e8" * 29, "a" * 199 + "\u90e8", "." * 201, "\U0001f600" * 70, "a/" * 100]
+
+
+@given(st.sampled_from(LONG), st.text(max_size=3))
+@example("x" * 100_000, "")
+def test_a_long_text_is_one_path_component_of_its_own(long: str, text: str):
+    escaped = escape(long + text)
+    assert is_hashed(escaped)
+    assert len(escaped) <= 200
+    assert not {"/", "\0", "="} & set(escaped)
+    # Of whole characters: hive readers decode it.
+    assert unquote(escaped, errors="strict")
+    assert is_component_of(escaped, long + text)
+    assert not is_component_of(escaped, long + text + "y")
+    # What is called so is not taken for it.
+    assert escape(escaped) != escaped
+    assert not is_component_of(escape(escaped), long + text)
+    assert not is_component_of(escaped, unquote(escaped))
+
+
+@pytest.mark.parametrize("text", ["x" * 200, "a~b", "~", "a~" + "0" * 19, "a~" + "g" * 20, "~root"])
+def test_names_that_were_stored_before_keep_their_folders(text: str):
+    assert escape(text) == text
+    assert is_component_of(text, text)
+
+
+def test_a_component_of_another_writer_stands_for_what_it_decodes_to():
+    assert is_component_of("a%20b", "a b")
+    assert is_component_of("a b", "a b")
+    assert not is_component_of("__HIVE_DEFAULT_PARTITION__", "x")
 
 
 @pytest.mark.parametrize(

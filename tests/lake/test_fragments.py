@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ColumnSettings, Settings
-from pipeline.errors import ConfigError, TableError
-from pipeline.lake import footers, fragments, planning
+from pipeline.errors import ConfigError, FileDamaged, TableError
+from pipeline.lake import fragments, planning
 from pipeline.lake.folder import Folder, escape
 from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.lake.layout import Layout
+from pipeline.lake.reading import Reader
 from pipeline.lake.rows import group_rows
 from pipeline.lake.stores import Entry
 from pipeline.lake.where import parse_where
@@ -59,11 +61,13 @@ def plan_of(
 
 def _rows(lake: Folder, fragment: Fragment, names: Sequence[str]) -> list[tuple[int, dict]]:
     with lake.open(fragment.path) as handle:
-        batches = group_rows(pq.ParquetFile(handle), fragment, COLUMNS, names)
+        file = pq.ParquetFile(handle)
+        layout = Layout(file.schema_arrow, COLUMNS, fragment.path, lake.path(fragment.path))
+        batches = group_rows(file, fragment, Reader(layout, ("group", *names)))
         return [
             pair
-            for numbers, rows in batches
-            for pair in zip(numbers.to_pylist(), rows.to_pylist(), strict=True)
+            for numbers, rows, _ in batches
+            for pair in zip(numbers.to_pylist(), rows.select(names).to_pylist(), strict=True)
         ]
 
 
@@ -219,7 +223,7 @@ def test_a_null_group_is_refused_with_its_row_group_and_number(lake, text_type):
         plan_of(lake, COLUMNS, 2)
 
 
-@pytest.mark.parametrize("absent", ["image_id", "image", "group"])
+@pytest.mark.parametrize("absent", ["image", "group"])
 def test_a_missing_column_is_named_with_the_way_to_map_it(lake, absent):
     lake.write("a.parquet", _parquet(_images(["x"]).rename_columns({absent: "other"})))
     match = rf"a.parquet: column '{absent}' .*missing.*other.*--set columns.{absent}=NAME"
@@ -235,15 +239,15 @@ def test_columns_are_mapped_and_others_come_along(lake):
     fragment, _ = plan_of(lake, columns, 2)
     with lake.open("a.parquet") as handle:
         file = pq.ParquetFile(handle)
-        names = footers.read_column_names(file, columns, "a.parquet")
-        [(numbers, rows)] = group_rows(file, fragment, columns, names)
-    assert names == ["serial", "station", "jpeg", "line"]
+        layout = Layout(file.schema_arrow, columns, "a.parquet", "a.parquet")
+        reader = Reader(layout, ("image_id", "image", "group"), columns.extra)
+        [(numbers, rows, theirs)] = group_rows(file, fragment, reader, ["serial"])
+    assert reader.names == ["serial", "jpeg", "station", "line"]
     assert numbers.to_pylist() == [0, 2]
-    assert rows.column_names == names
-    assert rows.column("line").to_pylist() == [1, 3]
-    assert rows.column("jpeg").to_pylist() == [b"jpeg", b"jpeg"]
-    with pytest.raises(TableError, match=r"columns.extra names \['nil'\], the file has .*'line'"):
-        plan_of(lake, columns.model_copy(update={"extra": ("line", "nil")}), 2)
+    assert rows.column_names == ["image_id", "image", "group", "extra:line"]
+    assert rows.column("extra:line").to_pylist() == [1, 3]
+    assert rows.column("image").to_pylist() == [b"jpeg", b"jpeg"]
+    assert theirs.to_pydict() == {"serial": ["image 0", "image 2"]}
 
 
 def test_a_file_may_name_images_instead_of_holding_them(lake):
@@ -251,11 +255,8 @@ def test_a_file_may_name_images_instead_of_holding_them(lake):
     table = table.set_column(1, "uri", pa.array(["s3://bucket/a.jpg"]))
     lake.write("a.parquet", _parquet(table.append_column("label", pa.array(["good"]))))
     [fragment] = plan_of(lake, COLUMNS, 2)
-    with lake.open("a.parquet") as handle:
-        names = footers.read_column_names(pq.ParquetFile(handle), COLUMNS, "a.parquet")
-    assert names == ["image_id", "group", "uri", "label"]
-    [(number, row)] = _rows(lake, fragment, names)
-    assert (number, row["uri"]) == (0, "s3://bucket/a.jpg")
+    [(number, row)] = _rows(lake, fragment, ["image", "uri"])
+    assert (number, row) == (0, {"image": None, "uri": "s3://bucket/a.jpg"})
 
 
 _WHOLE = _parquet(_images(["x"]))
@@ -269,5 +270,10 @@ _WHOLE = _parquet(_images(["x"]))
 def test_a_file_that_is_not_parquet_is_named(lake, content):
     lake.write("good.parquet", _WHOLE)
     lake.write("sub/bad.parquet", content)
-    with pytest.raises(TableError, match=r"/sub/bad\.parquet is not Parquet: "):
-        plan_of(lake, COLUMNS, 2)
+    planned = planning.plan(lake, Settings())
+    assert planned.every.paths == ["good.parquet"]
+    assert list(planned.damaged) == ["sub/bad.parquet"]
+    assert "/sub/bad.parquet is not Parquet: " in planned.damaged["sub/bad.parquet"]
+    lake.remove("good.parquet")
+    with pytest.raises(FileDamaged, match=r"/sub/bad\.parquet is not Parquet: "):
+        planning.plan(lake, Settings())

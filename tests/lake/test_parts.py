@@ -64,9 +64,29 @@ def test_parts_differ_by_path_and_by_key():
     assert len({parts.heatmap_name(f, row) for f in fragments for row in (0, 1)}) == 12
 
 
-def test_a_partition_named_version_would_hide_ours():
-    with pytest.raises(ConfigError, match=r"version=2/a\.parquet: the partition key 'version'"):
-        parts.part_name("v1", _fragment("dt=1/version=2/a.parquet"))
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        ("dt=1/version=2", "dt=1/source_version=2"),
+        ("Status=a/group=007/line=L1", "source_Status=a/source_group=007/line=L1"),
+        ("image%5Fscore=1/model_id=b", "source_image%5Fscore=1/source_model_id=b"),
+        # The names that they get may be taken, too, and a key may come twice.
+        ("path=1/row=2/source_path=a", "path=1/row=2/source_source_path=a"),
+        ("status=1/source_status=2", "source_status=1/source_source_status=2"),
+        ("dt=1/DT=2", "dt=1/source_DT=2"),
+        ("label=good/split=test", "label=good/split=test"),
+    ],
+)
+def test_a_key_that_would_hide_a_column_of_the_part_is_renamed(keys: str, kept: str):
+    name = parts.part_name("v1", _fragment(f"{keys}/a.parquet"))
+    assert name.startswith(f"version=v1/{kept}/part-")
+
+
+def test_a_key_that_is_passed_through_is_a_column(scores):
+    fragment = _fragment("line=1/dt=2/a.parquet")
+    parts.put_part(scores, "v1", fragment, TABLE.append_column("line", [["1"] * len(TABLE)]))
+    [name] = parts.committed(scores, "v1").values()
+    assert name.startswith("version=v1/source_line=1/dt=2/part-")
 
 
 def test_older_parts_of_a_changed_file_go_when_all_new_ones_are_there(scores):

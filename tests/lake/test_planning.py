@@ -20,6 +20,7 @@ from pipeline.images.geometry import Geometry
 from pipeline.lake import rows
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment, Fragments
+from pipeline.lake.passing import extra_schema
 from pipeline.lake.planning import Planned, plan
 from pipeline.lake.where import parse_where, read_where
 from pipeline.stages.source import Source
@@ -140,7 +141,7 @@ class Counting(io.FileIO):
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
+def counted(monkeypatch: pytest.MonkeyPatch, read_here: None) -> type[Counting]:
     def opened(folder: Folder, name: str, _version: str = "") -> Counting:
         Counting.opened.append(name)
         return Counting(f"{folder.root}/{name}")
@@ -262,7 +263,8 @@ def test_columns_may_be_fields_of_structs(tmp_path: Path):
     settings = Settings(fragment_images=3, columns=columns)
     planned = plan(lake, settings)
     assert [(f.group, f.images) for f in planned.every] == [("x", 2), ("y", 1)]
-    source = Source(lake, columns, ImageSettings(), GEOMETRY)
+    extra = extra_schema(lake, planned.every, columns)
+    source = Source(lake, columns, ImageSettings(), GEOMETRY, extra=extra)
     rows = source.read(planned.every[0])
     assert rows.column("image_id").to_pylist() == ["A", "C"]
     assert rows.column("image").to_pylist() == [b"jpeg", None]
@@ -274,10 +276,10 @@ def test_columns_may_be_fields_of_structs(tmp_path: Path):
 
 def test_a_struct_in_place_of_an_image_is_told_its_fields_that_fit(tmp_path: Path):
     lake = Folder.at(str(tmp_path))
-    image = pa.array([{"bytes": b"jpeg", "path": "a"}])
+    image = pa.array([{"jpeg": b"jpeg", "path": "a"}])
     table = _table(["L1"], [1], pa.string()).set_column(1, "image", image)
     _write(lake, "a.parquet", table)
-    said = r"fields that fit: image\.bytes\. Map one with --set columns.image=NAME"
+    said = r"Fields that fit: image\.jpeg\. Map another with --set columns.image=NAME"
     with pytest.raises(TableError, match=said):
         plan(lake, SETTINGS)
 

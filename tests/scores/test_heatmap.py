@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from pipeline.images.pictures import MAX_SIDE, grey_picture, picture_size
 from pipeline.scores.heatmap import (
-    MAX_SIDE,
     ColourScale,
-    grey_picture,
     overlay,
-    picture_size,
     to_png,
 )
 

@@ -1,0 +1,211 @@
+"""What pixels mean: the values of a file as upright 8-bit RGB, or the reason why not.
+
+16-bit grey     the full range 0..65535 onto 0..255, whatever the content's own range is, or
+                the lower `image.bits` of it. Where that is not set, a file whose brightest pixel
+                would fit into 12 bits is `unsupported`: it is either of a camera of 10 or 12
+                bits, and would be nearly black, or very dark, and nothing in the file says
+                which. To guess by each picture's own maximum would give two pictures of one
+                camera two scales. With `image.bits` set, a brighter pixel is `unsupported`.
+other ranges    where the file says its own, it counts: a PGM's maxval, a TIFF of 12 bits
+MINISWHITE      inverted, at 16 bits as at 8
+16-bit colour   the upper 8 bits, which is all that Pillow reads of PNG and TIFF (at most one
+                level from what grey would give). Where they hold less than 1/16 of the range,
+                or `image.bits` says that they do: `unsupported`
+CMYK, palette, grey, 1-bit, YCbCr, LAB   converted to RGB by Pillow
+alpha           blended over black: a transparent pixel carries no light, whatever it hides. But
+                where every pixel is transparent, in a fourth channel or by a palette, nobody
+                meant a black picture: the channel was never set, and the colours count
+EXIF rotation   applied: width, height, masks and heatmaps are those of the upright image
+animated        the first frame
+32-bit integer and float   `unsupported`: there is no range to map onto 0..255
+"""
+
+import numpy as np
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from pipeline.errors import ImageError
+
+_TOP = 65535
+# 12 bits: what fits into them is a sixteenth of the range, and is black to the eye.
+_LEAST = 4096
+# Rows are converted a megapixel at a time, so that no step holds a second whole picture.
+_STRIP_PIXELS = 2**20
+
+
+def to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
+    """Return a file's opened image as upright RGB. Decodes its pixels.
+
+    Raises:
+        ImageError: with status `unsupported`.
+        Exception: whatever a decoder raises for damaged bytes.
+    """
+    if load(image):
+        require_colour_range(image, bits)
+    return upright(_rgb(image, bits), image)
+
+
+def load(image: Image.Image) -> bool:
+    """Decode an opened image's pixels; return whether it has colours that are 16 bits in the file.
+
+    Raises:
+        ImageError: with status `unsupported`.
+        Exception: whatever a decoder raises for damaged bytes.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_deep_planar(image):
+        _mend_planes(image)
+    tiles = getattr(image, "tile", ())
+    is_deep = len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in tiles)
+    image.load()
+    return is_deep
+
+
+def _is_deep_planar(image: TiffImagePlugin.TiffImageFile) -> bool:
+    depths = np.ravel(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1))
+    planes = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)
+    return planes == _SEPARATE and len(depths) > 1 and int(depths.max()) > _BYTE
+
+
+_SEPARATE = 2
+_BYTE = 8
+
+
+def _mend_planes(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Name the samples of planes: Pillow 13 reads those of 16 bits as if they had 8, in silence.
+
+    `tests/images/test_light.py` says when it no longer does: this adds ";16" once more then.
+    """
+    if image.mode == "RGB" and all(tile.codec_name == "libtiff" for tile in image.tile):
+        return
+    if image.mode not in ("RGB", "RGBA") or any(tile.codec_name != "raw" for tile in image.tile):
+        raise ImageError(
+            "unsupported", f"16-bit planes of {image.mode} in this form of TIFF are not read"
+        )
+    order = ";16L" if image.tag_v2.prefix == b"II" else ";16B"
+    mended = []
+    for tile in image.tile:
+        assert isinstance(tile.args, tuple)
+        mended.append(tile._replace(args=(tile.args[0] + order, *tile.args[1:])))
+    image.tile = mended
+
+
+def require_colour_range(image: Image.Image, bits: int | None) -> None:
+    """Refuse 16-bit colour of which too little is in the upper 8 bits."""
+    if bits not in (None, 16):
+        raise ImageError(
+            "unsupported",
+            f"of 16-bit colour only the upper 8 bits are read, image.bits is {bits}; "
+            "write such pictures with 8 bits a channel",
+        )
+    channels = image.getbands()
+    brightest = max(
+        channel[1] if isinstance(channel, tuple) else 0
+        for channel, name in zip(image.getextrema(), channels, strict=True)
+        if name != "A"
+    )
+    if bits is None and brightest < _LEAST >> 8:
+        raise ImageError(
+            "unsupported",
+            f"the brightest of its 16-bit colours is below {(brightest + 1) << 8}: write pictures "
+            "of a camera of 10 or 12 bits with 8 bits a channel, or set image.bits=16 where they "
+            "are that dark",
+        )
+
+
+def _rgb(image: Image.Image, bits: int | None) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        own = _own_top(image)
+        is_inverted = is_white_zero(image)
+        return grey_of(np.asarray(image), top=own, bits=bits, is_inverted=is_inverted)
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            "unsupported",
+            f"pixels of mode {image.mode} (of 32 bits, or signed) have no range to map onto 0..255",
+        )
+    return _over_black(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _own_top(image: Image.Image) -> int | None:
+    """Return the highest value that the file itself speaks of, if it is below 65535."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        depth = int(np.ravel(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 16))[0])
+        return 2**depth - 1 if depth < 16 else None  # noqa: PLR2004 - of mode I;16
+    return None
+
+
+def is_white_zero(image: Image.Image) -> bool:
+    """Return whether a TIFF of 16 bits is to be inverted, which Pillow does up to 8 bits only."""
+    return (
+        isinstance(image, TiffImagePlugin.TiffImageFile)
+        and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    )
+
+
+def grey_of(
+    values: np.ndarray, *, top: int | None, bits: int | None, is_inverted: bool = False
+) -> Image.Image:
+    """Return RGB of grey values (height, width) of 16 bits.
+
+    Args:
+        values: Unsigned integers below 65536.
+        top: What stands for white, where the file says so; else `bits` or the full range.
+        bits: The setting `image.bits`.
+        is_inverted: Whether 0 is white.
+    """
+    top = top or range_of(int(values.max()), bits)
+    light = np.minimum(np.arange(_TOP + 1), top)
+    # 65535 / 257 = 255
+    levels = ((top - light if is_inverted else light) * 255 // top).astype(np.uint8)
+    return Image.fromarray(levels[values]).convert("RGB")
+
+
+def range_of(brightest: int, bits: int | None) -> int:
+    """Return what stands for white among 16-bit pixels, or refuse what nobody can tell."""
+    if bits is None:
+        if 0 < brightest < _LEAST:
+            raise ImageError(
+                "unsupported",
+                f"the brightest of its 16-bit pixels is {brightest}: set image.bits=12 (or 10, or "
+                "what the camera has), or image.bits=16 where pictures are that dark",
+            )
+        return _TOP
+    top: int = 2**bits - 1
+    if brightest > top:
+        raise ImageError(
+            "unsupported",
+            f"the brightest of its 16-bit pixels is {brightest}, image.bits={bits} ends at {top}",
+        )
+    return top
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    blended, colours = (Image.new("RGB", image.size) for _ in range(2))
+    is_unset = True
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        layered = image.crop(box).convert("RGBA")
+        is_unset = is_unset and layered.getchannel("A").getextrema() == (0, 0)
+        black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
+        blended.paste(Image.alpha_composite(black, layered).convert("RGB"), box)
+        if is_unset:
+            colours.paste(layered.convert("RGB"), box)
+    return colours if is_unset else blended
+
+
+def upright(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """Return an image turned as the EXIF orientation of the file's loaded image says."""
+    # Not ImageOps.exif_transpose: it also writes all EXIF tags back, and fails where one is odd.
+    orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+# By EXIF orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}

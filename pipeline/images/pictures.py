@@ -1,0 +1,54 @@
+"""One file to what the stages need of it: the models' inputs, and the picture for a heatmap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from pipeline.images.files import decode_image
+from pipeline.images.formats import Limits, as_image_errors
+from pipeline.images.geometry import Geometry, join_inputs
+
+# Of a heatmap's longest side, in pixels.
+MAX_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: the upright size of the file in pixels, and what was made of it."""
+
+    width: int
+    height: int
+    # As `join_inputs` returns it.
+    pixels: UInt8[np.ndarray, "..."]
+    # The bytes of `grey_picture`, where they were asked for.
+    grey: bytes | None
+
+
+def read_picture(
+    content: bytes, limits: Limits, geometries: Sequence[Geometry], *, grey: bool
+) -> Picture:
+    """Return one image. In this process: stages call `pipeline.images.decode`.
+
+    Raises:
+        ImageError: with status `unreadable`, `too_large` or `unsupported`.
+    """
+    image = decode_image(content, limits)
+    with as_image_errors():
+        pixels = join_inputs(image, geometries)
+        picture = grey_picture(image).tobytes() if grey else None
+    return Picture(image.width, image.height, pixels, picture)
+
+
+def picture_size(width: int, height: int) -> tuple[int, int]:
+    """Return (height, width) of the heatmap of an image: its shape, no side above `MAX_SIDE`."""
+    shrink = min(1.0, MAX_SIDE / max(width, height))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def grey_picture(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Return what a heatmap is drawn on: an upright RGB image at `picture_size`, in grey."""
+    height, width = picture_size(*image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).convert("L"))

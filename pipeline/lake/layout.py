@@ -1,0 +1,140 @@
+"""Where our columns are in somebody else's file: in a column, a field of a struct, or its path.
+
+A folder `key=value` of the path supplies the column `key` to all rows of the file, as Spark,
+DuckDB, Delta, pandas and polars write partitions. A struct of `bytes` and `path`, as datasets of
+Hugging Face keep an image, is read as it is: `path` names the image where no column does, and is
+where it is if `bytes` is null.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from pipeline.config import ColumnSettings
+from pipeline.errors import TableError
+from pipeline.lake.folder import NULL_PARTITION
+from pipeline.tables import has_text, is_binary, is_text, type_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a column is: in a column of the file, in the path, in both, or nowhere."""
+
+    # What the settings call it.
+    name: str
+    # The column or field of the file; None if it has none.
+    column: str | None = None
+    # What the path says, decoded: (value,), where None is a null partition; () if it says nothing.
+    key: tuple[()] | tuple[str | None] = ()
+
+    @property
+    def is_somewhere(self) -> bool:
+        """Return whether the file or its path has it."""
+        return self.column is not None or bool(self.key)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the columns of one file are."""
+
+    schema: pa.Schema
+    columns: ColumnSettings
+    # The file relative to IMAGES, and in full, for messages.
+    path: str
+    where: str
+
+    def place(self, name: str) -> Place:
+        """Return where a column of theirs is.
+
+        Raises:
+            TableError: if the file or its path has it twice.
+        """
+        if self.schema.names.count(name) > 1:
+            raise TableError(f"{self.where} has the column '{name}' twice; name them apart")
+        kind, key = type_of(self.schema, name), self._key(name)
+        # A column of nulls without a type says nothing against the path.
+        is_absent = kind is None or (bool(key) and pa.types.is_null(kind))
+        return Place(name, None if is_absent else name, key)
+
+    def ours(self, name: str) -> Place:
+        """Return where a column of ours is. Raises `TableError` as `place`, and for near misses.
+
+        A column that is called otherwise but for capitals and spaces is not passed over.
+        """
+        theirs = str(getattr(self.columns, name, name))
+        found = self.place(theirs)
+        if name not in ColumnSettings.model_fields:
+            # Nobody can map it, so that it must not stop anybody.
+            kind = self.type(found)
+            return found if kind is not None and has_text(kind) else Place(theirs)
+        if name == "image" and self.struct:
+            return Place(theirs, f"{self.struct}.bytes")
+        if name in _BINARY:
+            # A picture is not in a path.
+            found = Place(theirs, found.column)
+        if name == "uri" and not self._names_files(found) and self.ours("image").column:
+            # Something else of that name, which the images beside it need not.
+            return Place(theirs)
+        if not found.is_somewhere and not (name == "uri" and self.ours("image").column):
+            self._refuse_near(theirs, name)
+        return found
+
+    def type(self, place: Place) -> pa.DataType | None:
+        """Return the type of the file's column; None if it has none."""
+        return None if place.column is None else type_of(self.schema, place.column)
+
+    @cached_property
+    def struct(self) -> str:
+        """The struct of `bytes` and `path` that the image is a field of, or ""."""
+        image = self.columns.image
+        for struct in (image, image.removesuffix(".bytes")):
+            kind, inner = type_of(self.schema, struct), type_of(self.schema, f"{struct}.bytes")
+            if kind is not None and pa.types.is_struct(kind) and inner and is_binary(inner):
+                return struct
+        return ""
+
+    @property
+    def image_path(self) -> str | None:
+        """The field that names the image in its struct; None if there is none."""
+        name = f"{self.struct}.path"
+        kind = type_of(self.schema, name) if self.struct else None
+        return name if kind is not None and is_text(kind) else None
+
+    def _names_files(self, place: Place) -> bool:
+        kind = self.type(place)
+        return kind is None or is_text(kind) or pa.types.is_null(kind)
+
+    def _key(self, name: str) -> tuple[()] | tuple[str | None]:
+        values = set(self._keys.get(name, ()))
+        if len(values) > 1:
+            raise TableError(
+                f"{self.where}: the path says '{name}' twice: {sorted(map(str, values))}; "
+                "keep one of the folders"
+            )
+        return (values.pop(),) if values else ()
+
+    @cached_property
+    def _keys(self) -> Mapping[str, list[str | None]]:
+        found: dict[str, list[str | None]] = {}
+        for part in PurePosixPath(self.path).parts[:-1]:
+            key, equals, value = part.partition("=")
+            if equals:
+                text = None if value == NULL_PARTITION else unquote(value)
+                found.setdefault(unquote(key), []).append(text)
+        return found
+
+    def _refuse_near(self, theirs: str, name: str) -> None:
+        folded = theirs.strip().casefold()
+        for near in (*self.schema.names, *self._keys):
+            if near.strip().casefold() == folded:
+                raise TableError(
+                    f"{self.where} has '{near}' and no '{theirs}' ({name}); if it is that, say "
+                    f"--set columns.{name}='{near}'; if not, name another, absent or not"
+                )
+
+
+_BINARY = ("image", "mask")

@@ -1,0 +1,154 @@
+"""Fuzz target: a model folder with one file changed; loading and scoring end in a `ModelError`.
+
+    python -m tests.fuzz.model --seconds 600
+
+In half of the cases the file's SHA-256 is mended in `model.json`, and in half of those the group's
+digest as well, so that what is parsed is what was changed.
+"""
+
+import atexit
+import io
+import json
+import random
+import shutil
+import tempfile
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from jobs import fit, ingest
+from pipeline.config import load_settings
+from pipeline.errors import ConfigError
+from pipeline.images.synthetic import write_products
+from pipeline.lake import models
+from pipeline.lake.folder import Folder
+from pipeline.methods import build
+from pipeline.scores.heatmap import overlay
+from pipeline.stages.infer import Infer, Member, Scorer
+from pipeline.stages.models import load_accounts, load_calibration
+from tests.conftest import LOCAL, TINY
+from tests.fuzz.harness import main
+
+_METHODS = {
+    "patchcore": {"method": {"name": "patchcore", "coreset_fraction": 0.1}},
+    "hnsw": {
+        "method": {"name": "patchcore", "coreset_fraction": 0.1},
+        "index": {"kind": "hnsw", "min_recall": 0},
+    },
+    "ivf": {
+        "method": {"name": "patchcore", "coreset_fraction": 0.1},
+        "index": {"kind": "ivf", "min_recall": 0},
+    },
+    "padim": {"method": {"name": "padim"}},
+    "mahalanobis": {"method": {"name": "mahalanobis"}},
+    "spade": {"method": {"name": "spade"}},
+}
+GROUP = "woven_cloth"
+
+
+@cache
+def _made() -> Path:
+    """Return a folder of models, one of each method, fitted once a process."""
+    root = Path(tempfile.mkdtemp(prefix="patchlake-fuzz-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    write_products(root / "pictures", seed=1, train=6, good=1, defects=1)
+    plain = load_settings(flags=TINY)
+    ingest.run(str(root / "pictures"), str(root / "images"), None, None, plain, LOCAL)
+    return root
+
+
+@cache
+def _model(method: str) -> Path:
+    settings = load_settings(flags=TINY | _METHODS[method])
+    target = _made() / method
+    fit.run(str(_made() / "images"), str(target), settings, LOCAL, where=f"g == '{GROUP}'")
+    return target
+
+
+def case(choose: random.Random) -> None:
+    """Change one file of a model, and score with it."""
+    # The harness reads stdout, on which a fit shows what it has made.
+    with redirect_stdout(io.StringIO()):
+        source = _model(choose.choice(sorted(_METHODS)))
+    with tempfile.TemporaryDirectory(prefix="patchlake-fuzz-") as scratch:
+        model = Path(scratch) / "model"
+        shutil.copytree(source, model, ignore=shutil.ignore_patterns("_runs"))
+        manifest = json.loads((model / "model.json").read_text())
+        files = manifest["groups"][GROUP]["files"]
+        file = choose.choice([None, *files])
+        path = model / ("model.json" if file is None else file["name"])
+        path.write_bytes(_changed(choose, path.read_bytes()))
+        if file is not None and choose.random() < 0.5:
+            _mend(model, manifest, file["role"], whole=choose.random() < 0.5)
+        try:
+            _use(Folder.at(str(model)))
+        except ConfigError as error:
+            text = str(error)
+            if "\n" in text or not any(name in text for name in _names(path, model)):
+                raise AssertionError(f"what is damaged is not said in a line: {text}") from error
+
+
+def _names(path: Path, model: Path) -> set[str]:
+    # What the manifest says of a file may be what is wrong.
+    return {path.name, "model.json", str(model)}
+
+
+def _changed(choose: random.Random, content: bytes) -> bytes:
+    kind = choose.randrange(6)
+    if kind == 0:
+        return content[: choose.randrange(len(content) + 1)]
+    if kind == 1:
+        return choose.randbytes(choose.choice([0, 1, 8, 100]))
+    changed = bytearray(content)
+    for _ in range(choose.choice([1, 1, 3, 20])):
+        at = choose.randrange(min(len(changed), choose.choice([16, 100, 2000, len(changed)])))
+        if kind == 2:
+            changed[at] ^= 1 << choose.randrange(8)
+        elif kind == 3:
+            changed[at : at + 8] = choose.choice([0, 1, 2**31, 2**62, 2**64 - 1]).to_bytes(
+                8, "little"
+            )
+        elif kind == 4:
+            del changed[at : at + choose.randrange(1, 9)]
+        else:
+            changed[at:at] = choose.choice([b"9", b"0", b"\xff", b'"', b"]", choose.randbytes(5)])
+        if not changed:
+            break
+    return bytes(changed)
+
+
+def _mend(model: Path, manifest: dict, role: str, *, whole: bool) -> None:
+    import hashlib
+
+    group = manifest["groups"][GROUP]
+    file = next(file for file in group["files"] if file["role"] == role)
+    content = (model / file["name"]).read_bytes()
+    file |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (model / "model.json").write_text(json.dumps(manifest))
+    if whole:
+        read = models.read_manifest(Folder.at(str(model)))
+        identity = models.identity_of(read)
+        group["digest"] = models.group_digest(identity, read.groups[GROUP].files)
+        (model / "model.json").write_text(json.dumps(manifest))
+
+
+def _use(folder: Folder) -> None:
+    """Do what score and withdraw do with a model."""
+    manifest = models.read_manifest(folder)
+    models.require_whole(folder, manifest)
+    member = Member(folder, manifest, manifest.backbone.weights)
+    build(manifest.method, manifest.method_options)
+    infer: Infer = Scorer([member], [member.geometry], 8, 2**30).start()
+    for group, record in manifest.groups.items():
+        pixels = np.full((1, *member.geometry.input_size, 3), 90, np.uint8)
+        [scores, *_] = infer._scored(pixels, group)
+        calibration = load_calibration(folder, record)
+        if scores.anomaly_maps is not None and calibration.scale is not None:
+            overlay(pixels[0, ..., 0], np.zeros(pixels.shape[1:3], np.float32), calibration.scale)
+        load_accounts(folder, record)
+
+
+if __name__ == "__main__":
+    main("tests.fuzz.model", case)

@@ -1,0 +1,11 @@
+"""A few cases of the fuzz target, in this process: of odd Parquet files none ends otherwise."""
+
+import random
+
+from tests.fuzz.harness import target
+
+
+def test_odd_parquet_files_are_read_or_refused():
+    case = target("parquet")
+    for number in range(40):
+        case(random.Random(f"0/{number}"))
