@@ -80,19 +80,17 @@ def pair_masks(
     for mask in masks:
         for key in _keys(mask):
             by_key.setdefault(key, []).append(mask.entry)
-    found: dict[str, Entry] = {}
-    notes, without = [], []
-    for one in images:
-        own = _of_image(one, by_key)
-        if len(own) == 1:
-            found[one.entry.name] = own[0]
-        elif own:
-            notes.append(f"{one.entry.name} has {len(own)} masks, and gets none")
-        elif one.label is not None and one.label.casefold() not in good:
-            without.append(one.entry.name)
+    all_masks = {one.entry.name: _of_image(one, by_key) for one in images}
+    found = {name: own[0] for name, own in all_masks.items() if len(own) == 1}
+    notes = [f"{n} has {len(own)} masks, and gets none" for n, own in all_masks.items() if own[1:]]
+    notes = _shortened(notes)
+    without = [
+        one.entry.name
+        for one in images
+        if not all_masks[one.entry.name] and (one.label or "").casefold() not in good
+    ]
     used = {mask.name for mask in found.values()}
     unpaired = [mask.entry.name for mask in masks if mask.entry.name not in used]
-    notes = _shortened(notes)
     if without:
         notes.append(f"no mask for {len(without)} defective images: {_some(without)}")
     if unpaired:
@@ -101,16 +99,14 @@ def pair_masks(
 
 
 def _keys(mask: FileOf) -> Iterable[tuple[str, str, str]]:
-    """Return (group, label, stem) under which a mask is looked for: by its name, or its folder's."""
+    """Return (group, label, stem) under which a mask is found: by its name, or its folder's."""
     group, label = "/".join(mask.group).casefold(), (mask.label or "").casefold()
     stem = mask.path.stem.casefold()
     folder = mask.path.parent.name.casefold()
     return dict.fromkeys((group, label, name) for name in (stem, _AROUND.sub("", stem), folder))
 
 
-def _of_image(
-    image: FileOf, by_key: dict[tuple[str, str, str], list[Entry]]
-) -> list[Entry]:
+def _of_image(image: FileOf, by_key: dict[tuple[str, str, str], list[Entry]]) -> list[Entry]:
     group, label = "/".join(image.group).casefold(), (image.label or "").casefold()
     stem = image.path.stem.casefold()
     # A folder of masks may have no folders of labels.

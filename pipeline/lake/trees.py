@@ -97,7 +97,7 @@ def list_tree(
     splits: dict[str, str | None] = {}
     has_splits = any(place.split for place in places)
     for place in places:
-        one = place.file(depth)
+        one = place.file(depth, has_splits=has_splits)
         if place.is_mask:
             masks.append(one)
         elif (has_splits and place.split is None) or one.label is None:
@@ -111,7 +111,7 @@ def list_tree(
             splits[place.entry.name] = place.split
     images, beside, notes = pair_beside(files)
     paired, more = pair_masks(images, masks, words.good)
-    listing.notes += [f"{folder.root}: {note}" for note in (*notes, *more)]
+    listing.notes.extend(f"{folder.root}: {note}" for note in (*notes, *more))
     everyone, otherwise = named
     for one in images:
         own = everyone or "/".join(one.group) or otherwise
@@ -153,10 +153,11 @@ class _Place:
                 "train on or to test on? Move it, or name the files in a manifest with column split"
             )
 
-    def file(self, depth: int) -> FileOf:
-        group = (*self.above, *self.below[:depth])
-        label = self.below[depth] if len(self.below) > depth else None
-        return FileOf(self.entry, group, label)
+    def file(self, depth: int, *, has_splits: bool) -> FileOf:
+        # Without splits, the depth of a label counts from the root.
+        above, below = (self.above, self.below) if has_splits else ((), self.above + self.below)
+        label = below[depth] if len(below) > depth else None
+        return FileOf(self.entry, (*above, *below[:depth]), label)
 
 
 def _label_depth(folder: Folder, places: Sequence[_Place], words: Words) -> int:
