@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
-from pipeline.lake.masks import FileOf, pair_beside, pair_masks
+from pipeline.lake.pairing import FileOf, pair_beside, pair_masks
 from pipeline.lake.sources import Layout, Listing, SourceImage
 from pipeline.lake.stores import Entry
 
