@@ -75,7 +75,7 @@ def install(folder: Path) -> Path:
         return environment
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(environment)],
-        [str(environment / "bin" / "pip"), "install", "--quiet", *wanted],
+        [str(environment / "bin" / "pip"), "install", "--quiet", "--no-compile", *wanted],
     ):
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
