@@ -3,6 +3,7 @@
 import logging
 import re
 from functools import lru_cache
+from pathlib import Path
 
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
@@ -17,6 +18,7 @@ log = logging.getLogger("patchlake")
 _TOLD, _SHOWN = 16, 10
 # Spark, Dask and Hive write these; of each any case, as Windows and cameras have it.
 _PARQUET = re.compile(r"[^/]\.(parquet|parq|pq)$", re.IGNORECASE)
+_NAMES = "*.parquet, *.parq or *.pq"
 
 
 def open_lake(uri: str, storage: StorageSettings) -> Folder:
@@ -58,7 +60,7 @@ def list_tables(images: Folder) -> list[Entry]:
     if images.only:
         tables = [entry for entry in tables if entry.name == images.only]
     if not tables:
-        raise ConfigError(f"{images.root} holds no Parquet file; run `patchlake ingest` first")
+        raise ConfigError(_why_none(images, [entry.name for entry in visible]))
     _tell_left_out(tuple(images.left_out()))
     others = [entry.name for entry in visible if not is_parquet(entry.name)]
     if others and not images.only:
@@ -68,6 +70,17 @@ def list_tables(images: Folder) -> list[Entry]:
 
 def _is_data(name: str) -> bool:
     return not any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def _why_none(images: Folder, others: list[str]) -> str:
+    if images.is_local and not Path(images.root).exists():
+        return f"{images.root} does not exist: IMAGES is a folder of Parquet files, or one"
+    if images.is_local and not Path(images.root).is_dir():
+        return f"{images.root} is no folder, and not named {_NAMES}; rename it, if it is Parquet"
+    told = f"{images.root} holds no file named {_NAMES}"
+    if others:
+        told += f", only {len(others)} others, the first is {others[0]}"
+    return f"{told}; run `patchlake ingest` first"
 
 
 @lru_cache(_TOLD)

@@ -193,7 +193,7 @@ def test_folders_that_begin_with_an_underscore_or_a_dot_are_not_data(lake):
     for name in ("_runs/a.parquet", ".hidden/a.parquet", "a/_b/c.parquet", "_a.parquet"):
         lake.write(name, table)
     lake.write("a/notes.txt", b"")
-    with pytest.raises(ConfigError, match="holds no Parquet file; run `patchlake ingest`"):
+    with pytest.raises(ConfigError, match=r"holds no file named .* run `patchlake ingest`"):
         planning.list_tables(lake)
     lake.write("a/b_.c/d.parquet", table)
     assert [entry.name for entry in planning.list_tables(lake)] == ["a/b_.c/d.parquet"]

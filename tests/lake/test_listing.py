@@ -52,10 +52,18 @@ def test_files_of_other_names_are_told_of_once(tmp_path, caplog):
     assert "b.csv" in told
 
 
-def test_a_folder_of_none_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        ("", "holds no file named .*, only 1 others, the first is a.txt; run `patchlake ingest`"),
+        ("a.txt", "is no folder, and not named .*; rename it, if it is Parquet"),
+        ("missing", "does not exist"),
+    ],
+)
+def test_a_lake_of_none_is_refused(tmp_path, images, told):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ConfigError, match=r"holds no Parquet file"):
-        listed(tmp_path)
+    with pytest.raises(ConfigError, match=told):
+        listed(tmp_path / images)
 
 
 def test_one_file_is_its_folder_of_which_only_it_is_looked_at(tmp_path):
