@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 log = logging.getLogger("patchlake")
 
@@ -27,10 +28,27 @@ _LOG_EVERY_S = 30.0
 Advance = Callable[[int], None]
 
 
+class _Escaping(logging.Formatter):
+    """Writes no control characters: names of files and cells must not move a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).split("\n")
+        return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with what cannot be printed as Python escapes it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 def set_up_logging() -> None:
     """Send patchlake's own log lines to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Escaping("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -145,7 +163,7 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)

@@ -47,7 +47,8 @@ def evaluate(
     if as_json:
         say(json.dumps({"groups": by_group, "mean": mean}, indent=1))
         return
-    header = ["group", *_RATES, *_COUNTS]
+    # What else was left out is said in words, and in --json.
+    header = ["group", *_RATES, "images", "anomalous", "trained_on"]
     rows = [
         [name, *(_shown(values[key]) for key in header[1:])] for name, values in by_group.items()
     ]

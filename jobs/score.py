@@ -165,7 +165,7 @@ def run(
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
     files = [*((one, MANIFEST) for one in models_), *weights]
-    preflight = Preflight([lake], [target], files, _roles(lake, target, models_))
+    preflight = Preflight([lake], [target], files, _roles(lake, target))
     preflight.here()
     target.sweep()
     cuts = read_cuts(target, settings)
@@ -218,7 +218,7 @@ def preview(
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
     files = [*((one, MANIFEST) for one in models_), *weights]
-    Preflight([lake, target], [], files, _roles(lake, target, models_)).here()
+    Preflight([lake, target], [], files, _roles(lake, target)).here()
     planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
     for reason in planned.plan.damaged.values():
@@ -255,12 +255,9 @@ def _folders(
     return open_lake(images, settings.storage), target, models_
 
 
-def _roles(lake: Folder, target: Folder, models_: Sequence[Folder]) -> list[Use]:
-    return [
-        Use(lake, "images"),
-        Use(target, "scores", is_written=True),
-        *(Use(one, "model") for one in models_),
-    ]
+def _roles(lake: Folder, target: Folder) -> list[Use]:
+    # A model is known by its manifest, which is read anyway.
+    return [Use(lake, "images"), Use(target, "scores", is_written=True)]
 
 
 def _drive(

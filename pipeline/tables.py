@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import TableError
 
 # Raised when code changes results: it is part of every fragment's key.
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 
 
 def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:
@@ -39,6 +39,7 @@ IMAGES = pa.schema(
         _optional("source_uri", pa.string(), "the file that was ingested"),
         _optional("source_version", pa.string(), "etag, or size and time, of that file"),
         _optional("sha256", pa.string(), "of the encoded file"),
+        _optional("mask_version", pa.string(), "etag, or size and time, of the mask's file"),
     ]
 )
 
@@ -178,6 +179,7 @@ SOURCE = pa.schema(
         _optional("label", pa.string(), "see IMAGES"),
         _optional("mask", pa.string(), "the mask's file"),
         _optional("captured_at", _UTC, "see IMAGES"),
+        _optional("mask_version", pa.string(), "see IMAGES"),
     ]
 )
 
@@ -194,6 +196,7 @@ PACK_RESULT = pa.schema(
         _field("images", pa.int64(), "rows written"),
         _field("bytes", pa.int64(), "size of the encoded images"),
         _field("skipped", pa.list_(pa.string()), "files that are not images, each with the reason"),
+        _field("notes", pa.list_(pa.string()), "masks that are not used, each with the reason"),
     ]
 )
 

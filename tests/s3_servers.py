@@ -75,7 +75,7 @@ def install(folder: Path) -> Path:
         return environment
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(environment)],
-        [str(environment / "bin" / "pip"), "install", "--quiet", *wanted],
+        [str(environment / "bin" / "pip"), "install", "--quiet", "--no-compile", *wanted],
     ):
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -106,7 +106,7 @@ def swift(environment: Path, root: Path) -> Iterator[Server]:
         for conf in [str(etc / f"{name}-server.conf")]
     ]
     with _running(commands, root, ports.values()):
-        yield Server(f"http://127.0.0.1:{ports['proxy']}", "test:tester", "testing")
+        yield Server(f"http://127.0.0.1:{ports['proxy']}", "test:tester", "swiftly4e81")
 
 
 @contextmanager
@@ -197,7 +197,7 @@ dns_compliant_bucket_names = true
 min_segment_size = 5242880
 [filter:tempauth]
 use = egg:swift#tempauth
-user_test_tester = testing .admin
+user_test_tester = swiftly4e81 .admin
 user_test_reader = reading
 [filter:bulk]
 use = egg:swift#bulk

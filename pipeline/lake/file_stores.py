@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import ConfigError
 from pipeline.lake import disk
 from pipeline.lake.stores import Entry
+from pipeline.lake.walking import Found, walk
 
 
 def opened(uri: str) -> "FsspecStore":
@@ -83,14 +84,10 @@ class FsspecStore:
     def names(self, below: str) -> Iterator[str]:
         """Yield their names; the listing is in memory as fsspec returns it, some 1 KB a file."""
         prefix = self.inner_root.rstrip("/") + "/"
-        for path in self._paths(below):
+        self.filesystem.invalidate_cache()
+        for path in self.filesystem.find(self.inner(below)):
             if path.startswith(prefix):
                 yield path.removeprefix(prefix)
-
-    def _paths(self, below: str) -> Iterable[str]:
-        self.filesystem.invalidate_cache()
-        found: list[str] = self.filesystem.find(self.inner(below))
-        return found
 
     def folders(self, below: str) -> list[str]:
         """Return the names of the sub-folders directly below one."""
@@ -150,11 +147,19 @@ class DiskStore(FsspecStore):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", path)
 
-    def _paths(self, below: str) -> Iterator[str]:
-        # One at a time, so that a million cost no memory.
-        for folder, _, files in os.walk(self.inner(below)):
-            for name in files:
-                yield f"{folder}/{name}"
+    def walk(self, below: str) -> Iterator[Found]:
+        """Yield what is below a sub-folder, links followed, with what is left out."""
+        return walk(Path(self.inner_root), below)
+
+    def entries(self, below: str) -> Iterator[Entry]:
+        """Yield all files below a sub-folder."""
+        for found in self.walk(below):
+            if found.is_file:
+                yield _entry(found.name, {"size": found.size, "mtime": found.modified})
+
+    def names(self, below: str) -> Iterator[str]:
+        """Yield their names, one at a time."""
+        return (found.name for found in self.walk(below) if found.is_file)
 
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Write a file as a stream."""

@@ -148,6 +148,23 @@ class Folder:
         found = (e for e in self._store.entries(below) if not e.name.endswith(TEMPORARY))
         return sorted(found, key=lambda entry: entry.name)
 
+    def left_out(self, below: str = "") -> list[str]:
+        """Return what a listing leaves out or finds behind links, a line each; only on a disk.
+
+        Links that lead nowhere or in a circle, pipes, devices, folders that cannot be listed, names
+        that are no UTF-8; and how many files were found behind links. As long as a listing.
+        """
+        if not isinstance(self._store, DiskStore):
+            return []
+        lines, links = [], 0
+        for found in self._store.walk(below):
+            links += found.is_link
+            if found.reason:
+                lines.append(f"{self.path(found.name)}: {found.reason}")
+        if links:
+            lines.append(f"{self.root}: {links} symbolic links are followed")
+        return sorted(lines)
+
     def names(self, below: str = "") -> Iterator[str]:
         """Yield the names of all files below a sub-folder, in no order.
 

@@ -15,7 +15,7 @@ from pipeline.lake.stores import Entry
 log = logging.getLogger("patchlake")
 
 # A listing is made more than once, and told of once.
-_TOLD = 16
+_TOLD, _SHOWN = 16, 10
 # Spark, Dask and Hive write these; of each any case, as Windows and cameras have it.
 _PARQUET = re.compile(r"[^/]\.(parquet|parq|pq)$", re.IGNORECASE)
 _NAMES = "*.parquet, *.parq or *.pq"
@@ -61,6 +61,7 @@ def list_tables(images: Folder) -> list[Entry]:
         tables = [entry for entry in tables if entry.name == images.only]
     if not tables:
         raise ConfigError(_why_none(images, [entry.name for entry in visible]))
+    _tell_left_out(tuple(images.left_out()))
     others = [entry.name for entry in visible if not is_parquet(entry.name)]
     if others and not images.only:
         _tell_others(images.root, len(others), others[0])
@@ -80,6 +81,14 @@ def _why_none(images: Folder, others: list[str]) -> str:
     if others:
         told += f", only {len(others)} others, the first is {others[0]}"
     return f"{told}; run `patchlake ingest` first"
+
+
+@lru_cache(_TOLD)
+def _tell_left_out(lines: tuple[str, ...]) -> None:
+    for line in lines[:_SHOWN]:
+        log.warning("%s", line)
+    if len(lines) > _SHOWN:
+        log.warning("... and %d more that are left out", len(lines) - _SHOWN)
 
 
 @lru_cache(_TOLD)

@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.lake import cache
 from pipeline.lake.folder import Folder, escape
 from pipeline.lake.owned import reading
+from pipeline.lake.roles import Use, require
 
 FORMAT = 2
 MANIFEST = "model.json"
@@ -137,11 +138,13 @@ def read_manifest(model: Folder) -> Manifest:
 
     Raises:
         ModelError: if there is none, or it is of another format.
+        ConfigError: if the folder is another table.
     """
     try:
         with reading(model.path(MANIFEST), _AGAIN, ModelError):
             content = model.read(MANIFEST)
     except FileNotFoundError:
+        require([Use(model, "model")])
         raise ModelError(
             f"{model.root} has no {MANIFEST}: no model was published there; run `patchlake fit`"
         ) from None

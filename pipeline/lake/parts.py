@@ -220,11 +220,12 @@ def require_source(scores: Folder, images: Folder) -> None:
     Raises:
         ConfigError: as `bind_source`.
     """
-    if not scores.exists(_SOURCE):
-        return
     then = f"restore it; for scores of {images.root} it holds that path and nothing else"
-    with reading(scores.path(_SOURCE), then):
-        found = scores.read(_SOURCE).decode()
+    try:
+        with reading(scores.path(_SOURCE), then):
+            found = scores.read(_SOURCE).decode()
+    except FileNotFoundError:
+        return
     if found != images.root:
         raise ConfigError(
             f"{scores.root} holds scores of {_shown(found)}, not of {images.root}; choose another "

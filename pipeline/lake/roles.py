@@ -9,7 +9,7 @@ well, and one that belongs to somebody else need not be marked:
     images      Parquet files that are data, and none of the above
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
@@ -44,8 +44,9 @@ class Use:
 def require(uses: Sequence[Use]) -> None:
     """Refuse a command that takes a folder for what it is not, before anything is written.
 
-    A folder that is read costs one listing of its sub-folders, one that is written a few requests
-    more.
+    A folder that is read costs one listing of its sub-folders, and so does one that is written,
+    unless it holds more than a thousand files: a few requests then. A model that is read is known
+    by its manifest (`lake.models.read_manifest`), and need not be asked here.
 
     Raises:
         ConfigError: if a folder has another role, or one that is written would be among the images.
@@ -88,24 +89,30 @@ def _is_data_of(inner: str, outer: str) -> bool:
 
 def _other_than_images(folder: Folder) -> Role | None:
     """Return the role of a folder that is ours and no images table, by its sub-folders."""
-    inner = set(folder.folders())
+    return _by_own(set(folder.folders()), folder.exists)
+
+
+def _by_own(inner: set[str], is_there: Callable[[str], bool]) -> Role | None:
     if not inner & {_RUNS, *_SCORES, *_COMPACTED}:
         return None
-    if folder.exists(_SOURCE):
+    if is_there(_SOURCE):
         return "compacted" if inner & _COMPACTED else "scores"
     return "model" if _RUNS in inner else None
 
 
 def _role_of(folder: Folder) -> Role | None:
-    # A new folder costs one request.
     names = list(islice(folder.names(), _LOOKED_AT))
-    if not names:
-        return None
-    found = _other_than_images(folder)
-    if found is not None or folder.exists(_SOURCE):
+    if len(names) < _LOOKED_AT:
+        # These are all.
+        inner = {first for first, slash, _ in (name.partition("/") for name in names) if slash}
+        is_there = set(names).__contains__
+    else:
+        inner, is_there = set(folder.folders()), folder.exists
+    found = _by_own(inner, is_there)
+    if found is not None or is_there(_SOURCE):
         # `_source.json` alone: a score table, or a compacted one, that was begun and no more.
         return found
-    if folder.exists(_MANIFEST):
+    if is_there(_MANIFEST):
         return "model"
     return "images" if any(map(_is_data, names)) else None
 

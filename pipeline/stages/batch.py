@@ -139,13 +139,12 @@ def _tried(
     for left in reversed(range(batch.attempts)):
         try:
             return work(batch)
-        except FileDamaged as error:
-            if left == 0:
+        except (FileDamaged, InputChanged) as error:
+            # A file that was replaced does not become what was planned; a read may have gone wrong.
+            if left == 0 or isinstance(error, InputChanged):
                 return replace(batch, failure=f"{name}: {error}")
         except PatchlakeError:
             raise
-        except InputChanged as error:
-            return replace(batch, failure=f"{name}: {error}")
         except Exception as error:  # noqa: BLE001 - the fragment is listed with it, see above
             if left == 0:
                 return replace(batch, failure=_describe(name, error))

@@ -1,16 +1,17 @@
 """pack: image files into one Parquet file of the images table, the bytes untouched."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.images.decode import is_image
+from pipeline.images.formats import Limits
 from pipeline.lake.folder import Folder, escape
-from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.sources import SourceImage
 from pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
 
@@ -25,12 +26,13 @@ Row = dict[str, object]
 def to_packs(shards: Sequence[Sequence[SourceImage]]) -> list[pa.Table]:
     """Return one row of schema `PACK` for each file to be written.
 
-    A file's name is a function of its sources, so that whoever writes it again replaces it.
+    A file's name is a function of its rows, so that whoever writes it again replaces it, and rows
+    that change later are in a file of another name.
     """
     packs = []
     for shard in shards:
-        identity = "\n".join(f"{image.uri} {image.version}" for image in shard)
-        name = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        identity = [[str(value) for value in astuple(image)] for image in shard]
+        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
         sources = pa.Table.from_pylist([asdict(image) for image in shard], schema=SOURCE)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, SOURCE) as writer:
@@ -47,6 +49,7 @@ class Pack:
 
     images: Folder
     fragment_images: int
+    limits: Limits
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Write the Parquet file; if none of its sources is an image, there is none."""
@@ -68,7 +71,7 @@ class Pack:
         size = 0
         for source in sources:
             image = SourceImage(**source)  # type: ignore[arg-type]
-            row = _read(Folder(image.folder, self.images.storage), image, outcome)
+            row = _read(Folder(image.folder, self.images.storage), image, self.limits, outcome)
             if row is None:
                 continue
             added = sum(
@@ -88,16 +91,20 @@ class _Outcome:
     images: int = 0
     bytes: int = 0
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def _read(folder: Folder, source: SourceImage, outcome: _Outcome) -> Row | None:
+def _read(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome) -> Row | None:
     try:
-        content = folder.read(source.name)
-        mask = folder.read(source.mask) if source.mask else None
-    except FileNotFoundError as error:
-        outcome.skipped.append(f"{source.uri}: {error}")
+        content = folder.read(source.name, at_most=limits.max_bytes + 1)
+    except FileNotFoundError:
+        outcome.skipped.append(f"{source.uri}: is gone since it was listed")
         return None
-    if not is_image(content):
+    if len(content) > limits.max_bytes:
+        outcome.skipped.append(f"{source.uri}: more than image.max_bytes, {limits.max_bytes}")
+        return None
+    mask = _mask(folder, source, limits, outcome)
+    if not is_image(content, limits):
         outcome.skipped.append(f"{source.uri}: not an image ({len(content)} bytes)")
         return None
     outcome.images += 1
@@ -113,7 +120,24 @@ def _read(folder: Folder, source: SourceImage, outcome: _Outcome) -> Row | None:
         "source_uri": source.uri,
         "source_version": source.version,
         "sha256": hashlib.sha256(content).hexdigest(),
+        # Also of a mask that is no image: until its file changes it is not looked at again.
+        "mask_version": source.mask_version,
     }
+
+
+def _mask(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome) -> bytes | None:
+    """Return a mask, untouched; None, and said, where it is no image."""
+    if source.mask is None:
+        return None
+    try:
+        content = folder.read(source.mask, at_most=limits.max_bytes + 1)
+    except FileNotFoundError:
+        outcome.notes.append(f"{folder.path(source.mask)}: a mask that is gone since it was listed")
+        return None
+    if len(content) <= limits.max_bytes and is_image(content, limits):
+        return content
+    outcome.notes.append(f"{folder.path(source.mask)}: a mask that is no image, or too large")
+    return None
 
 
 def _writer(file: object) -> pq.ParquetWriter:
@@ -122,17 +146,3 @@ def _writer(file: object) -> pq.ParquetWriter:
     others = [name for name in IMAGES.names if name not in blobs]
     compression = {name: "none" if name in blobs else "zstd" for name in IMAGES.names}
     return pq.ParquetWriter(file, IMAGES, compression=compression, use_dictionary=others)
-
-
-def known_sources(images: Folder, files: Sequence[str]) -> set[tuple[str, str]]:
-    """Return (source_uri, source_version) of all rows that were ingested before."""
-    known: set[tuple[str, str]] = set()
-    for name in files:
-        with images.open(name) as handle:
-            file = pq.ParquetFile(handle, page_checksum_verification=True)
-            if "source_version" in file.schema_arrow.names:
-                names = ["source_uri", "source_version"]
-                fetch_columns(handle, file, range(file.num_row_groups), names)
-                table = file.read(columns=names)
-                known.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    return known

@@ -16,6 +16,8 @@ from tests.conftest import output_files, read_scores
 # What a worker that lost its raylet, or its driver, may take to notice.
 _GRACE_S = 120.0
 
+# On the path of all processes of the chaos tests, and of no others.
+_FAULTS = str(Path(__file__).parent / "faults").encode()
 # What a cluster of Ray 2.60 has of its own, and keeps when a driver has gone.
 _OF_RAY = (
     "ray::IDLE",
@@ -101,17 +103,29 @@ def check_no_workers(cluster: str) -> None:
 
 
 def _working(mark: str) -> dict[int, str]:
-    """Return the processes that name `mark` in their command, environment or open files."""
+    """Return the processes that name `mark` in their command, environment or open files.
+
+    And decoding processes whose parent has gone: they get nothing of its environment but its path.
+    """
     found = {}
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            is_ours = mark in title or mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            is_ours = mark in title or mark.encode() in environment
             is_ours = is_ours or any(
                 mark in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
+            )
+            is_ours = is_ours or (
+                "pipeline.images.worker" in title and _FAULTS in environment and _is_orphan(pid)
             )
         except OSError:
             continue
         if is_ours and pid != os.getpid() and title:
             found[pid] = title.strip()
     return found
+
+
+def _is_orphan(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return "PPid:\t1\n" in status

@@ -15,7 +15,7 @@ from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, Job, Start, wait_for
 from tests.conftest import output_files
 
 # A moment's place in the run is drawn anew in each of as many equal stretches of it.
-MOMENTS = {"score": 7, "fit": 5, "ingest": 5, "evaluate": 5, "score on Ray": 8}
+MOMENTS = {"score": 8, "fit": 6, "ingest": 5, "evaluate": 5, "score on Ray": 6}
 # Until it has ended; and until what it has started has.
 _ENDS_S, _GONE_S = 10, 5
 

@@ -27,19 +27,25 @@ _CASES = 2000
 Case = Callable[[random.Random], None]
 
 
-def main(module: str, case: Case) -> None:
-    """Run a fuzz target's command line; the exit code is 1 where something was found."""
+def main(module: str, case: Case, prepare: Callable[[], None] | None = None) -> None:
+    """Run a fuzz target's command line; the exit code is 1 where something was found.
+
+    `prepare` makes what the cases share, once, before the clock starts; the children find it by
+    their environment.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="run just this one, in this process")
     parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.case is not None:
-        case(random.Random(f"{asked.seed}/{asked.case}"))
-        return
     if asked.child is not None:
         _run_cases(case, asked.seed, *asked.child)
+        return
+    if prepare is not None:
+        prepare()
+    if asked.case is not None:
+        case(random.Random(f"{asked.seed}/{asked.case}"))
         return
     cases, findings = fuzz(module, asked.seconds, asked.seed)
     print(f"{module}: {cases} cases of seed {asked.seed}, {len(findings)} findings")

@@ -9,11 +9,11 @@ digest as well, so that what is parsed is what was changed.
 import atexit
 import io
 import json
+import os
 import random
 import shutil
 import tempfile
 from contextlib import redirect_stdout
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,32 +46,28 @@ _METHODS = {
     "spade": {"method": {"name": "spade"}},
 }
 GROUP = "woven_cloth"
+_ENVIRONMENT = "PATCHLAKE_FUZZ_MODELS"
 
 
-@cache
-def _made() -> Path:
-    """Return a folder of models, one of each method, fitted once a process."""
+def prepare() -> None:
+    """Fit a model of each method; the processes of the cases find them by the environment."""
     root = Path(tempfile.mkdtemp(prefix="patchlake-fuzz-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     write_products(root / "pictures", seed=1, train=6, good=1, defects=1)
     plain = load_settings(flags=TINY)
-    ingest.run(str(root / "pictures"), str(root / "images"), None, None, plain, LOCAL)
-    return root
-
-
-@cache
-def _model(method: str) -> Path:
-    settings = load_settings(flags=TINY | _METHODS[method])
-    target = _made() / method
-    fit.run(str(_made() / "images"), str(target), settings, LOCAL, where=f"g == '{GROUP}'")
-    return target
+    # The results are shown on stdout, which is the harness's.
+    with redirect_stdout(io.StringIO()):
+        ingest.run(str(root / "pictures"), str(root / "images"), None, None, plain, LOCAL)
+        for method, options in _METHODS.items():
+            settings = load_settings(flags=TINY | options)
+            target = str(root / method)
+            fit.run(str(root / "images"), target, settings, LOCAL, where=f"\"group\" = '{GROUP}'")
+    os.environ[_ENVIRONMENT] = str(root)
 
 
 def case(choose: random.Random) -> None:
     """Change one file of a model, and score with it."""
-    # The harness reads stdout, on which a fit shows what it has made.
-    with redirect_stdout(io.StringIO()):
-        source = _model(choose.choice(sorted(_METHODS)))
+    source = Path(os.environ[_ENVIRONMENT]) / choose.choice(sorted(_METHODS))
     with tempfile.TemporaryDirectory(prefix="patchlake-fuzz-") as scratch:
         model = Path(scratch) / "model"
         shutil.copytree(source, model, ignore=shutil.ignore_patterns("_runs"))
@@ -151,4 +147,4 @@ def _use(folder: Folder) -> None:
 
 
 if __name__ == "__main__":
-    main("tests.fuzz.model", case)
+    main("tests.fuzz.model", case, prepare)

@@ -367,7 +367,8 @@ def tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from pipeline.config import BackboneSettings
     from pipeline.features.backbone import load_backbone
     from pipeline.features.extractor import Extractor
-    from pipeline.images.decode import decode_image
+    from pipeline.images.files import decode_image
+    from pipeline.images.formats import Limits
     from pipeline.images.geometry import Geometry
     from pipeline.methods.patchcore import PatchCore
 
@@ -379,7 +380,7 @@ def tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     def embed(folder: str, count: int) -> np.ndarray:
         paths = sorted((ASSETS / "data/magnetic_tile" / folder).iterdir())
         images = [
-            decode_image(path.read_bytes(), max_pixels=10**8, max_bytes=10**8)
+            decode_image(path.read_bytes(), Limits())
             for path in paths[:: len(paths) // count][:count]
         ]
         embeddings = extract(np.stack([geometry.apply(image) for image in images]))["patches"]

@@ -13,7 +13,8 @@ from PIL import Image
 from jobs import fit
 from pipeline.config import load_settings
 from pipeline.features.extractor import Extractor
-from pipeline.images.decode import decode_image
+from pipeline.images.files import decode_image
+from pipeline.images.formats import Limits
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import GroupRecord, Manifest, read_manifest
 from pipeline.methods import build
@@ -82,7 +83,7 @@ class Model:
     def _opened(self, row: Row) -> Image.Image:
         file = pq.ParquetFile(self.images / str(row["source_path"]))
         content = file.read(["image"])["image"][row["source_row"]].as_py()
-        return decode_image(content, max_pixels=10**6, max_bytes=10**7)
+        return decode_image(content, Limits())
 
 
 def assert_stored(row: Row, found: Scores) -> None:

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.assets, pytest.mark.slow]
 WEIGHTS = ASSETS / "weights" / "resnet18.safetensors"
 # Of the papers' settings these alone are others: 30 epochs are three minutes.
 OPTIONS = {"cfa": {"epochs": 2}}
-# Measured: 1.0 for all six, and for the four with maps 0.986 to 0.991 and 0.935 to 0.966. With the
+# Measured: 1.0 for all, and for those with maps 0.986 to 0.991 and 0.935 to 0.966. With the
 # scores of each one's neighbour they would be at 0.88, and with maps upside down at 0.96 and 0.80.
 IMAGE_AUROC, PIXEL_AUROC, AUPRO = 0.9, 0.95, 0.9
 
@@ -44,7 +44,8 @@ def hazelnuts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("method", sorted(SMALL))
+# PatchCore is held to the numbers of another implementation in test_tiles.py.
+@pytest.mark.parametrize("method", sorted(set(SMALL) - {"patchcore"}))
 def test_it_finds_the_defects_and_where_they_are(method: str, hazelnuts: Path, tmp_path: Path):
     settings, model, scores = settings_of(method), str(tmp_path / "model"), str(tmp_path / "scores")
     fit.run(str(hazelnuts), model, settings, LOCAL)

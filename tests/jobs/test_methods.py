@@ -28,6 +28,10 @@ SMALL = {
 WITHOUT_MAP = {"dn2", "mahalanobis"}
 # What it sees of the images is shuffled fragment by fragment.
 DEPENDS_ON_FRAGMENTS = {"cfa"}
+# One of each way through a cluster: workers in step, sums over fragments and verdicts, a bank that
+# is selected, galleries. DN2 gathers as PatchCore does; PaDiM is fitted on Ray below, and in
+# test_update.py.
+ON_RAY = ("cfa", "mahalanobis", "patchcore", "spade")
 
 
 def settings_of(method: str, **changed: object) -> Settings:
@@ -163,6 +167,7 @@ def test_models_are_arrays_and_json(done: Done):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("done", ON_RAY, indirect=True)
 def test_ray_and_local_write_the_same_bytes(
     done: Done, images: Path, tmp_path: Path, local_ray: None
 ):

@@ -178,9 +178,10 @@ def _environment(tmp_path: Path) -> dict[str, str]:
 # The end of a scoring run, without the scoring: all new contents of night 22 are committed, and
 # night 21 is to expire. Says when it begins: most of its life goes into starting Python.
 _RETIRE = """import sys
+from functools import partial
 from jobs.retirement import Retirement
 from pipeline.config import Settings
-from pipeline.lake import runs
+from pipeline.lake import parts, runs
 from pipeline.lake.expiry import expired_keys
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
@@ -191,7 +192,8 @@ record = runs.RunRecord(run="r", verb="score", images="i", where=None, version=V
 scores = Folder(sys.argv[1])
 retire = Retirement.checked("dt < '2026-11-22'", "lake.plant.scores")
 print("begin", flush=True)
-retire(scores, runs.Run(scores, record), fragments, expired_keys(scores, VERSION))
+superseded = partial(parts.superseded, fragments)
+retire(scores, runs.Run(scores, record), superseded, expired_keys(scores, VERSION))
 """
 
 

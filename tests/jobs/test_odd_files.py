@@ -38,7 +38,7 @@ def empty(file: Path) -> None:
 def zeroed_group(file: Path) -> None:
     table = pq.ParquetFile(file).read()
     # Two groups in a row group: their column has to be read.
-    groups = pa.array(["x"] + table.column("group").to_pylist()[1:])
+    groups = pa.array(["x", *table.column("group").to_pylist()[1:]])
     at = table.column_names.index("group")
     pq.write_table(table.set_column(at, "group", groups), file)
     begin, end = _pages(file, "group")
@@ -112,7 +112,7 @@ def test_a_lake_without_rows_is_said_to_have_none(patchlake, images: Path, model
 
 
 def test_one_file_is_scored_as_in_its_folder(patchlake, lake, model: Path, tmp_path: Path):
-    root, other = lake
+    _, other = lake
     scores = tmp_path / "scores"
     flags = (model, scores, "--heatmaps", "none", *TINY_FLAGS)
     assert patchlake("score", other, *flags).code == 0

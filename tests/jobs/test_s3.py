@@ -138,7 +138,7 @@ def test_every_verb_works_in_s3_and_gives_what_a_disk_gives(
 def test_nothing_that_is_written_or_said_holds_a_credential(
     lake: Lake, patchlake, monkeypatch: pytest.MonkeyPatch
 ):
-    # `testing`, the secret, is a word of its own; the session token is one that nothing else has.
+    # Nothing else has these words: `testing`, say, is a split.
     token = "TOKEN0f5e2b7c"
     monkeypatch.setenv("AWS_SECURITY_TOKEN", token)
     said = ""
@@ -157,37 +157,40 @@ def test_nothing_that_is_written_or_said_holds_a_credential(
     result = patchlake(*lake.command(), *fresh_client())
     assert result.code == 2
     said += result.out + result.err
-    secrets = (b"testing", token.encode(), b"WRONG3a9d11", b"test:tester", b"Signature=")
+    secret = lake.store.server.secret
+    secrets = (secret.encode(), token.encode(), b"WRONG3a9d11", b"test:tester", b"Signature=")
     everything = {**lake.store.files(), "said": said.encode()}
     assert len(everything) > 60
     for name, content in everything.items():
-        for secret in secrets:
-            assert secret not in content, f"{name} holds {secret!r}"
-            assert secret.decode() not in name
+        for word in secrets:
+            assert word not in content, f"{name} holds {word!r}"
+            assert word.decode() not in name
 
 
 @pytest.mark.parametrize(
     ("faults", "rate"),
     [
-        *(((fault,), 0.1) for fault in FAULTS),
-        *((("slow_down",), rate) for rate in (0.01, 0.5)),
-        *((FAULTS, rate) for rate in (0.01, 0.1, 0.5)),
+        # Waits that grow, of everything at once; then all kinds, now and then, and all the time.
+        (("slow_down",), 0.5),
+        (FAULTS, 0.1),
+        (FAULTS, 0.5),
     ],
 )
 def test_faults_of_storage_change_no_byte(faults: Sequence[Fault], rate: float, lake: Lake):
     lake.store.proxy.faults, lake.store.proxy.rate = faults, rate
     summary = lake.score("scores", timeout_s=2, retries=12)
     assert summary.statuses == {"ok": 44}
-    assert rate == 0.01 or lake.store.proxy.met()
+    met = lake.store.proxy.met().keys()
+    assert met == set(faults) or (met and rate < 0.5)
     assert lake.store.output("scores") == lake.expected
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_a_fit_under_faults_makes_the_same_model(rate: float, lake: Lake):
+def test_a_fit_under_faults_makes_the_same_model(lake: Lake):
+    """At half of all requests; at a tenth of them, and on Ray, below."""
     store = lake.store
     fit.run(lake.images, store.uri("undisturbed"), store.settings(), LOCAL)
     store.proxy.faults = ("slow_down", "internal", "reset", "lost", "truncated")
-    store.proxy.rate = rate
+    store.proxy.rate = 0.5
     settings = store.settings(timeout_s=2, retries=12)
     fit.run(lake.images, store.uri("disturbed"), settings, LOCAL)
     ours, theirs = store.output("disturbed"), store.output("undisturbed")

@@ -193,7 +193,7 @@ def test_a_name_that_is_neither_key_nor_column_is_told_with_the_nearest(lake):
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("line < 5", "compares column 'line', which is string, with 5"),
+        ("line < 5", "5 is no string, as column 'line' is; write it in"),
         ("exposure = 'long'", "'long' is no int16, as column 'exposure' is"),
         ("line = exposure", "does not fit dt=.*equal.*string, int16"),
         ("not (exposure > image or line = taken)", "does not fit dt="),

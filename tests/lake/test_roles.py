@@ -42,6 +42,17 @@ def test_a_folder_is_known_by_what_only_it_has(held, scheme, tmp_path):
             require(use)
 
 
+@pytest.mark.parametrize("held", ["model", "scores", "compacted", "scores whose heatmaps"])
+def test_a_table_of_too_many_files_to_look_at_is_known_as_well(held, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.lake.roles._LOOKED_AT", 1)
+    folder = Folder.at(str(tmp_path))
+    for name in next(names for role, names in ROLES.items() if role.startswith(held)):
+        folder.write(name, b"")
+    require([Use(folder, held.split()[0], is_written=True)])
+    with pytest.raises(ConfigError, match="cannot be an images table as well"):
+        require([Use(folder, "images", is_written=True)])
+
+
 def test_an_empty_folder_and_one_with_notes_may_become_anything(tmp_path):
     (tmp_path / "README.txt").write_text("ours")
     for role in ("images", "scores", "compacted", "model"):

@@ -89,16 +89,16 @@ def _patch_batch(module):
     module.advance = advance
 
 
-def _patch_source(module):
-    original = module.decode_image
+def _patch_decode(module):
+    original = module.decode_picture
 
-    def decode_image(content, **limits):
+    def decode_picture(content, *limits, **options):
         spec = _spec()
         if spec.get("image") == hashlib.sha256(content).hexdigest() and _is_due(spec):
             _raise(spec)
-        return original(content, **limits)
+        return original(content, *limits, **options)
 
-    module.decode_image = decode_image
+    module.decode_picture = decode_picture
 
 
 def _patch_runs(module):
@@ -120,7 +120,7 @@ def _patch_runs(module):
 
 _PATCHES = {
     "pipeline.stages.batch": _patch_batch,
-    "pipeline.stages.source": _patch_source,
+    "pipeline.stages.decode": _patch_decode,
 }
 _CLOCK = {"pipeline.lake.runs": _patch_runs}
 

@@ -1,0 +1,228 @@
+"""A manifest: a table whose rows name image files, with what is known of them.
+
+Columns are `uri`, and `image_id`, `group`, `split`, `label`, `mask_uri`, `captured_at` as there
+are. A header that is nearly one of these is refused, not passed over; other columns are said. CSV
+is UTF-8 (or UTF-16 with a byte order mark), separated by comma, semicolon or tab; all its cells are
+text, so that 007 stays 007. A time without a zone is in UTC.
+"""
+
+import codecs
+import csv
+import difflib
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from pipeline.errors import ConfigError, FileDamaged, StorageError, TableError
+from pipeline.lake.apart import Call, apart
+from pipeline.lake.folder import Folder
+from pipeline.lake.owned import parquet_table
+from pipeline.lake.shown import listed, shown
+from pipeline.lake.sources import Listing, SourceImage
+from pipeline.lake.stores import Entry
+
+_ENDINGS = (".csv", ".tsv", ".parquet")
+_COLUMNS = ("uri", "image_id", "group", "split", "label", "mask_uri", "captured_at")
+# Headers that are not near by their letters, and mean one of ours.
+_MEANT = {"mask": "mask_uri", "mask_path": "mask_uri", "path": "uri", "file": "uri"}
+_MEANT |= {"filename": "uri", "file_name": "uri", "image": "uri", "class": "label"}
+_NEAR = 0.8
+_SHOWN = 5
+
+
+def is_manifest(source: str) -> bool:
+    """Return whether a source is a manifest by its name, in any case."""
+    return source.lower().endswith(_ENDINGS)
+
+
+def list_manifest(
+    manifest: tuple[Folder, str], group: str | None, prefixes: Sequence[str]
+) -> Listing:
+    """Return the images that a manifest names.
+
+    Args:
+        manifest: The folder and name of the file; relative URIs are relative to the folder.
+        group: Of all images; None takes the manifest's own, or its name.
+        prefixes: Where its absolute URIs may point.
+
+    Raises:
+        ConfigError: if there is no such file, or an URI points outside the prefixes.
+        TableError: if it cannot be read, has no column `uri`, or one that is nearly one of ours.
+    """
+    base, file_name = manifest
+    source = base.path(file_name)
+    table = _read(base, file_name)
+    listing = Listing()
+    _require_headers(table.column_names, source, listing)
+    allowed = [base.root, *prefixes]
+    seen: set[str] = set()
+    faults: list[str] = []
+    for number, row in enumerate(table.to_pylist()):
+        uri = _text(row, "uri")
+        if uri is None:
+            listing.skipped.append(f"{source}: row {number} has no uri")
+            continue
+        located = _locate(base, [uri, _text(row, "mask_uri")], allowed, (source, prefixes))
+        folder, (name, *masks) = located
+        image = _image(row, (Folder(folder, base.storage), name), group or file_name)
+        if image is None:
+            listing.skipped.append(f"{shown(uri)[1:-1]}: does not exist")
+        elif image.uri in seen:
+            listing.skipped.append(f"{source}: row {number} names {shown(uri)} again")
+        else:
+            seen.add(image.uri)
+            listing.images.append(_with_mask(image, masks, base, faults))
+            if _text(row, "captured_at") is not None and image.captured_at is None:
+                faults.append(
+                    f"captured_at of {shown(uri)} is {shown(str(row['captured_at']))}, which is no "
+                    "time as 2026-11-28T06:00:00Z; its row has none"
+                )
+    listing.notes.extend(f"{source}: {fault}" for fault in faults[:_SHOWN])
+    if len(faults) > _SHOWN:
+        listing.notes.append(f"{source}: ... and {len(faults) - _SHOWN} more cells like these")
+    return listing
+
+
+def _require_headers(names: Sequence[str], source: str, listing: Listing) -> None:
+    others = []
+    for name in names:
+        if name in _COLUMNS:
+            continue
+        plain = "_".join(name.strip().lstrip("\ufeff").casefold().replace("-", " ").split())
+        near = difflib.get_close_matches(plain, _COLUMNS, n=1, cutoff=_NEAR)
+        meant = plain if plain in _COLUMNS else near[0] if near else _MEANT.get(plain)
+        if meant is not None and meant not in names:
+            raise TableError(
+                f"{source}: column {shown(name)} is not read; if it is '{meant}', rename it, else "
+                "give it a name that is not like one of ours"
+            )
+        others.append(name)
+    if "uri" not in names:
+        raise TableError(f"{source}: a manifest needs column 'uri', it has {list(names)}")
+    if others:
+        listing.notes.append(f"{source}: columns that are not read: {listed(others)}")
+
+
+def _locate(
+    base: Folder,
+    cells: Sequence[str | None],
+    allowed: Sequence[str],
+    told: tuple[str, Sequence[str]],
+) -> tuple[str, list[str]]:
+    """Return the allowed folder above all URIs, and their names in it. Raises `ConfigError`."""
+    uris = [cell for cell in cells if cell is not None]
+    paths = [_path(base, uri) for uri in uris]
+    if not any(".." in PurePosixPath(path).parts for path in paths):
+        for folder in allowed:
+            prefix = folder.rstrip("/") + "/"
+            if all(path.startswith(prefix) for path in paths):
+                return folder, [path.removeprefix(prefix) for path in paths]
+    source, prefixes = told
+    named = " with mask ".join(map(shown, uris))
+    raise ConfigError(
+        f"{source}: {named} is outside {base.root} and of image.uri_prefixes "
+        f"{listed(prefixes)}; add its prefix with --set image.uri_prefixes=[...]"
+    )
+
+
+def _path(base: Folder, uri: str) -> str:
+    """Return the normalised URI; a relative one is relative to the manifest."""
+    if "://" in uri or uri.startswith("/"):
+        folder, _, name = uri.rpartition("/")
+        return Folder(folder or "/", base.storage).path(name)
+    return base.path(uri)
+
+
+def _text(row: dict[str, object], name: str) -> str | None:
+    value = row.get(name)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value in (None, "") else str(value)
+
+
+def _image(row: dict[str, object], place: tuple[Folder, str], group: str) -> SourceImage | None:
+    """Return the image of a row; None if its file does not exist."""
+    folder, name = place
+    entry = _entry(folder, name)
+    if entry is None:
+        return None
+    return SourceImage(
+        image_id=_text(row, "image_id") or str(row["uri"]),
+        folder=folder.uri,
+        name=entry.name,
+        version=entry.version,
+        bytes=entry.size,
+        group=_text(row, "group") or PurePosixPath(group).stem,
+        split=_text(row, "split"),
+        label=_text(row, "label"),
+        captured_at=_time(row.get("captured_at")),
+    )
+
+
+def _with_mask(
+    image: SourceImage, masks: Sequence[str], base: Folder, faults: list[str]
+) -> SourceImage:
+    if not masks:
+        return image
+    entry = _entry(Folder(image.folder, base.storage), masks[0])
+    if entry is None:
+        faults.append(f"the mask {shown(masks[0])} of {shown(image.name)} does not exist")
+        return image
+    return replace(image, mask=entry.name, mask_version=entry.version)
+
+
+def _entry(folder: Folder, name: str) -> Entry | None:
+    try:
+        return folder.entry(name)
+    except StorageError:
+        raise
+    except (OSError, ValueError):
+        # A folder, a name that no file can have, a path below a file.
+        return None
+
+
+def _time(cell: object) -> datetime | None:
+    if isinstance(cell, str):
+        try:
+            cell = datetime.fromisoformat(cell.strip())
+        except ValueError:
+            return None
+    if not isinstance(cell, datetime):
+        return None
+    return cell if cell.tzinfo else cell.replace(tzinfo=UTC)
+
+
+def _read(base: Folder, file_name: str) -> pa.Table:
+    path = base.path(file_name)
+    try:
+        content = base.read(file_name)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    try:
+        if file_name.lower().endswith(".parquet"):
+            return apart(base, Call(parquet_table, content, path))
+        return _csv(content)
+    except (FileDamaged, pa.ArrowInvalid, UnicodeError, csv.Error) as error:
+        raise TableError(f"{path} cannot be read: {error}") from None
+
+
+def _csv(content: bytes) -> pa.Table:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16").encode()
+    text = content.decode("utf-8-sig")
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    names = next(csv.reader([header.rstrip("\r")], delimiter=separator), [])
+    options = pa_csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+    parse = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+    found: pa.Table = pa_csv.read_csv(
+        io.BytesIO(text.encode()), parse_options=parse, convert_options=options
+    )
+    return found

@@ -1,0 +1,130 @@
+"""Ingest again: what changed in SOURCE arrives in IMAGES, once; and what is refused or listed."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import ingest
+from pipeline.config import Settings
+from pipeline.stages import resync
+from tests.conftest import LOCAL
+
+
+def _photo(path: Path, colour: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), (colour, 2 * colour % 256, 7)).save(path)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for number in range(4):
+        _photo(root / f"p/train/good/{number}.png", number)
+    _photo(root / "p/test/hole/9.png", 9)
+    return root
+
+
+def _rows(images: Path) -> dict[str, tuple[object, ...]]:
+    names = ["image_id", "label", "mask_version", "sha256"]
+    tables = [pq.ParquetFile(file).read(columns=names) for file in images.rglob("*.parquet")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    found = {row["image_id"]: (row["label"], row["mask_version"], row["sha256"]) for row in rows}
+    assert len(found) == len(rows), "a row is there twice"
+    return found
+
+
+def _again(source: Path, images: Path, settings: Settings) -> dict[str, tuple[object, ...]]:
+    ingest.run(str(source), str(images), None, None, settings, LOCAL)
+    return _rows(images)
+
+
+def test_what_changed_arrives_once(source: Path, tmp_path: Path, tiny: Settings):
+    images = tmp_path / "images"
+    before = _again(source, images, tiny)
+    assert len(before) == 5
+    _photo(source / "p/ground_truth/hole/9_mask.png", 255)
+    (source / "p/test/crack").mkdir()
+    (source / "p/train/good/3.png").rename(source / "p/test/crack/3.png")
+    _photo(source / "p/train/good/0.png", 77)
+    (source / "p/train/good/2.png").unlink()
+    after = _again(source, images, tiny)
+    assert sorted(after) == [
+        *("p/test/crack/3.png", "p/test/hole/9.png"),
+        *(f"p/train/good/{number}.png" for number in (0, 1, 2)),
+    ]
+    assert after["p/test/hole/9.png"][1] is not None
+    assert after["p/test/crack/3.png"] == ("crack", None, before["p/train/good/3.png"][2])
+    assert after["p/train/good/0.png"][2] != before["p/train/good/0.png"][2]
+    for kept in ("p/train/good/1.png", "p/train/good/2.png"):
+        assert after[kept] == before[kept]
+    files = {file: file.read_bytes() for file in images.rglob("*.parquet")}
+    assert _again(source, images, tiny) == after
+    assert {file: file.read_bytes() for file in images.rglob("*.parquet")} == files
+
+
+def test_a_kill_between_writing_and_removing_is_made_up_for(
+    source: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    images = tmp_path / "images"
+    _again(source, images, tiny)
+    (source / "p/train/good/3.png").rename(source / "p/test/hole/3.png")
+    _photo(source / "p/train/good/0.png", 77)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resync, "_without", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _again(source, images, tiny)
+    after = _again(source, images, tiny)
+    assert sorted(after) == [
+        *("p/test/hole/3.png", "p/test/hole/9.png"),
+        *(f"p/train/good/{number}.png" for number in (0, 1, 2)),
+    ]
+
+
+def test_a_mask_that_is_no_image_is_said_once_and_does_not_make_its_row_twice(
+    source: Path, tmp_path: Path, patchlake
+):
+    mask = source / "p/ground_truth/hole/9_mask.png"
+    mask.parent.mkdir(parents=True)
+    mask.write_text("drawn tomorrow")
+    images = tmp_path / "images"
+    first = patchlake("ingest", source, images, "--runner", "local")
+    assert (first.code, "9_mask.png: a mask that is no image" in first.err) == (0, True)
+    second = patchlake("ingest", source, images, "--runner", "local")
+    assert (second.code, "ingested 0 images" in second.out) == (0, True)
+    assert len(_rows(images)) == 5
+
+
+def test_rows_of_other_people_stay(source: Path, tmp_path: Path, images: Path, tiny: Settings):
+    lake = tmp_path / "images"
+    shutil.copytree(images, lake)
+    others = {file: file.read_bytes() for file in lake.rglob("*.parquet")}
+    ingest.run(str(source), str(lake), None, None, tiny, LOCAL)
+    assert all(file.read_bytes() == content for file, content in others.items())
+
+
+@pytest.mark.parametrize("images", ["photos", "photos/images", "."])
+def test_what_would_ingest_itself_is_refused(source: Path, patchlake, images: str):
+    target = source.parent / images
+    result = patchlake("ingest", source, target, "--runner", "local")
+    assert result.code == 2
+    assert "are one folder, or one lies in the other" in result.err
+
+
+def test_names_cannot_write_to_the_terminal_and_large_files_are_not_read(
+    source: Path, tmp_path: Path, patchlake
+):
+    (source / "p/train/good/\x1b[2J\x1b[31mred\n.png").write_bytes(b"no image")
+    with (source / "p/train/good/film.png").open("wb") as film:
+        film.truncate(2**36)
+    result = patchlake("ingest", source, tmp_path / "images", "--runner", "local")
+    assert result.code == 0
+    assert "\x1b" not in result.err + result.out
+    assert "film.png: 68719476736 bytes, image.max_bytes is" in result.err
+    assert len(_rows(tmp_path / "images")) == 5

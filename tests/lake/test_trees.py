@@ -1,0 +1,166 @@
+"""Trees of folders: splits, labels, groups and masks by name, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ColumnSettings
+from pipeline.errors import ConfigError
+from pipeline.lake.folder import Folder
+from pipeline.lake.sources import Listing
+from pipeline.lake.trees import Words, guess_layout, list_folder, list_tree
+
+WORDS = Words.of(ColumnSettings())
+NO_MASK = None
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Folder:
+    return Folder.at(str(tmp_path / "source"))
+
+
+def _write(root: Folder, *names: str) -> None:
+    for name in names:
+        root.write(name, name.encode())
+
+
+def _tree(root: Folder, group: str | None = None) -> Listing:
+    entries = root.find()
+    assert guess_layout(root.root, entries, WORDS) == "mvtec"
+    return list_tree(root, entries, WORDS, (group, "source"))
+
+
+def _rows(listing: Listing) -> dict[str, tuple[object, ...]]:
+    return {i.name: (i.group, i.split, i.label, i.mask) for i in listing.images}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "truth", "good", "bad", "mask"),
+    [
+        ("train", "test", "ground_truth", "good", "crack", "0_mask.png"),
+        ("train", "test", "ground_truth", "ok", "ko", "0.png"),
+        ("Train", "Test", "Ground_Truth", "Good", "hole", "0_GT.BMP"),
+        ("training", "validation", "masks", "normal", "anomaly", "0-label.tif"),
+        ("train", "val", "gt", "OK", "NG", "mask_0.jpg"),
+        ("train", "test", "groundtruth", "pass", "fail", "0.mask.png"),
+    ],
+)
+@pytest.mark.parametrize("above", ["", "tile/", "plant 7/tile/"])
+def test_a_tree_of_splits_is_read_by_its_words(root, train, test, truth, good, bad, mask, above):
+    names = [f"{train}/{good}/0.png", f"{test}/{good}/0.png", f"{test}/{bad}/0.png"]
+    _write(root, *(above + name for name in (*names, f"{truth}/{bad}/{mask}")))
+    listing = _tree(root)
+    group = above.rstrip("/") or "source"
+    assert _rows(listing) == {
+        above + names[0]: (group, train, good, None),
+        above + names[1]: (group, test, good, None),
+        above + names[2]: (group, test, bad, f"{above}{truth}/{bad}/{mask}"),
+    }
+    assert (listing.skipped, listing.notes) == ([], [])
+
+
+def test_a_tree_without_splits(root):
+    _write(root, "cup/good/0.png", "cup/broken/1.png", "nut/good/0.png")
+    assert _rows(_tree(root)) == {
+        "cup/good/0.png": ("cup", None, "good", None),
+        "cup/broken/1.png": ("cup", None, "broken", None),
+        "nut/good/0.png": ("nut", None, "good", None),
+    }
+
+
+def test_folders_that_only_say_what_files_are_are_passed_over(root):
+    """VisA."""
+    _write(root, "candle/Data/Images/Normal/0.JPG", "candle/Data/Images/Anomaly/0.JPG")
+    _write(root, "candle/Data/Masks/Anomaly/0.png")
+    assert _rows(_tree(root)) == {
+        "candle/Data/Images/Normal/0.JPG": ("candle", None, "Normal", None),
+        "candle/Data/Images/Anomaly/0.JPG": (
+            *("candle", None, "Anomaly"),
+            "candle/Data/Masks/Anomaly/0.png",
+        ),
+    }
+
+
+def test_splits_above_the_groups(root):
+    _write(root, "train/cup/good/0.png", "test/cup/crack/1.png", "ground_truth/cup/crack/1.png")
+    assert _rows(_tree(root)) == {
+        "train/cup/good/0.png": ("cup", "train", "good", None),
+        "test/cup/crack/1.png": ("cup", "test", "crack", "ground_truth/cup/crack/1.png"),
+    }
+
+
+def test_a_mask_in_a_folder_of_its_images_name(root):
+    """MVTec LOCO; with two masks there is none."""
+    _write(root, "train/good/0.png", "test/logical/0.png", "test/logical/1.png")
+    _write(
+        root, *(f"ground_truth/logical/{name}" for name in ("0/000.png", "1/000.png", "1/1.png"))
+    )
+    listing = _tree(root)
+    assert _rows(listing)["test/logical/0.png"][3] == "ground_truth/logical/0/000.png"
+    assert _rows(listing)["test/logical/1.png"][3] is None
+    assert "test/logical/1.png has 2 masks, and gets none" in listing.notes[0]
+
+
+def test_masks_beside_their_images_are_no_images(root):
+    """KolektorSDD: also in a plain folder."""
+    _write(root, "0.jpg", "0_label.bmp", "1.jpg", "label.jpg")
+    listing = list_folder(root, root.find(), "parts")
+    assert _rows(listing) == {
+        "0.jpg": ("parts", None, None, "0_label.bmp"),
+        "1.jpg": ("parts", None, None, None),
+        "label.jpg": ("parts", None, None, None),
+    }
+
+
+def test_what_has_no_partner_and_what_lies_elsewhere_is_said(root):
+    _write(root, "train/good/0.png", "test/crack/0.png", "test/crack/1.png", "license.txt")
+    _write(root, "ground_truth/crack/0.png", "ground_truth/crack/7.png", "train/readme.txt")
+    listing = _tree(root)
+    assert sorted(_rows(listing)) == ["test/crack/0.png", "test/crack/1.png", "train/good/0.png"]
+    assert listing.skipped == [
+        f"{root.root}/{name}: not below a folder of a split and of a label"
+        for name in ("license.txt", "train/readme.txt")
+    ]
+    assert listing.notes == [
+        f"{root.root}: no mask for 1 defective images: test/crack/1.png",
+        f"{root.root}: no image for 1 masks: ground_truth/crack/7.png",
+    ]
+
+
+def test_a_split_within_another_is_refused(root):
+    _write(root, "train/good/0.png", "train/test/good/1.png")
+    with pytest.raises(ConfigError, match=r"\['train', 'test'\]: is it to train on or to test on"):
+        _tree(root)
+
+
+def test_good_folders_at_two_depths_are_refused(root):
+    _write(root, "good/0.png", "cup/good/1.png")
+    with pytest.raises(ConfigError, match=r"at several depths, as in 'good/0.png' and 'cup/good"):
+        _tree(root)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["parts/0.png", "ng/1.png"],
+        ["parts/0.png", "masks/0.png"],
+        ["train/0.png", "test/1.png"],
+        ["train/a/0.png", "train/defect/1.png"],
+    ],
+)
+def test_folders_that_mean_something_and_none_that_means_good_are_refused(root, names):
+    _write(root, *names)
+    with pytest.raises(ConfigError, match=r"none whose name says .*--layout folder"):
+        guess_layout(root.root, root.find(), WORDS)
+    words = Words.of(ColumnSettings(good_labels=("parts", "a", "train")))
+    if names[0].startswith(("parts", "train/a")):
+        assert guess_layout(root.root, root.find(), words) == "mvtec"
+
+
+def test_a_plain_folder_is_one_group_without_labels(root):
+    _write(root, "b.jpg", "a/c.png")
+    assert guess_layout(root.root, root.find(), WORDS) == "folder"
+    assert _rows(list_folder(root, root.find(), "line 4")) == {
+        "a/c.png": ("line 4", None, None, None),
+        "b.jpg": ("line 4", None, None, None),
+    }
