@@ -22,9 +22,9 @@ from pipeline.errors import ConfigError, FileDamaged, StorageError, TableError
 from pipeline.lake.apart import Call, apart
 from pipeline.lake.folder import Folder
 from pipeline.lake.owned import parquet_table
-from pipeline.lake.shown import listed, shown
 from pipeline.lake.sources import Listing, SourceImage
 from pipeline.lake.stores import Entry
+from pipeline.shown import listed, shown
 
 _ENDINGS = (".csv", ".tsv", ".parquet")
 _COLUMNS = ("uri", "image_id", "group", "split", "label", "mask_uri", "captured_at")
