@@ -11,5 +11,5 @@ from tests.fuzz import model
 def test_a_damaged_model_is_named_or_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model.fit_models(tmp_path, ["patchcore"])
     monkeypatch.setenv(model.MODELS, str(tmp_path / "models"))
-    for number in range(15):
+    for number in range(8):
         model.case(random.Random(f"0/{number}"))
