@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -46,28 +47,34 @@ _METHODS = {
     "spade": {"method": {"name": "spade"}},
 }
 GROUP = "woven_cloth"
-_ENVIRONMENT = "PATCHLAKE_FUZZ_MODELS"
+# The variable that names the folder of the models.
+MODELS = "PATCHLAKE_FUZZ_MODELS"
 
 
 def prepare() -> None:
     """Fit a model of each method; the processes of the cases find them by the environment."""
     root = Path(tempfile.mkdtemp(prefix="patchlake-fuzz-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    write_products(root / "pictures", seed=1, train=6, good=1, defects=1)
-    plain = load_settings(flags=TINY)
     # The results are shown on stdout, which is the harness's.
     with redirect_stdout(io.StringIO()):
-        ingest.run(str(root / "pictures"), str(root / "images"), None, None, plain, LOCAL)
-        for method, options in _METHODS.items():
-            settings = load_settings(flags=TINY | options)
-            target = str(root / method)
-            fit.run(str(root / "images"), target, settings, LOCAL, where=f"\"group\" = '{GROUP}'")
-    os.environ[_ENVIRONMENT] = str(root)
+        fit_models(root, _METHODS)
+    os.environ[MODELS] = str(root / "models")
+
+
+def fit_models(root: Path, methods: Iterable[str]) -> None:
+    """Write a model of each of these methods to `root/models`, of images that are made there."""
+    write_products(root / "pictures", seed=1, train=6, good=1, defects=1)
+    plain = load_settings(flags=TINY)
+    ingest.run(str(root / "pictures"), str(root / "images"), None, None, plain, LOCAL)
+    for method in methods:
+        settings = load_settings(flags=TINY | _METHODS[method])
+        target = str(root / "models" / method)
+        fit.run(str(root / "images"), target, settings, LOCAL, where=f"\"group\" = '{GROUP}'")
 
 
 def case(choose: random.Random) -> None:
     """Change one file of a model, and score with it."""
-    source = Path(os.environ[_ENVIRONMENT]) / choose.choice(sorted(_METHODS))
+    source = choose.choice(sorted(Path(os.environ[MODELS]).iterdir()))
     with tempfile.TemporaryDirectory(prefix="patchlake-fuzz-") as scratch:
         model = Path(scratch) / "model"
         shutil.copytree(source, model, ignore=shutil.ignore_patterns("_runs"))
