@@ -34,8 +34,9 @@ from pipeline.cluster.runner import Pipeline, Stage, Startable
 from pipeline.methods.workers import Held, M, Peers, T
 
 # Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, its process has 400 MB of libraries, and
-# one 100-megapixel image is 300 MB in the process that decodes it. Declared, it also keeps Ray from fusing decode into the actors: it fuses what asks
-# for the same resources, and decoding would then wait for the network instead of running ahead.
+# one 100-megapixel image is 300 MB in the process that decodes it. Declared, it also keeps Ray from
+# fusing decode into the actors: it fuses what asks for the same resources, and decoding would then
+# wait for the network instead of running ahead.
 _DECODE_BYTES = 768 * 2**20
 
 # Of the plan's rows in one decode task: 64 for every CPU's last task of 16 and more.

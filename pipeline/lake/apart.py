@@ -12,7 +12,7 @@ with it torch: this one has what the function needs, and starts in half a second
 import atexit
 import contextlib
 import os
-import pickle
+import pickle  # noqa: TID251 - between this process and its own child
 import resource
 import signal
 import subprocess
@@ -115,7 +115,10 @@ def each(images: Folder, calls: Sequence[Call[T, R]]) -> Iterator[R | FileDamage
     """
     for begin in range(0, len(calls), _ASKED):
         asked = calls[begin : begin + _ASKED]
-        yield from _each(asked) if _is_reached(images) else _here(asked)
+        if _is_reached(images):
+            yield from _each(asked)
+        else:
+            yield from _here(asked)
 
 
 def _here(calls: Sequence[Call[T, R]]) -> Iterator[R | FileDamaged]:
@@ -205,14 +208,14 @@ def _pickled(answer: object) -> bytes:
         return pickle.dumps(answer)
     try:
         content = pickle.dumps(answer)
-        pickle.loads(content)
+        pickle.loads(content)  # noqa: S301 - what was dumped above
     except Exception:  # noqa: BLE001 - an error of a library's that cannot be sent
         return pickle.dumps(_Raised(RuntimeError(f"{type(answer.error).__name__}: {answer.error}")))
     return content
 
 
 def _received(connection: Connection) -> object:
-    answer = pickle.loads(connection.recv_bytes())
+    answer = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own child
     if not isinstance(answer, _Batches):
         return answer
     received = (connection.recv_bytes() for _ in range(answer.count))
@@ -226,11 +229,11 @@ def _received(connection: Connection) -> object:
 class _Child:
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
-        self._said: IO[bytes] = tempfile.TemporaryFile()
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
         # What this process has found on its path may not be where a new one would look.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ _EXPORT = "export its rows to a folder of plain Parquet files and name that"
 
 
 def read_live(root: str) -> list[str]:
-    """Return the names of the files of the newest snapshot, by the metadata file of the highest number.
+    """Return the names of the files of the newest snapshot, by the newest metadata file.
 
     Raises:
         ConfigError: if pyiceberg is not installed.

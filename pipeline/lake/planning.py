@@ -99,7 +99,8 @@ def _cut(
     """Yield each file with its rows by group, or with what is wrong with it."""
     function = partial(_cut_one, images, settings, where)
     calls = [Call(function, entry, images.path(entry.name)) for entry in entries]
-    return zip(entries, each(images, calls), strict=True)
+    found = each(images, calls)
+    return zip(entries, found, strict=True)
 
 
 def _cut_one(images: Folder, settings: Settings, where: Where | None, entry: Entry) -> list[Cut]:

@@ -105,7 +105,8 @@ def _role_of(folder: Folder) -> Role | None:
     if len(names) < _LOOKED_AT:
         # These are all.
         inner = {first for first, slash, _ in (name.partition("/") for name in names) if slash}
-        is_there = set(names).__contains__
+        present = frozenset(names)
+        is_there: Callable[[str], bool] = lambda name: name in present  # noqa: E731
     else:
         inner, is_there = set(folder.folders()), folder.exists
     found = _by_own(inner, is_there)

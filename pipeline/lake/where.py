@@ -61,9 +61,8 @@ class Where:
         for name in where_sql.names(self._tree):
             if where_keys.match(name, names) is None:
                 note = "; a text is written in single quotes" if name.quoted else ""
-                raise ConfigError(
-                    f"--where: {shown(name.text)} is no {what}{nearest(name.text[:100], names)}{note}"
-                )
+                near = nearest(name.text[:100], names)
+                raise ConfigError(f"--where: {shown(name.text)} is no {what}{near}{note}")
 
     def names(self) -> list[str]:
         """Return the names in it, as they are written."""

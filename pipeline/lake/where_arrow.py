@@ -1,11 +1,12 @@
 """A `--where` as an Arrow expression over the columns of one file.
 
 Two expressions are made of one tree. That for *rows* is true exactly where SQL keeps the row. That
-for *statistics* may be true of more: Arrow puts a row group's statistics into it, which do not count
-NaN, and takes a null for false, so that what hangs on either is left out of it.
+for *statistics* may be true of more: Arrow puts a row group's statistics into it, which do not
+count NaN, and takes a null for false, so that what hangs on either is left out of it.
 """
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +38,7 @@ from pipeline.tables import type_of
 _CHAIN = 16
 _NEVER = pc.scalar(False)
 # A subtree that keys alone decide is a bool.
-Part = bool | pc.Expression
+Part: TypeAlias = "bool | pc.Expression"
 
 
 def expression_of(
@@ -238,11 +239,13 @@ def _common(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
     """Return the type in which two columns are compared; None if there is none."""
     if left == right:
         return left
-    texts = [types.is_string(kind) or types.is_large_string(kind) for kind in (left, right)]
-    if all(texts):
+    if all(types.is_string(kind) or types.is_large_string(kind) for kind in (left, right)):
         return pa.large_string()
-    whole = [types.is_integer(kind) for kind in (left, right)]
-    if all(whole):
+    return _common_number(left, right) or _common_time(left, right)
+
+
+def _common_number(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    if all(types.is_integer(kind) for kind in (left, right)):
         # No integer of 64 bits, with or without a sign, is more than 20 digits.
         return pa.decimal128(20, 0) if pa.uint64() in (left, right) else pa.int64()
     if all(types.is_integer(kind) or types.is_floating(kind) for kind in (left, right)):
@@ -250,6 +253,10 @@ def _common(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
     scaled = [kind for kind in (left, right) if types.is_decimal(kind)]
     if scaled and all(types.is_integer(kind) or types.is_decimal(kind) for kind in (left, right)):
         return pa.decimal256(76, max(kind.scale for kind in scaled))
+    return None
+
+
+def _common_time(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
     times = [types.is_temporal(kind) and not types.is_time(kind) for kind in (left, right)]
     zoned = [types.is_timestamp(kind) and kind.tz is not None for kind in (left, right)]
     if all(times) and not any(types.is_duration(kind) for kind in (left, right)):

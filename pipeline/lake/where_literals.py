@@ -67,9 +67,9 @@ def value_set(values: Sequence[Value], kind: pa.DataType, column: str) -> pa.Arr
     Raises:
         ConfigError: as `bound`.
     """
-    if types.is_string(kind) or types.is_large_string(kind):
-        if all(isinstance(value, str | None) for value in values):
-            return pa.array([value for value in values if value is not None], kind)
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    if is_text and all(isinstance(value, str | None) for value in values):
+        return pa.array([value for value in values if value is not None], kind)
     limits = [bound(value, kind, column) for value in values if value is not None]
     if any(limit.lifted is not None for limit in limits):
         raise ConfigError(
@@ -196,21 +196,25 @@ def cast_of(
 
 
 def _target(kind: pa.DataType, to: str) -> pa.DataType | None:
+    """Return the type that a column is cast to; None where it cannot be."""
     text = types.is_string(kind) or types.is_large_string(kind)
     whole = types.is_integer(kind) or types.is_boolean(kind)
-    number = whole or types.is_floating(kind) or types.is_decimal(kind)
     if types.is_null(kind):
         return kind
     if to == "text":
         return kind if text else pa.string() if whole or types.is_date(kind) else None
     if to in ("integer", "float"):
-        if to == "float" and types.is_floating(kind):
-            return pa.float64()
+        number = whole or types.is_floating(kind) or types.is_decimal(kind)
         # A uint64 keeps its range.
         wide = kind if types.is_uint64(kind) else pa.int64()
         return (wide if to == "integer" else pa.float64()) if number or text else None
     if to == "boolean":
         return pa.bool_() if whole or text else None
+    return _target_time(kind, to, is_text=text)
+
+
+def _target_time(kind: pa.DataType, to: str, *, is_text: bool) -> pa.DataType | None:
+    text = is_text
     day = types.is_date(kind) or types.is_timestamp(kind) or text
     zoned = types.is_timestamp(kind) and kind.tz is not None
     if not day:

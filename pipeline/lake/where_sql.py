@@ -160,7 +160,7 @@ def _parsed(text: str) -> Node:
     dialect = DuckDB()
     try:
         found = dialect.parser().parse_into(exp.Condition, dialect.tokenize(text), text)
-        if len(found) != 1 or found[0] is None:
+        if len(found) != 1 or not isinstance(found[0], exp.Expression):
             raise ConfigError(f"--where {shown(text)} is not one condition; {ALLOWED}")
         return _Reader(text).condition(found[0], 0)
     except RecursionError:

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
 from math import floor
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.shown import without_secrets
@@ -19,7 +20,7 @@ from pipeline.shown import without_secrets
 # None is SQL's NULL.
 Value = str | bool | Fraction | date | datetime | None
 
-COMPARISONS: dict[str, Callable[[object, object], bool]] = {
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,

@@ -127,8 +127,8 @@ def test_a_part_of_a_delta_table_is_not_a_lake(tmp_path, partitioned):
     write_deltalake(str(tmp_path), ROWS, partition_by=["dt"] if partitioned else None)
     [name, *_] = listed(tmp_path)
     inside = tmp_path / name
+    write_deltalake(str(tmp_path), ROWS.slice(1), mode="overwrite")
     with pytest.raises(TableError, match=rf"lies in the Delta table {tmp_path}|name the table"):
-        write_deltalake(str(tmp_path), ROWS.slice(1), mode="overwrite")
         listed(inside.parent if partitioned else inside)
 
 

@@ -1,7 +1,7 @@
 """`--where`: DuckDB's answer is the oracle; what is not of the grammar is refused in one line."""
 
+import copy
 import datetime as dt
-import pickle
 from decimal import Decimal
 
 import duckdb
@@ -16,8 +16,8 @@ from pipeline.lake.where_arrow import rows_kept
 
 KEYS = {"hour": "9", "nul": "__HIVE_DEFAULT_PARTITION__", "dt": "2026-11-20", "group": "tile"}
 DAYS = [dt.date(2026, 1, 1), dt.date(2026, 1, 2), None, dt.date(2027, 1, 1), dt.date(1999, 1, 1)]
-TIMES = [None if day is None else dt.datetime(day.year, day.month, day.day) for day in DAYS]
-TIMES[0] = dt.datetime(2026, 1, 1, 3, 4, 5, 678000)
+TIMES = [None if day is None else dt.datetime.combine(day, dt.time()) for day in DAYS]
+TIMES[0] = dt.datetime.combine(DAYS[0], dt.time(3, 4, 5, 678000))
 ROWS = pa.table(
     {
         "n": range(5),
@@ -169,10 +169,11 @@ def test_joined_in_any_way_they_still_are(oracle, text):
 
 def test_beside_a_number_a_key_is_a_number_and_beside_a_date_a_date():
     judge = lambda text: parse_where(text).judge(KEYS)  # noqa: E731
-    assert judge("hour < 10") and not judge("hour < '10'") and judge("10 > hour")
-    assert judge("hour in (8, '9')") and judge("dt > DATE '2026-11-02'")
-    assert judge("group == 'tile' and HOUR = 9") and judge("\"Group\" = 'tile'")
-    assert judge("nul is null") and not judge("not (nul = 'x')")
+    holds = ("hour < 10", "10 > hour", "hour in (8, '9')", "dt > DATE '2026-11-02'", "nul is null")
+    for text in (*holds, "group == 'tile' and HOUR = 9", "\"Group\" = 'tile'"):
+        assert judge(text)
+    for text in ("hour < '10'", "not (nul = 'x')"):
+        assert not judge(text)
     with pytest.raises(ConfigError, match="the number 5 and the text 'tile'"):
         judge("group < 5")
 
@@ -182,7 +183,7 @@ def test_ten_thousand_names_are_answered_and_many_ors():
     assert kept(many) == [0]
     assert kept(" or ".join(["i = 1"] * 3000)) == [0]
     assert kept("i < " + "9" * 100) == [0, 1, 3, 4]
-    assert pickle.loads(pickle.dumps(parse_where(many))).text == many
+    assert copy.deepcopy(parse_where(many)) == parse_where(many)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_ten_thousand_names_are_answered_and_many_ors():
     ],
 )
 def test_anything_else_is_refused_in_one_line(text):
-    with pytest.raises(ConfigError, match="^--where") as refused:
+    with pytest.raises(ConfigError, match=r"^--where") as refused:
         kept(text)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 800
@@ -220,5 +221,5 @@ def test_anything_else_is_refused_in_one_line(text):
 def test_an_unknown_name_is_told_the_nearest_and_that_a_text_has_single_quotes():
     with pytest.raises(ConfigError, match="'grup' is no partition key; did you mean 'group'"):
         parse_where("grup = 'tile'")(KEYS)
-    with pytest.raises(ConfigError, match="'til' is no partition key.*in single quotes"):
+    with pytest.raises(ConfigError, match=r"'til' is no partition key.*in single quotes"):
         parse_where('group = "til"')(KEYS)
