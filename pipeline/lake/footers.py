@@ -37,19 +37,26 @@ class Cut(NamedTuple):
     may_hold: bool
 
 
+class Cuts(NamedTuple):
+    """The rows of a file, and the names of `where` that it does not have, with what to say."""
+
+    cuts: list[Cut]
+    absent: dict[str, str]
+
+
 def cut_file(
     images: Folder,
     settings: Settings,
     entry: Entry,
     where: Where | None = None,
-) -> list[Cut]:
+) -> Cuts:
     """Return the rows of a file, cut by group into at most `fragment_images`, in row order.
 
     Reads the footer, and the group column of row groups that mix groups.
 
     Raises:
         TableError: if there is no group or no image, or the path and the group column disagree.
-        ConfigError: if `where` has a name that is neither key nor column.
+        ConfigError: if what `where` compares does not go together.
     """
     path = images.path(entry.name)
     with images.open(entry.name, entry.version) as handle:
@@ -75,7 +82,9 @@ def cut_file(
         for row_groups, start, size in _slices(holding, settings.fragment_images):
             may_hold = not possible[group].isdisjoint(row_groups)
             cuts.append(Cut(row_groups, start, group, size, may_hold))
-    return sorted(cuts)
+    keys = keys_of(entry.name, found[0]) if found else {}
+    absent = {} if where is None or not found else where.absent(keys, layout.schema, path)
+    return Cuts(sorted(cuts), absent)
 
 
 def _slices(
@@ -193,11 +202,14 @@ def _possible(
     handle: BinaryIO, file: pq.ParquetFile, where: Where | None, keys: Mapping[str, str]
 ) -> frozenset[int]:
     """Return the row groups in which `where` may hold, by their statistics."""
-    verdict = True if where is None else where.judge(keys)
-    if where is None or verdict is not None:
-        return frozenset(range(file.num_row_groups) if verdict else ())
+    if where is None:
+        return frozenset(range(file.num_row_groups))
     schema = file.schema_arrow
-    expression = where.for_statistics(keys, schema, keys["path"])
+    known = where.completed(keys, schema)
+    verdict = where.judge(known)
+    if verdict is not None:
+        return frozenset(range(file.num_row_groups) if verdict else ())
+    expression = where.for_statistics(known, schema, keys["path"])
     table = ds.ParquetFileFormat().make_fragment(pa.PythonFile(handle, mode="r"))
     left = table.split_by_row_group(filter=expression, schema=schema)
     return frozenset(piece.row_groups[0].id for piece in left)

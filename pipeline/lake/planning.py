@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Settings
-from pipeline.errors import FileDamaged, StorageError
+from pipeline.errors import ConfigError, FileDamaged, StorageError
 from pipeline.lake.apart import Call, each
 from pipeline.lake.folder import Folder
-from pipeline.lake.footers import Cut, cut_file
+from pipeline.lake.footers import Cut, Cuts, cut_file
 from pipeline.lake.fragments import Fragments, keys_of, path_keys
 from pipeline.lake.listing import list_tables
 from pipeline.lake.stores import Entry
@@ -58,7 +58,7 @@ def plan(
     Raises:
         TableError: if a column is absent, or a path and a group column disagree; of files that
             cannot be read only if no other has rows.
-        ConfigError: if `where` has a name that is neither key nor column.
+        ConfigError: if `where` has a name that is neither key nor column of any file.
     """
     listed = list_tables(images) if entries is None else entries
     wanted = listed
@@ -72,16 +72,21 @@ def plan(
     tables, verdicts = [old.table], _verdicts(old, where)
     damaged: dict[str, str] = {}
     rows: list[tuple[Entry, Cut]] = []
-    for entry, cuts in _cut(images, settings, unseen, where):
-        if isinstance(cuts, FileDamaged):
-            damaged[entry.name] = str(cuts)
+    absent: list[dict[str, str]] = []
+    for entry, found in _cut(images, settings, unseen, where):
+        if isinstance(found, FileDamaged):
+            damaged[entry.name] = str(found)
             continue
+        cuts = found.cuts
+        if cuts:
+            absent.append(found.absent)
         rows += [(entry, one) for one in cuts]
         verdicts += [one.may_hold for one in cuts]
         if len(rows) >= _BATCH:
             tables.append(_table(rows))
             rows = []
     tables.append(_table(rows))
+    _require_names(absent)
     table, may_hold = pa.concat_tables(tables), pa.array(verdicts, pa.bool_())
     if len(old):
         order = pc.sort_indices(table.column("path"))
@@ -93,9 +98,16 @@ def plan(
     return Planned(every, kept, len(listed), len(unseen), damaged)
 
 
+def _require_names(absent: Sequence[Mapping[str, str]]) -> None:
+    """Raise `ConfigError` for a name of `where` that none of the files has."""
+    for name, told in absent[0].items() if absent else ():
+        if all(name in others for others in absent):
+            raise ConfigError(told)
+
+
 def _cut(
     images: Folder, settings: Settings, entries: Sequence[Entry], where: Where | None
-) -> Iterator[tuple[Entry, list[Cut] | FileDamaged]]:
+) -> Iterator[tuple[Entry, Cuts | FileDamaged]]:
     """Yield each file with its rows by group, or with what is wrong with it."""
     function = partial(_cut_one, images, settings, where)
     calls = [Call(function, entry, images.path(entry.name)) for entry in entries]
@@ -103,7 +115,7 @@ def _cut(
     return zip(entries, found, strict=True)
 
 
-def _cut_one(images: Folder, settings: Settings, where: Where | None, entry: Entry) -> list[Cut]:
+def _cut_one(images: Folder, settings: Settings, where: Where | None, entry: Entry) -> Cuts:
     try:
         return cut_file(images, settings, entry, where)
     except StorageError:

@@ -23,6 +23,7 @@ import pyarrow.dataset as ds
 from pipeline.config import nearest
 from pipeline.errors import ConfigError
 from pipeline.lake import where_arrow, where_keys, where_sql
+from pipeline.lake.folder import NULL_PARTITION
 from pipeline.lake.where_keys import Keys
 from pipeline.lake.where_values import shown
 
@@ -79,6 +80,21 @@ class Where:
             return list(dict.fromkeys(name.text for name in beyond))
         found = (where_arrow.column_of(name, keys, schema, "the table") for name in beyond)
         return list(dict.fromkeys(found))
+
+    def completed(self, keys: Keys, schema: pa.Schema) -> Keys:
+        """Return the keys with those names that a file has not at all, as null.
+
+        Other files of its table may have them: a column that was added later is null before.
+        """
+        return {**keys, **dict.fromkeys(self.absent(keys, schema, ""), NULL_PARTITION)}
+
+    def absent(self, keys: Keys, schema: pa.Schema, file: str) -> dict[str, str]:
+        """Return the names that are neither key nor column of a file, each with what to say."""
+        told = {}
+        for name in where_sql.names(self._tree):
+            if where_keys.key_of(name, keys) is None and not where_arrow.is_column(name, schema):
+                told[name.text] = str(where_arrow.no_column(name, keys, schema, file))
+        return told
 
     def expression(self, keys: Keys, schema: pa.Schema, file: str) -> pc.Expression:
         """Return what Arrow evaluates for each row of a file; null is not kept.

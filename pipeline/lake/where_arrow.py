@@ -52,14 +52,24 @@ def expression_of(
 def column_of(name: Name, keys: by_keys.Keys, schema: pa.Schema, file: str) -> str:
     """Return the column that a name means. Raises `ConfigError` if there is none."""
     found = by_keys.match(name, _dotted(schema))
-    if found is not None:
-        return found
+    if found is None:
+        raise no_column(name, keys, schema, file)
+    return found
+
+
+def no_column(name: Name, keys: by_keys.Keys, schema: pa.Schema, file: str) -> ConfigError:
+    """Return the error that says that a name is neither key nor column."""
     note = "; a text is written in single quotes" if name.quoted else ""
     known = {*schema.names, *keys}
-    raise ConfigError(
+    return ConfigError(
         f"--where: {shown(name.text)} is no partition key and no column of {file}"
         f"{nearest(name.text[:100], known)}{note}"
     )
+
+
+def is_column(name: Name, schema: pa.Schema) -> bool:
+    """Return whether a name means a column. Raises `ConfigError` if it could be several."""
+    return by_keys.match(name, _dotted(schema)) is not None
 
 
 def _dotted(schema: pa.Schema) -> list[str]:

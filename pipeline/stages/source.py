@@ -21,6 +21,7 @@ from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.values import converted, told
 from pipeline.lake.where import Where
 from pipeline.lake.where_arrow import rows_kept
+from pipeline.lake.where_keys import Keys
 
 _NOTHING = pa.schema([])
 
@@ -110,8 +111,7 @@ class Source:
         rows = pa.concat_tables([rows for _, rows, _ in pieces]).append_column(
             "source_row", numbers
         )
-        keys = keys_of(fragment.path, fragment.group)
-        verdict = True if self.where is None else self.where.judge(keys)
+        verdict, keys = self._judged(fragment, layout.schema)
         if verdict is False:
             rows = rows.slice(0, 0)
         elif self.where is not None and verdict is None:
@@ -121,10 +121,16 @@ class Source:
 
     def _asked(self, fragment: Fragment, schema: pa.Schema) -> list[str]:
         """Return the columns that `where` hangs on, as the file calls them."""
+        verdict, keys = self._judged(fragment, schema)
+        return [] if self.where is None or verdict is not None else self.where.columns(keys, schema)
+
+    def _judged(self, fragment: Fragment, schema: pa.Schema) -> tuple[bool | None, Keys]:
+        """Return what `where` says of a fragment's rows, by keys alone; and the keys."""
         keys = keys_of(fragment.path, fragment.group)
-        if self.where is None or self.where.judge(keys):
-            return []
-        return self.where.columns(keys, schema)
+        if self.where is None:
+            return True, keys
+        completed = self.where.completed(keys, schema)
+        return self.where.judge(completed), completed
 
     def _as_one_table(self, rows: pa.Table, where: str) -> pa.Table:
         """Return rows of which the columns passed through have the table's types."""
