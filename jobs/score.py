@@ -29,6 +29,7 @@ from jobs.retirement import Retired, Retirement
 from jobs.scoring import Planned, pending_of, pipeline_of, plan_score, superseded_of
 from pipeline.cluster.runner import Runner
 from pipeline.config import Settings
+from pipeline.errors import ConfigError
 from pipeline.lake import expiry as expire_ledger
 from pipeline.lake import parts, runs
 from pipeline.lake.disk import scratch
@@ -112,6 +113,8 @@ def score(
     named = [model, *(others or [])]
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     written = None if since is None else options.parse_since(since, runs.now())
+    if dry_run and restore is not None:
+        raise ConfigError("--restore changes the ledger: it cannot be joined with --dry-run")
     if dry_run:
         found = preview(images, named, scores, settings, where, written, expire=expire)
         show(found, as_json=as_json)
@@ -215,6 +218,7 @@ def preview(
     expire: str | None = None,
 ) -> Preview:
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
+    retire = Retirement.checked(expire, None)
     lake, target, models_ = _folders(images, model, scores, settings)
     weights = options.weight_files(settings.backbone.weights, settings.storage)
     files = [*((one, MANIFEST) for one in models_), *weights]
@@ -230,7 +234,6 @@ def preview(
         pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)
         sample = measure(pending, pipeline, folder)
     found = preview_of("score", (lake, target), planned.plan, pending, sample)
-    retire = Retirement.checked(expire, None)
     expiring = retire.require_names(target, planned.plan.every.paths)
     rows = parts.count_rows(target, expiring)
     return replace(found, expiring_parts=tuple(expiring), expiring_images=rows)
@@ -240,10 +243,17 @@ def _agree(retire: Retirement, target: Folder, planned: Planned, *, may_ask: boo
     """Refuse a rule with unknown names; ask, on a terminal, before one removes every part."""
     going = retire.require_names(target, planned.plan.every.paths)
     if may_ask and going and len(going) == sum(1 for _ in parts.every_part(target)):
-        typer.confirm(
-            f"--expire {retire.rule} removes all {len(going)} parts of {target.root}; go on?",
-            abort=True,
-        )
+        told = f"--expire {retire.rule} removes all {len(going)} parts of {target.root}"
+        if not _confirmed(f"{told}; go on?"):
+            raise ConfigError(f"{told}: not confirmed, so nothing was done; --yes does not ask")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        # The end of what is typed.
+        return False
 
 
 def _folders(

@@ -126,7 +126,7 @@ def restore(scores: Folder, rule: str) -> list[str]:
         ConfigError: if the rule is neither, or names a key that no expired part has.
     """
     files = [entry.name for entry in scores.find(_LEDGER)]
-    entries = {name: Expired.model_validate_json(scores.read(name)) for name in files}
+    entries = {name: read_json(scores, name, Expired, _AGAIN) for name in files}
     parts = [part for entry in entries.values() for part in entry.parts]
     if rule.strip().lower() == "all":
         chosen = set(parts)

@@ -1,5 +1,6 @@
 """Old parts expire, are remembered, and are not scored again, whatever is killed in between."""
 
+import json
 import os
 import random
 import shutil
@@ -130,9 +131,84 @@ def test_a_rule_that_is_none_is_told_before_any_work(rule: str, again, tmp_path:
 
 def test_a_rule_of_an_unknown_key_removes_nothing(again, tmp_path: Path):
     before = output_files(tmp_path / "scores")
-    with pytest.raises(ConfigError, match="'date' is no partition key"):
+    with pytest.raises(ConfigError, match="'date' is no hive key of a part"):
         again("date < '2026-11-01'")
     assert output_files(tmp_path / "scores") == before
+
+
+def test_a_rule_of_an_unknown_name_is_told_where_nothing_is_scored_yet(
+    nights: Path, model: Path, tmp_path: Path, tiny: Settings
+):
+    with pytest.raises(ConfigError, match=r"'grup' is no .*; did you mean 'group'"):
+        score.run(
+            *(str(nights), str(model), str(tmp_path / "s"), tiny, LOCAL), expire="grup = 'tile'"
+        )
+    assert not list(tmp_path.glob("s/version=*"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "left"),
+    [
+        ("\"group\" = 'brushed_plate'", {f"dt={DATES[1]}"}),
+        ("group <> 'brushed_plate' AND dt IS NOT NULL", {f"dt={DATES[0]}"}),
+        ("scored_at < TIMESTAMP '2026-01-01 00:00:00'", {f"dt={date}" for date in DATES}),
+        ("scored_at < '2026-01-02' AND dt = '2026-08-01'", {f"dt={DATES[1]}"}),
+    ],
+)
+def test_a_rule_may_name_the_group_and_the_time_of_the_rows(again, tmp_path: Path, rule, left):
+    again(rule)
+    assert _dates(tmp_path / "scores") == left
+
+
+def test_what_would_expire_is_listed_and_what_expires_is_said(
+    nights: Path, model: Path, scored: Path, tmp_path: Path, patchlake
+):
+    table = tmp_path / "scores"
+    shutil.copytree(scored, table)
+    before = output_files(table)
+    command = ("score", nights, model, table, *TINY_FLAGS, "--expire", "dt < '2026-11-01'")
+    shown = patchlake(*command, "--dry-run")
+    assert shown.code == 0
+    assert "3 parts" in shown.out
+    found = json.loads(patchlake(*command, "--dry-run", "--json").out)
+    assert (len(found["expiring_parts"]), found["expiring_images"]) == (3, 22)
+    assert all(f"dt={DATES[0]}" in name for name in found["expiring_parts"])
+    assert output_files(table) == before
+    real = patchlake(*command)
+    assert real.code == 0
+    assert "--expire dt < '2026-11-01': 3 of 6 parts go: version=" in real.err
+    assert _dates(table) == {f"dt={DATES[1]}"}
+
+
+@pytest.mark.parametrize("which", ["all", "dt = '2026-08-01'"])
+def test_what_has_expired_is_brought_back(
+    again, nights: Path, model: Path, scored: Path, tmp_path: Path, patchlake, which: str
+):
+    table = tmp_path / "scores"
+    again("dt < '2026-11-01'")
+    command = ("score", nights, model, table, *TINY_FLAGS, "--restore")
+    refused = patchlake(*command, which, "--dry-run")
+    assert (refused.code, "--restore changes the ledger" in refused.err) == (2, True)
+    unknown = patchlake(*command, "day = 1")
+    assert (unknown.code, "'day' is no" in unknown.err) == (2, True)
+    back = patchlake(*command, which)
+    assert (back.code, "3 expired parts may be scored again" in back.err) == (0, True)
+    assert output_files(table) == output_files(scored)
+
+
+@pytest.mark.parametrize(("answer", "code"), [(True, 0), (False, 2)])
+def test_on_a_terminal_nobody_loses_all_parts_unasked(
+    nights: Path, model: Path, scored: Path, tmp_path: Path, patchlake, monkeypatch, answer, code
+):
+    table = tmp_path / "scores"
+    shutil.copytree(scored, table)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked = []
+    monkeypatch.setattr(score.typer, "confirm", lambda text: asked.append(text) or answer)
+    result = patchlake("score", nights, model, table, *TINY_FLAGS, "--expire", "dt IS NOT NULL")
+    assert result.code == code
+    assert len(asked) == 1
+    assert (_dates(table) == set()) is answer
 
 
 def test_parts_have_statistics_that_prune_and_no_others(scored: Path):
