@@ -74,7 +74,10 @@ def _is_data(name: str) -> bool:
 
 def _why_none(images: Folder, others: list[str]) -> str:
     if images.is_local and not Path(images.root).exists():
-        return f"{images.root} does not exist: IMAGES is a folder of Parquet files, or one"
+        return (
+            f"{images.root} does not exist: IMAGES is a folder of Parquet files, or one, as "
+            "`patchlake ingest` makes it"
+        )
     if images.is_local and not Path(images.root).is_dir():
         return f"{images.root} is no folder, and not named {_NAMES}; rename it, if it is Parquet"
     told = f"{images.root} holds no file named {_NAMES}"

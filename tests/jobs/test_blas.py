@@ -91,11 +91,12 @@ def test_the_command_chooses_before_numpy_is_imported():
     code = """
 import sys
 import jobs.__main__ as command
+import jobs.blas
 
 def choose():
     print("numpy" in sys.modules)
 
-command.choose_kernel = choose
+jobs.blas.choose_kernel = choose
 sys.argv = ["patchlake", "--help"]
 command.main()
 """
