@@ -229,6 +229,8 @@ def _received(connection: Connection) -> object:
 class _Child:
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
+        # Credentials are in it: where it has changed since, the child would be refused.
+        self.environment = dict(os.environ)
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
         # What this process has found on its path may not be where a new one would look.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -239,7 +241,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,
-                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                env={**self.environment, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
             )
 
     def ask(self, calls: Sequence[Call[T, R]]) -> "list[R | _Raised | _Died]":
@@ -295,7 +297,7 @@ def _child() -> Iterator[_Child]:
 def _lent() -> Iterator[_Child]:
     with _LOCK:
         child = _IDLE.pop() if _IDLE else None
-    if child is not None and not child.lives:
+    if child is not None and not (child.lives and child.environment == dict(os.environ)):
         child.close()
         child = None
     child = child or _Child()

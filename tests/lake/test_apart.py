@@ -144,3 +144,14 @@ def test_a_partial_of_a_method_can_be_sent(tmp_path: Path):
     folder.write("a", b"content")
     read = partial(folder.read, at_most=3)
     assert apart(folder, Call(read, "a", "x")) == b"con"
+
+
+def _variable(name: str) -> str:
+    return os.environ[name]
+
+
+def test_a_child_has_the_environment_of_its_call(tmp_path, monkeypatch):
+    """Credentials are found there."""
+    for value in ("one", "two"):
+        monkeypatch.setenv("PATCHLAKE_TEST", value)
+        assert apart(Folder(str(tmp_path)), Call(_variable, "PATCHLAKE_TEST", "x")) == value
