@@ -135,6 +135,7 @@ def test_the_model_does_not_depend_on_the_cut_or_the_runner(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_and_local_write_the_same_bytes(
     images: Path, model: Path, scores: Path, tmp_path: Path, tiny: Settings, local_ray: None
 ):

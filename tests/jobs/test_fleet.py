@@ -57,6 +57,7 @@ def test_a_group_fitted_alone_in_a_worker_is_the_one_fitted_by_all(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_workers_of_a_cluster_fit_the_same_models(
     fleet_images: Path, fleet_model: Path, tmp_path: Path, local_ray: None
 ):

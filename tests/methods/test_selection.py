@@ -51,6 +51,7 @@ def test_a_distributed_coreset_is_the_drivers(workers: int, images: Path, tmp_pa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_fit_on_ray_can_hold_its_rows_in_actors(images: Path, tmp_path: Path, local_ray: None):
     method = {"coreset_fraction": 0.1, "coreset": "driver"}
     driver = fitted(images, tmp_path / "a", LOCAL, method=method)
