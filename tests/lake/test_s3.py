@@ -254,7 +254,7 @@ def test_a_folder_travels_with_how_it_is_reached_and_nothing_else():
         folder.find()
     again = pickle.loads(pickle.dumps(folder))
     assert (again, again.storage) == (folder, DEAD)
-    assert vars(again).keys() == {"uri", "storage"}
+    assert vars(again).keys() == {"uri", "storage", "only"}
 
 
 def test_where_nothing_answers_that_is_said(monkeypatch):

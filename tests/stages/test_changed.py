@@ -122,5 +122,5 @@ def test_another_group_is_another_image(lake: Path, images):
 
 def test_a_lake_without_tables_is_said(lake: Path, images):
     (lake / "one.parquet").unlink()
-    with pytest.raises(ConfigError, match="no Parquet file"):
+    with pytest.raises(ConfigError, match="no file named"):
         found(lake, images)
