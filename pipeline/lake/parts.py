@@ -210,8 +210,8 @@ def bind_source(scores: Folder, images: Folder) -> None:
     Raises:
         ConfigError: if the table was begun with other images: their rows would share names.
     """
-    scores.create(_SOURCE, images.root.encode())
-    require_source(scores, images)
+    if not scores.create(_SOURCE, images.root.encode()):
+        require_source(scores, images)
 
 
 def require_source(scores: Folder, images: Folder) -> None:

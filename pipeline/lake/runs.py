@@ -148,9 +148,14 @@ def begin(folder: Folder, record: RunRecord, fragments: Fragments) -> Run:
             )
         previous = or_none(lambda: _summary(folder, run.name()))
         run = Run(folder, stored, is_adopted=True, previous=previous)
-    folder.remove(run.name("failed"), recursive=True)
+    # One listing. Also of a run that is new: who removes a damaged run.json may leave the rest.
+    left = set(folder.names(run.name().rstrip("/")))
+    if any(name.startswith(run.name("failed/")) for name in left):
+        folder.remove(run.name("failed"), recursive=True)
     with reading(folder.path(run.name("summary.json")), "remove it"):
-        folder.remove(run.name("summary.json"))
+        # On a disk something else may have its name, such as an empty folder, which is not listed.
+        if run.name("summary.json") in left or folder.is_local:
+            folder.remove(run.name("summary.json"))
     fragments.write(folder, run.name("plan.arrow"))
     return run
 

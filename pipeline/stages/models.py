@@ -195,8 +195,13 @@ def load_bank_rows(model: Folder, record: GroupRecord) -> np.ndarray | None:
 
 
 def verify_groups(model: Folder, records: Iterable[GroupRecord]) -> None:
-    """Read and check every file of these groups, several at a time. Raises `ModelError`."""
-    files = (file for record in records for file in record.files)
+    """Read and check the files of these groups, several at a time. Raises `ModelError`.
+
+    But for two small ones, which a score reads, and so checks, before it scores anything: the
+    calibration (`load_calibration`) and the list of images (`stages.trained.write_trained`).
+    """
+    read_anyway = (_CALIBRATION, _IMAGES)
+    files = (f for record in records for f in record.files if f.role not in read_anyway)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         for _ in pool.map(partial(verify_file, model), files):
             pass

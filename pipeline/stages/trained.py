@@ -31,7 +31,7 @@ _AT_ONCE = 16
 def write_trained(
     scores: Folder, members: Sequence[Member], digests: Mapping[str, str], groups: Sequence[str]
 ) -> None:
-    """Write the lists that are not there yet, of these groups' models.
+    """Write the lists that are not there yet, of these groups' models; read and check all images'.
 
     Of a model that was fitted before its images were kept there is none.
 
@@ -40,16 +40,18 @@ def write_trained(
         members: One model, or those of an ensemble.
         digests: Group -> model_id of its rows.
         groups: Those that are scored; the others of the models are left out.
+
+    Raises:
+        ModelError: if a list of images is damaged, also where its copy is there.
     """
     there = set(scores.names("_models"))
     wanted = {digests[group] for group in groups if group in digests}
-    missing = [digest for digest in sorted(wanted) if _name(digest) not in there]
 
     def write(digest: str) -> None:
         # Groups of the same pictures have the same model, and then one list.
         sharing = sorted(group for group, other in digests.items() if other == digest)
         tables = [_images(member, group) for group in sharing for member in members]
-        if all(table is not None for table in tables):
+        if _name(digest) not in there and all(table is not None for table in tables):
             sink = pa.BufferOutputStream()
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             with pa.ipc.new_file(sink, TRAINED, options=options) as writer:
@@ -57,7 +59,7 @@ def write_trained(
             scores.write(_name(digest), sink.getvalue().to_pybytes())
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(write, missing))
+        list(pool.map(write, sorted(wanted)))
 
 
 def _images(member: Member, group: str) -> pa.Table | None:

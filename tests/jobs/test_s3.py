@@ -206,9 +206,11 @@ def test_when_the_store_goes_away_the_job_says_so_and_nothing_is_half_done(lake:
     lake.score("counted")
     whole = len(proxy.requests)
     codes = set()
-    for number, share in enumerate((0.05, 0.2, 0.4, 0.6, 0.8, 0.92)):
+    for number, share in enumerate((0.05, 0.2, 0.4, 0.6, 0.8, 0.97)):
         proxy.calm()
+        # Footers are known to whoever has read them: here, and in the process apart.
         _tail.cache_clear()
+        apart.close()
         command = (*lake.command(f"scores{number}"), "--set", "storage.retries=0")
         proxy.outage_after = round(share * whole)
         ended = patchlake(*command)
@@ -243,9 +245,7 @@ def test_requests_of_a_score_are_few(lake: Lake):
     assert heatmaps == {"PUT": 44}
     assert parts == {"PUT": fragments}
     beside = len(proxy.requests) - images.total() - heatmaps.total() - parts.total()
-    # Of these, five list what the two groups' models were trained on (a LIST, a GET and a PUT for
-    # each), and two look for other roles of IMAGES and SCORES.
-    assert beside <= 46, proxy.told()
+    assert beside <= 40, proxy.told()
     proxy.calm()
     assert lake.score("scores").already_done == fragments
     again = proxy.counts(f"/{lake.bucket}/images")
