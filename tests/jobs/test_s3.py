@@ -17,6 +17,7 @@ import timm
 from safetensors.torch import save_file
 
 from jobs import fit, score
+from pipeline.lake import apart
 from pipeline.lake.runs import Summary
 from pipeline.lake.s3 import _tail
 from tests.conftest import LOCAL, TINY_FLAGS, Store, by_place
