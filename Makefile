@@ -20,11 +20,11 @@ demo: $(VENV)/.runtime
 	$(BIN)/patchlake demo demo $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations 15
 
 # Real images with real weights; skipped, visibly, where they are absent.
 test-slow: $(VENV)/.development
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --maxfail 5 --durations 30
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

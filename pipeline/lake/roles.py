@@ -3,8 +3,8 @@
 Each is known by the files that only it has, so that one made by an earlier version is known as
 well, and one that belongs to somebody else need not be marked:
 
-    model       `model.json`, or `_runs` without `_source.json`: a fit that has not published
-    scores      `_source.json` beside `_runs`, `_cuts`, `_heatmaps` or `_ledger`
+    model       `model.json`, or `_runs` and none of the below: a fit that has not published
+    scores      `_source.json`, or `_runs`, beside `_cuts`, `_heatmaps` or `_ledger`, or both
     compacted   `_source.json` beside `_tables` or `_next`
     images      Parquet files that are data, and none of the above
 """
@@ -97,7 +97,10 @@ def _by_own(inner: set[str], is_there: Callable[[str], bool]) -> Role | None:
         return None
     if is_there(_SOURCE):
         return "compacted" if inner & _COMPACTED else "scores"
-    return "model" if _RUNS in inner else None
+    if _RUNS not in inner:
+        return None
+    # What only scores have beside their runs: their `_source.json` was lost, and is asked for.
+    return "scores" if inner & _SCORES else "model"
 
 
 def _role_of(folder: Folder) -> Role | None:
