@@ -136,6 +136,10 @@ def run(
         published = _published(target, planned, overwrite=overwrite) if failed else None
         if published is not None:
             target.remove(partials, recursive=True)
+            log.info(
+                "%s was published, whole, by another driver of this run: nothing is left to do",
+                target.root,
+            )
             return published
         manifest = _manifest(planned, job, fitted, failed)
         return publish(job, tally, manifest, planned.plan.kept, overwrite=overwrite)

@@ -21,9 +21,11 @@ def choose_rows(
         is_update: Whether a group may bring nothing new.
 
     Raises:
-        ConfigError: if a split has no meaning, or, of a fit, no label of a group means good.
+        ConfigError: if a split has no meaning, a setting names a column of labels or splits that
+            is nowhere, or, of a fit, no label of a group means good.
     """
     found = survey(source, fragments)
+    found.require_named(source, fragments)
     found.require_splits(source.images.root)
     fault = found.without_good()
     if fault and not is_update:

@@ -176,6 +176,16 @@ class ColumnSettings(_Frozen):
         return train
 
     @property
+    def renamed(self) -> dict[str, str]:
+        """Return those of our columns that are called otherwise here: our name -> theirs.
+
+        One that is called nothing, "", is said to be nowhere.
+        """
+        names = ("image_id", "image", "uri", "group", "split", "label", "mask")
+        called = {name: str(getattr(self, name)) for name in names}
+        return {name: theirs for name, theirs in called.items() if theirs not in ("", name)}
+
+    @property
     def vocabulary(self) -> dict[str, list[str]]:
         """Return what decides which rows are trained on, and no score depends on."""
         return {name: list(getattr(self, name)) for name in VOCABULARY}

@@ -24,6 +24,8 @@ from pipeline.tables import IMAGES, require_columns
 
 # Groups that a message shows.
 _NAMED = 3
+# Columns that every verb reads: one that a setting names has to be somewhere.
+_ASKED = ("image_id", "image", "uri", "group")
 
 
 class Cut(NamedTuple):
@@ -38,7 +40,10 @@ class Cut(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """The rows of a file, and the names of `where` that it does not have, with what to say."""
+    """The rows of a file, and the names that it lacks, with what to say if every file does.
+
+    They are those of `where`, and those that the settings give to our columns.
+    """
 
     cuts: list[Cut]
     absent: dict[str, str]
@@ -83,7 +88,9 @@ def cut_file(
             may_hold = not possible[group].isdisjoint(row_groups)
             cuts.append(Cut(row_groups, start, group, size, may_hold))
     keys = keys_of(entry.name, found[0]) if found else {}
-    absent = {} if where is None or not found else where.absent(keys, layout.schema, path)
+    absent = layout.absent(_ASKED)
+    if where is not None and found:
+        absent |= where.absent(keys, layout.schema, path)
     return Cuts(sorted(cuts), absent)
 
 

@@ -6,7 +6,7 @@ Hugging Face keep an image, is read as it is: `path` names the image where no co
 where it is if `bytes` is null.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -83,6 +83,26 @@ class Layout:
             self._refuse_near(theirs, name)
         return found
 
+    def absent(self, names: Collection[str]) -> dict[str, str]:
+        """Return those of our columns that the settings call otherwise and the file lacks.
+
+        Args:
+            names: Our names of those to look for.
+
+        Returns:
+            The setting -> what to say if no other file has such a column either.
+        """
+        found = {}
+        for name in set(names) & self.columns.renamed.keys():
+            theirs = self.columns.renamed[name]
+            if not self.ours(name).is_somewhere:
+                found[f"columns.{name}"] = (
+                    f"columns.{name} is '{theirs}', and no file has such a column: {self.where} "
+                    f"has {', '.join(self.schema.names)}; name one of them, or leave the setting "
+                    "out"
+                )
+        return found
+
     def type(self, place: Place) -> pa.DataType | None:
         """Return the type of the file's column; None if it has none."""
         return None if place.column is None else type_of(self.schema, place.column)
@@ -133,7 +153,7 @@ class Layout:
             if near.strip().casefold() == folded:
                 raise TableError(
                     f"{self.where} has '{near}' and no '{theirs}' ({name}); if it is that, say "
-                    f"--set columns.{name}='{near}'; if not, name another, absent or not"
+                    f"--set columns.{name}='{near}'; if there is none, --set columns.{name}=''"
                 )
 
 

@@ -58,7 +58,8 @@ def plan(
     Raises:
         TableError: if a column is absent, or a path and a group column disagree; of files that
             cannot be read only if no other has rows.
-        ConfigError: if `where` has a name that is neither key nor column of any file.
+        ConfigError: if `where`, or a setting, has a name that is neither key nor column of any
+            file.
     """
     listed = list_tables(images) if entries is None else entries
     wanted = listed
@@ -99,7 +100,7 @@ def plan(
 
 
 def _require_names(absent: Sequence[Mapping[str, str]]) -> None:
-    """Raise `ConfigError` for a name of `where` that none of the files has."""
+    """Raise `ConfigError` for a name that none of the files has."""
     for name, told in absent[0].items() if absent else ():
         if all(name in others for others in absent):
             raise ConfigError(told)

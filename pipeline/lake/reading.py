@@ -53,6 +53,21 @@ def _read_named(
     return pa.table({name: reader.text(table, name, rows) for name in ours})
 
 
+def read_absent(
+    images: Folder, columns: ColumnSettings, path: str, version: str, ours: Sequence[str]
+) -> dict[str, str]:
+    """Return `Layout.absent` of a file. Raises `FileDamaged` if it cannot be read."""
+    return apart(images, Call(partial(_read_absent, images, columns, version, ours), path, path))
+
+
+def _read_absent(
+    images: Folder, columns: ColumnSettings, version: str, ours: Sequence[str], path: str
+) -> dict[str, str]:
+    with images.open(path, version) as handle:
+        schema = pq.ParquetFile(handle).schema_arrow
+    return Layout(schema, columns, path, images.path(path)).absent(ours)
+
+
 @dataclass(frozen=True)
 class Reader:
     """Turns rows of one file, as it keeps them, into columns of ours."""

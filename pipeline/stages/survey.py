@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ColumnSettings
-from pipeline.errors import FileDamaged
+from pipeline.errors import ConfigError, FileDamaged
 from pipeline.lake.apart import Call, each
 from pipeline.lake.fragments import Fragments
-from pipeline.lake.reading import read_named
+from pipeline.lake.reading import read_absent, read_named
 from pipeline.stages.selection import (
     NAMED,
     NUMBERS,
@@ -58,6 +58,24 @@ class Survey:
         """Raise `ConfigError` if a split is neither to train on nor to test on."""
         unknown = self.counts.filter(pc.equal(self.counts.column("split_means"), "other"))
         require_splits(_rows_of(unknown, "split"), self.columns, where)
+
+    def require_named(self, source: Source, fragments: Fragments) -> None:
+        """Raise `ConfigError` if a setting names a column that no file has, and all would be good.
+
+        Opens files until one has it; a column that has a value somewhere is looked for in none.
+        """
+        silent = [n for n in ("split", "label") if not self.counts.column(n).drop_null()]
+        silent = [name for name in silent if name in self.columns.renamed]
+        files = fragments.table.group_by(["path", "version"]).aggregate([])
+        places = zip(*(files.column(name).to_pylist() for name in ("path", "version")), strict=True)
+        told: dict[str, str] = {}
+        for path, version in places if silent else ():
+            told = read_absent(source.images, self.columns, path, version, silent)
+            silent = [name for name in silent if f"columns.{name}" in told]
+            if not silent:
+                return
+        for fault in told.values():
+            raise ConfigError(fault)
 
     def without_good(self) -> str:
         """Return what is wrong with groups that have labels, none of which means good, or ""."""

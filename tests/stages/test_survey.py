@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import ImageSettings, Settings
+from pipeline.config import ImageSettings, Settings, load_settings
 from pipeline.errors import ConfigError
 from pipeline.images.geometry import Geometry
 from pipeline.lake.folder import Folder
@@ -84,3 +84,26 @@ def test_labels_of_which_none_is_good_are_named_with_the_likely_way_out(tmp_path
     assert "--set columns.good_labels=[fine]" in said
     assert "\n" not in said
     assert not surveyed(tmp_path, a=[*rows, ("tile", "test", "Good")]).without_good()
+
+
+def test_a_column_that_a_setting_names_and_no_file_has_is_refused(tmp_path: Path):
+    table = pa.table({"image_id": ["1"], "image": [b""], "group": ["a"], "quality": ["bad"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table.drop_columns("quality"), tmp_path / "b.parquet")
+    lake = Folder(str(tmp_path))
+
+    def read(**columns: str) -> Survey:
+        settings = load_settings(flags={"columns": columns})
+        fragments = plan_fragments(lake, settings, None).kept
+        source = Source(lake, settings.columns, ImageSettings(), Geometry((8, 8), None))
+        found = survey(source, fragments)
+        found.require_named(source, fragments)
+        return found
+
+    read(label="quality")
+    read(label="")
+    told = r"columns\.label is 'qualty', and no file has such a column: .* has image_id, image"
+    with pytest.raises(ConfigError, match=told):
+        read(label="qualty")
+    with pytest.raises(ConfigError, match=r"columns\.image_id is 'serial', and no file"):
+        read(image_id="serial")
