@@ -17,8 +17,8 @@ from pipeline.lake.folder import Folder
 from pipeline.methods import build
 from pipeline.methods.contract import Updatable
 from pipeline.stages.changed import changed_images
+from pipeline.stages.group_files import load_images
 from pipeline.stages.membership import Membership, with_roots
-from pipeline.stages.models import load_images
 from pipeline.tables import TRAINING_IMAGES
 
 # Lists of images are small, behind the latency of an object store.
@@ -56,9 +56,11 @@ def say_changed(
             continue
         for group, fates in found.items():
             changed.setdefault(group, {}).update(fates)
-    method = build(manifest.method, manifest.method_options)
-    for group, fates in changed.items():
-        log.warning("%s", _line(model, group, fates, can_leave=isinstance(method, Updatable)))
+    if changed:
+        # Not before: a method brings torch, which most models' status does without.
+        method = build(manifest.method, manifest.method_options)
+        for group, fates in changed.items():
+            log.warning("%s", _line(model, group, fates, can_leave=isinstance(method, Updatable)))
     return changed
 
 

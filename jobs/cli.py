@@ -1,34 +1,77 @@
 """The `patchlake` command. Results on stdout, everything else on stderr; exit codes in `errors`."""
 
+import importlib
 import sys
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from jobs import compact, demo, evaluate, fit, ingest, score, status, withdraw
 from jobs.console import log, set_up_logging
 from pipeline.errors import InputChanged, PatchlakeError, StorageError
 
+# The module of each verb, which has a function of its name, and what `--help` says of it: the first
+# sentence of that function.
+VERBS = {
+    "ingest": "Pack image files into Parquet.",
+    "fit": "Fit one model per group on its known-good images.",
+    "withdraw": "Take images out of a model, without fitting it again.",
+    "score": "Score every image once.",
+    "evaluate": "Print image AUROC, pixel AUROC and AUPRO of the labelled images that are not for "
+    "training.",
+    "compact": "Write the rows of SCORES into fewer, larger, sorted files of DEST.",
+    "status": "Show what is done, failed and pending, and of a model, images that it should not "
+    "have.",
+    "demo": "Make synthetic product images, then ingest, fit, score and evaluate them.",
+}
+
+
+class _Verbs(TyperGroup):
+    """Imports the verb that is run, and no other: together they take seconds."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - typer's own
+        name, _, rest = super().resolve_command(ctx, args)
+        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        one.command(name)(getattr(importlib.import_module(f"jobs.{name}"), str(name)))
+        return name, typer.main.get_command(one), rest
+
+
 app = typer.Typer(
+    cls=_Verbs,
     name="patchlake",
-    help="Find defects in images at the scale of a data lake. "
-    "Exit codes: 0 done, 1 unexpected error, 2 wrong usage or config, "
-    "3 done but fragments failed or too many error rows, 4 stopped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-VERBS = (
-    ingest.ingest,
-    fit.fit,
-    withdraw.withdraw,
-    score.score,
-    evaluate.evaluate,
-    compact.compact,
-    status.status,
-    demo.demo,
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"patchlake {version('patchlake')}")
+        raise typer.Exit
+
+
+@app.callback(
+    help="Find defects in images at the scale of a data lake. "
+    "Exit codes: 0 done, 1 unexpected error, 2 wrong usage or config, "
+    "3 done but fragments failed or too many error rows, 4 stopped."
 )
-for verb in VERBS:
-    app.command()(verb)
+def _patchlake(
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Take the options that stand before a verb."""
+
+
+def _shown_only() -> None:
+    """Stand for a verb where it is only listed."""
+
+
+for verb, line in VERBS.items():
+    app.command(verb, help=line)(_shown_only)
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pipeline.lake import models
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragments
 from pipeline.stages.banks import Holders, SharedBank, load_dense, searched_bytes, shard_starts
+from pipeline.stages.group_files import load_calibration
 from pipeline.stages.infer import Member
-from pipeline.stages.models import load_calibration
 
 # Bytes of a bank that it pays to share: less is little beside the 0.6 GB that a worker has anyway.
 _LARGE = 64 * 2**20

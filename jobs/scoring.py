@@ -20,8 +20,9 @@ from pipeline.lake.passing import extra_schema, require_names
 from pipeline.lake.planning import plan
 from pipeline.scores.calibration import Calibration, mean_scale
 from pipeline.stages.decode import Decode
+from pipeline.stages.group_files import load_calibration
 from pipeline.stages.infer import Member, Scorer
-from pipeline.stages.models import load_calibration, verify_groups
+from pipeline.stages.models import verify_groups
 from pipeline.stages.plan import Plan, forget_cuts, keyed, output_digest, plan_fragments
 from pipeline.stages.publish import Publish
 from pipeline.stages.selection import Selection

@@ -4,13 +4,16 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import Scalar, nearest
 from pipeline.errors import ConfigError
-from pipeline.methods.contract import Method
+
+if TYPE_CHECKING:
+    # It imports torch, which a worker that only decodes or writes never needs.
+    from pipeline.methods.contract import Method
 
 # Modules of this package that are not a paper.
 _SHARED = {"contract", "descent", "hyperspheres", "selection", "workers"}
@@ -21,7 +24,7 @@ def names() -> list[str]:
     return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED]
 
 
-def build(name: str, options: Mapping[str, Scalar]) -> Method:
+def build(name: str, options: Mapping[str, Scalar]) -> "Method":
     """Return the method of that name with its settings.
 
     Raises:
@@ -51,6 +54,6 @@ def build(name: str, options: Mapping[str, Scalar]) -> Method:
         raise ConfigError("; ".join(faults)) from None
 
 
-def options_of(method: Method) -> dict[str, Scalar]:
+def options_of(method: "Method") -> dict[str, Scalar]:
     """Return all settings of a method, defaults included."""
     return asdict(method)  # type: ignore[call-overload, no-any-return]

@@ -4,17 +4,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from torch import Tensor
 
 from pipeline.config import Layers
 from pipeline.errors import ConfigError
-from pipeline.index.galleries import Galleries
 from pipeline.index.search import Search
 from pipeline.methods.workers import Held, M, Peers, T
+
+if TYPE_CHECKING:
+    # They import torch, 3 s of a process that only reads or writes tables.
+    from torch import Tensor
+
+    from pipeline.index.galleries import Galleries
 
 Progress = Callable[[int, int], None]
 # Arrays by name. Of embeddings, the first axis of each is images.
@@ -221,7 +225,7 @@ class Model:
     gallery: Gallery | None = None
     # What `Method.prepare` adds: searches by name, or among the pixels of the gallery.
     searches: Mapping[str, Search] = field(default_factory=dict)
-    pixels: Galleries | None = None
+    pixels: "Galleries | None" = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ class Method(Protocol):
     # so others of their images to measure an approximate index with.
     approximable: ClassVar[bool]
 
-    def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:
+    def embed(self, feature_maps: "Sequence[Tensor]", *, seed: int) -> "dict[str, Tensor]":
         """Return what is kept of each image, by name, from the backbone's feature maps."""
 
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:

@@ -12,7 +12,8 @@ from pipeline.index.shards import from_shards
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import FileRecord, GroupRecord
 from pipeline.methods.workers import Held, Shared
-from pipeline.stages.models import bank_records, bank_rows, load_bank_rows, read_bank
+from pipeline.stages.group_files import bank_records, bank_rows
+from pipeline.stages.models import load_bank_rows, read_bank
 
 # Processes that hold a shard each, in the order of the shards.
 Holders = Held[ShardMember]

@@ -19,14 +19,9 @@ from pipeline.scores.calibration import Calibration
 from pipeline.stages.calibrate import Calibrator, spread
 from pipeline.stages.corpus import StoredCorpus
 from pipeline.stages.gallery import StoredGallery, write_gallery
+from pipeline.stages.group_files import Accounts, store_group
 from pipeline.stages.membership import Membership
-from pipeline.stages.models import (
-    MEASURED_PATCHES,
-    Accounts,
-    bank_files,
-    measured_quality,
-    store_group,
-)
+from pipeline.stages.models import MEASURED_PATCHES, bank_files, measured_quality
 
 
 def fit_group(

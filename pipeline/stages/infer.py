@@ -28,7 +28,8 @@ from pipeline.scores.calibration import Calibration
 from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from pipeline.stages.banks import Holders, SharedBank, searched_bytes, sharded_search
 from pipeline.stages.batch import FragmentBatch, advance
-from pipeline.stages.models import fastest, held_bytes, load_calibration, load_group
+from pipeline.stages.group_files import load_calibration
+from pipeline.stages.models import fastest, held_bytes, load_group
 from pipeline.stages.recent import Recent
 
 # Embeddings that are scored at once: of PatchCore, 3 MB an image, 85 images. SPADE reads a part of

@@ -8,6 +8,7 @@ model. What is listed is taken by its place, and by its content where it has ano
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,18 +19,21 @@ from pipeline.errors import ConfigError, ImageError
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
 from pipeline.lake.reading import read_named
-from pipeline.stages.infer import Member
+from pipeline.stages.group_files import load_images
 from pipeline.stages.membership import Known, Membership, with_roots
-from pipeline.stages.models import load_images
 from pipeline.stages.source import Source
 from pipeline.tables import TRAINED
+
+if TYPE_CHECKING:
+    # It imports torch, which who evaluates never needs.
+    from pipeline.stages.infer import Member
 
 # Lists of images are small, behind the latency of an object store.
 _AT_ONCE = 16
 
 
 def write_trained(
-    scores: Folder, members: Sequence[Member], digests: Mapping[str, str], groups: Sequence[str]
+    scores: Folder, members: "Sequence[Member]", digests: Mapping[str, str], groups: Sequence[str]
 ) -> None:
     """Write the lists that are not there yet, of these groups' models; read and check all images'.
 
@@ -62,7 +66,7 @@ def write_trained(
         list(pool.map(write, sorted(wanted)))
 
 
-def _images(member: Member, group: str) -> pa.Table | None:
+def _images(member: "Member", group: str) -> pa.Table | None:
     images = load_images(member.model, member.manifest.groups[group])
     if images is None:
         return None

@@ -16,8 +16,9 @@ from pipeline.stages.calibrate import spread
 from pipeline.stages.corpus import StoredCorpus
 from pipeline.stages.fit import Made, bank_and_facts, calibrator_of, store
 from pipeline.stages.gallery import gallery_files, without_images, write_gallery
+from pipeline.stages.group_files import load_accounts, load_state
 from pipeline.stages.membership import Membership, samples_left
-from pipeline.stages.models import bank_files, load_accounts, load_bank_rows, load_state
+from pipeline.stages.models import bank_files, load_bank_rows
 
 
 def updatable(method: Method, name: str) -> Updatable:

@@ -27,8 +27,8 @@ from pipeline.lake import models
 from pipeline.lake.folder import Folder
 from pipeline.methods import build
 from pipeline.scores.heatmap import overlay
+from pipeline.stages.group_files import load_accounts, load_calibration
 from pipeline.stages.infer import Infer, Member, Scorer
-from pipeline.stages.models import load_accounts, load_calibration
 from tests.conftest import LOCAL, TINY
 from tests.fuzz.harness import main
 

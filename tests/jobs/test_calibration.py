@@ -19,8 +19,9 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.models import GroupRecord, Manifest, read_manifest
 from pipeline.methods import build
 from pipeline.methods.contract import Scores
+from pipeline.stages.group_files import Accounts, load_accounts
 from pipeline.stages.infer import Member
-from pipeline.stages.models import Accounts, load_accounts, load_group
+from pipeline.stages.models import load_group
 from tests.conftest import LOCAL, TINY
 from tests.jobs.conftest import GROUP, TRAINING_IMAGES, WHERE, FittedBy
 from tests.jobs.test_methods import SMALL, WITHOUT_MAP, settings_of

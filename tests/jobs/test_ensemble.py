@@ -13,7 +13,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.models import read_manifest
 from pipeline.scores.calibration import Calibration
 from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
-from pipeline.stages.models import load_calibration
+from pipeline.stages.group_files import load_calibration
 from tests.conftest import LOCAL, TINY, by_place, output_files
 from tests.jobs.conftest import WHERE, FittedBy
 from tests.jobs.test_methods import SMALL
