@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.images.decode import is_image
 from pipeline.images.formats import Limits
 from pipeline.lake.folder import Folder, escape
+from pipeline.lake.parquet import images_writer
 from pipeline.lake.sources import SourceImage
 from pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
 
@@ -61,7 +62,7 @@ class Pack:
             for rows in self._row_groups(sources, outcome):
                 if writer is None:
                     file = stack.enter_context(self.images.writing(target))
-                    writer = stack.enter_context(_writer(file))
+                    writer = stack.enter_context(images_writer(file, IMAGES))
                 writer.write_table(pa.Table.from_pylist(rows, schema=IMAGES))
         return pa.Table.from_pylist([asdict(outcome)], schema=PACK_RESULT)
 
@@ -138,11 +139,3 @@ def _mask(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome
         return content
     outcome.notes.append(f"{folder.path(source.mask)}: a mask that is no image, or too large")
     return None
-
-
-def _writer(file: object) -> pq.ParquetWriter:
-    # Encoded images do not compress again, and are never equal.
-    blobs = ("image", "mask")
-    others = [name for name in IMAGES.names if name not in blobs]
-    compression = {name: "none" if name in blobs else "zstd" for name in IMAGES.names}
-    return pq.ParquetWriter(file, IMAGES, compression=compression, use_dictionary=others)

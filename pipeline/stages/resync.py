@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import FileDamaged
 from pipeline.lake.apart import Call, each
 from pipeline.lake.folder import Folder
+from pipeline.lake.parquet import images_writer
 from pipeline.lake.s3_file import fetch_columns
 from pipeline.lake.sources import SourceImage
 
@@ -182,15 +183,10 @@ def _without(images: Folder, name: str, numbers: set[int]) -> None:
 
 
 def _write_others(images: Folder, name: str, file: pq.ParquetFile, numbers: set[int]) -> None:
-    blobs = ("image", "mask")
-    others = [column for column in file.schema_arrow.names if column not in blobs]
-    compression = {c: "none" if c in blobs else "zstd" for c in file.schema_arrow.names}
     first = 0
     with (
         images.writing(name) as target,
-        pq.ParquetWriter(
-            target, file.schema_arrow, compression=compression, use_dictionary=others
-        ) as writer,
+        images_writer(target, file.schema_arrow) as writer,
     ):
         for number in range(file.num_row_groups):
             table = file.read_row_group(number)
