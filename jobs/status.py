@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from jobs import options
 from jobs.changes import Changed, say_changed
-from jobs.console import say, show_table
+from jobs.console import printable, say, show_table
 from pipeline.config import StorageSettings
 from pipeline.errors import ConfigError
 from pipeline.lake import models, parts, runs
@@ -18,6 +18,9 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.pulse import Pulse, Speed, State, read_pulses, state_of
 from pipeline.stages.corpus import embedded_keys
 from pipeline.stages.preflight import Preflight
+
+# Of why a fragment failed, characters that a line shows; --json has the rest.
+_SHOWN = 500
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,9 @@ def status(
         show_table("lineage", header, steps)
     for state in states:
         if state.state != "finished":
-            say(f"{state.run} {_told(state)}")
+            say(f"{state.run} {printable(_told(state))}")
         for key, error in state.failures.items():
-            say(f"{state.run} {key}: {error}")
+            say(f"{state.run} {printable(key)}: {printable(error[:_SHOWN])}")
 
 
 def _told(status: RunStatus) -> str:

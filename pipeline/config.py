@@ -9,11 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -120,7 +120,7 @@ class ScoreSettings(_Frozen):
 
     heatmaps: Literal["all", "anomalous", "none"] = "all"
     # Fixes the rows' time; else it is the time at which the run was first started.
-    scored_at: datetime | None = None
+    scored_at: AwareDatetime | None = None
     # catalog.namespace.table that the parts are published in; they do not depend on it.
     iceberg_table: str | None = None
 

@@ -120,7 +120,16 @@ def test_a_file_that_is_no_yaml_mapping_is_refused(text):
         load_settings(text)
 
 
-@pytest.mark.parametrize("assignment", ["seed", "=3", "", "seed=[1", "score.scored_at=2026-13-01"])
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "seed",
+        "=3",
+        "",
+        "seed=[1",
+        "score.scored_at=2026-13-01",
+    ],
+)
 def test_a_set_that_is_no_name_and_value_is_shown(assignment):
     with pytest.raises(ConfigError, match="--set") as raised:
         load_settings("", [assignment])
@@ -207,3 +216,9 @@ def test_no_message_about_a_config_file_has_its_text():
 def test_a_word_where_a_list_belongs_is_said():
     with pytest.raises(ConfigError, match=r"uri_prefixes' is 's3://b/': write a list, \[A, B\]"):
         load_settings("", ["image.uri_prefixes=s3://b/"])
+
+
+def test_a_time_without_a_zone_is_refused():
+    with pytest.raises(ConfigError, match=r"score\.scored_at.*timezone"):
+        load_settings("", ["score.scored_at=2026-01-01T00:00:00"])
+    load_settings("", ["score.scored_at=2026-01-01T00:00:00Z"])

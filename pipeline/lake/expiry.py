@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder, hive_keys
@@ -41,7 +41,7 @@ class Expired(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rule: str
-    expired_at: datetime
+    expired_at: AwareDatetime
     parts: list[str]
 
 

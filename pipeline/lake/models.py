@@ -14,11 +14,10 @@ Nothing is pickled. Every file is checked against its SHA-256 before it is parse
 
 import hashlib
 from collections.abc import Mapping
-from datetime import datetime
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt
 
 from pipeline.config import ImageSettings, Layers, Scalar, Settings, digest
 from pipeline.errors import ConfigError, ModelError
@@ -69,10 +68,10 @@ class GroupRecord(_Record):
 class Geometry(_Record):
     """`image.resize`, `image.crop` and `image.bits` of the fit."""
 
-    resize: int | tuple[int, int]
-    crop: int | None
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt]
+    crop: PositiveInt | None
     # Models of before it was kept have none: then, 16 bits were 16.
-    bits: int | None = None
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
 
     @classmethod
     def of(cls, settings: ImageSettings) -> "Geometry":
@@ -106,7 +105,7 @@ class Step(_Record):
 
     run: str
     verb: Literal["fit", "update", "withdraw"]
-    at: datetime
+    at: AwareDatetime
     # Where the images were; relative paths in the model are relative to it.
     images: str
     where: str | None
@@ -119,7 +118,7 @@ class Manifest(_Record):
     format: int
     # The run that made it; the same run again has nothing to do.
     run: str
-    created_at: datetime
+    created_at: AwareDatetime
     preset: str | None
     method: str
     method_options: dict[str, Scalar]

@@ -4,6 +4,7 @@ Whoever reads one parses it in `reading`, which turns whatever a parser says of 
 line that names the file and what to do. Errors of storage, and of a file that is not there, pass.
 """
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -59,6 +60,8 @@ def reading(path: str, then: str, kind: type[ConfigError] = ConfigError) -> Iter
     except _DAMAGE as error:
         raise kind(f"{path} is damaged or of another format ({told(error)}); {then}") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise kind(f"{path} cannot be read ({error.strerror or error}); {then}") from None
         if error.errno is not None:
             raise
         raise kind(f"{path} is damaged or of another format ({told(error)}); {then}") from None

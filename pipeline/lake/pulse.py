@@ -7,10 +7,9 @@ stopped. Of two drivers of one run the file is that of the one that wrote last.
 import os
 import socket
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.lake.disk import is_alive
 from pipeline.lake.folder import Folder
@@ -49,8 +48,9 @@ class Pulse(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str
-    pid: int
-    at: datetime
+    # Linux numbers processes up to 2**22.
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    at: AwareDatetime
     # Why the driver has ended; None while it runs.
     stopped: str | None
     speed: Speed | None

@@ -76,6 +76,11 @@ def _require_apart(written: Use, other: Use) -> None:
             f"{ours} lies inside the images table {theirs}, and its Parquet files would be read as "
             "images: name a folder beside it, or one whose name begins with _"
         )
+    if other.role != "images" and ours.startswith(f"{theirs.rstrip('/')}/"):
+        raise ConfigError(
+            f"{ours} lies inside {theirs}, which is {_NAMES[other.role]}, and its files would be "
+            "taken for files of that: name a folder beside it"
+        )
 
 
 def _is_data_of(inner: str, outer: str) -> bool:

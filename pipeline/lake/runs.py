@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
@@ -55,7 +55,7 @@ class RunRecord(BaseModel):
     where: str | None
     # Of the score table or the fit: model and output settings, or the fit's settings.
     version: str
-    started_at: datetime
+    started_at: AwareDatetime
     settings: Settings
 
 
@@ -66,7 +66,7 @@ class Summary(BaseModel):
 
     run: str
     verb: str
-    finished_at: datetime
+    finished_at: AwareDatetime
     # Of the command that wrote this: 0, or 3. None: it was written before this was kept.
     exit_code: int | None = None
     fragments: int

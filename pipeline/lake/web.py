@@ -152,7 +152,7 @@ class Web:
                     _require_whole(answer.status, url)
                     yield answer
                     return
-                place = urljoin(place, answer.headers.get("Location", ""))
+                place = _joined(place, answer.headers.get("Location", ""), url)
             finally:
                 # What is left of its body is not worth reading for the connection.
                 answer.close()
@@ -190,6 +190,15 @@ class Web:
         return b"".join(pieces)
 
 
+def _joined(place: str, location: str, url: str) -> str:
+    try:
+        return urljoin(place, location)
+    except ValueError:
+        raise FileNotFoundError(
+            f"{shown(url)} redirects to {shown(location)}, which is no address"
+        ) from None
+
+
 def _require_whole(status: int, url: str) -> None:
     if status in _WHOLE:
         return
@@ -216,7 +225,9 @@ def _entry(name: str, answer: urllib3.BaseHTTPResponse) -> Entry:
 def _climbs(name: str) -> bool:
     """Return whether a decoded name of a path leads elsewhere, however often it was encoded."""
     for _ in range(_DEPTH):
-        if {".", ".."} & set(name.replace("\\", "/").split("/")):
+        # What follows a semicolon is a parameter of the folder to some servers.
+        folders = (part.partition(";")[0] for part in name.replace("\\", "/").split("/"))
+        if {".", ".."} & set(folders):
             return True
         name = unquote(name)
     return False

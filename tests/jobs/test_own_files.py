@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -268,3 +270,38 @@ def test_partial_results_that_are_damaged_are_made_again(images, fitted_by, tmp_
     result = patchlake(*command)
     assert result.code == 0, result.err
     assert {p.name: p.read_bytes() for p in model.glob(f"g={GROUP}/*")} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("run.json", lambda record: record | {"started_at": "2026-01-01T00:00:00"}),
+        ("pulse.json", lambda record: record | {"at": "2026-01-01T00:00:00"}),
+        ("pulse.json", lambda record: record | {"pid": 2**40, "host": socket.gethostname()}),
+        ("pulse.json", os.mkfifo),
+    ],
+    ids=["a start without a zone", "a beat without a zone", "no process", "a pipe"],
+)
+def test_a_record_that_says_what_cannot_be_is_named(name, change, scored_once, tmp_path, patchlake):
+    scores = Path(shutil.copytree(scored_once, tmp_path / "scores"))
+    [record] = scores.glob(f"_runs/*/{name}")
+    record.with_name("summary.json").unlink()
+    if change is os.mkfifo:
+        record.unlink()
+        os.mkfifo(record)
+    else:
+        record.write_text(json.dumps(change(json.loads(record.read_text()))))
+    result = patchlake("status", scores)
+    assert result.code == 2
+    _require_one_line(result, record)
+
+
+def test_what_a_record_says_moves_no_cursor(scored_once, tmp_path, patchlake):
+    scores = Path(shutil.copytree(scored_once, tmp_path / "scores"))
+    [failed] = scores.glob("_runs/*/failed/*.json")
+    error = "\u001b[31m\u001b]0;title\u0007 boo\nsecond" + "x" * 10_000
+    failed.write_text(json.dumps({"key": "0" * 20, "error": error}))
+    shown = patchlake("status", scores).out
+    assert "boo" in shown
+    assert "\x1b" not in shown.replace("\\x1b", "")
+    assert max(map(len, shown.splitlines())) < 1000

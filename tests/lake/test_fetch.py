@@ -287,11 +287,13 @@ def test_redirects_are_followed_below_the_prefixes_only(site: Site, allowed: Pat
         "/cam/encoded": "/cam/%252e%252e/internal/metadata",
         "/cam/host": "http://127.0.0.1:1/cam/a.png",
         "/cam/file": f"file://{allowed}/a.png",
+        "/cam/bracket": "http://[bad/x",
+        "/cam/parameter": "/cam/..;/internal/metadata",
         "/cam/user": f"http://u:p@{site.base[7:]}/cam/a.png",
     }
     prefix = f"{site.base}/cam"
     assert outcome(f"{prefix}/inside", prefix) == outcome(f"{prefix}/next", prefix) == "ok"
-    for name in ("out", "climbs", "encoded", "host", "file", "user"):
+    for name in ("out", "climbs", "encoded", "host", "file", "user", "bracket", "parameter"):
         assert outcome(f"{prefix}/{name}", prefix, allowed) == "missing", name
     assert not [path for path in site.asked if "internal" in path]
     site.answers["/cam/round"] = "/cam/round"

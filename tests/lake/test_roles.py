@@ -68,6 +68,10 @@ def test_folders_of_one_command_lie_apart(tmp_path):
     require([Use(images, "images"), Use(hidden, "model", is_written=True)])
     with pytest.raises(ConfigError, match="name two folders"):
         require([Use(images, "images"), Use(images, "scores", is_written=True)])
+    for inner in ("version=1/x", "_heatmaps", "inner"):
+        dest = Folder.at(str(tmp_path / inner))
+        with pytest.raises(ConfigError, match=f"{inner} lies inside {tmp_path}, which is a score"):
+            require([Use(images, "scores"), Use(dest, "compacted", is_written=True)])
 
 
 def _held(root: Path) -> dict[str, tuple[int, int]]:
