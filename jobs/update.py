@@ -48,6 +48,8 @@ from pipeline.stages.update import Standing, update_group
 
 # Each reads a few columns, or a list of images, behind a latency of tens of ms on an object store.
 _READ_AT_ONCE = 16
+# Fragments whose images are held at the same time.
+_IMAGES_AT_ONCE = 4
 
 
 def run(
@@ -106,8 +108,8 @@ def _choose(
     known = {group: one.members.known(roots, lake.root) for group, one in standing.items()}
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         told = list(pool.map(partial(_tell, source, selections, known), fragments))
-    # One after the other: these read images.
-    found = [_told_by_content(source, known, *one) for one in zip(fragments, told, strict=True)]
+    with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
+        found = list(pool.map(partial(_told_by_content, source, known), fragments, told))
     # What is unknown depends on who is in the model and on what labels mean, and so do the keys.
     state = digest(
         {
@@ -132,7 +134,7 @@ class _Told:
     by_place: int
     by_content: int
     by_id: int
-    # Their image_id is known, and only their content can tell whether they are.
+    # Only their content can tell: their image_id is known, or the lake keeps no checksum of them.
     unsure: list[int]
 
 
@@ -159,7 +161,8 @@ def _tell(
         elif image_id in of_group.unnoted:
             what = "id"
         else:
-            what = "unsure" if image_id in of_group.image_ids else "new"
+            is_unsure = image_id in of_group.image_ids or checksum is None
+            what = "unsure" if is_unsure else "new"
         found[what].append(number)
     place, content, by_id = (len(found[name]) for name in ("place", "content", "id"))
     return _Told(found["new"], place, content, by_id, found["unsure"])
@@ -168,7 +171,7 @@ def _tell(
 def _told_by_content(
     source: Source, known: Mapping[str, Known], fragment: Fragment, told: _Told
 ) -> _Told:
-    """Tell the rest, by reading the images whose image_id is known."""
+    """Tell the rest, by reading the images."""
     if not told.unsure:
         return told
     rows = source.read(fragment)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder, hive_keys
+from pipeline.lake.folder import Folder, hive_keys, is_hashed
 from pipeline.lake.owned import read_json
 from pipeline.lake.parts import key_of
 from pipeline.lake.where import Where, parse_where
@@ -73,9 +73,14 @@ class Rule:
         nulls: dict[str, Value] = dict.fromkeys({*known, "group", "scored_at"})
 
         def keys_of(name: str) -> dict[str, Value]:
-            keys: dict[str, Value] = {**nulls, **hive_keys(name)}
-            if "group" in asked and "group" not in hive_keys(name):
-                keys["group"] = hive_keys(name).get("g") or _text_of(scores, name, "group")
+            own = hive_keys(name)
+            keys: dict[str, Value] = {**nulls, **own}
+            # The folder of a long name is a digest, and no name.
+            is_told = "g" in own and not is_hashed(own["g"])
+            if asked & {"g", "group"} and not is_told:
+                keys["g"] = own["g"] = _text_of(scores, name, "group") or ""
+            if "group" not in own:
+                keys["group"] = own.get("g")
             if "scored_at" in asked:
                 keys["scored_at"] = _time_of(scores, name)
             return keys
@@ -134,6 +139,7 @@ def restore(scores: Folder, rule: str) -> list[str]:
         where = parse_where(rule)
         known = {key for part in parts for key in _keys_by_path(part)}
         where.require_names(known, "hive key of an expired part")
+        _require_named_groups(where, parts)
         nulls: dict[str, Value] = dict.fromkeys(known)
         chosen = {part for part in parts if where.judge({**nulls, **_keys_by_path(part)})}
     for name, entry in entries.items():
@@ -142,6 +148,17 @@ def restore(scores: Folder, rule: str) -> list[str]:
             record(scores, staying, entry.rule, entry.expired_at)
             scores.remove(name)
     return sorted(chosen)
+
+
+def _require_named_groups(where: Where, parts: Iterable[str]) -> None:
+    """Refuse a rule about groups where a part's folder is no name, and the part itself is gone."""
+    hashed = [part for part in parts if is_hashed(hive_keys(part).get("g", ""))]
+    if hashed and {name.lower() for name in where.names()} & {"g", "group"}:
+        raise ConfigError(
+            f"--restore: the names of the groups of {len(hashed)} expired parts are too long for "
+            f"a folder, and are not known any more (for example {hashed[0]}); choose by another "
+            "key, or restore all"
+        )
 
 
 def _keys_by_path(part: str) -> dict[str, Value]:

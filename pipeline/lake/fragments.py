@@ -7,6 +7,7 @@ that a rerun finds the same fragments under the same keys.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -188,7 +189,22 @@ def path_keys(path: str, columns: ColumnSettings) -> dict[str, str]:
         del keys["g"]
     keys.pop("group", None)
     group = keys.get("g") if named in (None, NULL_PARTITION) else named
+    if group is not None and not _is_canonical(group):
+        # A typed column of the file may spell it otherwise, and is what the group is called by.
+        group = None
     return {**keys, **({} if group is None else {"group": group}), "path": path}
+
+
+def _is_canonical(text: str) -> bool:
+    """Return whether a value that a path spells so is spelled so as a number, a date or a bool."""
+    if not _TYPED.match(text):
+        return True
+    return bool(_CANONICAL.fullmatch(text))
+
+
+# What may be the text of a number, a time or a bool; and those that are as `lake.values` has them.
+_TYPED = re.compile(r"\s*[-+.]?\d|\s*(true|false|nan|inf)", re.IGNORECASE)
+_CANONICAL = re.compile(r"0|-?[1-9]\d*|\d{4}-\d\d-\d\d|true|false")
 
 
 def _key(file: str, row_groups: Sequence[int], rows: tuple[int, int], settings: str) -> str:

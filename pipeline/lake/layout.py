@@ -3,9 +3,11 @@
 A folder `key=value` of the path supplies the column `key` to all rows of the file, as Spark,
 DuckDB, Delta, pandas and polars write partitions. A struct of `bytes` and `path`, as datasets of
 Hugging Face keep an image, is read as it is: `path` names the image where no column does, and is
-where it is if `bytes` is null.
+where it is if `bytes` is null. A split that neither column nor key tells may be the name of the
+file or of a folder.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +83,8 @@ class Layout:
             return Place(theirs)
         if not found.is_somewhere and not (name == "uri" and self.ours("image").column):
             self._refuse_near(theirs, name)
+        if name == "split" and not found.is_somewhere and theirs:
+            return Place(theirs, None, self._split)
         return found
 
     def absent(self, names: Collection[str]) -> dict[str, str]:
@@ -147,6 +151,24 @@ class Layout:
                 found.setdefault(unquote(key), []).append(text)
         return found
 
+    @cached_property
+    def _split(self) -> tuple[()] | tuple[str]:
+        """Return the split that the file's name or a folder of it is, where it is nothing else.
+
+        `data/test-00000-of-00001.parquet`, `test.parquet` and `test/0.parquet`, as Hugging Face
+        lays out data sets whose rows do not say it.
+        """
+        words = {*self.columns.test_splits, *self.columns.train_splits}
+        known = {word.strip().casefold() for word in words}
+        *folders, name = PurePosixPath(self.path).parts
+        found = [part for part in [*folders, _SHARD.sub("", name)] if part.casefold() in known]
+        if len({part.casefold() for part in found}) > 1:
+            raise TableError(
+                f"{self.where}: its path says the split {' and '.join(map(repr, found))}; name one "
+                f"folder otherwise, or add a column {self.columns.split}"
+            )
+        return (found[0],) if found else ()
+
     def _refuse_near(self, theirs: str, name: str) -> None:
         folded = theirs.strip().casefold()
         for near in (*self.schema.names, *self._keys):
@@ -158,3 +180,5 @@ class Layout:
 
 
 _BINARY = ("image", "mask")
+# What follows the split in a file's name: `-00000-of-00001.parquet`, or the ending alone.
+_SHARD = re.compile(r"(-\d+(-of-\d+)?)?(\.[a-z]+)*$", re.IGNORECASE)

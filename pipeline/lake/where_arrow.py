@@ -229,7 +229,11 @@ class _Columns:
         assert isinstance(operand, Name)
         name = column_of(operand, self._keys, self._schema, self._file)
         kind = type_of(self._schema, name)
-        assert kind is not None
+        if kind is None:
+            raise ConfigError(
+                f"--where: {shown(name)} is a field of {self._file} with a dot in its own name, "
+                "which cannot be asked for; write it to a column of another name"
+            )
         flat = name in self._schema.names
         column = pc.field(name) if flat else pc.field(*name.split("."))
         plain = _plain(kind)

@@ -108,8 +108,6 @@ def is_known(
 ) -> Bool[np.ndarray, " rows"]:
     """Return which rows of a fragment, with their encoded images, are images of a model.
 
-    A file behind a URI is read only where a row has the image_id of such an image.
-
     Args:
         known: What tells them.
         source: Where the rows are from.
@@ -147,7 +145,7 @@ def _cells(rows: pa.Table) -> Iterator[dict[str, object]]:
 
 
 def _is_content(known: Known, source: Source, row: Mapping[str, object]) -> bool:
-    if not known.contents or (row.get("image") is None and row["image_id"] not in known.image_ids):
+    if not known.contents:
         return False
     try:
         content = source.read_image(dict(row))

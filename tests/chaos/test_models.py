@@ -61,14 +61,15 @@ def steps(model: Path) -> list[tuple[str, int, int]]:
 def test_two_changes_of_a_model_at_once(other: str, changing: Path, more: Path, start, faults):
     """One of them is the next step; the other says so, and follows when it is started again."""
     fitted = steps(changing)
-    update = ("fit", more, changing, "--update", *LOCALLY)
+    update = ("fit", more, changing, "--update", *LOCALLY, "--set", "fragment_images=3")
     commands = {
         "the same": update,
         "another update": (*update, "--where", f"\"group\" = '{GROUP}'"),
         "a withdrawal": withdrawal(changing),
     }
     command = commands[other]
-    faults.plan(slow={"embed": 0.5})
+    # Some 20 s of work: the second one begins within it.
+    faults.plan(slow={"embed": 2.0})
     first = start(*update)
     wait_for(changing, "_runs/*/partials/*.safetensors", 1)
     second = start(*command)

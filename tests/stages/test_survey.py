@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import ImageSettings, Settings, load_settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TableError
 from pipeline.images.geometry import Geometry
 from pipeline.lake.folder import Folder
 from pipeline.lake.where import read_where
@@ -107,3 +107,41 @@ def test_a_column_that_a_setting_names_and_no_file_has_is_refused(tmp_path: Path
         read(label="qualty")
     with pytest.raises(ConfigError, match=r"columns\.image_id is 'serial', and no file"):
         read(image_id="serial")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "split"),
+    [
+        ("data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet", "test"),
+        ("train.parquet", "Validation.parquet", "Validation"),
+        ("training/0.parquet", "val/0.parquet", "val"),
+        ("a/TRAIN-1.parquet", "a/holdout-1.snappy.parquet", "holdout"),
+    ],
+)
+def test_a_split_may_be_the_name_of_a_file_or_a_folder(
+    train: str, test: str, split: str, tmp_path: Path
+):
+    table = pa.table({"image_id": ["1"], "image": [b""], "group": ["a"], "label": ["good"]})
+    for name in (train, test, "others/test_line-1.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, tmp_path / name)
+    lake, settings = Folder(str(tmp_path)), Settings()
+    source = Source(lake, settings.columns, ImageSettings(), Geometry((8, 8), None))
+    [line] = survey(source, plan_fragments(lake, settings, None).kept).lines()
+    assert line.startswith("group 'a': 2 good images")
+    assert line.endswith(f"not used: 1 of split '{split}'")
+
+
+def test_a_path_that_says_two_splits_is_refused(tmp_path: Path):
+    table = pa.table({"image_id": ["1"], "image": [b""], "group": ["a"]})
+    (tmp_path / "train").mkdir()
+    pq.write_table(table, tmp_path / "train" / "test.parquet")
+    pq.write_table(table.append_column("split", [["train"]]), tmp_path / "train" / "val.parquet")
+    lake, settings = Folder(str(tmp_path)), Settings()
+    source = Source(lake, settings.columns, ImageSettings(), Geometry((8, 8), None))
+    fragments = plan_fragments(lake, settings, None).kept
+    with pytest.raises(TableError, match=r"says the split 'train' and 'test'"):
+        survey(source, fragments)
+    (tmp_path / "train" / "test.parquet").unlink()
+    [line] = survey(source, plan_fragments(lake, settings, None).kept).lines()
+    assert line == "group 'a': 1 images without a label of split 'train'"
