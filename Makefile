@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # A safetensors file for the demo; without it the timm hub is asked, then features are untrained.
 WEIGHTS ?=
 
+# Most tests wait for processes that start: two files of tests at a time.
+TOGETHER := -n 2 --dist loadfile
+
 .PHONY: demo test test-slow lint check clean
 
 $(VENV)/.runtime: pyproject.toml
@@ -20,11 +23,11 @@ demo: $(VENV)/.runtime
 	$(BIN)/patchlake demo demo $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest -m "not slow" --durations 15
+	$(BIN)/python -m pytest -m "not slow" $(TOGETHER) --durations 15
 
 # Real images with real weights; skipped, visibly, where they are absent.
 test-slow: $(VENV)/.development
-	$(BIN)/python -m pytest -m slow --maxfail 5 --durations 30
+	$(BIN)/python -m pytest -m slow $(TOGETHER) --maxfail 5 --durations 30
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

@@ -227,3 +227,17 @@ def test_the_list_beside_the_scores_is_of_the_model_that_made_them(tmp_path: Pat
     (tmp_path / "out/_models" / f"{model_id}.arrow").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match=r"is damaged .*; remove it"):
         evaluate.run(str(lake), str(tmp_path / "out"))
+
+
+def test_a_file_of_another_name_brings_no_image_twice(images: Path, tmp_path: Path, tiny):
+    """Of a lake without ids and checksums, whose files were renamed by a compaction."""
+    lake, model = tmp_path / "lake", tmp_path / "model"
+    lake.mkdir()
+    for number, file in enumerate(sorted(images.rglob("*.parquet"))):
+        table = pq.ParquetFile(file).read().drop_columns(["image_id", "sha256"])
+        pq.write_table(table, lake / f"{number}.parquet")
+    before = fit.run(str(lake), str(model), tiny, LOCAL)
+    for file in lake.glob("*.parquet"):
+        file.rename(file.with_name(f"compacted-{file.name}"))
+    after = update.run(str(lake), str(model), tiny, LOCAL)
+    assert after == before

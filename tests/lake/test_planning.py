@@ -350,3 +350,19 @@ def test_a_column_that_was_added_later_is_null_before(tmp_path):
         f.path: source.read(f).column("image_id").to_pylist() for f in plan(lake, Settings()).every
     }
     assert ids == {"old.parquet": ["a", "b"], "young.parquet": ["b"]}
+
+
+def test_a_group_is_asked_for_as_it_is_called_however_the_path_spells_it(tmp_path):
+    for spelled, value in (("07", 7), ("12", 12)):
+        (tmp_path / f"group={spelled}").mkdir()
+        table = pa.table({"image_id": ["i"], "image": [b"x"], "group": [value]})
+        pq.write_table(table, tmp_path / f"group={spelled}" / "a.parquet")
+    lake = Folder(str(tmp_path))
+
+    def groups(condition: str) -> list[str]:
+        kept = plan(lake, Settings(), where=read_where(condition)).kept
+        return kept.table.column("group").to_pylist()
+
+    assert groups("\"group\" in ('7', '12')") == ["7", "12"]
+    assert groups("\"group\" != '12'") == ["7"]
+    assert groups("\"group\" = '07'") == []
