@@ -89,7 +89,7 @@ def _values(image: Image.Image) -> np.ndarray:
         return _by_palette(image)
     if image.mode.startswith("I;16"):
         return _by_deep_grey(image)
-    if image.mode[0] in "1IF" or (image.mode == "L" and not image.has_transparency_data):
+    if image.mode in "IF" or (image.mode in "1L" and not image.has_transparency_data):
         return np.asarray(image)
     layered = as_rgba(image)
     colour = _brightest(layered.getchannel(band) for band in "RGB")
