@@ -10,14 +10,17 @@ other ranges    where the file says its own, it counts: a PGM's maxval, a TIFF o
 MINISWHITE      inverted, at 16 bits as at 8
 16-bit colour   the upper 8 bits, which is all that Pillow reads of PNG and TIFF (at most one
                 level from what grey would give). Where they hold less than 1/16 of the range,
-                or `image.bits` says that they do: `unsupported`
+                or `image.bits` says that they do: `unsupported`; and where a PNG has a colour that
+                is transparent, which the lower 8 bits may tell from others
 CMYK, palette, grey, 1-bit, YCbCr, LAB   converted to RGB by Pillow
-alpha           blended over black: a transparent pixel carries no light, whatever it hides. But
-                where every pixel is transparent, in a fourth channel or by a palette, nobody
-                meant a black picture: the channel was never set, and the colours count
+alpha           blended over black: a transparent pixel carries no light, whatever it hides,
+                and whatever the bits of a PNG's transparent grey are. But where every pixel is
+                transparent, in a fourth channel or by a palette, nobody meant a black picture:
+                the channel was never set, and the colours count
 EXIF rotation   applied: width, height, masks and heatmaps are those of the upright image
 animated        the first frame
-32-bit integer and float   `unsupported`: there is no range to map onto 0..255
+several pages   the first that is no reduced picture by its own tags
+32-bit integer, float, signed   `unsupported`: there is no range to map onto 0..255
 """
 
 import numpy as np

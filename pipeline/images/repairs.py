@@ -70,7 +70,7 @@ _CORE_HEADER = 12
 
 def _to_full_page(image: TiffImagePlugin.TiffImageFile, content: bytes) -> None:
     """Go to the first page that is no thumbnail, as the first one may be by its own tags."""
-    if content[8:10] == b"CR":
+    if content.startswith(_CR2):
         raise ImageError("unsupported", "the file is CR2, a camera's raw form of TIFF")
     page = 0
     while _is_reduced(image):
@@ -90,6 +90,8 @@ def _is_reduced(image: TiffImagePlugin.TiffImageFile) -> bool:
     return bool(kind & _REDUCED) or old_kind == _OLD_REDUCED
 
 
+# Its first page follows; two of the bytes may be pixels of another TIFF.
+_CR2 = b"II*\0\x10\0\0\0CR\x02"
 _NEW_SUBFILE, _OLD_SUBFILE = 254, 255
 _REDUCED, _OLD_REDUCED = 1, 2
 

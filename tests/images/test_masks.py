@@ -308,6 +308,12 @@ def test_a_lossy_mask_of_two_classes_keeps_both(kind, level):
     drawn[150:190, 101:171] = level
     mask = decode_mask(_encode(Image.fromarray(drawn), **kind), drawn.shape, LIMITS)
     assert (mask.is_defect != (drawn > 0)).sum() <= 40
+    # Colours have blocks of twice the side.
+    drawn[125:205, 101:211] = level
+    layers = [Image.fromarray(np.where(drawn == level, part, drawn)) for part in (0, level, 0)]
+    green = Image.merge("RGB", layers)
+    mask = decode_mask(_encode(green, **kind), drawn.shape, LIMITS)
+    assert (mask.is_defect != (drawn > 0)).sum() <= 80
 
 
 @pytest.mark.parametrize("kind", [{"kind": "JPEG", "quality": q} for q in (1, 5, 20, 75)], ids=str)

@@ -196,9 +196,9 @@ def test_the_full_page_is_held_against_max_pixels():
 
 
 def test_a_camera_s_cr2_is_unsupported_by_name():
-    preview = struct.pack("<4sI", b"CR\x02\0", 0) + DATA
-    content = _tiff(preview, _page(4, 20, 16))
+    content = _tiff(b"CR\x02\0" + bytes(4), _page(2, 8, 4))
     assert "CR2" in _refused(content, "unsupported")
+    assert _read(_tiff(b"CR\x02\0", _page(2, 8, 4))).tolist() == [[67, 82], [2, 0]]
 
 
 def test_signed_bytes_are_unsupported():
