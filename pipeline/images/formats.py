@@ -26,6 +26,7 @@ from PIL import (  # noqa: F401 - importing a plugin is what makes Pillow know i
 )
 
 from pipeline.errors import ImageError
+from pipeline.images.repairs import mend_header
 
 # Raster formats only: no decoder that starts another program (EPS) or follows references.
 KNOWN = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000")
@@ -79,6 +80,7 @@ def open_image(content: bytes, limits: Limits) -> Image.Image:
         raise ImageError("unsupported", f"the file is Netpbm of the form {form}; P1 to P6 are read")
     with as_image_errors():
         image: Image.Image = Image.OPEN[name][0](io.BytesIO(content), "")
+        mend_header(image, content)
     require_pixels(*image.size, limits)
     return image
 

@@ -10,20 +10,24 @@ other ranges    where the file says its own, it counts: a PGM's maxval, a TIFF o
 MINISWHITE      inverted, at 16 bits as at 8
 16-bit colour   the upper 8 bits, which is all that Pillow reads of PNG and TIFF (at most one
                 level from what grey would give). Where they hold less than 1/16 of the range,
-                or `image.bits` says that they do: `unsupported`
+                or `image.bits` says that they do: `unsupported`; and where a PNG has a colour that
+                is transparent, which the lower 8 bits may tell from others
 CMYK, palette, grey, 1-bit, YCbCr, LAB   converted to RGB by Pillow
-alpha           blended over black: a transparent pixel carries no light, whatever it hides. But
-                where every pixel is transparent, in a fourth channel or by a palette, nobody
-                meant a black picture: the channel was never set, and the colours count
+alpha           blended over black: a transparent pixel carries no light, whatever it hides,
+                and whatever the bits of a PNG's transparent grey are. But where every pixel is
+                transparent, in a fourth channel or by a palette, nobody meant a black picture:
+                the channel was never set, and the colours count
 EXIF rotation   applied: width, height, masks and heatmaps are those of the upright image
 animated        the first frame
-32-bit integer and float   `unsupported`: there is no range to map onto 0..255
+several pages   the first that is no reduced picture by its own tags
+32-bit integer, float, signed   `unsupported`: there is no range to map onto 0..255
 """
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from pipeline.errors import ImageError
+from pipeline.images.repairs import mend_pixels
 
 _TOP = 65535
 # 12 bits: what fits into them is a sixteenth of the range, and is black to the eye.
@@ -48,44 +52,14 @@ def load(image: Image.Image) -> bool:
     """Decode an opened image's pixels; return whether it has colours that are 16 bits in the file.
 
     Raises:
-        ImageError: with status `unsupported`.
+        ImageError: with status `unsupported` or `unreadable`.
         Exception: whatever a decoder raises for damaged bytes.
     """
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_deep_planar(image):
-        _mend_planes(image)
+    mend_pixels(image)
     tiles = getattr(image, "tile", ())
     is_deep = len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in tiles)
     image.load()
     return is_deep
-
-
-def _is_deep_planar(image: TiffImagePlugin.TiffImageFile) -> bool:
-    depths = np.ravel(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1))
-    planes = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)
-    return planes == _SEPARATE and len(depths) > 1 and int(depths.max()) > _BYTE
-
-
-_SEPARATE = 2
-_BYTE = 8
-
-
-def _mend_planes(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Name the samples of planes: Pillow 13 reads those of 16 bits as if they had 8, in silence.
-
-    `tests/images/test_light.py` says when it no longer does: this adds ";16" once more then.
-    """
-    if image.mode == "RGB" and all(tile.codec_name == "libtiff" for tile in image.tile):
-        return
-    if image.mode not in ("RGB", "RGBA") or any(tile.codec_name != "raw" for tile in image.tile):
-        raise ImageError(
-            "unsupported", f"16-bit planes of {image.mode} in this form of TIFF are not read"
-        )
-    order = ";16L" if image.tag_v2.prefix == b"II" else ";16B"
-    mended = []
-    for tile in image.tile:
-        assert isinstance(tile.args, tuple)
-        mended.append(tile._replace(args=(tile.args[0] + order, *tile.args[1:])))
-    image.tile = mended
 
 
 def require_colour_range(image: Image.Image, bits: int | None) -> None:
@@ -115,13 +89,22 @@ def _rgb(image: Image.Image, bits: int | None) -> Image.Image:
     if image.mode.startswith("I;16"):
         own = _own_top(image)
         is_inverted = is_white_zero(image)
-        return grey_of(np.asarray(image), top=own, bits=bits, is_inverted=is_inverted)
+        return grey_of(_shown(image), top=own, bits=bits, is_inverted=is_inverted)
     if image.mode in ("I", "F"):
         raise ImageError(
             "unsupported",
             f"pixels of mode {image.mode} (of 32 bits, or signed) have no range to map onto 0..255",
         )
     return _over_black(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _shown(image: Image.Image) -> np.ndarray:
+    """Return 16-bit pixels; a transparent one is 0, unless all are (see `_over_black`)."""
+    values = np.asarray(image)
+    if "transparency" not in image.info:
+        return values
+    is_hidden = values == image.info["transparency"]
+    return values if is_hidden.all() else np.where(is_hidden, np.uint16(0), values)
 
 
 def _own_top(image: Image.Image) -> int | None:
@@ -183,13 +166,18 @@ def _over_black(image: Image.Image) -> Image.Image:
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(image.height, top + rows))
-        layered = image.crop(box).convert("RGBA")
+        layered = as_rgba(image.crop(box))
         is_unset = is_unset and layered.getchannel("A").getextrema() == (0, 0)
         black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
         blended.paste(Image.alpha_composite(black, layered).convert("RGB"), box)
         if is_unset:
             colours.paste(layered.convert("RGB"), box)
     return colours if is_unset else blended
+
+
+def as_rgba(image: Image.Image) -> Image.Image:
+    """Return RGBA of any mode up to 8 bits; Pillow has no direct way from a grey times alpha."""
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def upright(image: Image.Image, opened: Image.Image) -> Image.Image:

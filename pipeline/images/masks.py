@@ -1,35 +1,34 @@
 """Defect masks, as other people draw them: what is not background is defect.
 
   grey, 1 bit, 16 and 32 bits   0 is background: 0/1, 0/255, class ids, ids of instances
+  numbers below   are refused, as are floats that are not finite: nobody can tell what they mean
   palette         the classes are the colours: black is background, and what is transparent; where
                   no colour in use is black, or all are (a palette that was never set), index 0
-  colour          black is background
-  alpha           blended over black, as in images; a mask that is drawn in alpha alone, with all
-                  colours black, is its alpha
+  colour          black is background; of 16 bits, all count
+  alpha           blended over black, as in images; where all that is seen is black, it is painted
+                  in alpha alone, whatever colour the transparent ground hides
   soft edges      a mask whose levels are neither few nor ids (a JPEG, or one that was resized)
-                  has its edge in the middle of its own range
+                  has its edge in the middle of its own range: see `pipeline.images.edges`
 Inverted masks are not guessed: nothing in a mask says that it is one.
 
 At a frame of fewer pixels, those are defect of which half is; and a defect that has no such pixel
 keeps all that it touches, so that none is lost.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
+from PIL import Image, ImageFile
 
+from pipeline.errors import ImageError
+from pipeline.images.edges import edge_of
 from pipeline.images.formats import Limits, as_image_errors, open_image
-from pipeline.images.light import is_white_zero, load, require_colour_range, upright
+from pipeline.images.light import as_rgba, is_white_zero, load, upright
 from pipeline.images.netpbm import read_netpbm
-
-# Of a lossless mask: more levels than classes, or instances, of one image have.
-_MANY_LEVELS = 32
-# Ids are flat: most of their pixels have equal neighbours. Of edges and of ringing, few have.
-_FLAT = 0.3
-# A lossy mask that is darker holds classes, if anything.
-_DARK = 16
+from pipeline.images.repairs import mend_pixels, to_lower_bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ def decode_mask(content: bytes, frame: tuple[int, int], limits: Limits) -> Mask:
     """Return a mask at a frame of (height, width). In this process: see `pipeline.images.decode`.
 
     Raises:
-        ImageError: as `files.decode_image`; pixels of 32 bits are read.
+        ImageError: as `files.decode_image`; pixels of 32 bits are read, if none is negative or
+            not finite, and dark 16-bit colour is.
     """
     with as_image_errors():
         netpbm = read_netpbm(content, limits)
@@ -57,19 +57,24 @@ def decode_mask(content: bytes, frame: tuple[int, int], limits: Limits) -> Mask:
             marked = Image.fromarray((netpbm.samples > 0).any(axis=2).astype(np.uint8))
         else:
             image = open_image(content, limits)
-            if load(image):
-                require_colour_range(image, None)
-            marked = Image.fromarray(_marked(image, content).astype(np.uint8))
-            marked = upright(marked, image)
+            is_deep = load(image)
+            values = _deep(image, content, limits) if is_deep else _values(image)
+            _require_ground(values)
+            is_defect = values > edge_of(values, is_lossy=_is_lossy(image, content))
+            marked = upright(Image.fromarray(is_defect.astype(np.uint8)), image)
         return Mask(_at_frame(marked, frame), marked.size)
 
 
-def _marked(image: Image.Image, content: bytes) -> np.ndarray:
-    """Return what is defect, at the file's own size."""
-    values = _by_palette(image) if image.mode == "P" else _by_value(image)
-    if _is_soft(values, is_lossy=_is_lossy(image, content)):
-        return np.asarray(values > values.max() / 2)
-    return np.asarray(values != 0)
+def _require_ground(values: np.ndarray) -> None:
+    """Refuse pixels of which nobody can tell whether they are ground."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImageError("unreadable", "the mask has pixels that are not finite numbers")
+    if values.dtype.kind in "if" and values.min() < 0:
+        raise ImageError(
+            "unsupported",
+            f"the mask has values from {values.min()} on: 0 is its ground, write it without "
+            "negative ones",
+        )
 
 
 def _is_lossy(image: Image.Image, content: bytes) -> bool:
@@ -78,8 +83,20 @@ def _is_lossy(image: Image.Image, content: bytes) -> bool:
     return image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
 
 
+def _values(image: Image.Image) -> np.ndarray:
+    """Return what a file's loaded image has at each pixel; 0 is its ground."""
+    if image.mode == "P":
+        return _by_palette(image)
+    if image.mode.startswith("I;16"):
+        return _by_deep_grey(image)
+    if image.mode in "IF" or (image.mode in "1L" and not image.has_transparency_data):
+        return np.asarray(image)
+    layered = as_rgba(image)
+    colour = _brightest(layered.getchannel(band) for band in "RGB")
+    return _over_ground(colour, np.asarray(layered.getchannel("A")))
+
+
 def _by_palette(image: Image.Image) -> np.ndarray:
-    indexes = np.asarray(image)
     colours = np.zeros((256, 4), np.uint8)
     found = np.asarray(image.getpalette("RGBA") or [], np.uint8).reshape(-1, 4)
     colours[: len(found)] = found
@@ -89,57 +106,84 @@ def _by_palette(image: Image.Image) -> np.ndarray:
     elif isinstance(transparent, int):
         colours[transparent, 3] = 0
     used = np.flatnonzero(np.asarray(image.histogram()[:256]))
-    is_background = (colours[:, :3] == 0).all(axis=1) | (colours[:, 3] == 0)
-    is_unset = len(used) > 1 and is_background[used].all()
-    if is_unset or not is_background[used].any():
-        is_background = np.arange(256) == 0
-    levels = colours[:, :3].max(axis=1)
-    # A black that is no background must not be 0.
-    of_index = np.where(is_background, 0, np.maximum(levels, 1)).astype(np.uint8)
-    return np.asarray(of_index[indexes])
+    of_index = np.zeros(256, np.uint8)
+    of_index[used] = _over_ground(colours[used, :3].max(axis=1), colours[used, 3])
+    is_unset = len(used) > 1 and not of_index[used].any()
+    if is_unset or of_index[used].all():
+        # A black that is no ground must not be 0.
+        of_index[used] = np.maximum(of_index[used], 1)
+        of_index[0] = 0
+    return np.asarray(of_index[np.asarray(image)])
 
 
-def _by_value(image: Image.Image) -> np.ndarray:
-    if image.mode[0] in "1IF" or (image.mode == "L" and not image.has_transparency_data):
-        values = np.asarray(image)
-        if image.mode.startswith("I;16") and is_white_zero(image):
-            return np.asarray(np.iinfo(np.uint16).max - values)
-        return np.asarray(np.nan_to_num(values) if values.dtype.kind == "f" else values)
-    layered = image.convert("RGBA")
-    red, green, blue, alpha = (np.asarray(layered.getchannel(band)) for band in "RGBA")
-    colour: np.ndarray = np.maximum(np.maximum(red, green), blue)
-    lowest, highest = int(alpha.min()), int(alpha.max())
-    if highest == 0 or lowest == np.iinfo(np.uint8).max:
+def _by_deep_grey(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if is_white_zero(image):
+        return np.asarray(np.iinfo(np.uint16).max - values)
+    if "transparency" not in image.info:
+        return values
+    is_hidden = values == image.info["transparency"]
+    return _over_ground(values, np.where(is_hidden, 0, np.iinfo(np.uint16).max).astype(np.uint16))
+
+
+def _deep(image: Image.Image, content: bytes, limits: Limits) -> np.ndarray:
+    """Return what an image of 16-bit colour has: of ids, the lower bytes count, too.
+
+    Pillow has room for one byte of each sample: the file is decoded once for each.
+    """
+    again = open_image(content, limits)
+    assert isinstance(again, ImageFile.ImageFile)
+    mend_pixels(again)
+    bands = to_lower_bytes(again)
+    if bands is None:
+        raise ImageError(
+            "unsupported",
+            f"a mask of 16-bit colour in this form ({image.mode}) is not read: "
+            "write it as grey of 16 bits, or with 8 bits a channel",
+        )
+    again.load()
+    # By the lower bytes' bands; of grey and alpha they are G and A, in an image of RGBA.
+    upper = {band: image.getchannel(band) for band in bands}
+    deep = (_joined(upper[band], again.getchannel(band)) for band in bands if band != "A")
+    colour = _brightest(deep)
+    if "A" not in bands:
         return colour
-    if not colour.any():
-        return np.asarray(alpha) if lowest < highest else colour
+    return _over_ground(colour, _joined(upper["A"], again.getchannel("A")))
+
+
+def _joined(upper: Image.Image, lower: Image.Image) -> np.ndarray:
+    joined = np.asarray(upper).astype(np.uint16)
+    joined <<= 8
+    joined |= np.asarray(lower)
+    return joined
+
+
+def _brightest(channels: Iterable[Image.Image | np.ndarray]) -> np.ndarray:
+    return reduce(np.maximum, map(np.asarray, channels))
+
+
+def _over_ground(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return what is painted, of pixels or of entries of a palette: colours over black.
+
+    Where all that is seen is black, it is what alpha shows of it. What nobody sees is no paint,
+    whatever colour is below; but where all is hidden, alpha was never set, and colours count if
+    there are two.
+    """
+    lowest, highest = int(alpha.min()), int(alpha.max())
+    if highest == 0 and colour.min() == colour.max():
+        return np.zeros_like(colour)
+    if lowest == highest:
+        return colour
+    if not colour[alpha > 0].any():
+        return alpha
+    top = int(np.iinfo(colour.dtype).max)
+    # 65535 * 65535 + 65534 < 2**32
+    painted = colour.astype(np.uint32)
+    painted *= alpha
     # Rounded up: faint is not background.
-    return np.asarray((colour.astype(np.uint16) * alpha + 254) // 255)
-
-
-def _is_soft(values: np.ndarray, *, is_lossy: bool) -> bool:
-    if values.dtype.kind == "b":
-        return False
-    top = values.max()
-    if is_lossy:
-        return bool(top > _DARK)
-    if _levels(values) <= _MANY_LEVELS:
-        return False
-    # Both ways: along a straight edge soft pixels are equal, too.
-    here, right, below = values[:-1, :-1], values[:-1, 1:], values[1:, :-1]
-    low = (here > 0) & (here <= top / 2)
-    if not low.any():
-        return True
-    return bool(((here == right) & (here == below))[low].mean() < _FLAT)
-
-
-def _levels(values: np.ndarray) -> int:
-    if values.dtype.kind != "u":
-        return len(np.unique(values))
-    # Without sorting 100 million of them.
-    seen = np.zeros(int(values.max()) + 1, bool)
-    seen[values] = True
-    return int(seen.sum())
+    painted += top - 1
+    painted //= top
+    return painted.astype(colour.dtype)
 
 
 def _at_frame(marked: Image.Image, frame: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

@@ -53,6 +53,7 @@ def read_netpbm(content: bytes, limits: Limits) -> Netpbm | None:
         raise ImageError(
             "unreadable", f"the image is broken: it has {len(samples)} of {wanted} samples"
         )
+    _require_range(samples, top)
     return Netpbm(samples.reshape(height, width, channels), top)
 
 
@@ -67,17 +68,19 @@ def _binary(content: bytes, begin: int, wanted: int, top: int) -> np.ndarray:
     return np.frombuffer(content, sample, min(found, wanted), begin)
 
 
-def _plain(content: bytes, begin: int, wanted: int, top: int) -> np.ndarray:
+def _require_range(samples: np.ndarray, top: int) -> None:
+    if samples.size and not 0 <= samples.min() <= samples.max() <= top:
+        raise ImageError("unreadable", f"the image is broken: it has samples outside 0 to {top}")
+
+
+def _plain(content: bytes, begin: int, wanted: int, _: int) -> np.ndarray:
     text = content[begin:]
     if b"#" in text:
         text = re.sub(rb"#[^\n\r]*+", b"", text)
     # Without a count: numpy returns so many, whatever was in memory, where the text has fewer.
     # And none of an empty text: there it returns one that is not in it.
     samples = np.fromstring(text.decode("latin-1"), np.int64, sep=" ") if text.strip() else _NONE
-    samples = samples[:wanted]
-    if samples.size and not 0 <= samples.min() <= samples.max() <= top:
-        raise ImageError("unreadable", f"the image is broken: it has samples outside 0 to {top}")
-    return samples
+    return samples[:wanted]
 
 
 def rgb_of(picture: Netpbm, bits: int | None) -> Image.Image:

@@ -97,7 +97,7 @@ def _of_16_bits() -> dict[str, bytes]:
         "pgm with a comment": _netpbm("P5", LEVELS, 65535, "# of 12 bits\n"),
         "plain pgm": _netpbm("P2", LEVELS, 65535),
         "pgm by Pillow": _encode(image, "PPM"),
-        "pgm of 4095": _netpbm("P5", np.arange(256).reshape(16, 16) * 4095 // 255 + 1, 4095),
+        "pgm of 4095": _netpbm("P5", np.arange(256).reshape(16, 16) * 4095 // 255, 4095),
     }
 
 
