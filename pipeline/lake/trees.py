@@ -85,11 +85,12 @@ def list_tree(
         named: The group of all images, if there is one; and the group where no folder names it.
 
     Raises:
-        ConfigError: if a path says two splits, or good images are at two depths.
+        ConfigError: if a path says two splits or two labels, or good images are at two depths.
     """
     places = [_Place.of(entry, words) for entry in entries]
     for place in places:
         place.require_one_split(folder)
+        place.require_one_label(folder, words)
     depth = _label_depth(folder, places, words)
     listing = Listing()
     files: list[FileOf] = []
@@ -151,6 +152,23 @@ class _Place:
             raise ConfigError(
                 f"{folder.path(self.entry.name)} lies below folders {list(self.splits)}: is it to "
                 "train on or to test on? Move it, or name the files in a manifest with column split"
+            )
+
+    def require_one_label(self, folder: Folder, words: Words) -> None:
+        """Raise `ConfigError` if one folder means good, and another one something else or the same.
+
+        Whoever keeps `ng` in `normal` means a product or a setting by `normal`. Above a split, what
+        means bad is no label: it may be what the data set is about.
+        """
+        if self.is_mask:
+            return
+        said = [part for part in self.above if _plain(part) in words.good]
+        said += [part for part in self.below if _plain(part) in words.good | _BAD]
+        if len(said) > 1 and any(_plain(part) in words.good for part in said):
+            raise ConfigError(
+                f"{folder.path(self.entry.name)} lies below folders {said}: which of them is its "
+                "label? Rename the other, set columns.good_labels to the words that mean good "
+                "here, or name the files in a manifest with column label"
             )
 
     def file(self, depth: int, *, has_splits: bool) -> FileOf:

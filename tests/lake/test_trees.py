@@ -133,6 +133,35 @@ def test_a_split_within_another_is_refused(root):
         _tree(root)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/normal/ok/1.png", "test/normal/ng/2.png"],
+        ["train/normal/ng/2.png", "train/normal/1.png"],
+        ["ok/ng/1.png", "ok/1.png"],
+        ["ok/line 4/images/NG/1.png", "ok/2.png"],
+        ["good/normal/1.png", "good/scratch/2.png"],
+        ["normal/train/ok/1.png", "normal/test/ng/2.png"],
+        ["bad/good/1.png", "bad/2.png"],
+    ],
+)
+def test_a_label_within_another_of_which_one_is_good_is_refused(root, names):
+    _write(root, *names)
+    with pytest.raises(ConfigError, match=r"which of them is its label\? .*a manifest") as raised:
+        _tree(root)
+    said = str(raised.value)
+    assert any(f"{root.root}/{name} lies below folders [" in said for name in names)
+    assert "\n" not in said
+
+
+def test_a_kind_of_defect_within_a_folder_of_defects_is_a_defect(root):
+    _write(root, "ok/1.png", "ok/night/2.png", "ng/3.png", "ng/broken/4.png")
+    assert [row[2] for row in _rows(_tree(root)).values()] == ["ng", "ng", "ok", "ok"]
+    words = Words.of(ColumnSettings(good_labels=("ok",)))
+    _write(root, "ok/normal/5.png")
+    assert len(list_tree(root, root.find(), words, (None, "source")).images) == 5
+
+
 def test_good_folders_at_two_depths_are_refused(root):
     _write(root, "good/0.png", "cup/good/1.png")
     with pytest.raises(ConfigError, match=r"at several depths, as in 'good/0.png' and 'cup/good"):
