@@ -175,7 +175,7 @@ class _Place:
         # Without splits, the depth of a label counts from the root.
         above, below = (self.above, self.below) if has_splits else ((), self.above + self.below)
         label = below[depth] if len(below) > depth else None
-        return FileOf(self.entry, (*above, *below[:depth]), label)
+        return FileOf(self.entry, (*above, *below[:depth]), label, self.split)
 
 
 def _label_depth(folder: Folder, places: Sequence[_Place], words: Words) -> int:

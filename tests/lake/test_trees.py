@@ -89,6 +89,27 @@ def test_splits_above_the_groups(root):
     }
 
 
+@pytest.mark.parametrize(
+    ("masks", "of"),
+    [
+        (["train/masks/ng/0.png"], {"train": "train/masks/ng/0.png", "test": None}),
+        (["masks/test/ng/0_mask.png"], {"train": None, "test": "masks/test/ng/0_mask.png"}),
+        (
+            ["Train/masks/ng/0.png", "test/masks/ng/0.png"],
+            {"train": "Train/masks/ng/0.png", "test": "test/masks/ng/0.png"},
+        ),
+        (["test/masks/0.png"], {"train": None, "test": "test/masks/0.png"}),
+        (["masks/ng/0.png", "test/masks/ng/0.png"], {"train": "masks/ng/0.png", "test": None}),
+    ],
+)
+def test_a_mask_of_a_split_belongs_to_an_image_of_that_split(root, masks, of):
+    """The last one: two masks are none, wherever they lie."""
+    images = ["train/images/ng/0.png", "test/images/ng/0.png", "train/images/ok/1.png"]
+    _write(root, *images, *masks)
+    rows = _rows(_tree(root))
+    assert {split: rows[f"{split}/images/ng/0.png"][3] for split in of} == of
+
+
 def test_a_mask_in_a_folder_of_its_images_name(root):
     """MVTec LOCO; with two masks there is none."""
     _write(root, "train/good/0.png", "test/logical/0.png", "test/logical/1.png")
