@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.lake.stores import Entry
+from pipeline.words import plain
 
 _WORD = r"(?:mask|masks|gt|label|labels|seg|segmentation|ground_?truth|anno|annotation|annotated)"
 _AROUND = re.compile(rf"^{_WORD}[-_. ]+|[-_. ]+{_WORD}$", re.IGNORECASE)
@@ -73,7 +74,7 @@ def pair_masks(
     Args:
         images: Of a tree.
         masks: The files below folders of masks.
-        good: Labels of images that need no mask.
+        good: Labels of images that need no mask, as they are compared.
 
     Returns:
         Image's name -> its mask; and what is to be said.
@@ -91,7 +92,7 @@ def pair_masks(
     without = [
         one.entry.name
         for one in images
-        if not all_masks[one.entry.name] and (one.label or "").casefold() not in good
+        if not all_masks[one.entry.name] and plain(one.label or "") not in good
     ]
     used = {mask.name for mask in found.values()}
     unpaired = [mask.entry.name for mask in masks if mask.entry.name not in used]
@@ -124,7 +125,7 @@ def _of_image(image: FileOf, by_key: dict[_Key, list[Entry]]) -> list[Entry]:
 
 def _place(one: FileOf) -> tuple[str, str, str]:
     group, label = "/".join(one.group).casefold(), (one.label or "").casefold()
-    return (one.split or "").casefold(), group, label
+    return plain(one.split or ""), group, label
 
 
 def _shortened(notes: list[str]) -> list[str]:

@@ -5,9 +5,10 @@
     [group/] [Data/] Images|Masks / Normal|Anomaly / file      VisA
 
 Splits and good labels are the words of `columns.train_splits`, `columns.test_splits` and
-`columns.good_labels`, in any case; folders that only say what files are (`data`, `images`) are
-passed over. The label is the folder at the depth at which the good ones are; what lies above it,
-split aside, is the group. What does not fit is refused, or listed; nothing is guessed from a file.
+`columns.good_labels`, compared as `pipeline.words` does; folders that only say what files are
+(`data`, `images`) are passed over. The label is the folder at the depth at which the good ones are;
+what lies above it, split aside, is the group. What does not fit is refused, or listed; nothing is
+guessed from a file.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.pairing import FileOf, pair_beside, pair_masks
 from pipeline.lake.sources import Layout, Listing, SourceImage
 from pipeline.lake.stores import Entry
+from pipeline.words import plain
 
 _MASKS = {"groundtruth", "gt", "mask", "masks", "segmentation", "segmentations", "annotations"}
 _NEUTRAL = {"data", "images", "image", "img", "imgs"}
@@ -41,7 +43,7 @@ class Words:
     def of(cls, columns: ColumnSettings) -> "Words":
         """Return that of the settings."""
         splits = (*columns.train_splits, *columns.test_splits)
-        return cls(frozenset(map(_plain, splits)), frozenset(map(_plain, columns.good_labels)))
+        return cls(frozenset(map(plain, splits)), frozenset(map(plain, columns.good_labels)))
 
 
 def guess_layout(root: str, entries: Sequence[Entry], words: Words) -> Layout:
@@ -51,11 +53,11 @@ def guess_layout(root: str, entries: Sequence[Entry], words: Words) -> Layout:
         ConfigError: if they mean something, and not enough to know which images are good.
     """
     folders = {part for entry in entries for part in PurePosixPath(entry.name).parts[:-1]}
-    good = sorted(name for name in folders if _plain(name) in words.good)
+    good = sorted(name for name in folders if plain(name) in words.good)
     if good:
         return "mvtec"
     telling = _BAD | _MASKS | words.splits
-    found = sorted(name for name in folders if _plain(name) in telling)
+    found = sorted(name for name in folders if plain(name) in telling)
     if found:
         raise ConfigError(
             f"{root} has folders {found}, and none whose name says that its images are good "
@@ -136,19 +138,19 @@ class _Place:
     @classmethod
     def of(cls, entry: Entry, words: Words) -> "_Place":
         parts = PurePosixPath(entry.name).parts[:-1]
-        splits = tuple(part for part in parts if _plain(part) in words.splits)
-        is_mask = any(_plain(part) in _MASKS for part in parts)
+        splits = tuple(part for part in parts if plain(part) in words.splits)
+        is_mask = any(plain(part) in _MASKS for part in parts)
         # A mask's folder stands where a split does, or beside it.
-        marks = [n for n, p in enumerate(parts) if _plain(p) in words.splits or _plain(p) in _MASKS]
+        marks = [n for n, p in enumerate(parts) if plain(p) in words.splits or plain(p) in _MASKS]
         first, last = (marks[0], marks[-1]) if marks else (0, -1)
         above, below = (
-            tuple(part for part in some if _plain(part) not in _NEUTRAL)
+            tuple(part for part in some if plain(part) not in _NEUTRAL)
             for some in (parts[:first], parts[last + 1 :])
         )
         return cls(entry, splits[0] if splits else None, splits, is_mask, above, below)
 
     def require_one_split(self, folder: Folder) -> None:
-        if len({_plain(split) for split in self.splits}) > 1:
+        if len({plain(split) for split in self.splits}) > 1:
             raise ConfigError(
                 f"{folder.path(self.entry.name)} lies below folders {list(self.splits)}: is it to "
                 "train on or to test on? Move it, or name the files in a manifest with column split"
@@ -162,9 +164,9 @@ class _Place:
         """
         if self.is_mask:
             return
-        said = [part for part in self.above if _plain(part) in words.good]
-        said += [part for part in self.below if _plain(part) in words.good | _BAD]
-        if len(said) > 1 and any(_plain(part) in words.good for part in said):
+        said = [part for part in self.above if plain(part) in words.good]
+        said += [part for part in self.below if plain(part) in words.good | _BAD]
+        if len(said) > 1 and any(plain(part) in words.good for part in said):
             raise ConfigError(
                 f"{folder.path(self.entry.name)} lies below folders {said}: which of them is its "
                 "label? Rename the other, set columns.good_labels to the words that mean good "
@@ -184,7 +186,7 @@ def _label_depth(folder: Folder, places: Sequence[_Place], words: Words) -> int:
     for place in places:
         if place.is_mask:
             continue
-        good = [n for n, part in enumerate(place.below) if _plain(part) in words.good]
+        good = [n for n, part in enumerate(place.below) if plain(part) in words.good]
         if good:
             depths.setdefault(good[0], place.entry.name)
     if len(depths) > 1:
@@ -212,8 +214,3 @@ def _image(
         mask=mask.name if mask else None,
         mask_version=mask.version if mask else None,
     )
-
-
-def _plain(name: str) -> str:
-    """Return a folder's name as it is compared: without case, spaces, hyphens and underscores."""
-    return "".join(character for character in name.casefold() if character.isalnum())

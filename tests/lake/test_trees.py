@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import ColumnSettings
@@ -9,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.sources import Listing
 from pipeline.lake.trees import Words, guess_layout, list_folder, list_tree
+from pipeline.stages.selection import labels_mean
 
 WORDS = Words.of(ColumnSettings())
 NO_MASK = None
@@ -43,6 +45,9 @@ def _rows(listing: Listing) -> dict[str, tuple[object, ...]]:
         ("training", "validation", "masks", "normal", "anomaly", "0-label.tif"),
         ("train", "val", "gt", "OK", "NG", "mask_0.jpg"),
         ("train", "test", "groundtruth", "pass", "fail", "0.mask.png"),
+        ("_train", "test.", "Masks_", "O.K.", "N.G.", "0.png"),
+        ("train", "hold_out", "gt", "OK_", "k.o.", "0.png"),
+        ("\uff54rain", "Test", "gt", "\uff2f\uff2b", "\uff2e\uff27", "0.png"),
     ],
 )
 @pytest.mark.parametrize("above", ["", "tile/", "plant 7/tile/"])
@@ -66,6 +71,16 @@ def test_a_tree_without_splits(root):
         "cup/broken/1.png": ("cup", None, "broken", None),
         "nut/good/0.png": ("nut", None, "good", None),
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["good", "O.K.", "_good", "OK_", "\uff2f\uff2b", "ok?", "!ok", "-1"]
+)
+def test_a_folder_means_good_exactly_if_a_label_does(root, name):
+    _write(root, f"{name}/0.png")
+    means = labels_mean(pa.chunked_array([[name]], pa.string()), ColumnSettings()).to_pylist()
+    layout = guess_layout(root.root, root.find(), WORDS)
+    assert (layout == "mvtec") == (means == ["good"])
 
 
 def test_folders_that_only_say_what_files_are_are_passed_over(root):
