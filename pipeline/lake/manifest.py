@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from pipeline.errors import ConfigError, StorageError, TableError
 from pipeline.lake.cells import COLUMNS, Row, read_cells
 from pipeline.lake.folder import Folder
-from pipeline.lake.sources import Listing, SourceImage
+from pipeline.lake.sources import Listing, Places, SourceImage
 from pipeline.lake.stores import Entry
 from pipeline.shown import listed, shown
 
@@ -55,7 +55,7 @@ def list_manifest(
     listing = Listing()
     _require_headers(cells.headers, source, listing)
     allowed = [base.root, *prefixes]
-    seen: set[str] = set()
+    places, seen = Places(), set[str]()
     faults: list[str] = []
     for number, (row, at) in enumerate(zip(cells.rows, cells.times, strict=True)):
         uri = _text(row, "uri")
@@ -67,10 +67,10 @@ def list_manifest(
         image = _image(row, (Folder(folder, base.storage), name), group or file_name, at)
         if image is None:
             listing.skipped.append(f"{shown(uri)[1:-1]}: does not exist")
-        elif image.uri in seen:
+        elif places.of(image.uri) in seen:
             listing.skipped.append(f"{source}: row {number} names {shown(uri)} again")
         else:
-            seen.add(image.uri)
+            seen.add(places.of(image.uri))
             listing.images.append(_with_mask(image, masks, base, faults))
             if _text(row, "captured_at") is not None and at is None:
                 faults.append(
