@@ -17,9 +17,10 @@ from pipeline.images.decode import limits_of
 from pipeline.lake.folder import Folder, split_uri
 from pipeline.lake.listing import list_tables
 from pipeline.lake.manifest import is_manifest, list_manifest
+from pipeline.lake.placing import Words
 from pipeline.lake.roles import Use
 from pipeline.lake.sources import Layout, Listing, Places, SourceImage, shards
-from pipeline.lake.trees import Words, guess_layout, list_folder, list_tree
+from pipeline.lake.trees import guess_layout, list_folder, list_tree
 from pipeline.stages.pack import FILE_BYTES, Pack, to_packs
 from pipeline.stages.preflight import Preflight
 from pipeline.stages.resync import Moves, Over, Standing, read_standing

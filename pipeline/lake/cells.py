@@ -157,7 +157,7 @@ def _ticks(values: pa.ChunkedArray) -> list[_Ticks | None]:
 
 def _times(values: pa.ChunkedArray, texts: Sequence[str | None]) -> list[datetime | None]:
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        return [ticks and ticks.time for ticks in _ticks(values)]
+        return [None if ticks is None else ticks.time for ticks in _ticks(values)]
     return [None if text is None else _read_time(text) for text in texts]
 
 

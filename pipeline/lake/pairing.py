@@ -92,7 +92,7 @@ def pair_masks(
     without = [
         one.entry.name
         for one in images
-        if not all_masks[one.entry.name] and plain(one.label or "") not in good
+        if not all_masks[one.entry.name] and one.label and plain(one.label) not in good
     ]
     used = {mask.name for mask in found.values()}
     unpaired = [mask.entry.name for mask in masks if mask.entry.name not in used]

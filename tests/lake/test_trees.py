@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import NULL_PARTITION, Folder
+from pipeline.lake.placing import Words
 from pipeline.lake.sources import Listing
-from pipeline.lake.trees import Words, guess_layout, list_folder, list_tree
+from pipeline.lake.trees import guess_layout, list_folder, list_tree
 from pipeline.stages.selection import labels_mean
 
 WORDS = Words.of(ColumnSettings())
@@ -229,3 +230,72 @@ def test_a_plain_folder_is_one_group_without_labels(root):
         "a/c.png": ("line 4", None, None, None),
         "b.jpg": ("line 4", None, None, None),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("split=train/good/1.png", ("source", "train", "good")),
+        ("tile/split=train/good/1.png", ("tile", "train", "good")),
+        ("split=cal/tile/good/1.png", ("tile", "cal", "good")),
+        ("train/label=ok/1.png", ("source", "train", "ok")),
+        ("label=ok/1.png", ("source", None, "ok")),
+        ("label=hairline%20crack/1.png", ("source", None, "hairline crack")),
+        ("tile/label=ok/night/1.png", ("tile", None, "ok")),
+        ("group=a/1.png", ("a", None, None)),
+        ("group=a/b/1.png", ("a", None, None)),
+        ("split=test/1.png", ("source", "test", None)),
+        ("group=a/split=test/label=good/1.png", ("a", "test", "good")),
+        ("Label=OK/Split=Test/Group=a/1.png", ("a", "Test", "OK")),
+        ("group=a/line 4/good/1.png", ("a", None, "good")),
+        (f"split={NULL_PARTITION}/label={NULL_PARTITION}/1.png", ("source", None, None)),
+        (f"group={NULL_PARTITION}/good/1.png", ("source", None, "good")),
+    ],
+)
+def test_folders_of_hive_partitions_say_what_their_keys_say(root, name, row):
+    _write(root, name)
+    listing = _tree(root)
+    assert _rows(listing) == {name: (*row, None)}
+    assert (listing.skipped, listing.notes) == ([], [])
+
+
+def test_images_of_no_label_are_not_called_defective(root):
+    _write(root, "group=a/1.png", "group=a/masks/2.png")
+    listing = list_tree(root, root.find(), WORDS, (None, "source"))
+    assert listing.notes == [f"{root.root}: no image for 1 masks: group=a/masks/2.png"]
+
+
+def test_masks_of_hive_partitions(root):
+    _write(root, "group=a/split=test/label=ng/0.png", "group=b/split=test/label=ng/0.png")
+    _write(root, "masks/group=a/split=test/label=ng/0.png", "misc/1.png")
+    listing = _tree(root)
+    assert [row[3] for row in _rows(listing).values()] == [
+        "masks/group=a/split=test/label=ng/0.png",
+        None,
+    ]
+    assert listing.skipped == [
+        f"{root.root}/misc/1.png: not below a folder of a split and of a label"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("split=train/test/good/1.png", "is it to train on or to test on"),
+        ("split=train/split=test/good/1.png", "is it to train on or to test on"),
+        ("label=ok/ng/1.png", "which of them is its label"),
+        ("label=crack/good/1.png", "which of them is its label"),
+        ("label=ok/label=ng/1.png", "says label= more than once"),
+        ("group=a/group=b/good/1.png", "says group= more than once"),
+        ("class=ok/1.png", "'class=ok', whose key is none of split, label, group"),
+        ("set=train/1.png", "'set=train', whose key is none of"),
+        ("split=train/ng/1.png", "none whose name says"),
+    ],
+)
+def test_folders_of_hive_partitions_that_say_two_things_or_nothing_known_are_refused(
+    root, name, said
+):
+    _write(root, name)
+    with pytest.raises(ConfigError, match=said) as raised:
+        _tree(root)
+    assert "\n" not in str(raised.value)
