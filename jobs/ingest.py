@@ -1,6 +1,7 @@
 """ingest: folders, archives' contents, tables of URIs -> images/ (Parquet)."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -16,12 +17,13 @@ from pipeline.images.decode import limits_of
 from pipeline.lake.folder import Folder, split_uri
 from pipeline.lake.listing import list_tables
 from pipeline.lake.manifest import is_manifest, list_manifest
+from pipeline.lake.placing import Words
 from pipeline.lake.roles import Use
-from pipeline.lake.sources import Layout, Listing, SourceImage, shards
-from pipeline.lake.trees import Words, guess_layout, list_folder, list_tree
+from pipeline.lake.sources import Layout, Listing, Places, SourceImage, shards
+from pipeline.lake.trees import guess_layout, list_folder, list_tree
 from pipeline.stages.pack import FILE_BYTES, Pack, to_packs
 from pipeline.stages.preflight import Preflight
-from pipeline.stages.resync import Over, Standing, read_standing
+from pipeline.stages.resync import Moves, Over, Standing, read_standing
 
 _SHOWN = 10
 # Kinds of images that have a line each.
@@ -82,11 +84,13 @@ def run(
         if manifest
         else _list(Folder.at(source, storage), layout, group, settings)
     )
-    packed = _pack(target, listing, settings, (execution, preflight))
-    over = read_standing(target, _existing(target)).over(
-        listing.images, folder.root if folder else ""
-    )
+    # A manifest may name some of the files: of what it does not name nothing is known.
+    root = folder.root if folder else ""
+    moves = Moves(target, root)
+    packed = _pack(target, listing, settings, (execution, preflight), moves)
+    over = read_standing(target, _existing(target)).over(listing.images, root, packed.came)
     over.remove(target)
+    moves.done()
     _report(target, listing, packed, over)
     return packed.written
 
@@ -97,7 +101,7 @@ def _is_manifest(source: str, layout: Layout | None) -> bool:
 
 def _require_apart(source: Folder, target: Folder) -> None:
     """Raise `ConfigError` if one folder lies in the other: it would ingest what it writes."""
-    one, other = (folder.root.rstrip("/") + "/" for folder in (source, target))
+    one, other = (Places().of(folder.root.rstrip("/") + "/") for folder in (source, target))
     if one.startswith(other) or other.startswith(one):
         raise ConfigError(
             f"SOURCE {source.root} and IMAGES {target.root} are one folder, or one lies in the "
@@ -128,6 +132,7 @@ class _Packed:
     """What was written, and what was said of it."""
 
     before: Standing
+    came: AbstractSet[str]
     fresh: Sequence[SourceImage]
     written: int
     skipped: Sequence[str]
@@ -139,6 +144,7 @@ def _pack(
     listing: Listing,
     settings: Settings,
     where: tuple[options.Execution, Preflight],
+    moves: Moves,
 ) -> _Packed:
     """Write the rows that are new, or differ from those that are there."""
     execution, preflight = where
@@ -149,6 +155,7 @@ def _pack(
     before = read_standing(target, _existing(target))
     fresh = before.fresh(small)
     log.info("%d images listed, %d of them known", len(small), len(small) - len(fresh))
+    came = moves.begin(before, listing.images, fresh)
     cut = list(shards(fresh, FILE_BYTES))
     written, notes = 0, list[str]()
     # Packing is reading and writing: it is worth a Ray only where there are files to share out.
@@ -163,7 +170,7 @@ def _pack(
             skipped += _lines(row["skipped"])
             notes += _lines(row["notes"])
             advance(int(str(row["images"])) + len(_lines(row["skipped"])))
-    return _Packed(before, fresh, written, skipped, notes)
+    return _Packed(before, came, fresh, written, skipped, notes)
 
 
 def _packed(

@@ -29,6 +29,7 @@ from pydantic import (
 from pipeline.errors import ConfigError
 from pipeline.presets import PRESETS
 from pipeline.shown import shown, value_shown, without_secrets
+from pipeline.words import plain
 
 Scalar = bool | int | float | str | None
 # timm's `out_indices`, or names of a network's modules.
@@ -156,8 +157,8 @@ class ColumnSettings(_Frozen):
     extra: tuple[str, ...] = ()
     # The group of all images of a table that has none: neither a column nor a folder names it.
     one_group: str | None = None
-    # What those columns say (`stages.selection`), compared without case and the spaces around it. A
-    # label that is none of these is a type of defect; a split of neither list is refused.
+    # What those columns say (`stages.selection`), compared as `pipeline.words` does. A label
+    # that is none of these is a type of defect; a split of neither list is refused.
     good_labels: Words = ("good", "ok", "normal", "pass")
     test_splits: Words = (
         *("test", "testing", "val", "valid", "validation"),
@@ -169,8 +170,8 @@ class ColumnSettings(_Frozen):
     @field_validator("train_splits")
     @classmethod
     def _not_both(cls, train: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        tests = {word.strip().lower() for word in info.data.get("test_splits", ())}
-        both = [word for word in train if word.strip().lower() in tests]
+        tests = {plain(word) for word in info.data.get("test_splits", ())}
+        both = [word for word in train if plain(word) in tests]
         if both:
             raise ValueError(f"{both} is in columns.test_splits too; set both lists")
         return train

@@ -1,33 +1,27 @@
 """A manifest: a table whose rows name image files, with what is known of them.
 
 Columns are `uri`, and `image_id`, `group`, `split`, `label`, `mask_uri`, `captured_at` as there
-are. A header that is nearly one of these is refused, not passed over; other columns are said. CSV
-is UTF-8 (or UTF-16 with a byte order mark), separated by comma, semicolon or tab; all its cells are
-text, so that 007 stays 007. A time without a zone is in UTC.
+are. A header that is nearly one of these is refused, not passed over; other columns are said. How
+cells become text and times is in `pipeline.lake.cells`. Two spellings of a path, `./a.png` and
+`x/../a.png`, are one file.
 """
 
-import codecs
-import csv
 import difflib
-import io
+import os.path
+import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-
-from pipeline.errors import ConfigError, FileDamaged, StorageError, TableError
-from pipeline.lake.apart import Call, apart
+from pipeline.errors import ConfigError, StorageError, TableError
+from pipeline.lake.cells import COLUMNS, Row, read_cells
 from pipeline.lake.folder import Folder
-from pipeline.lake.owned import parquet_table
-from pipeline.lake.sources import Listing, SourceImage
+from pipeline.lake.sources import Listing, Places, SourceImage
 from pipeline.lake.stores import Entry
 from pipeline.shown import listed, shown
 
 _ENDINGS = (".csv", ".tsv", ".parquet")
-_COLUMNS = ("uri", "image_id", "group", "split", "label", "mask_uri", "captured_at")
 # Headers that are not near by their letters, and mean one of ours.
 _MEANT = {"mask": "mask_uri", "mask_path": "mask_uri", "path": "uri", "file": "uri"}
 _MEANT |= {"filename": "uri", "file_name": "uri", "image": "uri", "class": "label"}
@@ -52,32 +46,33 @@ def list_manifest(
 
     Raises:
         ConfigError: if there is no such file, or an URI points outside the prefixes.
-        TableError: if it cannot be read, has no column `uri`, or one that is nearly one of ours.
+        TableError: if it cannot be read, has no column `uri`, or one that is nearly one of ours,
+            or one of ours twice.
     """
     base, file_name = manifest
     source = base.path(file_name)
-    table = _read(base, file_name)
+    cells = read_cells(base, file_name)
     listing = Listing()
-    _require_headers(table.column_names, source, listing)
+    _require_headers(cells.headers, source, listing)
     allowed = [base.root, *prefixes]
-    seen: set[str] = set()
+    places, seen = Places(), set[str]()
     faults: list[str] = []
-    for number, row in enumerate(table.to_pylist()):
+    for number, (row, at) in enumerate(zip(cells.rows, cells.times, strict=True)):
         uri = _text(row, "uri")
         if uri is None:
             listing.skipped.append(f"{source}: row {number} has no uri")
             continue
         located = _locate(base, [uri, _text(row, "mask_uri")], allowed, (source, prefixes))
         folder, (name, *masks) = located
-        image = _image(row, (Folder(folder, base.storage), name), group or file_name)
+        image = _image(row, (Folder(folder, base.storage), name), group or file_name, at)
         if image is None:
             listing.skipped.append(f"{shown(uri)[1:-1]}: does not exist")
-        elif image.uri in seen:
+        elif places.of(image.uri) in seen:
             listing.skipped.append(f"{source}: row {number} names {shown(uri)} again")
         else:
-            seen.add(image.uri)
+            seen.add(places.of(image.uri))
             listing.images.append(_with_mask(image, masks, base, faults))
-            if _text(row, "captured_at") is not None and image.captured_at is None:
+            if _text(row, "captured_at") is not None and at is None:
                 faults.append(
                     f"captured_at of {shown(uri)} is {shown(str(row['captured_at']))}, which is no "
                     "time as 2026-11-28T06:00:00Z; its row has none"
@@ -91,11 +86,11 @@ def list_manifest(
 def _require_headers(names: Sequence[str], source: str, listing: Listing) -> None:
     others = []
     for name in names:
-        if name in _COLUMNS:
+        if name in COLUMNS:
             continue
         plain = "_".join(name.strip().lstrip("\ufeff").casefold().replace("-", " ").split())
-        near = difflib.get_close_matches(plain, _COLUMNS, n=1, cutoff=_NEAR)
-        meant = plain if plain in _COLUMNS else near[0] if near else _MEANT.get(plain)
+        near = difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=_NEAR)
+        meant = plain if plain in COLUMNS else near[0] if near else _MEANT.get(plain)
         if meant is not None and meant not in names:
             raise TableError(
                 f"{source}: column {shown(name)} is not read; if it is '{meant}', rename it, else "
@@ -134,25 +129,41 @@ def _path(base: Folder, uri: str) -> str:
     """Return the normalised URI; a relative one is relative to the manifest."""
     if "://" in uri or uri.startswith("/"):
         folder, _, name = uri.rpartition("/")
-        return Folder(folder or "/", base.storage).path(name)
-    return base.path(uri)
+        inside = Folder(folder or "/", base.storage)
+        path = inside.path(name)
+        return _straight(path) if inside.is_local else path
+    path = base.path(uri)
+    if base.is_local:
+        return _straight(path)
+    within = _named(uri)
+    return path if within.startswith("..") else base.path(within)
 
 
-def _text(row: dict[str, object], name: str) -> str | None:
-    value = row.get(name)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return None if value in (None, "") else str(value)
+def _straight(path: str) -> str:
+    """Return a path of a disk without `.` and `..`; what a link before `..` leads to is asked."""
+    straight = posixpath.normpath(path)
+    before, dots, after = path.rpartition("/../")
+    if dots:
+        led = posixpath.normpath(f"{os.path.realpath(before + dots)}/{after}")
+        folders = [os.path.realpath(posixpath.dirname(one)) for one in (straight, led)]
+        return straight if folders[0] == folders[1] else led
+    return straight
 
 
-def _image(row: dict[str, object], place: tuple[Folder, str], group: str) -> SourceImage | None:
+def _text(row: Row, name: str) -> str | None:
+    return row.get(name) or None
+
+
+def _image(
+    row: Row, place: tuple[Folder, str], group: str, at: datetime | None
+) -> SourceImage | None:
     """Return the image of a row; None if its file does not exist."""
     folder, name = place
     entry = _entry(folder, name)
     if entry is None:
         return None
     return SourceImage(
-        image_id=_text(row, "image_id") or str(row["uri"]),
+        image_id=_text(row, "image_id") or _named(str(row["uri"])),
         folder=folder.uri,
         name=entry.name,
         version=entry.version,
@@ -160,8 +171,15 @@ def _image(row: dict[str, object], place: tuple[Folder, str], group: str) -> Sou
         group=_text(row, "group") or PurePosixPath(group).stem,
         split=_text(row, "split"),
         label=_text(row, "label"),
-        captured_at=_time(row.get("captured_at")),
+        captured_at=at,
     )
+
+
+def _named(uri: str) -> str:
+    """Return a path without `.` and `..`: one, however it is spelled."""
+    # In an object store, a//b is another name than a/b.
+    is_plain = "://" in uri or not {".", ".."} & set(uri.split("/"))
+    return uri if is_plain else posixpath.normpath(uri)
 
 
 def _with_mask(
@@ -184,45 +202,3 @@ def _entry(folder: Folder, name: str) -> Entry | None:
     except (OSError, ValueError):
         # A folder, a name that no file can have, a path below a file.
         return None
-
-
-def _time(cell: object) -> datetime | None:
-    if isinstance(cell, str):
-        try:
-            cell = datetime.fromisoformat(cell.strip())
-        except ValueError:
-            return None
-    if not isinstance(cell, datetime):
-        return None
-    return cell if cell.tzinfo else cell.replace(tzinfo=UTC)
-
-
-def _read(base: Folder, file_name: str) -> pa.Table:
-    path = base.path(file_name)
-    try:
-        content = base.read(file_name)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    try:
-        if file_name.lower().endswith(".parquet"):
-            return apart(base, Call(parquet_table, content, path))
-        return _csv(content)
-    except (FileDamaged, pa.ArrowInvalid, UnicodeError, csv.Error) as error:
-        raise TableError(f"{path} cannot be read: {error}") from None
-
-
-def _csv(content: bytes) -> pa.Table:
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        content = content.decode("utf-16").encode()
-    text = content.decode("utf-8-sig")
-    header = text.partition("\n")[0]
-    separator = max(",;\t", key=header.count)
-    names = next(csv.reader([header.rstrip("\r")], delimiter=separator), [])
-    options = pa_csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-    )
-    parse = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-    found: pa.Table = pa_csv.read_csv(
-        io.BytesIO(text.encode()), parse_options=parse, convert_options=options
-    )
-    return found

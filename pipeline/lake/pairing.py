@@ -1,7 +1,8 @@
 """Which mask belongs to which image, by the names of the files.
 
 A mask has its image's name, whatever the format: alone, or with a word such as `_mask` before or
-behind it, or as a folder of that name with one file. Two masks for an image are no mask.
+behind it, or as a folder of that name with one file. Where a mask's path says a split, its image is
+of that split. Two masks for an image are no mask.
 """
 
 import re
@@ -11,19 +12,23 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.lake.stores import Entry
+from pipeline.words import plain
 
 _WORD = r"(?:mask|masks|gt|label|labels|seg|segmentation|ground_?truth|anno|annotation|annotated)"
 _AROUND = re.compile(rf"^{_WORD}[-_. ]+|[-_. ]+{_WORD}$", re.IGNORECASE)
 _SHOWN = 5
+# Split, group, label and the name without its ending; "" where the path says none.
+_Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
 class FileOf:
-    """A file of a tree, with the folders that are its group, and its label."""
+    """A file of a tree, with the folders that are its group, its label, and its split if any."""
 
     entry: Entry
     group: tuple[str, ...]
     label: str | None
+    split: str | None = None
 
     @property
     def path(self) -> PurePosixPath:
@@ -69,14 +74,14 @@ def pair_masks(
     Args:
         images: Of a tree.
         masks: The files below folders of masks.
-        good: Labels of images that need no mask.
+        good: Labels of images that need no mask, as they are compared.
 
     Returns:
         Image's name -> its mask; and what is to be said.
     """
     if not masks:
         return {}, []
-    by_key: dict[tuple[str, str, str], list[Entry]] = {}
+    by_key: dict[_Key, list[Entry]] = {}
     for mask in masks:
         for key in _keys(mask):
             by_key.setdefault(key, []).append(mask.entry)
@@ -87,7 +92,7 @@ def pair_masks(
     without = [
         one.entry.name
         for one in images
-        if not all_masks[one.entry.name] and (one.label or "").casefold() not in good
+        if not all_masks[one.entry.name] and one.label and plain(one.label) not in good
     ]
     used = {mask.name for mask in found.values()}
     unpaired = [mask.entry.name for mask in masks if mask.entry.name not in used]
@@ -98,20 +103,29 @@ def pair_masks(
     return found, notes
 
 
-def _keys(mask: FileOf) -> Iterable[tuple[str, str, str]]:
-    """Return (group, label, stem) under which a mask is found: by its name, or its folder's."""
-    group, label = "/".join(mask.group).casefold(), (mask.label or "").casefold()
+def _keys(mask: FileOf) -> Iterable[_Key]:
+    """Return the keys under which a mask is found: by its name, or its folder's."""
+    place = _place(mask)
     stem = mask.path.stem.casefold()
     folder = mask.path.parent.name.casefold()
-    return dict.fromkeys((group, label, name) for name in (stem, _AROUND.sub("", stem), folder))
+    return dict.fromkeys((*place, name) for name in (stem, _AROUND.sub("", stem), folder))
 
 
-def _of_image(image: FileOf, by_key: dict[tuple[str, str, str], list[Entry]]) -> list[Entry]:
-    group, label = "/".join(image.group).casefold(), (image.label or "").casefold()
+def _of_image(image: FileOf, by_key: dict[_Key, list[Entry]]) -> list[Entry]:
+    split, group, label = _place(image)
     stem = image.path.stem.casefold()
-    # A folder of masks may have no folders of labels.
-    own = by_key.get((group, label, stem)) or by_key.get((group, "", stem)) or []
-    return list(dict.fromkeys(own))
+    # A folder of masks may have no folders of labels, and lie outside the splits.
+    for named in dict.fromkeys((label, "")):
+        both = (by_key.get((of, group, named, stem), []) for of in dict.fromkeys((split, "")))
+        own = [entry for found in both for entry in found]
+        if own:
+            return list(dict.fromkeys(own))
+    return []
+
+
+def _place(one: FileOf) -> tuple[str, str, str]:
+    group, label = "/".join(one.group).casefold(), (one.label or "").casefold()
+    return plain(one.split or ""), group, label
 
 
 def _shortened(notes: list[str]) -> list[str]:

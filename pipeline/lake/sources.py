@@ -1,5 +1,6 @@
 """What there is to ingest: a tree of splits and labels, a plain folder, or files of a manifest."""
 
+import os.path
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,30 @@ class SourceImage:
     def uri(self) -> str:
         """Where the file is: the `source_uri` of its row."""
         return f"{self.folder.rstrip('/')}/{self.name}"
+
+    @property
+    def has_own_id(self) -> bool:
+        """Whether its id says more than where it is."""
+        return not f"/{self.uri}".endswith(f"/{self.image_id}")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which URIs are of one file: on a disk, folders that are links are where they lead to.
+
+    So a tree is known again under another path. A file that is a link is a file of its own.
+    """
+
+    _real: dict[str, str] = field(default_factory=dict)
+
+    def of(self, uri: str) -> str:
+        """Return what is equal for two URIs of one file."""
+        if "://" in uri:
+            return uri
+        folder, _, name = uri.rpartition("/")
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder or "/").rstrip("/")
+        return f"{self._real[folder]}/{name}"
 
 
 @dataclass(frozen=True)

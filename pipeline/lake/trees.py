@@ -3,45 +3,27 @@
     [group/] train|test / good|defect type / file      MVTec AD, MPDD, BTAD
     [group/] good|defect type / file                   without splits
     [group/] [Data/] Images|Masks / Normal|Anomaly / file      VisA
+    [group=.../] [split=.../] [label=.../] file        hive partitions, also in the above
 
 Splits and good labels are the words of `columns.train_splits`, `columns.test_splits` and
-`columns.good_labels`, in any case; folders that only say what files are (`data`, `images`) are
-passed over. The label is the folder at the depth at which the good ones are; what lies above it,
-split aside, is the group. What does not fit is refused, or listed; nothing is guessed from a file.
+`columns.good_labels`, compared as `pipeline.words` does; folders that only say what files are
+(`data`, `images`) are passed over. The label is the folder at the depth at which the good ones are;
+what lies above it, split aside, is the group. What does not fit is refused, or listed; nothing is
+guessed from a file.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
-from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError
 from pipeline.lake.folder import Folder
 from pipeline.lake.pairing import FileOf, pair_beside, pair_masks
+from pipeline.lake.placing import BAD, KEYS, MASKS, Place, Words, key_of
 from pipeline.lake.sources import Layout, Listing, SourceImage
 from pipeline.lake.stores import Entry
-
-_MASKS = {"groundtruth", "gt", "mask", "masks", "segmentation", "segmentations", "annotations"}
-_NEUTRAL = {"data", "images", "image", "img", "imgs"}
-# Names of folders that nobody gives to good parts.
-_BAD = {
-    *("bad", "ko", "ng", "nok", "notok", "defect", "defects", "defective", "anomaly", "anomalies"),
-    *("anomalous", "abnormal", "fail", "failed", "faulty", "reject", "rejected", "broken"),
-}
-
-
-@dataclass(frozen=True)
-class Words:
-    """The vocabulary of folders."""
-
-    splits: frozenset[str]
-    good: frozenset[str]
-
-    @classmethod
-    def of(cls, columns: ColumnSettings) -> "Words":
-        """Return that of the settings."""
-        splits = (*columns.train_splits, *columns.test_splits)
-        return cls(frozenset(map(_plain, splits)), frozenset(map(_plain, columns.good_labels)))
+from pipeline.words import plain
 
 
 def guess_layout(root: str, entries: Sequence[Entry], words: Words) -> Layout:
@@ -51,25 +33,37 @@ def guess_layout(root: str, entries: Sequence[Entry], words: Words) -> Layout:
         ConfigError: if they mean something, and not enough to know which images are good.
     """
     folders = {part for entry in entries for part in PurePosixPath(entry.name).parts[:-1]}
-    good = sorted(name for name in folders if _plain(name) in words.good)
-    if good:
+    pairs = list(filter(None, map(key_of, folders)))
+    if "label" in dict(pairs) or any(plain(name) in words.good for name in folders):
         return "mvtec"
-    telling = _BAD | _MASKS | words.splits
-    found = sorted(name for name in folders if _plain(name) in telling)
+    telling = BAD | MASKS | words.splits
+    found = sorted(name for name in folders if plain(name) in telling)
     if found:
         raise ConfigError(
             f"{root} has folders {found}, and none whose name says that its images are good "
             f"({', '.join(sorted(words.good))}): set columns.good_labels to the folder's name, or "
             "say --layout folder to take every file as an image without a label"
         )
-    return "folder"
+    _require_known_keys(root, folders, telling | words.good)
+    return "mvtec" if pairs else "folder"
+
+
+def _require_known_keys(root: str, folders: AbstractSet[str], telling: AbstractSet[str]) -> None:
+    for name in sorted(folders):
+        _, equals, value = name.partition("=")
+        if equals and key_of(name) is None and plain(unquote(value)) in telling:
+            raise ConfigError(
+                f"{root} has a folder '{name}', whose key is none of {', '.join(KEYS)}: rename it "
+                f"to one of these, as label={value}, or say --layout folder to take every file as "
+                "an image without a label"
+            )
 
 
 def list_folder(folder: Folder, entries: Sequence[Entry], group: str) -> Listing:
     """Return every file of a plain folder as an image without split and label."""
     files = [FileOf(entry, (), None) for entry in entries]
     images, masks, notes = pair_beside(files)
-    made = [_image(folder, one, group, None, masks.get(one.entry.name)) for one in images]
+    made = [_image(folder, one, group, masks.get(one.entry.name)) for one in images]
     return Listing(made, notes=[f"{folder.root}: {note}" for note in notes])
 
 
@@ -85,30 +79,31 @@ def list_tree(
         named: The group of all images, if there is one; and the group where no folder names it.
 
     Raises:
-        ConfigError: if a path says two splits, or good images are at two depths.
+        ConfigError: if a path says two splits or two labels, or good images are at two depths.
     """
-    places = [_Place.of(entry, words) for entry in entries]
+    places = [Place.of(entry, words) for entry in entries]
     for place in places:
         place.require_one_split(folder)
+        place.require_one_label(folder, words)
     depth = _label_depth(folder, places, words)
+    if depth is None and not any(place.keys for place in places):
+        depth = 0
+    has_labels = depth is not None or any("label" in place.keys for place in places)
     listing = Listing()
     files: list[FileOf] = []
     masks: list[FileOf] = []
-    splits: dict[str, str | None] = {}
-    has_splits = any(place.split for place in places)
+    has_splits = any(place.splits for place in places)
     for place in places:
         one = place.file(depth, has_splits=has_splits)
         if place.is_mask:
             masks.append(one)
-        elif (has_splits and place.split is None) or one.label is None:
-            listing.skipped.append(
-                f"{folder.path(place.entry.name)}: not below a folder of a split and of a label"
-                if has_splits
-                else f"{folder.path(place.entry.name)}: not below a folder of a label"
-            )
+        elif (has_splits and not place.splits) or (
+            has_labels and one.label is None and "label" not in place.keys
+        ):
+            where = "of a split and of a label" if has_splits else "of a label"
+            listing.skipped.append(f"{folder.path(place.entry.name)}: not below a folder {where}")
         else:
             files.append(one)
-            splits[place.entry.name] = place.split
     images, beside, notes = pair_beside(files)
     paired, more = pair_masks(images, masks, words.good)
     listing.notes.extend(f"{folder.root}: {note}" for note in (*notes, *more))
@@ -116,57 +111,17 @@ def list_tree(
     for one in images:
         own = everyone or "/".join(one.group) or otherwise
         mask = paired.get(one.entry.name) or beside.get(one.entry.name)
-        listing.images.append(_image(folder, one, own, splits[one.entry.name], mask))
+        listing.images.append(_image(folder, one, own, mask))
     return listing
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The folders of a file: what they say, and the others."""
-
-    entry: Entry
-    split: str | None
-    splits: tuple[str, ...]
-    is_mask: bool
-    # Above the split, and below it (all of them where there is none).
-    above: tuple[str, ...]
-    below: tuple[str, ...]
-
-    @classmethod
-    def of(cls, entry: Entry, words: Words) -> "_Place":
-        parts = PurePosixPath(entry.name).parts[:-1]
-        splits = tuple(part for part in parts if _plain(part) in words.splits)
-        is_mask = any(_plain(part) in _MASKS for part in parts)
-        # A mask's folder stands where a split does, or beside it.
-        marks = [n for n, p in enumerate(parts) if _plain(p) in words.splits or _plain(p) in _MASKS]
-        first, last = (marks[0], marks[-1]) if marks else (0, -1)
-        above, below = (
-            tuple(part for part in some if _plain(part) not in _NEUTRAL)
-            for some in (parts[:first], parts[last + 1 :])
-        )
-        return cls(entry, splits[0] if splits else None, splits, is_mask, above, below)
-
-    def require_one_split(self, folder: Folder) -> None:
-        if len({_plain(split) for split in self.splits}) > 1:
-            raise ConfigError(
-                f"{folder.path(self.entry.name)} lies below folders {list(self.splits)}: is it to "
-                "train on or to test on? Move it, or name the files in a manifest with column split"
-            )
-
-    def file(self, depth: int, *, has_splits: bool) -> FileOf:
-        # Without splits, the depth of a label counts from the root.
-        above, below = (self.above, self.below) if has_splits else ((), self.above + self.below)
-        label = below[depth] if len(below) > depth else None
-        return FileOf(self.entry, (*above, *below[:depth]), label)
-
-
-def _label_depth(folder: Folder, places: Sequence[_Place], words: Words) -> int:
-    """Return at which depth below the split the labels are: that of the good ones."""
+def _label_depth(folder: Folder, places: Sequence[Place], words: Words) -> int | None:
+    """Return at which depth below the split the labels are: that of the good ones, if there are."""
     depths: dict[int, str] = {}
     for place in places:
-        if place.is_mask:
+        if place.is_mask or "label" in place.keys:
             continue
-        good = [n for n, part in enumerate(place.below) if _plain(part) in words.good]
+        good = [n for n, part in enumerate(place.below) if plain(part) in words.good]
         if good:
             depths.setdefault(good[0], place.entry.name)
     if len(depths) > 1:
@@ -175,12 +130,10 @@ def _label_depth(folder: Folder, places: Sequence[_Place], words: Words) -> int:
             f"{folder.root}: folders that mean good are at several depths, as in {examples}; "
             "ingest each part by itself, or name the files in a manifest"
         )
-    return next(iter(depths), 0)
+    return next(iter(depths), None)
 
 
-def _image(
-    folder: Folder, one: FileOf, group: str, split: str | None, mask: Entry | None
-) -> SourceImage:
+def _image(folder: Folder, one: FileOf, group: str, mask: Entry | None) -> SourceImage:
     entry = one.entry
     return SourceImage(
         image_id=entry.name,
@@ -189,13 +142,8 @@ def _image(
         version=entry.version,
         bytes=entry.size,
         group=group,
-        split=split,
+        split=one.split,
         label=one.label,
         mask=mask.name if mask else None,
         mask_version=mask.version if mask else None,
     )
-
-
-def _plain(name: str) -> str:
-    """Return a folder's name as it is compared: without case, spaces, hyphens and underscores."""
-    return "".join(character for character in name.casefold() if character.isalnum())

@@ -1,31 +1,40 @@
 """resync: what a second ingest finds changed, and old rows that new ones have replaced.
 
-A row of IMAGES is as its file is now if version, group, split, label and the mask's version are.
-Where such a row is there, any other row of the same file is over: new rows are written first, then
-the files that hold old ones are written again without them, each in one put. A reader may meanwhile
-see a picture twice, never not at all, and whoever was killed in between is made up for by the next
-ingest. Only rows with a `source_uri` of SOURCE are looked at.
+A row of IMAGES is as its file is now if version, group, split, label and the mask's version are,
+and image_id and captured_at where SOURCE says them. Where such a row is there, any other row of the
+same file is over: new rows are written first, then the files that hold old ones are written again
+without them, each in one put. A reader may meanwhile see a picture twice, never not at all, and
+whoever was killed in between is made up for by the next ingest. Only rows with a `source_uri` of
+SOURCE are looked at, by whatever links it was named (`lake.sources.Places`).
 
-A row whose file is gone from SOURCE stays, unless its picture lies elsewhere in SOURCE: then it was
-moved.
+A row whose file is gone from SOURCE stays, unless its picture has come to lie elsewhere in SOURCE:
+then it was moved. A copy that has lain elsewhere before is none that was moved; for what a killed
+ingest had brought there is a note in IMAGES (`Moves`).
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from pipeline.errors import FileDamaged
 from pipeline.lake.apart import Call, each
 from pipeline.lake.folder import Folder
+from pipeline.lake.owned import or_none, read_json
 from pipeline.lake.parquet import images_writer
 from pipeline.lake.s3_file import fetch_columns
-from pipeline.lake.sources import SourceImage
+from pipeline.lake.sources import Places, SourceImage
+from pipeline.tables import IMAGES
 
 _STATE = ("source_version", "group", "split", "label")
-_READ = ("source_uri", *_STATE, "sha256", "mask_version")
+_TIME = IMAGES.field("captured_at").type
+_READ = ("source_uri", *_STATE, "sha256", "mask_version", "image_id", "captured_at")
 
 
 @dataclass(frozen=True)
@@ -40,54 +49,123 @@ class Row:
     # None: no mask's file was there, or it came before masks had versions (`has_mask`).
     mask_version: str | None
     has_mask: bool
+    image_id: str | None = None
+    captured_at: datetime | None = None
 
-    def is_of(self, image: SourceImage) -> bool:
-        """Return whether the row is as its file is now. A mask that is gone since is kept."""
+    def is_of(self, image: SourceImage, masks: AbstractSet[str | None]) -> bool:
+        """Return whether the row is as its file is now.
+
+        What SOURCE does not say any more is kept: a mask, a time, an id.
+
+        Args:
+            image: The file.
+            masks: Versions of all masks that other images have now: a mask with one of these is not
+                gone, but belongs to another image.
+        """
         if self.state != (image.version, image.group, image.split, image.label):
             return False
+        if self.differs(image):
+            return False
         if image.mask is None:
-            return True
+            return not self.has_mask or self.mask_version is None or self.mask_version not in masks
         return self.has_mask and self.mask_version in (None, image.mask_version)
+
+    def differs(self, image: SourceImage) -> bool:
+        """Return whether SOURCE says another id or time."""
+        return (image.has_own_id and image.image_id != self.image_id) or (
+            image.captured_at is not None and image.captured_at != self.captured_at
+        )
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The rows of IMAGES that came from files, by the file's URI."""
+    """The rows of IMAGES that came from files, by the file's place."""
 
-    by_uri: Mapping[str, Sequence[Row]]
+    by_place: Mapping[str, Sequence[Row]]
+    places: Places
 
     def fresh(self, images: Sequence[SourceImage]) -> list[SourceImage]:
         """Return the images of which no row is as they are now."""
-        return [one for one in images if not any(row.is_of(one) for row in self._of(one))]
+        masks = _masks(images)
+        return [one for one in images if not any(row.is_of(one, masks) for row in self._of(one))]
 
     def changes(self, fresh: Sequence[SourceImage]) -> Counter[str]:
         """Return why these are fresh, in words, and how many are for each reason."""
         return Counter(_reason(image, self._of(image)) for image in fresh)
 
-    def over(self, images: Sequence[SourceImage], root: str) -> "Over":
+    def gone(self, images: Sequence[SourceImage], root: str) -> list[Sequence[Row]]:
+        """Return the rows of each file of SOURCE that is gone; none where `root` is empty."""
+        if not root:
+            return []
+        wanted = {self.places.of(image.uri) for image in images}
+        below = root.rstrip("/") + "/"
+        resolved = self.places.of(below)
+        return [
+            rows
+            for place, rows in self.by_place.items()
+            if place not in wanted and (place.startswith(resolved) or rows[0].uri.startswith(below))
+        ]
+
+    def over(self, images: Sequence[SourceImage], root: str, came: AbstractSet[str]) -> "Over":
         """Return the rows that others have replaced, and those whose file is gone.
 
         Args:
             images: All that SOURCE has.
             root: Of SOURCE, of which all files are known; empty where they are not (a manifest).
+            came: URIs of the images that this ingest, or one that was killed, has brought.
         """
         over = Over()
+        masks = _masks(images)
         held: set[str | None] = set()
-        wanted = {image.uri: image for image in images}
-        for uri, image in wanted.items():
-            current = [row for row in self.by_uri.get(uri, ()) if row.is_of(image)]
+        for image in {self.places.of(image.uri): image for image in images}.values():
+            rows = self._of(image)
+            current = [row for row in rows if row.is_of(image, masks)]
             if current:
-                held.add(current[0].sha256)
-                over.replaced.extend(r for r in self.by_uri[uri] if r is not current[0])
-        below = root.rstrip("/") + "/"
-        for uri, rows in self.by_uri.items():
-            if root and uri not in wanted and uri.startswith(below):
-                moved = rows[0].sha256 is not None and rows[0].sha256 in held
-                (over.moved if moved else over.gone).extend(rows)
+                over.replaced.extend(row for row in rows if row is not current[0])
+                if image.uri in came:
+                    held.add(current[0].sha256)
+        for rows in self.gone(images, root):
+            moved = rows[0].sha256 is not None and rows[0].sha256 in held
+            (over.moved if moved else over.gone).extend(rows)
         return over
 
     def _of(self, image: SourceImage) -> Sequence[Row]:
-        return self.by_uri.get(image.uri, ())
+        return self.by_place.get(self.places.of(image.uri), ())
+
+
+def _masks(images: Sequence[SourceImage]) -> set[str | None]:
+    return {image.mask_version for image in images if image.mask is not None}
+
+
+class _Came(BaseModel):
+    uris: list[str]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """A note in IMAGES of what an ingest of SOURCE brings, until it has removed what was moved."""
+
+    images: Folder
+    root: str
+
+    @property
+    def _name(self) -> str:
+        return f"_ingest-{hashlib.sha256(self.root.encode()).hexdigest()[:12]}.json"
+
+    def begin(
+        self, before: Standing, images: Sequence[SourceImage], fresh: Sequence[SourceImage]
+    ) -> set[str]:
+        """Return the URIs of what is brought, by killed ingests as well; note them if need be."""
+        note = or_none(lambda: read_json(self.images, self._name, _Came, "it is made again"))
+        came = {image.uri for image in fresh} | set(note.uris if note else ())
+        if fresh and before.gone(images, self.root):
+            self.images.write(self._name, _Came(uris=sorted(came)).model_dump_json().encode())
+        return came
+
+    def done(self) -> None:
+        """Remove the note: what was moved is removed."""
+        if self.images.exists(self._name):
+            self.images.remove(self._name)
 
 
 @dataclass(frozen=True)
@@ -113,14 +191,15 @@ def read_standing(images: Folder, files: Sequence[str]) -> Standing:
     Raises:
         FileDamaged: if a file cannot be read.
     """
-    by_uri: dict[str, list[Row]] = {}
+    places = Places()
+    by_place: dict[str, list[Row]] = {}
     calls = [Call(_Read(images), name, images.path(name)) for name in files]
     for found in each(images, calls):
         if isinstance(found, FileDamaged):
             raise found
         for row in found:
-            by_uri.setdefault(row.uri, []).append(row)
-    return Standing(by_uri)
+            by_place.setdefault(places.of(row.uri), []).append(row)
+    return Standing(by_place, places)
 
 
 @dataclass(frozen=True)
@@ -135,6 +214,10 @@ class _Read:
             if not {"source_uri", *_STATE} <= held:
                 return []
             names = [column for column in _READ if column in held]
+            # Somebody else's time may be one that Python cannot hold.
+            time = file.schema_arrow.names.index("captured_at") if "captured_at" in held else None
+            if time is not None and file.schema_arrow.field(time).type != _TIME:
+                names.remove("captured_at")
             if "mask_version" not in held:
                 names.append("mask")
             fetch_columns(handle, file, range(file.num_row_groups), names)
@@ -158,6 +241,8 @@ def _rows(file: str, table: pa.Table) -> Iterator[Row]:
             sha256=row.get("sha256"),
             mask_version=version,
             has_mask=masked if "mask_version" not in row else version is not None,
+            image_id=row.get("image_id"),
+            captured_at=row.get("captured_at"),
         )
 
 
@@ -169,6 +254,8 @@ def _reason(image: SourceImage, rows: Sequence[Row]) -> str:
         return "taken again"
     if known != [image.group, image.split, image.label]:
         return "of another group, split or label"
+    if rows[0].differs(image):
+        return "of another image_id or captured_at"
     return "with another mask"
 
 

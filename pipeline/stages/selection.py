@@ -1,6 +1,6 @@
 """selection: what labels and splits mean, and which rows of a group a job uses.
 
-Compared is what is written without case, Unicode form and the spaces around it. A label is *good*
+Compared is what `pipeline.words` makes of what is written. A label is *good*
 (`columns.good_labels`), nothing (null, or a word for it), or else a type of defect. A split is to
 *train* on (`columns.train_splits`), to *test* on (`columns.test_splits`), nothing, or *other*, with
 which no job goes on. Nothing as a split is to train on; as a label it is not, unless the whole
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError
+from pipeline.words import plain
 
 # `all`: every row (score). `good`: label good, split not test (fit). `unlabelled`: split not test,
 # for a group without any label. `none`: every row, but no pixels, for a group without a model.
@@ -91,11 +92,13 @@ def _meanings(
 
 
 def _is_one_of(text: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
-    listed = _compared(pa.chunked_array([list(words)], pa.string()))
+    listed = pa.array(map(plain, words), pa.string())
     # A null is not in the list, and then `if_else` of it is decided as well.
-    return pc.is_in(pc.fill_null(text, ""), value_set=listed.combine_chunks())
+    return pc.is_in(pc.fill_null(text, ""), value_set=listed)
 
 
 def _compared(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    text = pc.utf8_normalize(values.cast(pa.string()), form="NFKC")
-    return pc.utf8_lower(pc.utf8_trim_whitespace(text))
+    # Of a million labels there are a few: each of those is looked at once.
+    coded = values.cast(pa.string()).combine_chunks().dictionary_encode()
+    words = pa.array(map(plain, coded.dictionary.to_pylist()), pa.string())
+    return pa.chunked_array([words.take(coded.indices)], pa.string())

@@ -65,6 +65,85 @@ def test_what_changed_arrives_once(source: Path, tmp_path: Path, tiny: Settings)
     assert {file: file.read_bytes() for file in images.rglob("*.parquet")} == files
 
 
+def test_a_tree_by_another_path_is_the_same_tree(source: Path, tmp_path: Path, tiny: Settings):
+    images = tmp_path / "images"
+    before = _again(source, images, tiny)
+    (tmp_path / "alias").symlink_to(source)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    files = {file: file.read_bytes() for file in images.rglob("*.parquet")}
+    for other in (tmp_path / "alias", tmp_path / "folder/photos", tmp_path / "folder/alias"):
+        assert _again(other, images, tiny) == before
+    assert {file: file.read_bytes() for file in images.rglob("*.parquet")} == files
+    # And the other way round; what is moved is known as well.
+    second = tmp_path / "second"
+    assert _again(tmp_path / "alias", second, tiny) == before
+    (source / "p/train/good/3.png").rename(source / "p/train/good/4.png")
+    assert sorted(_again(source, second, tiny))[2:5] == [
+        f"p/train/good/{number}.png" for number in (1, 2, 4)
+    ]
+
+
+def test_a_manifest_that_says_more_brings_rows_up_to_date(
+    source: Path, tmp_path: Path, tiny: Settings
+):
+    images, manifest = tmp_path / "images", source / "m.csv"
+
+    def ingested(text: str) -> list[tuple[str, str]]:
+        manifest.write_text(text)
+        ingest.run(str(manifest), str(images), None, None, tiny, LOCAL)
+        rows = [
+            row
+            for file in images.rglob("*.parquet")
+            for row in pq.ParquetFile(file).read(["image_id", "captured_at"]).to_pylist()
+        ]
+        return sorted((row["image_id"], str(row["captured_at"])[:10]) for row in rows)
+
+    name = "p/test/hole/9.png"
+    assert ingested(f"uri\n{name}\n") == [(name, "None")]
+    assert ingested(f"uri,image_id\n{name},SER-1\n") == [("SER-1", "None")]
+    timed = f"uri,image_id,captured_at\n{name},SER-1,2026-11-20T06:00:00.123456Z\n"
+    assert ingested(timed) == [("SER-1", "2026-11-20")]
+    files = list(images.rglob("*.parquet"))
+    assert ingested(timed) == [("SER-1", "2026-11-20")]
+    # What it does not say any more stays, however it spells the path.
+    assert ingested(f"uri\n./{name}\n") == [("SER-1", "2026-11-20")]
+    assert list(images.rglob("*.parquet")) == files
+    assert ingested(timed.replace("11-20", "11-21")) == [("SER-1", "2026-11-21")]
+
+
+def test_a_mask_that_is_another_images_now_leaves_its_row(
+    source: Path, tmp_path: Path, tiny: Settings
+):
+    images = tmp_path / "images"
+    _photo(source / "p/test/hole/8.png", 8)
+    masks = source / "p/ground_truth/hole"
+    _photo(masks / "8_mask.png", 255)
+    before = _again(source, images, tiny)
+    assert [before[f"p/test/hole/{n}.png"][1] is None for n in (8, 9)] == [False, True]
+    (masks / "8_mask.png").rename(masks / "9_mask.png")
+    after = _again(source, images, tiny)
+    assert [after[f"p/test/hole/{n}.png"][1] is None for n in (8, 9)] == [True, False]
+    assert _again(source, images, tiny) == after
+    # One that is nobody's is kept.
+    (masks / "9_mask.png").unlink()
+    assert _again(source, images, tiny) == after
+
+
+def test_the_row_of_a_copy_stays_when_the_copy_is_gone(source: Path, tmp_path: Path, patchlake):
+    images = tmp_path / "images"
+    shutil.copytree(source / "p", source / "q")
+    patchlake("ingest", source, images, "--runner", "local")
+    before = _rows(images)
+    shutil.rmtree(source / "q")
+    _photo(source / "p/train/good/7.png", 70)
+    result = patchlake("ingest", source, images, "--runner", "local")
+    assert (result.code, "5 images are no longer in SOURCE" in result.err) == (0, True)
+    after = _rows(images)
+    assert after.pop("p/train/good/7.png")[0] == "good"
+    assert after == before
+    assert not list(images.glob("_*"))
+
+
 def test_a_kill_between_writing_and_removing_is_made_up_for(
     source: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ):
@@ -109,8 +188,9 @@ def test_rows_of_other_people_stay(source: Path, tmp_path: Path, images: Path, t
     assert all(file.read_bytes() == content for file, content in others.items())
 
 
-@pytest.mark.parametrize("images", ["photos", "photos/images", "."])
+@pytest.mark.parametrize("images", ["photos", "photos/images", ".", "alias/images"])
 def test_what_would_ingest_itself_is_refused(source: Path, patchlake, images: str):
+    (source.parent / "alias").symlink_to(source)
     target = source.parent / images
     result = patchlake("ingest", source, target, "--runner", "local")
     assert result.code == 2

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,11 @@ from pipeline.lake.sources import Listing
 @pytest.fixture
 def root(tmp_path: Path) -> Folder:
     return Folder.at(str(tmp_path / "source"))
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Folder:
+    return Folder.at(f"memory://{tmp_path.name}")
 
 
 def _write(root: Folder, *names: str) -> None:
@@ -227,6 +233,132 @@ def test_a_mask_that_is_not_there_and_a_file_named_twice_are_said(root):
     assert _found(listing, "name", "mask") == [("a.png", None)]
     assert "the mask 'gone.png' of 'a.png' does not exist" in listing.notes[0]
     assert listing.skipped == [f"{root.path('m.csv')}: row 1 names 'a.png' again"]
+
+
+@pytest.mark.parametrize(
+    "other", ["./a.png", "x/../a.png", "x/./../a.png", ".//a.png", "{root}/./a.png"]
+)
+def test_two_spellings_of_a_path_are_one_file(root, manifest, other):
+    _write(root, "a.png", "x/b.png")
+    path = manifest([{"uri": other.format(root=root.root), "label": "good"}, {"uri": "a.png"}])
+    listing = _listed(path)
+    assert [image.uri for image in listing.images] == [root.path("a.png")]
+    assert listing.images[0].image_id in ("a.png", root.path("a.png"))
+    assert listing.skipped == [f"{path}: row 1 names 'a.png' again"]
+
+
+def test_spellings_of_a_path_that_is_not_on_a_disk(memory_folder):
+    _write(memory_folder, "a.png")
+    memory_folder.write("m.csv", b"uri\n./a.png\nx/../a.png\n")
+    listing = _listed(memory_folder.path("m.csv"))
+    assert _found(listing, "name", "image_id") == [("a.png", "a.png")]
+
+
+def test_what_a_link_leads_to_is_asked_before_dots(root, tmp_path):
+    """`x/..` is where the link leads, and that is outside."""
+    _write(root, "a.png")
+    _write(Folder.at(str(tmp_path / "other")), "a.png", "x/b.png")
+    (tmp_path / "source/x").symlink_to(tmp_path / "other/x")
+    (tmp_path / "alias").symlink_to(tmp_path / "source")
+    root.write("m.csv", b"uri\nx/../a.png\n")
+    with pytest.raises(ConfigError, match=r"'x/\.\./a\.png' is outside"):
+        _listed(root.path("m.csv"))
+    _write(root, "y/b.png")
+    root.write("m.csv", b"uri\ny/../a.png\n")
+    assert _found(_listed(str(tmp_path / "alias/m.csv")), "name") == [("a.png",)]
+
+
+@pytest.mark.parametrize("name", ["uri", "label", "captured_at"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_column_that_is_there_twice_is_refused(root, name, ending):
+    columns = [*(("uri",) if name != "uri" else ()), name, "shift", "shift", name]
+    if ending == "csv":
+        root.write("m.csv", f"{','.join(columns)}\n{','.join(['a.png'] * len(columns))}\n".encode())
+    else:
+        cells = [pa.array(["a.png"])] * len(columns)
+        _parquet(root, pa.Table.from_arrays(cells, names=columns))
+    with pytest.raises(TableError, match=rf"m\.{ending}: column '{name}' is there 2 times"):
+        _listed(root.path(f"m.{ending}"))
+
+
+def _parquet(root: Folder, table: pa.Table) -> str:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    root.write("m.parquet", sink.getvalue())
+    return root.path("m.parquet")
+
+
+CLASSES = {b"huggingface": b'{"info":{"features":{"label":{"names":["good","crack"]}}}}'}
+
+
+def test_cells_of_a_parquet_manifest_are_the_text_that_a_lake_makes_of_them(root):
+    _write(root, "a.png", "b.png")
+    table = pa.table(
+        {
+            "uri": pa.array([b"a.png", b"b.png"]),
+            "image_id": pa.array([7.0, float("nan")]),
+            "group": pa.array(["tile", "tile"]).dictionary_encode(),
+            "split": pa.array([b"test", None]),
+            "label": pa.array([1, -1]),
+            # Of no concern, and of types that Python cannot hold.
+            "shot": pa.array([2**62, None], pa.timestamp("us", "Mars/Base")),
+            "label.x": pa.array([2**62, None], pa.timestamp("ns", "Mars/Base")),
+        }
+    )
+    listing = _listed(_parquet(root, table.replace_schema_metadata(CLASSES)))
+    assert _found(listing, "image_id", "group", "split", "label") == [
+        ("7", "tile", "test", "crack"),
+        ("b.png", "tile", None, None),
+    ]
+    assert listing.notes == [
+        f"{root.path('m.parquet')}: columns that are not read: ['shot', 'label.x']"
+    ]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [["good"], {"name": "good"}, 0.5, Decimal("1.50"), datetime(2026, 1, 1, tzinfo=UTC), b"\xff"],
+    ids=str,
+)
+def test_cells_without_one_spelling_are_refused(root, cell):
+    _write(root, "a.png")
+    path = _parquet(root, pa.table({"uri": ["a.png"], "label": [cell]}))
+    with pytest.raises(
+        TableError, match=r"m\.parquet: column 'label' .*write it as text"
+    ) as raised:
+        _listed(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("unit", ["ms", "us"])
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "Mars/Base"])
+def test_times_beyond_those_of_python_are_said_and_zones_are_how_they_are_shown(root, unit, zone):
+    _write(root, "a.png", "b.png", "c.png")
+    ticks = [10**10 * {"ms": 10**3, "us": 10**6}[unit], 2**58, -(2**58)]
+    kind = pa.timestamp(unit, zone)
+    table = pa.table({"uri": ["a.png", "b.png", "c.png"], "captured_at": pa.array(ticks, kind)})
+    listing = _listed(_parquet(root, table))
+    at = datetime(2286, 11, 20, 17, 46, 40, tzinfo=UTC)
+    assert _found(listing, "captured_at") == [(at,), (None,), (None,)]
+    assert "captured_at of 'b.png' is '288230376151711744 " in listing.notes[0]
+    assert "captured_at of 'c.png' is '-288230376151711744 " in listing.notes[1]
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64(), pa.string(), pa.timestamp("ns")])
+def test_a_date_is_a_time(root, kind):
+    _write(root, "a.png")
+    day = pa.array(["2026-11-23"]).cast(kind)
+    listing = _listed(_parquet(root, pa.table({"uri": ["a.png"], "captured_at": day})))
+    assert _found(listing, "captured_at") == [(datetime(2026, 11, 23, tzinfo=UTC),)]
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00"])
+def test_a_time_that_has_no_utc_is_said(root, text):
+    _write(root, "a.png")
+    root.write("m.csv", f"uri,captured_at\na.png,{text}\n".encode())
+    listing = _listed(root.path("m.csv"))
+    assert _found(listing, "captured_at") == [(None,)]
+    assert text in listing.notes[0]
 
 
 def test_types_of_a_parquet_manifest_are_text(root):

@@ -1,10 +1,11 @@
 """The cut of what is ingested into files."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.lake import sources
-from pipeline.lake.sources import SourceImage
+from pipeline.lake.sources import Places, SourceImage
 
 
 def _image(number: int, group: str, size: int) -> SourceImage:
@@ -28,3 +29,29 @@ def test_shards_hold_every_image_once_by_group_and_within_the_size(described, sh
         # No shard ends before it must: the next image did not fit.
         for size, following in zip(sizes, of_group[1:], strict=False):
             assert size + following[0].bytes > shard_bytes
+
+
+def test_places_of_a_disk_are_where_folders_lead_and_others_are_their_names(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "real")
+    (tmp_path / "real/link.png").symlink_to(tmp_path / "real/a.png")
+    of = Places().of
+    assert of(f"{tmp_path}/alias/a.png") == of(f"{tmp_path}/real/a.png")
+    assert of(f"{tmp_path}/alias/") == of(f"{tmp_path}/real/")
+    assert of(f"{tmp_path}/real/link.png") != of(f"{tmp_path}/real/a.png")
+    assert of("/a.png") == "/a.png"
+    assert of("s3://lake/../a.png") == "s3://lake/../a.png"
+
+
+@pytest.mark.parametrize(
+    ("image_id", "has"),
+    [
+        ("a.png", False),
+        ("sub/a.png", False),
+        ("/x/sub/a.png", False),
+        ("ub/a.png", True),
+        ("7", True),
+    ],
+)
+def test_an_id_that_says_where_the_file_is_is_not_its_own(image_id, has):
+    assert SourceImage(image_id, "/x", "sub/a.png", "1", 1, "g").has_own_id == has

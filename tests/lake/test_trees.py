@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import NULL_PARTITION, Folder
+from pipeline.lake.placing import Words
 from pipeline.lake.sources import Listing
-from pipeline.lake.trees import Words, guess_layout, list_folder, list_tree
+from pipeline.lake.trees import guess_layout, list_folder, list_tree
+from pipeline.stages.selection import labels_mean
 
 WORDS = Words.of(ColumnSettings())
 NO_MASK = None
@@ -43,6 +46,9 @@ def _rows(listing: Listing) -> dict[str, tuple[object, ...]]:
         ("training", "validation", "masks", "normal", "anomaly", "0-label.tif"),
         ("train", "val", "gt", "OK", "NG", "mask_0.jpg"),
         ("train", "test", "groundtruth", "pass", "fail", "0.mask.png"),
+        ("_train", "test.", "Masks_", "O.K.", "N.G.", "0.png"),
+        ("train", "hold_out", "gt", "OK_", "k.o.", "0.png"),
+        ("\uff54rain", "Test", "gt", "\uff2f\uff2b", "\uff2e\uff27", "0.png"),
     ],
 )
 @pytest.mark.parametrize("above", ["", "tile/", "plant 7/tile/"])
@@ -68,6 +74,16 @@ def test_a_tree_without_splits(root):
     }
 
 
+@pytest.mark.parametrize(
+    "name", ["good", "O.K.", "_good", "OK_", "\uff2f\uff2b", "ok?", "!ok", "-1"]
+)
+def test_a_folder_means_good_exactly_if_a_label_does(root, name):
+    _write(root, f"{name}/0.png")
+    means = labels_mean(pa.chunked_array([[name]], pa.string()), ColumnSettings()).to_pylist()
+    layout = guess_layout(root.root, root.find(), WORDS)
+    assert (layout == "mvtec") == (means == ["good"])
+
+
 def test_folders_that_only_say_what_files_are_are_passed_over(root):
     """VisA."""
     _write(root, "candle/Data/Images/Normal/0.JPG", "candle/Data/Images/Anomaly/0.JPG")
@@ -87,6 +103,27 @@ def test_splits_above_the_groups(root):
         "train/cup/good/0.png": ("cup", "train", "good", None),
         "test/cup/crack/1.png": ("cup", "test", "crack", "ground_truth/cup/crack/1.png"),
     }
+
+
+@pytest.mark.parametrize(
+    ("masks", "of"),
+    [
+        (["train/masks/ng/0.png"], {"train": "train/masks/ng/0.png", "test": None}),
+        (["masks/test/ng/0_mask.png"], {"train": None, "test": "masks/test/ng/0_mask.png"}),
+        (
+            ["Train/masks/ng/0.png", "test/masks/ng/0.png"],
+            {"train": "Train/masks/ng/0.png", "test": "test/masks/ng/0.png"},
+        ),
+        (["test/masks/0.png"], {"train": None, "test": "test/masks/0.png"}),
+        (["masks/ng/0.png", "test/masks/ng/0.png"], {"train": "masks/ng/0.png", "test": None}),
+    ],
+)
+def test_a_mask_of_a_split_belongs_to_an_image_of_that_split(root, masks, of):
+    """The last one: two masks are none, wherever they lie."""
+    images = ["train/images/ng/0.png", "test/images/ng/0.png", "train/images/ok/1.png"]
+    _write(root, *images, *masks)
+    rows = _rows(_tree(root))
+    assert {split: rows[f"{split}/images/ng/0.png"][3] for split in of} == of
 
 
 def test_a_mask_in_a_folder_of_its_images_name(root):
@@ -133,6 +170,35 @@ def test_a_split_within_another_is_refused(root):
         _tree(root)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/normal/ok/1.png", "test/normal/ng/2.png"],
+        ["train/normal/ng/2.png", "train/normal/1.png"],
+        ["ok/ng/1.png", "ok/1.png"],
+        ["ok/line 4/images/NG/1.png", "ok/2.png"],
+        ["good/normal/1.png", "good/scratch/2.png"],
+        ["normal/train/ok/1.png", "normal/test/ng/2.png"],
+        ["bad/good/1.png", "bad/2.png"],
+    ],
+)
+def test_a_label_within_another_of_which_one_is_good_is_refused(root, names):
+    _write(root, *names)
+    with pytest.raises(ConfigError, match=r"which of them is its label\? .*a manifest") as raised:
+        _tree(root)
+    said = str(raised.value)
+    assert any(f"{root.root}/{name} lies below folders [" in said for name in names)
+    assert "\n" not in said
+
+
+def test_a_kind_of_defect_within_a_folder_of_defects_is_a_defect(root):
+    _write(root, "ok/1.png", "ok/night/2.png", "ng/3.png", "ng/broken/4.png")
+    assert [row[2] for row in _rows(_tree(root)).values()] == ["ng", "ng", "ok", "ok"]
+    words = Words.of(ColumnSettings(good_labels=("ok",)))
+    _write(root, "ok/normal/5.png")
+    assert len(list_tree(root, root.find(), words, (None, "source")).images) == 5
+
+
 def test_good_folders_at_two_depths_are_refused(root):
     _write(root, "good/0.png", "cup/good/1.png")
     with pytest.raises(ConfigError, match=r"at several depths, as in 'good/0.png' and 'cup/good"):
@@ -164,3 +230,72 @@ def test_a_plain_folder_is_one_group_without_labels(root):
         "a/c.png": ("line 4", None, None, None),
         "b.jpg": ("line 4", None, None, None),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("split=train/good/1.png", ("source", "train", "good")),
+        ("tile/split=train/good/1.png", ("tile", "train", "good")),
+        ("split=cal/tile/good/1.png", ("tile", "cal", "good")),
+        ("train/label=ok/1.png", ("source", "train", "ok")),
+        ("label=ok/1.png", ("source", None, "ok")),
+        ("label=hairline%20crack/1.png", ("source", None, "hairline crack")),
+        ("tile/label=ok/night/1.png", ("tile", None, "ok")),
+        ("group=a/1.png", ("a", None, None)),
+        ("group=a/b/1.png", ("a", None, None)),
+        ("split=test/1.png", ("source", "test", None)),
+        ("group=a/split=test/label=good/1.png", ("a", "test", "good")),
+        ("Label=OK/Split=Test/Group=a/1.png", ("a", "Test", "OK")),
+        ("group=a/line 4/good/1.png", ("a", None, "good")),
+        (f"split={NULL_PARTITION}/label={NULL_PARTITION}/1.png", ("source", None, None)),
+        (f"group={NULL_PARTITION}/good/1.png", ("source", None, "good")),
+    ],
+)
+def test_folders_of_hive_partitions_say_what_their_keys_say(root, name, row):
+    _write(root, name)
+    listing = _tree(root)
+    assert _rows(listing) == {name: (*row, None)}
+    assert (listing.skipped, listing.notes) == ([], [])
+
+
+def test_images_of_no_label_are_not_called_defective(root):
+    _write(root, "group=a/1.png", "group=a/masks/2.png")
+    listing = list_tree(root, root.find(), WORDS, (None, "source"))
+    assert listing.notes == [f"{root.root}: no image for 1 masks: group=a/masks/2.png"]
+
+
+def test_masks_of_hive_partitions(root):
+    _write(root, "group=a/split=test/label=ng/0.png", "group=b/split=test/label=ng/0.png")
+    _write(root, "masks/group=a/split=test/label=ng/0.png", "misc/1.png")
+    listing = _tree(root)
+    assert [row[3] for row in _rows(listing).values()] == [
+        "masks/group=a/split=test/label=ng/0.png",
+        None,
+    ]
+    assert listing.skipped == [
+        f"{root.root}/misc/1.png: not below a folder of a split and of a label"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("split=train/test/good/1.png", "is it to train on or to test on"),
+        ("split=train/split=test/good/1.png", "is it to train on or to test on"),
+        ("label=ok/ng/1.png", "which of them is its label"),
+        ("label=crack/good/1.png", "which of them is its label"),
+        ("label=ok/label=ng/1.png", "says label= more than once"),
+        ("group=a/group=b/good/1.png", "says group= more than once"),
+        ("class=ok/1.png", "'class=ok', whose key is none of split, label, group"),
+        ("set=train/1.png", "'set=train', whose key is none of"),
+        ("split=train/ng/1.png", "none whose name says"),
+    ],
+)
+def test_folders_of_hive_partitions_that_say_two_things_or_nothing_known_are_refused(
+    root, name, said
+):
+    _write(root, name)
+    with pytest.raises(ConfigError, match=said) as raised:
+        _tree(root)
+    assert "\n" not in str(raised.value)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config import ColumnSettings, load_settings
 from pipeline.errors import ConfigError
 from pipeline.stages.selection import labels_mean, require_splits, select_rows, splits_mean
+from pipeline.words import plain
 
 DEFAULT = ColumnSettings()
 
@@ -29,10 +30,13 @@ def set_to(*assignments: str) -> ColumnSettings:
         *(
             (label, "good") for label in ("NORMAL", "pass", "Pass ", "\uff2f\uff2b")
         ),  # OK, full width
+        *((label, "good") for label in ("O.K.", "OK_", "_good", "[ok]", "o k", "Good.", "'pass'")),
+        *((label, "good") for label in ("o\u200bk", "\ufeffok", "-ok-", "\u2013 OK")),
         *((label, None) for label in (None, "", "  ", "nan", "NaN", "None", "null", "<NA>")),
         *((label, None) for label in ("unknown", "Unlabelled", "unlabeled", "n/a")),
         *((label, "defect") for label in ("crack", "ko", "NOK", "0", "1", "true", "false")),
         *((label, "defect") for label in ("not good", "good?", "goods", "anomaly", "passé")),
+        *((label, "defect") for label in ("!ok", "ok/ng", "~ok", "N.O.K.", "-", ".", "not-ok")),
     ],
 )
 def test_labels_by_default(label: str | None, meaning: str | None):
@@ -43,6 +47,9 @@ def test_labels_by_default(label: str | None, meaning: str | None):
     ("split", "meaning"),
     [
         *((split, "train") for split in ("train", "Train", " TRAIN", "training")),
+        *((split, "train") for split in ("_train", "Train.", "\uff54rain")),
+        *((split, "test") for split in ("hold_out", "Hold Out", "test-", "T.E.S.T")),
+        *((split, "other") for split in ("-", "test?", "no train")),
         *((split, "test") for split in ("test", "Test", "val", "valid", "Validation", "eval")),
         *((split, "test") for split in ("evaluation", "HOLDOUT", "hold-out", "dev", "testing")),
         *((split, None) for split in (None, "", " ", "nan", "None")),
@@ -61,6 +68,11 @@ def test_splits_by_default(split: str | None, meaning: str | None):
         ("good_labels=0", "0", "1"),
         ("good_labels=[0.0]", "0", "1"),
         ("good_labels=[true]", "true", "false"),
+        ("good_labels=[1]", " 1", "-1"),  # of scikit-learn, -1 is an outlier
+        ("good_labels=[10]", "10", "1.0"),
+        ("good_labels=[O.K.]", "ok", "ko"),
+        ("good_labels=[_gut-teil_]", "Gut Teil", "gut"),
+        ("good_labels=[\uff2f\uff2b]", "ok", "good"),
         ("good_labels=[false]", "false", "true"),
         ("good_labels=[iO, gut]", "GUT", "good"),
         ("good_labels=[none]", "None", "ok"),  # a word that is listed is never no label
@@ -74,6 +86,8 @@ def test_labels_that_are_set(setting: str, good: str, defect: str):
 def test_a_split_is_in_one_list():
     with pytest.raises(ConfigError, match=r"'val' is in columns\.test_splits too|\['Val'\] is in"):
         set_to("train_splits=[train, Val]")
+    with pytest.raises(ConfigError, match=r"hold_out'\] is in columns\.test_splits too"):
+        set_to("train_splits=[train, hold_out]")
     columns = set_to("train_splits=[train, val]", "test_splits=[test]")
     assert splits_mean(text("VAL", "holdout"), columns).to_pylist() == ["train", "other"]
 
@@ -91,7 +105,7 @@ def test_case_and_the_spaces_around_change_nothing(word: str, space: str, upper:
 @given(st.lists(WORDS, min_size=1, max_size=4), WORDS)
 def test_a_label_is_good_exactly_if_it_is_listed(listed: list[str], word: str):
     columns = ColumnSettings(good_labels=tuple(listed))
-    is_listed = word.lower() in {one.lower() for one in listed}
+    is_listed = plain(word) in {plain(one) for one in listed}
     assert (labels_mean(text(word), columns).to_pylist() == ["good"]) == is_listed
 
 
