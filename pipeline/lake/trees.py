@@ -12,6 +12,7 @@ what lies above it, split aside, is the group. What does not fit is refused, or 
 guessed from a file.
 """
 
+import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import PurePosixPath
@@ -35,6 +36,7 @@ def guess_layout(root: str, entries: Sequence[Entry], words: Words) -> Layout:
     folders = {part for entry in entries for part in PurePosixPath(entry.name).parts[:-1]}
     pairs = list(filter(None, map(key_of, folders)))
     if "label" in dict(pairs) or any(plain(name) in words.good for name in folders):
+        _require_whole_words(root, folders, words.splits, "mvtec")
         return "mvtec"
     telling = BAD | MASKS | words.splits
     found = sorted(name for name in folders if plain(name) in telling)
@@ -45,7 +47,26 @@ def guess_layout(root: str, entries: Sequence[Entry], words: Words) -> Layout:
             "say --layout folder to take every file as an image without a label"
         )
     _require_known_keys(root, folders, telling | words.good)
-    return "mvtec" if pairs else "folder"
+    layout: Layout = "mvtec" if pairs else "folder"
+    _require_whole_words(root, folders, telling | words.good, layout)
+    return layout
+
+
+def _require_whole_words(
+    root: str, folders: AbstractSet[str], telling: AbstractSet[str], layout: Layout
+) -> None:
+    """Refuse names such as `train-good` and `test_set`, which would be taken for a part's name."""
+    for name in sorted(folders):
+        if key_of(name) is not None or plain(name) in telling | BAD | MASKS:
+            continue
+        held = [word for word in re.split(r"[\W_]+", name) if plain(word) in telling]
+        if held:
+            raise ConfigError(
+                f"{root} has a folder '{name}', whose name holds '{held[0]}' among other words: "
+                "what its images are is not known. Rename it to one word, with a folder in it for "
+                f"each other one (train/good), or say --layout {layout} to take '{name}' for the "
+                "name of a part"
+            )
 
 
 def _require_known_keys(root: str, folders: AbstractSet[str], telling: AbstractSet[str]) -> None:

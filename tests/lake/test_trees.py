@@ -74,9 +74,7 @@ def test_a_tree_without_splits(root):
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["good", "O.K.", "_good", "OK_", "\uff2f\uff2b", "ok?", "!ok", "-1"]
-)
+@pytest.mark.parametrize("name", ["good", "O.K.", "_good", "OK_", "\uff2f\uff2b", "-1", "okay"])
 def test_a_folder_means_good_exactly_if_a_label_does(root, name):
     _write(root, f"{name}/0.png")
     means = labels_mean(pa.chunked_array([[name]], pa.string()), ColumnSettings()).to_pylist()
@@ -299,3 +297,31 @@ def test_folders_of_hive_partitions_that_say_two_things_or_nothing_known_are_ref
     with pytest.raises(ConfigError, match=said) as raised:
         _tree(root)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("paths", "name"),
+    [
+        (("train-good/1.png", "test-crack/2.png"), "test-crack"),
+        (("defect_1/1.png", "part/2.png"), "defect_1"),
+        (("Train_Set/good/1.png", "Test_Set/good/2.png"), "Test_Set"),
+        (("good images/1.png", "others/2.png"), "good images"),
+        (("!ok/1.png",), "!ok"),
+        (("ok\u2044ng/1.png",), "ok\u2044ng"),
+    ],
+)
+def test_a_word_within_a_name_is_no_name_of_a_part(paths, name, tmp_path):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    entries = Folder(str(tmp_path)).find()
+    with pytest.raises(ConfigError, match=f"has a folder '{name}', whose name holds"):
+        guess_layout(str(tmp_path), entries, Words.of(ColumnSettings()))
+
+
+def test_names_that_only_resemble_a_word_are_names_of_parts(tmp_path):
+    for path in ("contest/1.png", "trainer/1.png", "goods/1.png", "line-3/1.png", "book/1.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    entries = Folder(str(tmp_path)).find()
+    assert guess_layout(str(tmp_path), entries, Words.of(ColumnSettings())) == "folder"
