@@ -5,9 +5,6 @@ BIN := $(VENV)/bin
 # A safetensors file for the demo; without it the timm hub is asked, then features are untrained.
 WEIGHTS ?=
 
-# Most tests wait for processes that start: two files of tests at a time.
-TOGETHER := -n 2 --dist loadfile
-
 .PHONY: demo test test-slow lint check clean
 
 $(VENV)/.runtime: pyproject.toml
@@ -23,11 +20,14 @@ demo: $(VENV)/.runtime
 	$(BIN)/patchlake demo demo $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest -m "not slow" $(TOGETHER) --durations 15
+	$(BIN)/python -m pytest -m "not slow" --durations 15
 
-# Real images with real weights; skipped, visibly, where they are absent.
+# Real images with real weights, which are skipped, visibly, where they are absent; and faults. Most
+# wait for processes that start, so two files of tests run at a time; those that ask how long
+# something takes run alone.
 test-slow: $(VENV)/.development
-	$(BIN)/python -m pytest -m slow $(TOGETHER) --maxfail 5 --durations 30
+	$(BIN)/python -m pytest -m "slow and not alone" -n 2 --dist loadfile --maxfail 5 --durations 30
+	$(BIN)/python -m pytest -m "slow and alone" --maxfail 5 --durations 10
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

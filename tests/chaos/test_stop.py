@@ -14,6 +14,9 @@ from tests.chaos.checking import check_no_orphans, check_no_temporaries
 from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, Job, Start, wait_for
 from tests.conftest import output_files
 
+# Within how many seconds it ends is what is asked.
+pytestmark = pytest.mark.alone
+
 # A moment's place in the run is drawn anew in each of as many equal stretches of it.
 MOMENTS = {"score": 8, "fit": 6, "ingest": 5, "evaluate": 5, "score on Ray": 6}
 # Until it has ended; and until what it has started has.
