@@ -63,7 +63,11 @@ def run(
     settings: Settings,
     execution: options.Execution,
 ) -> int:
-    """Ingest; return the number of images written."""
+    """Ingest; return the number of images written.
+
+    Raises:
+        ConfigError: if a folder has another role, or SOURCE has no image, or cannot be understood.
+    """
     storage = settings.storage
     target = Folder.at(images, storage)
     # A manifest is one file, in a folder that need not be ours to list.
@@ -124,6 +128,11 @@ def _list(folder: Folder, layout: Layout | None, group: str | None, settings: Se
         listing = list_folder(folder, entries, default)
     log.info("%s: layout '%s'", folder.root, chosen)
     listing.skipped.extend(left_out)
+    if not listing.images:
+        raise ConfigError(
+            f"{folder.root}: none of its {len(entries)} files is an image to ingest: "
+            f"{printable(next(iter([*listing.skipped, *listing.notes]), 'they are masks'))}"
+        )
     return listing
 
 

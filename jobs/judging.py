@@ -7,14 +7,14 @@ from jobs.console import log
 from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError
 from pipeline.stages.compare import GroupMetrics
-from pipeline.stages.selection import NUMBERS, listed
+from pipeline.stages.selection import NUMBERS, listed, told_of_two_kinds
 
 # Groups that have a line each; of more, all together have one.
 _NAMED = 10
 
 
 def require_meaning(metrics: Mapping[str, GroupMetrics], columns: ColumnSettings) -> None:
-    """Refuse labels that are numbers or truths, of which nobody has said which is good.
+    """Refuse numbers and truths as labels, alone or beside words, if nobody says which is good.
 
     Raises:
         ConfigError: with the setting that says so.
@@ -28,6 +28,15 @@ def require_meaning(metrics: Mapping[str, GroupMetrics], columns: ColumnSettings
                 f"columns.good_labels is {list(columns.good_labels)}; say which means good, for "
                 f"example --set columns.good_labels=[{min(labels)}]"
             )
+        numbers = +group.numbers
+        told = told_of_two_kinds(
+            Counter({text: rows for (meant, text), rows in numbers.items() if meant == "defect"}),
+            Counter({text: rows for (_, text), rows in (group.seen - numbers).items()}),
+            columns,
+            is_one_good="good" in {meant for meant, _ in numbers},
+        )
+        if told:
+            raise ConfigError(f"group '{name}': {told}")
 
 
 def left_out(group: GroupMetrics) -> str:

@@ -22,12 +22,13 @@ def choose_rows(
 
     Raises:
         ConfigError: if a split has no meaning, a setting names a column of labels or splits that
-            is nowhere, or, of a fit, no label of a group means good.
+            is nowhere, or, of a fit, no label of a group means good, or its labels are numbers in
+            some files and words in others.
     """
     found = survey(source, fragments)
     found.require_named(source, fragments)
     found.require_splits(source.images.root)
-    fault = found.without_good()
+    fault = found.of_two_kinds() or found.without_good()
     if fault and not is_update:
         raise ConfigError(f"{source.images.root}: {fault}")
     if fault:

@@ -1,6 +1,6 @@
 """Columns of a lake's files under our own names, whether the file holds them or its path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -50,7 +50,15 @@ def _read_named(
         fetch_columns(handle, file, range(file.num_row_groups), held)
         # Also where the path has all of them: then the rows are what is counted.
         table = select(file.read(columns=held), held) if held else pa.table({})
-    return pa.table({name: reader.text(table, name, rows) for name in ours})
+    return reader.table({name: reader.text(table, name, rows) for name in ours})
+
+
+def is_of_numbers(rows: pa.Table, name: str) -> bool:
+    """Return whether a column of ours is of numbers or truths, to which its file gives no names."""
+    return rows.schema.field(name).metadata == _OF_NUMBERS
+
+
+_OF_NUMBERS = {b"patchlake": b"of numbers"}
 
 
 def read_absent(
@@ -120,7 +128,24 @@ class Reader:
             found[name] = (self._binary if is_bytes else self.text)(table, name, rows)
         for name, place in self._extra.items():
             found[f"extra:{name}"] = self._as_it_is(table, place, rows)
-        return pa.table(found)
+        return self.table(found)
+
+    def table(self, found: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+        """Return columns of ours as a table that says which are of numbers (`is_of_numbers`)."""
+        fields = [
+            pa.field(name, values.type, metadata=_OF_NUMBERS if self._is_number(name) else None)
+            for name, values in found.items()
+        ]
+        return pa.table(list(found.values()), schema=pa.schema(fields))
+
+    def _is_number(self, name: str) -> bool:
+        place = self._places.get(name)
+        kind = None if place is None else self.layout.type(place)
+        if kind is None or class_names(self.layout.schema, str(place and place.column)):
+            return False
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        is_number = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
+        return any(is_it(kind) for is_it in is_number)
 
     def text(self, table: pa.Table, name: str, rows: int) -> pa.ChunkedArray:
         """Return one column of ours as text; null where there is none. Raises as `read`."""

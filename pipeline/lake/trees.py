@@ -151,7 +151,22 @@ def _label_depth(folder: Folder, places: Sequence[Place], words: Words) -> int |
             f"{folder.root}: folders that mean good are at several depths, as in {examples}; "
             "ingest each part by itself, or name the files in a manifest"
         )
+    if not depths:
+        _require_labels_below(folder, places, words)
     return next(iter(depths), None)
+
+
+def _require_labels_below(folder: Folder, places: Sequence[Place], words: Words) -> None:
+    """Raise `ConfigError` where a folder that means good holds the splits (`good/train`)."""
+    for place in places:
+        for part in place.above:
+            if place.split and plain(part) in words.good and not place.is_mask:
+                raise ConfigError(
+                    f"{folder.path(place.entry.name)}: the folder '{part}' lies above the split "
+                    f"'{place.split}', and labels are looked for below it: arrange the folders as "
+                    f"{place.split}/{part}, or name the files in a manifest with columns split and "
+                    "label"
+                )
 
 
 def _image(folder: Folder, one: FileOf, group: str, mask: Entry | None) -> SourceImage:

@@ -20,6 +20,7 @@ from pipeline.evaluation.roc import auroc
 from pipeline.images.decode import decode_mask, limits_of
 from pipeline.lake.folder import Folder
 from pipeline.lake.fragments import Fragment
+from pipeline.lake.reading import is_of_numbers
 from pipeline.stages.membership import Known
 from pipeline.stages.selection import labels_mean, require_splits, splits_mean
 from pipeline.stages.source import Source
@@ -54,6 +55,8 @@ class GroupMetrics:
     defects: Counter[str] = field(default_factory=Counter)
     goods: Counter[str] = field(default_factory=Counter)
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    # Of these, those that are numbers which their file does not name.
+    numbers: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def image_auroc(self) -> float | None:
         """Return the image AUROC; None if a class is absent."""
@@ -122,6 +125,7 @@ def _left_over(
     other = Counter(split.filter(pc.equal(split_means, "other")).to_pylist())
     require_splits(other, source.columns, source.images.path(fragment.path))
     means = labels_mean(label, source.columns).to_pylist()
+    of_numbers = "label" in described.column_names and is_of_numbers(described, "label")
     trained = _trained(group, source, scores, fragment, rows)
     is_good: list[bool | None] = []
     for meant, text, of_split, was_seen in zip(
@@ -134,6 +138,7 @@ def _left_over(
         group.train_split += meant is not None and not was_seen and of_split == "train"
         if meant is not None:
             group.seen[meant, text] += 1
+            group.numbers[meant, text] += of_numbers
         if compared:
             (group.goods if meant == "good" else group.defects)[text] += 1
     return is_good

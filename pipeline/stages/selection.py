@@ -70,6 +70,29 @@ def require_splits(splits: Counter[str], columns: ColumnSettings, where: str) ->
         )
 
 
+def told_of_two_kinds(
+    numbers: Counter[str], words: Counter[str], columns: ColumnSettings, *, is_one_good: bool
+) -> str:
+    """Return what to say of labels that are numbers in some files and words in others, or "".
+
+    Then a number is no type of defect, but a class that a file does not name.
+
+    Args:
+        numbers: Those that are numbers in their file, and mean defect.
+        words: The other labels.
+        columns: Which labels mean good.
+        is_one_good: Whether one of the numbers means good: then somebody has said what they are.
+    """
+    if is_one_good or not numbers or not words:
+        return ""
+    first = min(numbers)
+    return (
+        f"column '{columns.label}' holds numbers in some files ({listed(numbers)}) and words in "
+        f"others ({listed(words)}); say which number means good, beside the words, for example "
+        f"--set columns.good_labels=[good,{first}], or write the numbers as words"
+    )
+
+
 def listed(values: Counter[str]) -> str:
     """Return "'cal' in 12 rows, 'x' in 3 rows"; beyond some values, how many there are besides."""
     named = [f"'{value}' in {rows} rows" for value, rows in values.most_common(NAMED)]

@@ -16,7 +16,7 @@ from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError, FileDamaged
 from pipeline.lake.apart import Call, each
 from pipeline.lake.fragments import Fragments
-from pipeline.lake.reading import read_absent, read_named
+from pipeline.lake.reading import is_of_numbers, read_absent, read_named
 from pipeline.stages.selection import (
     NAMED,
     NUMBERS,
@@ -25,12 +25,14 @@ from pipeline.stages.selection import (
     listed,
     require_splits,
     splits_mean,
+    told_of_two_kinds,
 )
 from pipeline.stages.source import Source
 
 # Narrow columns are small, behind the latency of an object store.
 _FILES_AT_ONCE = 16
 _ASKED = ("group", "split", "label")
+_KEYS = (*_ASKED, "of_numbers")
 # Groups that have a line each.
 _GROUPS_NAMED = 10
 
@@ -39,7 +41,8 @@ _GROUPS_NAMED = 10
 class Survey:
     """How many rows there are of each (group, split, label), with what these mean."""
 
-    # Columns group, split, label, rows, split_means, label_means; one row each combination.
+    # Columns group, split, label, of_numbers, rows, split_means, label_means; one row each
+    # combination of the first four. `of_numbers`: the label is a number that its file does not name.
     counts: pa.Table
     columns: ColumnSettings
     groups: tuple[str, ...]
@@ -101,6 +104,22 @@ class Survey:
             f"columns.good_labels=[{label}], or leave the group out with --where"
         )
 
+    def of_two_kinds(self) -> str:
+        """Return what is wrong with a group's labels, if it is `told_of_two_kinds`, or ""."""
+        for group in self.groups:
+            counts = _of_group(self.counts, group)
+            numbers = counts.column("of_numbers")
+            of_numbers, of_words = counts.filter(numbers), counts.filter(pc.invert(numbers))
+            told = told_of_two_kinds(
+                _rows_of(of_numbers.filter(_is(of_numbers, "label_means", "defect")), "label"),
+                _rows_of(of_words.filter(of_words.column("label_means").is_valid()), "label"),
+                self.columns,
+                is_one_good="good" in of_numbers.column("label_means").to_pylist(),
+            )
+            if told:
+                return f"group '{group}': {told}"
+        return ""
+
     def lines(self) -> list[str]:
         """Return what is taken and what is not: a line for each group, or one for all of many."""
         selections = self.selections
@@ -120,12 +139,11 @@ def survey(source: Source, fragments: Fragments) -> Survey:
         counted = _of_files(source, files)
     else:
         counted = _gathered(lambda one: _counted(source.read_names(one)), fragments)
-    table = pa.concat_tables([_counted(_EMPTY), *counted]).group_by(list(_ASKED))
-    counts = table.aggregate([("rows", "sum")]).rename_columns([*_ASKED, "rows"])
+    counts = _summed(pa.concat_tables([_counted(_EMPTY), *counted]))
     groups = fragments.groups
     of_groups = pa.array(groups, pa.string())
     counts = counts.filter(pc.is_in(counts.column("group"), value_set=of_groups))
-    counts = counts.sort_by([(name, "ascending") for name in _ASKED])
+    counts = counts.sort_by([(name, "ascending") for name in _KEYS])
     columns = source.columns
     for name, meaning in (("split", splits_mean), ("label", labels_mean)):
         counts = counts.append_column(f"{name}_means", meaning(counts.column(name), columns))
@@ -169,9 +187,13 @@ def _counted(rows: pa.Table) -> pa.Table:
     absent = pa.nulls(len(rows), pa.string())
     held = set(rows.column_names)
     texts = {n: rows.column(n).cast(pa.string()) if n in held else absent for n in _ASKED}
-    table = pa.table({**texts, "rows": pa.repeat(1, len(rows))})
-    counted = table.group_by(list(_ASKED)).aggregate([("rows", "sum")])
-    return counted.rename_columns([*_ASKED, "rows"]).select([*_ASKED, "rows"])
+    of_numbers = pa.repeat("label" in held and is_of_numbers(rows, "label"), len(rows))
+    return _summed(pa.table({**texts, "of_numbers": of_numbers, "rows": pa.repeat(1, len(rows))}))
+
+
+def _summed(counts: pa.Table) -> pa.Table:
+    summed = counts.group_by(list(_KEYS)).aggregate([("rows", "sum")])
+    return summed.rename_columns([*_KEYS, "rows"])
 
 
 def _of_group(counts: pa.Table, group: str) -> pa.Table:

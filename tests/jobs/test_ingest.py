@@ -197,6 +197,18 @@ def test_what_would_ingest_itself_is_refused(source: Path, patchlake, images: st
     assert "are one folder, or one lies in the other" in result.err
 
 
+@pytest.mark.parametrize("name", ["p/masks/0.png", "p/train/0.png"])
+def test_a_source_without_an_image_is_refused(name: str, tmp_path: Path, patchlake):
+    """What is there, by its layout: masks alone, or nothing below a label."""
+    _photo(tmp_path / "photos" / name, 7)
+    refused = patchlake(
+        "ingest", tmp_path / "photos", tmp_path / "images", "--layout", "mvtec", "--runner", "local"
+    )
+    assert refused.code == 2
+    assert "none of its 1 files is an image to ingest" in refused.err
+    assert not (tmp_path / "images").exists()
+
+
 def test_names_cannot_write_to_the_terminal_and_large_files_are_not_read(
     source: Path, tmp_path: Path, patchlake
 ):

@@ -132,6 +132,25 @@ def test_what_has_no_meaning_is_refused_before_any_work(tmp_path: Path, patchlak
     assert "none means good: 'crack' in 1 rows, 'fine' in 1 rows" in said
 
 
+def test_numbers_beside_words_are_no_defects(tmp_path: Path, tiny, patchlake):
+    """A file that lost the names of its classes: its `0` is not a type of defect."""
+    lake, model, out = tmp_path / "lake", tmp_path / "model", tmp_path / "out"
+    lake_of(lake, "train", "test")
+    assert patchlake("fit", lake, model, *TINY_FLAGS).code == 0
+    write(lake / "b.parquet", [row(30 + n, "test", str(n)) for n in range(2)])
+    table = pq.read_table(lake / "b.parquet")
+    numbers = table.column("label").cast(pa.int64())
+    pq.write_table(table.set_column(4, "label", numbers), lake / "b.parquet")
+    score.run(str(lake), str(model), str(out), tiny, LOCAL)
+    for command in (("evaluate", lake, out), ("fit", lake, tmp_path / "other", *TINY_FLAGS)):
+        refused = patchlake(*command)
+        assert refused.code == 2, refused.err
+        assert "holds numbers in some files ('0' in 1 rows, '1' in 1 rows)" in refused.err
+    said = ("--set", "columns.good_labels=[good,0]")
+    found = json.loads(patchlake("evaluate", lake, out, "--json", *said).out)["groups"]["p"]
+    assert (found["images"], found["anomalous"]) == (6, 3)
+
+
 def test_a_meaning_that_is_set_travels(tmp_path: Path, tiny, patchlake):
     lake, model = lake_of(tmp_path / "lake", "train", "test", good="0"), tmp_path / "model"
     flags = ("--set", "columns.good_labels=[0]")

@@ -206,6 +206,20 @@ def test_good_folders_at_two_depths_are_refused(root):
 @pytest.mark.parametrize(
     "names",
     [
+        ["good/train/0.png", "good/test/1.png"],
+        ["good/train/0.png", "bad/test/1.png"],
+        ["cup/OK/training/0.png", "cup/ko/val/1.png", "cup/masks/1.png"],
+    ],
+)
+def test_a_label_above_the_splits_is_refused(root, names):
+    _write(root, *names)
+    with pytest.raises(ConfigError, match=r"lies above the split .*as (train|test|training)/(good|OK),"):
+        _tree(root)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
         ["parts/0.png", "ng/1.png"],
         ["parts/0.png", "masks/0.png"],
         ["train/0.png", "test/1.png"],

@@ -1,5 +1,6 @@
 """What a fit takes of a lake, and what it says of the rest."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,9 +17,19 @@ from pipeline.stages.source import Source
 from pipeline.stages.survey import Survey, survey
 
 Row = tuple[str, str | None, str | None]
+# Files whose labels are written as numbers.
+NUMBERS = {
+    "named": pa.int64(),
+    "numbers": pa.int64(),
+    "floats": pa.float64(),
+    "truths": pa.bool_(),
+    "coded": pa.dictionary(pa.int32(), pa.int64()),
+}
 
 
-def surveyed(folder: Path, where: str | None = None, **files: list[Row]) -> Survey:
+def surveyed(
+    folder: Path, where: str | None = None, settings: Settings | None = None, **files: list[Row]
+) -> Survey:
     for name, rows in files.items():
         groups, splits, labels = zip(*rows, strict=True)
         columns = {
@@ -29,10 +40,17 @@ def surveyed(folder: Path, where: str | None = None, **files: list[Row]) -> Surv
             "label": pa.array(labels, pa.string()),
         }
         table = pa.table(columns)
+        if name in NUMBERS:
+            numbers = table.column("label").cast(pa.int64())
+            numbers = numbers.dictionary_encode() if name == "coded" else numbers.cast(NUMBERS[name])
+            table = table.set_column(table.column_names.index("label"), "label", numbers)
+        if name == "named":
+            classes = {"info": {"features": {"label": {"names": ["crack", "good"]}}}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps(classes)})
         pq.write_table(
             table.drop_columns("label") if name == "bare" else table, folder / f"{name}.parquet"
         )
-    lake, settings = Folder(str(folder)), Settings()
+    lake, settings = Folder(str(folder)), settings or Settings()
     rule = read_where(where)
     source = Source(lake, settings.columns, ImageSettings(), Geometry((8, 8), None), rule)
     return survey(source, plan_fragments(lake, settings, where).kept)
@@ -145,3 +163,27 @@ def test_a_path_that_says_two_splits_is_refused(tmp_path: Path):
     (tmp_path / "train" / "test.parquet").unlink()
     [line] = survey(source, plan_fragments(lake, settings, None).kept).lines()
     assert line == "group 'a': 1 images without a label of split 'train'"
+
+
+@pytest.mark.parametrize("words", ["named", "text"])
+@pytest.mark.parametrize("numbers", ["numbers", "floats", "truths", "coded"])
+def test_numbers_in_some_files_and_words_in_others_are_refused(
+    numbers: str, words: str, tmp_path: Path
+):
+    good = "1" if words == "named" else "good"
+    files = {words: [("tile", "train", good)], numbers: [("tile", "test", one) for one in "001"]}
+    zero = "false" if numbers == "truths" else "0"
+    told = surveyed(tmp_path, **files).of_two_kinds()
+    assert told.startswith(f"group 'tile': column 'label' holds numbers in some files ('{zero}' in")
+    assert "words in others ('good' in 1 rows); say which number means good" in told
+    assert f"--set columns.good_labels=[good,{zero}]" in told
+    said = load_settings(flags={"columns": {"good_labels": ["good", zero]}})
+    found = surveyed(tmp_path, settings=said, **files)
+    assert found.of_two_kinds() == found.without_good() == ""
+
+
+def test_digits_that_are_text_are_words(tmp_path: Path):
+    rows: list[Row] = [("tile", "train", "good"), ("tile", "test", "0"), ("tile", "test", "7")]
+    found = surveyed(tmp_path, a=rows, numbers=[("cloth", "train", "0"), ("tile", "train", None)])
+    assert found.of_two_kinds() == ""
+    assert "'0' in 1 rows" in found.without_good()
