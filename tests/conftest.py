@@ -17,18 +17,38 @@ from hypothesis import settings
 from jobs import cli, console, fit, ingest, options, score
 from pipeline.config import Settings, load_settings
 from pipeline.images.synthetic import write_products
+from pipeline.lake import apart
 from tests import s3_servers
 from tests.fault_proxy import FaultProxy, fault_proxy
 
-settings.register_profile("default", deadline=None, derandomize=True)
+# `make test-soak` takes the other one.
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=400)
 settings.load_profile("default")
+
+
+def _without_pytests_own() -> dict[str, str]:
+    """Return the environment without what pytest changes at each step of each test.
+
+    Else each test would start a process of its own that reads footers: a second or two.
+    """
+    return {n: v for n, v in os.environ.items() if n != "PYTEST_CURRENT_TEST"}
+
+
+apart.environment = _without_pytests_own
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared"
 LOCAL = options.Execution("local", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, visibly, what needs real weights and images where there are none."""
+    """Skip, visibly, what needs real weights and images where there are none.
+
+    What only `make test-soak` runs is slow.
+    """
+    for item in items:
+        if "soak" in item.keywords:
+            item.add_marker(pytest.mark.slow)
     if ASSETS.is_dir():
         return
     skip = pytest.mark.skip(reason=f"no real weights and images at {ASSETS}")

@@ -226,11 +226,16 @@ def _received(connection: Connection) -> object:
 # --- the parent's side
 
 
+def environment() -> dict[str, str]:
+    """Return what a child gets of this process's environment."""
+    return dict(os.environ)
+
+
 class _Child:
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
         # Credentials are in it: where it has changed since, the child would be refused.
-        self.environment = dict(os.environ)
+        self.environment = environment()
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
         # What this process has found on its path may not be where a new one would look.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -297,7 +302,7 @@ def _child() -> Iterator[_Child]:
 def _lent() -> Iterator[_Child]:
     with _LOCK:
         child = _IDLE.pop() if _IDLE else None
-    if child is not None and not (child.lives and child.environment == dict(os.environ)):
+    if child is not None and not (child.lives and child.environment == environment()):
         child.close()
         child = None
     child = child or _Child()

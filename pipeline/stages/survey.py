@@ -42,7 +42,7 @@ class Survey:
     """How many rows there are of each (group, split, label), with what these mean."""
 
     # Columns group, split, label, of_numbers, rows, split_means, label_means; one row each
-    # combination of the first four. `of_numbers`: the label is a number that its file does not name.
+    # combination of the first four. `of_numbers`: the label is a number without a name in its file.
     counts: pa.Table
     columns: ColumnSettings
     groups: tuple[str, ...]

@@ -16,7 +16,7 @@ import pytest
 
 from jobs import status
 from tests.chaos.checking import check_no_temporaries, check_scores, check_what_is_there
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, soak
 from tests.conftest import output_files
 
 LOCALLY = ("--runner", "local")
@@ -66,7 +66,7 @@ def remount(folder: Path, options: str) -> None:
 
 # Ray itself, a process of the job then, does not start under the limit.
 @pytest.mark.parametrize(
-    ("kind", "runner"), [("disk", "local"), ("disk", "ray"), ("limit", "local")]
+    ("kind", "runner"), [("disk", "local"), soak("disk", "ray"), soak("limit", "local")]
 )
 def test_a_full_disk(
     disk: Disk, kind: str, runner: str, images: Path, model: Path, oracle: Path, start
@@ -97,7 +97,9 @@ def commands_into(folder: Path, pictures: Path, images: Path, scores: Path) -> d
     }
 
 
-@pytest.mark.parametrize(("verb", "size"), [("fit", "300k"), ("ingest", "200k"), ("compact", "8k")])
+@pytest.mark.parametrize(
+    ("verb", "size"), [soak("fit", "300k"), soak("ingest", "200k"), ("compact", "8k")]
+)
 def test_a_full_disk_of_another_verb(
     verb: str, size: str, pictures: Path, images: Path, scores: Path, tmp_path: Path, start
 ):
@@ -124,7 +126,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {n: c for n, c in output_files(folder).items() if not n.startswith(records)}
 
 
-@pytest.mark.parametrize("verb", ["fit", "ingest", "compact", "score", "update", "withdraw"])
+@pytest.mark.parametrize(
+    "verb", [*map(soak, ("fit", "ingest", "compact", "update")), "score", "withdraw"]
+)
 def test_a_folder_that_may_only_be_read_is_not_written(
     verb: str,
     pictures: Path,

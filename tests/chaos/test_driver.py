@@ -17,13 +17,14 @@ from tests.chaos.checking import (
     check_scores,
     check_what_is_there,
 )
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, soak, wait_for
 from tests.conftest import by_place
 
 # Most in one process, which starts in a third of the time; the others on a cluster.
 KILLS, ON_RAY = 13, (3, 6, 10)
 
 
+@pytest.mark.soak
 def test_a_driver_that_is_killed_at_random_moments(
     images: Path, model: Path, oracle: Path, tmp_path: Path, nodes, start, faults
 ):
@@ -61,7 +62,7 @@ def test_a_driver_that_is_killed_at_random_moments(
     check_scores(scores, images, oracle)
 
 
-@pytest.mark.parametrize("runner", ["local", "ray"])
+@pytest.mark.parametrize("runner", ["local", soak("ray")])
 def test_sigterm_is_a_clean_stop(
     runner: str, images: Path, model: Path, oracle: Path, tmp_path: Path, start, faults
 ):
@@ -89,6 +90,7 @@ def test_sigterm_is_a_clean_stop(
     check_scores(scores, images, oracle)
 
 
+@pytest.mark.soak
 def test_two_drivers_score_at_once(
     images: Path, model: Path, oracle: Path, tmp_path: Path, nodes, start, faults
 ):

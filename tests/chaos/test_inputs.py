@@ -13,12 +13,12 @@ from pipeline.errors import FragmentsFailed
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import read_manifest
 from tests.chaos.checking import check_scores, check_what_is_there
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, soak, wait_for
 from tests.conftest import LOCAL, by_place, output_files
 
 
 @pytest.mark.parametrize("what", ["image", "fragment"])
-@pytest.mark.parametrize("times", [2, None], ids=["twice", "always"])
+@pytest.mark.parametrize("times", [soak(2), None], ids=["twice", "always"])
 def test_a_stage_that_raises(
     what: str,
     times: int | None,
@@ -50,7 +50,7 @@ def test_a_stage_that_raises(
     check_scores(tmp_path, images, oracle)
 
 
-@pytest.mark.parametrize("vanishes", [False, True], ids=["changes", "vanishes"])
+@pytest.mark.parametrize("vanishes", [False, soak(True)], ids=["changes", "vanishes"])
 def test_an_input_between_plan_and_read(
     vanishes: bool,
     images: Path,

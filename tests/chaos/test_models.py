@@ -12,7 +12,7 @@ from pipeline.images.synthetic import write_products
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import read_manifest, verify_file
 from tests.chaos.checking import check_no_temporaries, check_scores
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, soak, wait_for
 from tests.conftest import LOCAL, read_scores
 
 LOCALLY = ("--runner", "local")
@@ -57,7 +57,7 @@ def steps(model: Path) -> list[tuple[str, int, int]]:
     return found
 
 
-@pytest.mark.parametrize("other", ["the same", "another update", "a withdrawal"])
+@pytest.mark.parametrize("other", [soak("the same"), soak("another update"), "a withdrawal"])
 def test_two_changes_of_a_model_at_once(other: str, changing: Path, more: Path, start, faults):
     """One of them is the next step; the other says so, and follows when it is started again."""
     fitted = steps(changing)
@@ -87,7 +87,7 @@ def test_two_changes_of_a_model_at_once(other: str, changing: Path, more: Path, 
     assert sum(gone for *_, gone in found) == (other == "a withdrawal")
 
 
-@pytest.mark.parametrize("change", ["withdraw", "update", "refit"])
+@pytest.mark.parametrize("change", [soak("withdraw"), soak("update"), "refit"])
 def test_a_model_that_changes_during_a_score(
     change: str,
     changing: Path,

@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checking import check_no_orphans, check_no_temporaries
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, Job, Start, wait_for
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, Job, Start, soak, wait_for
 from tests.conftest import output_files
-
-# Within how many seconds it ends is what is asked.
-pytestmark = pytest.mark.alone
 
 # A moment's place in the run is drawn anew in each of as many equal stretches of it.
 MOMENTS = {"score": 8, "fit": 6, "ingest": 5, "evaluate": 5, "score on Ray": 6}
@@ -23,7 +20,7 @@ MOMENTS = {"score": 8, "fit": 6, "ingest": 5, "evaluate": 5, "score on Ray": 6}
 _ENDS_S, _GONE_S = 10, 5
 
 
-@pytest.mark.parametrize("verb", MOMENTS)
+@pytest.mark.parametrize("verb", ["score", *map(soak, list(MOMENTS)[1:])])
 def test_a_signal_at_any_moment(
     verb: str,
     pictures: Path,

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import status
 from tests.chaos.checking import check_model, check_scores, check_what_is_there
-from tests.chaos.conftest import FLAGS, PARTS, ROOT, SCORED_AT, wait_for
+from tests.chaos.conftest import FLAGS, PARTS, ROOT, SCORED_AT, soak, wait_for
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def scoring(images: Path, model: Path, tmp_path: Path, nodes, start):
     return run
 
 
-@pytest.mark.parametrize("stage", ["decode", "infer", "publish"])
+@pytest.mark.parametrize("stage", [soak("decode"), "infer", soak("publish")])
 def test_a_worker_that_is_killed_at_work(
     stage: str, scoring, images: Path, oracle: Path, tmp_path: Path, faults
 ):
@@ -48,6 +48,7 @@ def test_a_raylet_that_is_killed_while_scoring(
     check_scores(tmp_path / "scores", images, oracle)
 
 
+@pytest.mark.soak
 def test_a_raylet_that_is_killed_while_fitting(
     images: Path, model: Path, tmp_path: Path, nodes, start, faults
 ):
@@ -66,6 +67,7 @@ def test_a_raylet_that_is_killed_while_fitting(
     check_model(fitted, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_killed_for_its_memory(
     scoring, images: Path, oracle: Path, tmp_path: Path, faults, memory_group: str
 ):

@@ -273,6 +273,7 @@ def test_without_the_token_nobody_submits(cluster: RealCluster):
     assert re.search("401|[Uu]nauthenticated|token", refused.stdout + refused.stderr)
 
 
+@pytest.mark.soak
 def test_a_job_waits_for_the_nodes_that_ray_up_may_start(
     checkout: Path, nightly: Path, model: Path, tmp_path: Path
 ):

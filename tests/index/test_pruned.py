@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
+from pathlib import Path
 from time import process_time
 
 import numpy as np
@@ -103,8 +105,15 @@ def queries_for(kind, rng: np.random.Generator, bank: np.ndarray, count: int) ->
     return np.concatenate([normal, some, (some + others) / 2, far]).astype(np.float32)
 
 
-@pytest.mark.parametrize("k", [1, 3, 9])
-@pytest.mark.parametrize("components", [32, 64, 256])
+PAIRS = list(product((32, 64, 256), (1, 3, 9)))
+# One of each; the other pairs with `make test-soak`.
+PAIRS_HERE = [(32, 1), (64, 3), (256, 9)]
+
+
+@pytest.mark.parametrize(
+    ("components", "k"),
+    [pair if pair in PAIRS_HERE else pytest.param(*pair, marks=pytest.mark.soak) for pair in PAIRS],
+)
 @kinds
 @pytest.mark.usefixtures("small_tiles")
 def test_results_equal_the_dense_search_to_the_bit(kind, components, k):
@@ -310,6 +319,13 @@ def test_a_choice_changes_no_result(kind):
     assert_same(search, queries_for(kind, rng, bank, 50), 1)
 
 
+def multiplies_bytes_fast() -> bool:
+    """Return whether this processor has VNNI: without, a product of floats may be the faster."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return bounds.products_are_exact() and cpuinfo.exists() and "vnni" in cpuinfo.read_text()
+
+
+@pytest.mark.slow
 def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.MonkeyPatch):
     # Processor seconds: other processes on the machine must not decide.
     monkeypatch.setattr(choose, "perf_counter", process_time)
@@ -328,7 +344,7 @@ def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.Monk
             searches["low"].nearest(low[:300] + np.float32(0.1), 1)
             searches["high"].nearest(new, 1)
     chosen = searches["low"]
-    if bounds.products_are_exact():
+    if multiplies_bytes_fast():
         assert chosen.components > 0
         assert chosen._paces[1].prunes()
     chosen = searches["high"]
@@ -390,6 +406,7 @@ def tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.assets
+@pytest.mark.slow
 def test_real_tiles_equal_the_dense_search_and_are_faster(tiles):
     train, good, cracks = tiles
     bank = train[np.random.default_rng(0).permutation(len(train))[:12000]]
@@ -398,7 +415,7 @@ def test_real_tiles_equal_the_dense_search_and_are_faster(tiles):
         for queries in (good, cracks):
             for k in (1, 9):
                 assert_same(search, queries, k)
-        if not bounds.products_are_exact():
+        if not multiplies_bytes_fast():
             pytest.skip("no fast product of bytes on this processor")
         # Processor seconds, in turns: other processes take time from both.
         ours, dense = [], []

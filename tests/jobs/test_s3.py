@@ -202,6 +202,7 @@ def test_a_fit_under_faults_makes_the_same_model(lake: Lake):
     assert groups[0] == groups[1]
 
 
+@pytest.mark.soak
 def test_when_the_store_goes_away_the_job_says_so_and_nothing_is_half_done(lake: Lake, patchlake):
     proxy = lake.store.proxy
     lake.score("counted")
@@ -347,6 +348,7 @@ def test_a_worker_without_credentials_ends_before_any_work(local_ray: None, lake
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_ray_with_faults_writes_the_bytes_of_local_without(lake: Lake, tmp_path: Path):
     fit.run(lake.images, lake.store.uri("undisturbed"), lake.store.settings(), LOCAL)
     lake.store.proxy.faults, lake.store.proxy.rate = FAULTS, 0.1

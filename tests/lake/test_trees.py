@@ -213,7 +213,7 @@ def test_good_folders_at_two_depths_are_refused(root):
 )
 def test_a_label_above_the_splits_is_refused(root, names):
     _write(root, *names)
-    with pytest.raises(ConfigError, match=r"lies above the split .*as (train|test|training)/(good|OK),"):
+    with pytest.raises(ConfigError, match=r"above the split .*as (train|test|training)/(good|OK),"):
         _tree(root)
 
 

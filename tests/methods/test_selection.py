@@ -64,7 +64,9 @@ def test_a_fit_on_ray_can_hold_its_rows_in_actors(images: Path, tmp_path: Path, 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("shards", [1, 2, 7, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shards", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7, 16))]
+)
 def test_actors_select_the_sequence_of_one_process(shards: int, local_ray: None):
     from pipeline.cluster.on_ray import RayRunner
 

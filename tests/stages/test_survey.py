@@ -42,7 +42,9 @@ def surveyed(
         table = pa.table(columns)
         if name in NUMBERS:
             numbers = table.column("label").cast(pa.int64())
-            numbers = numbers.dictionary_encode() if name == "coded" else numbers.cast(NUMBERS[name])
+            numbers = (
+                numbers.dictionary_encode() if name == "coded" else numbers.cast(NUMBERS[name])
+            )
             table = table.set_column(table.column_names.index("label"), "label", numbers)
         if name == "named":
             classes = {"info": {"features": {"label": {"names": ["crack", "good"]}}}}
