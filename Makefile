@@ -30,7 +30,7 @@ test-slow: $(VENV)/.development
 # they are about.
 test-soak: $(VENV)/.development
 	$(BIN)/python -m pytest -m soak --durations 30
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --hypothesis-profile thorough
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ from tests.fault_proxy import FaultProxy, fault_proxy
 # `make test-soak` takes the other one.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=400)
-settings.load_profile("default")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def _without_pytests_own() -> dict[str, str]:
