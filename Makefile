@@ -19,8 +19,11 @@ $(VENV)/.development: $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	$(BIN)/patchlake demo demo $(if $(WEIGHTS),--weights $(WEIGHTS))
 
+# Two files of tests at a time, whose threads would wait for one another.
+FAST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
 test: $(VENV)/.development
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 15
+	$(FAST) --durations 15
 
 # Real images with real weights, which are skipped, visibly, where they are absent; and faults.
 test-slow: $(VENV)/.development
@@ -30,7 +33,7 @@ test-slow: $(VENV)/.development
 # they are about.
 test-soak: $(VENV)/.development
 	$(BIN)/python -m pytest -m soak --durations 30
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	HYPOTHESIS_PROFILE=thorough $(FAST)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

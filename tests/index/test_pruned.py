@@ -85,6 +85,9 @@ KINDS = [
     constant,
 ]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+# Of numbers that float32 barely holds, and of blocks that are searched densely after all: they take
+# ten times as long as the others.
+LENGTHY = (with_outliers, tiny)
 
 
 def assert_same(
@@ -105,16 +108,18 @@ def queries_for(kind, rng: np.random.Generator, bank: np.ndarray, count: int) ->
     return np.concatenate([normal, some, (some + others) / 2, far]).astype(np.float32)
 
 
-PAIRS = list(product((32, 64, 256), (1, 3, 9)))
-# One of each; the other pairs with `make test-soak`.
-PAIRS_HERE = [(32, 1), (64, 3), (256, 9)]
+def every_case() -> list:
+    """Return each kind with each number of components and neighbours, most for a soak."""
+    cases = []
+    for kind, components, k in product(KINDS, (32, 64, 256), (1, 3, 9)):
+        here = [(64, 3)] if kind in LENGTHY else [(32, 1), (64, 3), (256, 9)]
+        marks = () if (components, k) in here else pytest.mark.soak
+        name = f"{kind.__name__}-{components}-{k}"
+        cases.append(pytest.param(kind, components, k, marks=marks, id=name))
+    return cases
 
 
-@pytest.mark.parametrize(
-    ("components", "k"),
-    [pair if pair in PAIRS_HERE else pytest.param(*pair, marks=pytest.mark.soak) for pair in PAIRS],
-)
-@kinds
+@pytest.mark.parametrize(("kind", "components", "k"), every_case())
 @pytest.mark.usefixtures("small_tiles")
 def test_results_equal_the_dense_search_to_the_bit(kind, components, k):
     rng = np.random.default_rng(k)
@@ -143,7 +148,7 @@ def test_small_banks_and_ignored_rows_equal_the_dense_search(
     assert_same(search, queries_for(kind, rng, bank, queries), k, ignore if len(ignore) else None)
 
 
-@pytest.mark.parametrize("k", [1, 9])
+@pytest.mark.parametrize("k", [1, pytest.param(9, marks=pytest.mark.soak)])
 @kinds
 @pytest.mark.usefixtures("small_tiles")
 def test_rows_that_are_ignored_are_never_neighbours(kind, k):

@@ -329,7 +329,10 @@ def test_rows_are_not_changed():
     np.testing.assert_array_equal(rows, before)
 
 
-@pytest.mark.parametrize(("count", "dim"), [(60_000, 256), (20_000, 1024), (2_000_000, 2)])
+@pytest.mark.parametrize(
+    ("count", "dim"),
+    [(60_000, 256), (20_000, 1024), pytest.param(2_000_000, 2, marks=pytest.mark.soak)],
+)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_memory_beside_the_rows_is_what_is_promised(count: int, dim: int, threads: int):
     rows, size = np.random.default_rng(0).standard_normal((count, dim), np.float32), 300
