@@ -55,7 +55,7 @@ def _read_named(
 
 def is_of_numbers(rows: pa.Table, name: str) -> bool:
     """Return whether a column of ours is of numbers or truths, to which its file gives no names."""
-    return rows.schema.field(name).metadata == _OF_NUMBERS
+    return bool(rows.schema.field(name).metadata == _OF_NUMBERS)
 
 
 _OF_NUMBERS = {b"patchlake": b"of numbers"}
