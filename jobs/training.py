@@ -33,6 +33,8 @@ def choose_rows(
         raise ConfigError(f"{source.images.root}: {fault}")
     if fault:
         log.warning("%s: %s", source.images.root, fault)
+    for line in found.alike():
+        log.warning("%s: %s", source.images.root, line)
     for group, selection in found.selections.items():
         if selection == "unlabelled":
             log.warning("group '%s' has no label at all: every image of it is taken as good", group)

@@ -252,6 +252,18 @@ def escape(name: str) -> str:
     return quoted.replace("~", "%7E") if is_hashed(quoted) else quoted
 
 
+def unescape(component: str) -> str:
+    """Return the text that a path component of anybody's stands for.
+
+    One whose bytes are no UTF-8 (`%E9` of a writer in Latin-1) stands for itself, so that two of
+    them stay two.
+    """
+    try:
+        return unquote(component, errors="strict")
+    except UnicodeDecodeError:
+        return component
+
+
 def is_hashed(component: str) -> bool:
     """Return whether a path component stands for a text that is too long to be one."""
     return bool(_HASHED.fullmatch(component[-21:]))
@@ -260,11 +272,11 @@ def is_hashed(component: str) -> bool:
 def is_component_of(component: str, text: str) -> bool:
     """Return whether a path component, of ours or of another writer, stands for a text."""
     return component == escape(text) or (
-        not is_hashed(component) and unquote(component) == text and component != NULL_PARTITION
+        not is_hashed(component) and unescape(component) == text and component != NULL_PARTITION
     )
 
 
 def hive_keys(name: str) -> dict[str, str]:
     """Return the `key=value` folders of a path, decoded; a null is `NULL_PARTITION`."""
     parts = (part.partition("=") for part in PurePosixPath(name).parts[:-1])
-    return {unquote(key): unquote(value) for key, equals, value in parts if equals}
+    return {unescape(key): unescape(value) for key, equals, value in parts if equals}

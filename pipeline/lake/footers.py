@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.config import Settings
 from pipeline.errors import FileDamaged, TableError
 from pipeline.lake.columns import chunk_number, select
-from pipeline.lake.folder import Folder, is_component_of
+from pipeline.lake.folder import Folder, is_component_of, unescape
 from pipeline.lake.fragments import keys_of
 from pipeline.lake.layout import Layout
 from pipeline.lake.reading import Reader
@@ -77,7 +76,7 @@ def cut_file(
     by_folder = _folder_of_group(entry.name)
     if by_folder is not None and not all(is_component_of(by_folder, group) for group in found):
         raise TableError(
-            f"{path}: the folder says group {shown(unquote(by_folder))}, column "
+            f"{path}: the folder says group {shown(unescape(by_folder))}, column "
             f"'{settings.columns.group}' says {', '.join(map(shown, found[:_NAMED]))}; "
             "move the file or mend the column"
         )

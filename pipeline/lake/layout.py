@@ -12,13 +12,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from urllib.parse import unquote
 
 import pyarrow as pa
 
 from pipeline.config import ColumnSettings
 from pipeline.errors import TableError
-from pipeline.lake.folder import NULL_PARTITION
+from pipeline.lake.folder import NULL_PARTITION, unescape
 from pipeline.tables import has_text, is_binary, is_text, type_of
 
 
@@ -147,8 +146,8 @@ class Layout:
         for part in PurePosixPath(self.path).parts[:-1]:
             key, equals, value = part.partition("=")
             if equals:
-                text = None if value == NULL_PARTITION else unquote(value)
-                found.setdefault(unquote(key), []).append(text)
+                text = None if value == NULL_PARTITION else unescape(value)
+                found.setdefault(unescape(key), []).append(text)
         return found
 
     @cached_property

@@ -16,7 +16,6 @@ from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import PurePosixPath
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import Folder, unescape
 from pipeline.lake.fragments import Fragment, Fragments
 from pipeline.lake.owned import reading
 from pipeline.lake.parquet import PART_ORDER, write_sorted
@@ -53,10 +52,10 @@ def part_name(version: str, fragment: Fragment, columns: Iterable[str] = SCORES.
     partitions = []
     for part in PurePosixPath(fragment.path).parts[:-1]:
         key, equals, value = part.partition("=")
-        while equals and unquote(key).casefold() in taken:
+        while equals and unescape(key).casefold() in taken:
             key = f"source_{key}"
         if equals:
-            taken.add(unquote(key).casefold())
+            taken.add(unescape(key).casefold())
             partitions.append(f"{key}={value}")
     file = f"part-{_file_digest(fragment.path)}-{fragment.key}.parquet"
     return "/".join([f"version={version}", *partitions, file])

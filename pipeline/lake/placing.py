@@ -7,11 +7,10 @@ its key says, whatever the word; other folders say it by the vocabulary.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import unquote
 
 from pipeline.config import ColumnSettings
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import NULL_PARTITION, Folder
+from pipeline.lake.folder import NULL_PARTITION, Folder, unescape
 from pipeline.lake.pairing import FileOf
 from pipeline.lake.stores import Entry
 from pipeline.words import plain
@@ -145,8 +144,8 @@ class Place:
 def key_of(part: str) -> tuple[str, str] | None:
     """Return the key and the value of a folder `split=`, `label=` or `group=`; None of another."""
     key, equals, value = part.partition("=")
-    known = plain(unquote(key))
-    return (known, unquote(value)) if equals and known in KEYS else None
+    known = plain(unescape(key))
+    return (known, unescape(value)) if equals and known in KEYS else None
 
 
 def _value(text: str) -> str | None:

@@ -16,10 +16,9 @@ import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import PurePosixPath
-from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
+from pipeline.lake.folder import Folder, unescape
 from pipeline.lake.pairing import FileOf, pair_beside, pair_masks
 from pipeline.lake.placing import BAD, KEYS, MASKS, Place, Words, key_of
 from pipeline.lake.sources import Layout, Listing, SourceImage
@@ -72,7 +71,7 @@ def _require_whole_words(
 def _require_known_keys(root: str, folders: AbstractSet[str], telling: AbstractSet[str]) -> None:
     for name in sorted(folders):
         _, equals, value = name.partition("=")
-        if equals and key_of(name) is None and plain(unquote(value)) in telling:
+        if equals and key_of(name) is None and plain(unescape(value)) in telling:
             raise ConfigError(
                 f"{root} has a folder '{name}', whose key is none of {', '.join(KEYS)}: rename it "
                 f"to one of these, as label={value}, or say --layout folder to take every file as "

@@ -104,6 +104,18 @@ class Survey:
             f"columns.good_labels=[{label}], or leave the group out with --where"
         )
 
+    def alike(self) -> list[str]:
+        """Return what to say of groups whose names differ in capitals or spaces alone."""
+        names: dict[str, list[str]] = {}
+        for group in self.groups:
+            names.setdefault(" ".join(group.casefold().split()), []).append(group)
+        return [
+            f"groups {', '.join(map(repr, same))} differ in capitals or spaces alone, and are "
+            f"{len(same)} groups with a model each"
+            for same in names.values()
+            if len(same) > 1
+        ]
+
     def of_two_kinds(self) -> str:
         """Return what is wrong with a group's labels, if it is `told_of_two_kinds`, or ""."""
         for group in self.groups:

@@ -22,6 +22,7 @@ from pipeline.lake.folder import (
     is_component_of,
     is_hashed,
     split_uri,
+    unescape,
 )
 from pipeline.lake.stores import Entry
 
@@ -206,6 +207,15 @@ def test_any_text_is_one_path_component_and_comes_back(text):
         "dt": "2026-11-23",
         "g": text,
     }
+
+
+@pytest.mark.parametrize("component", ["%E9", "%e8", "caf%E9 7", "%FF%FE", "%C3"])
+def test_bytes_that_are_no_text_stand_for_themselves(component):
+    """So that two of them are not one group."""
+    assert unescape(component) == component
+    assert hive_keys(f"group={component}/a.parquet") == {"group": component}
+    assert unescape(escape(component)) == component
+    assert is_component_of(component, component)
 
 
 LONG = ["x" * 201, "\u90e8" * 29, "a" * 199 + "\u90e8", "." * 201, "\U0001f600" * 70, "a/" * 100]

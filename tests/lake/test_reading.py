@@ -114,6 +114,12 @@ def test_groups_of_typed_keys_are_their_text(tmp_path: Path, writer: str, kind: 
     assert {group.lower() for group in groups} == {str(value).lower() for value in values}
 
 
+def test_groups_of_a_writer_in_latin_1_stay_apart(tmp_path: Path):
+    for key in ("%E9", "%E8"):
+        write(tmp_path, f"group={key}/a.parquet", group=None)
+    assert {str(row["group"]) for row in read(tmp_path)} == {"%E9", "%E8"}
+
+
 def test_every_column_of_ours_may_come_from_the_path(tmp_path: Path):
     keys = "station=A%2F1/split=test/label=hole/serial=7/line=L1"
     write(tmp_path, f"{keys}/a.parquet", group=None, image_id=None, image=[b"1", b"2"])

@@ -189,3 +189,13 @@ def test_digits_that_are_text_are_words(tmp_path: Path):
     found = surveyed(tmp_path, a=rows, numbers=[("cloth", "train", "0"), ("tile", "train", None)])
     assert found.of_two_kinds() == ""
     assert "'0' in 1 rows" in found.without_good()
+
+
+def test_groups_that_differ_in_capitals_or_spaces_alone_are_said(tmp_path: Path):
+    names = ("tile", " Tile", "tile 1", "tile  1", "tiles", "til\u00e9")
+    found = surveyed(tmp_path, a=[(name, "train", "good") for name in names])
+    said = "differ in capitals or spaces alone, and are 2 groups with a model each"
+    assert sorted(found.alike()) == [
+        f"groups ' Tile', 'tile' {said}",
+        f"groups 'tile  1', 'tile 1' {said}",
+    ]
