@@ -140,9 +140,9 @@ class Reader:
 
     def _is_number(self, name: str) -> bool:
         place = self._places.get(name)
-        kind = None if place is None else self.layout.type(place)
-        if kind is None or class_names(self.layout.schema, str(place and place.column)):
+        if place is None or place.column is None or class_names(self.layout.schema, place.column):
             return False
+        kind = self.layout.type(place)
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         is_number = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
         return any(is_it(kind) for is_it in is_number)

@@ -118,13 +118,15 @@ class Survey:
 
     def of_two_kinds(self) -> str:
         """Return what is wrong with a group's labels, if it is `told_of_two_kinds`, or ""."""
-        for group in self.groups:
-            counts = _of_group(self.counts, group)
-            numbers = counts.column("of_numbers")
-            of_numbers, of_words = counts.filter(numbers), counts.filter(pc.invert(numbers))
+        labelled = self.counts.filter(self.counts.column("label_means").is_valid())
+        is_number = labelled.column("of_numbers")
+        numbers, words = labelled.filter(is_number), labelled.filter(pc.invert(is_number))
+        both = set(numbers.column("group").to_pylist()) & set(words.column("group").to_pylist())
+        for group in sorted(both):
+            of_numbers = _of_group(numbers, group)
             told = told_of_two_kinds(
                 _rows_of(of_numbers.filter(_is(of_numbers, "label_means", "defect")), "label"),
-                _rows_of(of_words.filter(of_words.column("label_means").is_valid()), "label"),
+                _rows_of(_of_group(words, group), "label"),
                 self.columns,
                 is_one_good="good" in of_numbers.column("label_means").to_pylist(),
             )
