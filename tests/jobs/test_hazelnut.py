@@ -44,8 +44,15 @@ def hazelnuts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# PatchCore is held to the numbers of another implementation in test_tiles.py.
-@pytest.mark.parametrize("method", sorted(set(SMALL) - {"patchcore"}))
+# PatchCore is held to the numbers of another implementation in test_tiles.py. SPADE compares every
+# pixel of an image with every one of all others: ten minutes on a processor without VNNI.
+METHODS = [
+    pytest.param(name, marks=pytest.mark.soak if name == "spade" else ())
+    for name in sorted(set(SMALL) - {"patchcore"})
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_it_finds_the_defects_and_where_they_are(method: str, hazelnuts: Path, tmp_path: Path):
     settings, model, scores = settings_of(method), str(tmp_path / "model"), str(tmp_path / "scores")
     fit.run(str(hazelnuts), model, settings, LOCAL)
