@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "assets" in item.keywords:
             item.add_marker(skip)
+
+
+def soak(*values: object) -> Any:
+    """Return a variant of a test that CI has no time for: `make test-soak` runs it."""
+    return pytest.param(*values, marks=pytest.mark.soak)
 
 
 @dataclass(frozen=True)

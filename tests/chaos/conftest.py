@@ -40,11 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def soak(*values: object) -> Any:
-    """Return a variant of a test that CI has no time for: `make test-soak` runs it."""
-    return pytest.param(*values, marks=pytest.mark.soak)
-
-
 @dataclass
 class Faults:
     """What goes wrong next, in any process of a job: see `faults/sitecustomize.py`."""

@@ -17,8 +17,8 @@ from tests.chaos.checking import (
     check_scores,
     check_what_is_there,
 )
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, soak, wait_for
-from tests.conftest import by_place
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+from tests.conftest import by_place, soak
 
 # Most in one process, which starts in a third of the time; the others on a cluster.
 KILLS, ON_RAY = 13, (3, 6, 10)

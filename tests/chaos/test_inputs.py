@@ -13,8 +13,8 @@ from pipeline.errors import FragmentsFailed
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import read_manifest
 from tests.chaos.checking import check_scores, check_what_is_there
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, soak, wait_for
-from tests.conftest import LOCAL, by_place, output_files
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+from tests.conftest import LOCAL, by_place, output_files, soak
 
 
 @pytest.mark.parametrize("what", ["image", "fragment"])

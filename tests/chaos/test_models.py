@@ -12,8 +12,8 @@ from pipeline.images.synthetic import write_products
 from pipeline.lake.folder import Folder
 from pipeline.lake.models import read_manifest, verify_file
 from tests.chaos.checking import check_no_temporaries, check_scores
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, soak, wait_for
-from tests.conftest import LOCAL, read_scores
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
+from tests.conftest import LOCAL, read_scores, soak
 
 LOCALLY = ("--runner", "local")
 GROUP = "woven_cloth"
@@ -87,7 +87,8 @@ def test_two_changes_of_a_model_at_once(other: str, changing: Path, more: Path, 
     assert sum(gone for *_, gone in found) == (other == "a withdrawal")
 
 
-@pytest.mark.parametrize("change", [soak("withdraw"), soak("update"), "refit"])
+@pytest.mark.soak
+@pytest.mark.parametrize("change", ["withdraw", "update", "refit"])
 def test_a_model_that_changes_during_a_score(
     change: str,
     changing: Path,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checking import check_no_orphans, check_no_temporaries
-from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, Job, Start, soak, wait_for
-from tests.conftest import output_files
+from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, Job, Start, wait_for
+from tests.conftest import output_files, soak
 
 # A moment's place in the run is drawn anew in each of as many equal stretches of it.
 MOMENTS = {"score": 8, "fit": 6, "ingest": 5, "evaluate": 5, "score on Ray": 6}

@@ -11,7 +11,8 @@ import pytest
 
 from jobs import status
 from tests.chaos.checking import check_model, check_scores, check_what_is_there
-from tests.chaos.conftest import FLAGS, PARTS, ROOT, SCORED_AT, soak, wait_for
+from tests.chaos.conftest import FLAGS, PARTS, ROOT, SCORED_AT, wait_for
+from tests.conftest import soak
 
 
 @pytest.fixture

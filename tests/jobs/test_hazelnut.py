@@ -11,7 +11,7 @@ import pytest
 from jobs import evaluate, fit, ingest, score
 from pipeline.config import Settings, load_settings
 from pipeline.methods import build
-from tests.conftest import ASSETS, LOCAL
+from tests.conftest import ASSETS, LOCAL, soak
 from tests.jobs.test_methods import SMALL, WITHOUT_MAP
 
 pytestmark = [pytest.mark.assets, pytest.mark.slow]
@@ -46,10 +46,8 @@ def hazelnuts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # PatchCore is held to the numbers of another implementation in test_tiles.py. SPADE compares every
 # pixel of an image with every one of all others: ten minutes on a processor without VNNI.
-METHODS = [
-    pytest.param(name, marks=pytest.mark.soak if name == "spade" else ())
-    for name in sorted(set(SMALL) - {"patchcore"})
-]
+# CFA's training is two minutes.
+METHODS = [*sorted(set(SMALL) - {"patchcore", "spade", "cfa"}), soak("spade"), soak("cfa")]
 
 
 @pytest.mark.parametrize("method", METHODS)

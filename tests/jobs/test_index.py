@@ -159,7 +159,7 @@ def test_a_bank_in_several_files_is_the_same_bank(images: Path, scores: Path, tm
 
 
 @pytest.mark.parametrize(
-    "runner", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
+    "runner", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.soak])]
 )
 def test_a_bank_beyond_the_memory_budget_is_shared_with_equal_scores(
     runner: options.RunnerName,

@@ -14,7 +14,7 @@ from pipeline.lake.models import Manifest, read_manifest
 from pipeline.methods import build, names
 from pipeline.presets import PRESETS
 from pipeline.stages.corpus import StoredCorpus
-from tests.conftest import LOCAL, TINY, by_place, output_files
+from tests.conftest import LOCAL, TINY, by_place, output_files, soak
 
 # Small enough for a second each. A method that is not here fails the first test.
 SMALL = {
@@ -31,7 +31,7 @@ DEPENDS_ON_FRAGMENTS = {"cfa"}
 # One of each way through a cluster: workers in step, sums over fragments and verdicts, a bank that
 # is selected, galleries. DN2 gathers as PatchCore does; PaDiM is fitted on Ray below, and in
 # test_update.py.
-ON_RAY = ("cfa", "mahalanobis", "patchcore", "spade")
+ON_RAY, SOAKED = ("mahalanobis", "patchcore"), ("cfa", "spade")
 
 
 def settings_of(method: str, **changed: object) -> Settings:
@@ -167,7 +167,7 @@ def test_models_are_arrays_and_json(done: Done):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("done", ON_RAY, indirect=True)
+@pytest.mark.parametrize("done", [*ON_RAY, *map(soak, SOAKED)], indirect=True)
 def test_ray_and_local_write_the_same_bytes(
     done: Done, images: Path, tmp_path: Path, local_ray: None
 ):

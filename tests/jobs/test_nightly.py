@@ -287,7 +287,7 @@ def _retire(tmp_path: Path, contents: int) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_killed_while_expiring_replacing_and_publishing_every_row_is_there_once(tmp_path: Path):

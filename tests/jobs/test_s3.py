@@ -20,7 +20,7 @@ from jobs import fit, score
 from pipeline.lake import apart
 from pipeline.lake.runs import Summary
 from pipeline.lake.s3 import _tail
-from tests.conftest import LOCAL, TINY_FLAGS, Store, by_place
+from tests.conftest import LOCAL, TINY_FLAGS, Store, by_place, soak
 from tests.fault_proxy import FAULTS, Fault, fault_proxy
 from tests.s3_servers import Server
 
@@ -174,7 +174,7 @@ def test_nothing_that_is_written_or_said_holds_a_credential(
         # Waits that grow, of everything at once; then all kinds, now and then, and all the time.
         (("slow_down",), 0.5),
         (FAULTS, 0.1),
-        (FAULTS, 0.5),
+        soak(FAULTS, 0.5),
     ],
 )
 def test_faults_of_storage_change_no_byte(faults: Sequence[Fault], rate: float, lake: Lake):

@@ -18,7 +18,7 @@ from pipeline.lake.folder import Folder
 from pipeline.lake.models import Manifest, read_manifest
 from pipeline.stages.source import Source
 from pipeline.tables import TRAINING_IMAGES
-from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place
+from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, soak
 from tests.jobs.test_methods import SMALL, settings_of
 
 UPDATABLE = sorted(set(SMALL) - {"cfa"})
@@ -194,7 +194,7 @@ def test_a_withdrawn_image_does_not_come_back(grown: Grown, lakes: Lakes, tmp_pa
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["patchcore", "padim"])
+@pytest.mark.parametrize("method", ["patchcore", soak("padim")])
 def test_ray_and_local_write_the_same_model(
     method: str, lakes: Lakes, tmp_path: Path, local_ray: None
 ):
