@@ -143,7 +143,8 @@ class Reader:
         if place is None or place.column is None or class_names(self.layout.schema, place.column):
             return False
         kind = self.layout.type(place)
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind is not None and pa.types.is_dictionary(kind):
+            kind = kind.value_type
         is_number = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
         return any(is_it(kind) for is_it in is_number)
 
