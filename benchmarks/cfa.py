@@ -16,17 +16,17 @@ import torch
 from features import embedded, evenly, extractor_of, files_below
 from scipy.ndimage import gaussian_filter
 
-from pipeline.evaluation.pixels import PixelCurves
-from pipeline.evaluation.roc import auroc
-from pipeline.images.formats import Limits
-from pipeline.images.masks import decode_mask
-from pipeline.maths.resampling import bilinear_matrix
-from pipeline.maths.smoothing import smoothed_peaks
-from pipeline.methods.cfa import CFA, by_layer, described, grid_of, softmin_scores
-from pipeline.methods.contract import Arrays
-from pipeline.methods.descent import AdamW
-from pipeline.methods.hyperspheres import Hyperspheres, Loss, Parameters, search_among
-from pipeline.stages.compare import FRAME
+from patchlake.pipeline.evaluation.pixels import PixelCurves
+from patchlake.pipeline.evaluation.roc import auroc
+from patchlake.pipeline.images.formats import Limits
+from patchlake.pipeline.images.masks import decode_mask
+from patchlake.pipeline.maths.resampling import bilinear_matrix
+from patchlake.pipeline.maths.smoothing import smoothed_peaks
+from patchlake.pipeline.methods.cfa import CFA, by_layer, described, grid_of, softmin_scores
+from patchlake.pipeline.methods.contract import Arrays
+from patchlake.pipeline.methods.descent import AdamW
+from patchlake.pipeline.methods.hyperspheres import Hyperspheres, Loss, Parameters, search_among
+from patchlake.pipeline.stages.compare import FRAME
 
 METHOD = CFA()
 RESNET = "resnet18.tv_in1k"

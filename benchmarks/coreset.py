@@ -37,7 +37,7 @@ Select = Callable[[np.ndarray, int, int, int], list[int]]
 
 def load_ours() -> Select:
     """Exact greedy in all dimensions."""
-    from pipeline.maths.coreset import greedy
+    from patchlake.pipeline.maths.coreset import greedy
 
     def select(rows: np.ndarray, size: int, _steps: int, start: int) -> list[int]:
         threads = len(os.sched_getaffinity(0))
@@ -197,7 +197,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from jobs.blas import choose_kernel
+    from patchlake.jobs.blas import choose_kernel
 
     choose_kernel()
     main()

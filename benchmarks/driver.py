@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import ray
 
-from pipeline.cluster.on_ray import RayRunner
-from pipeline.cluster.runner import Pipeline, Stage
-from pipeline.lake.fragments import Fragment, Fragments
-from pipeline.stages.batch import FragmentBatch, result_of
+from patchlake.pipeline.cluster.on_ray import RayRunner
+from patchlake.pipeline.cluster.runner import Pipeline, Stage
+from patchlake.pipeline.reading.fragments import Fragment, Fragments
+from patchlake.pipeline.stages.batch import FragmentBatch, result_of
 
 _IMAGES = 256
 

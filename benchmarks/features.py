@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import BackboneSettings, Layers
-from pipeline.features.backbone import load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.images.files import decode_image
-from pipeline.images.formats import Limits
-from pipeline.images.geometry import Geometry
-from pipeline.methods.contract import Arrays, Method
-from pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.config import BackboneSettings, Layers
+from patchlake.pipeline.features.backbone import load_backbone
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.images.files import decode_image
+from patchlake.pipeline.images.formats import Limits
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.methods.contract import Arrays, Method
+from patchlake.pipeline.methods.patchcore import PatchCore
 
 
 def extractor_of(

@@ -56,7 +56,7 @@ def _patchlake(*command: str) -> float:
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", *command],
+        [sys.executable, "-m", "patchlake", *command],
         env=environment,
         capture_output=True,
         text=True,

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from features import embedded, extractor_of, files_below
 
-from pipeline.maths.gaussian import Moments, merge_rows, whitener
-from pipeline.methods.padim import PaDiM
+from patchlake.pipeline.maths.gaussian import Moments, merge_rows, whitener
+from patchlake.pipeline.methods.padim import PaDiM
 
 _FRAGMENT = 256
 _REGULARISATION = 0.01

@@ -156,7 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     draw(work / "drawn", max(arguments.sizes))
-    patchlake = [sys.executable, "-m", "jobs"]
+    patchlake = [sys.executable, "-m", "patchlake"]
     budget = ["--set", f"memory_budget={arguments.memory_budget}"]
     for size in arguments.sizes:
         lake = lake_of(work / "drawn", work / f"lake-{size}", size)

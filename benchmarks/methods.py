@@ -122,7 +122,7 @@ def _ours(name: str, lakes: tuple[Path, Path], arguments: argparse.Namespace) ->
         )
         scorings.append(seconds)
         peaks.append(peak)
-    from jobs import evaluate
+    from patchlake.jobs import evaluate
 
     (values,) = evaluate.run(str(test), str(scores)).values()
     images = int(values["images"] or 0)
@@ -174,12 +174,12 @@ def _peer(name: str, arguments: argparse.Namespace) -> list[Row]:
 
 def _metrics(folder: Path, found: Mapping[str, np.ndarray]) -> tuple[float, float, float]:
     """Return image AUROC, pixel AUROC and AUPRO of a peer's scores and maps."""
-    from pipeline.evaluation.pixels import PixelCurves
-    from pipeline.evaluation.roc import auroc
-    from pipeline.images.formats import Limits
-    from pipeline.images.masks import decode_mask
-    from pipeline.maths.resampling import bilinear_matrix
-    from pipeline.stages.compare import FRAME
+    from patchlake.pipeline.evaluation.pixels import PixelCurves
+    from patchlake.pipeline.evaluation.roc import auroc
+    from patchlake.pipeline.images.formats import Limits
+    from patchlake.pipeline.images.masks import decode_mask
+    from patchlake.pipeline.maths.resampling import bilinear_matrix
+    from patchlake.pipeline.stages.compare import FRAME
 
     curves, is_anomalous = PixelCurves(), []
     for path, grid in zip(map(Path, found["paths"]), found["maps"], strict=True):
@@ -214,8 +214,8 @@ def _measured(command: list[str]) -> tuple[float, float]:
 
 def _child(task: dict[str, object]) -> None:
     """Do one job in this process, and print its seconds last."""
-    from jobs import fit, ingest, options, score
-    from pipeline.config import load_settings
+    from patchlake.jobs import fit, ingest, options, score
+    from patchlake.pipeline.config import load_settings
 
     local = options.Execution("local", None)
     given = task.get("settings", {})

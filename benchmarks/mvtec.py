@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-from jobs import evaluate, fit, ingest, options, score
-from pipeline.config import load_settings
-from pipeline.errors import ConfigError
-from pipeline.presets import PRESETS
+from patchlake.jobs import evaluate, fit, ingest, options, score
+from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.presets import PRESETS
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 

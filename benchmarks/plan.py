@@ -25,12 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from jobs import score  # noqa: F401 - with all that a driver imports
-from pipeline.config import Settings
-from pipeline.lake import parts, runs
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.stages.plan import Plan, keyed, plan_fragments, read_cuts, write_cuts
+from patchlake.jobs import score  # noqa: F401 - with all that a driver imports
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.lake.plan import Plan, keyed, plan_fragments, read_cuts, write_cuts
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.storage.folder import Folder
 
 T = TypeVar("T")
 

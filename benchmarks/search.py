@@ -14,7 +14,7 @@ numpy's BLAS: what no dense search can beat. Errors are the largest absolute one
 on images and on rows of the bank, whose distance is 0.
 
     product   numpy.matmul into memory that is there already
-    dense     pipeline.index.exact
+    dense     patchlake.pipeline.index.exact
     faiss     IndexFlatL2, as it comes
     cdist     torch.cdist(...).min
     matmul    |q|^2 + |c|^2 - 2 q.c in torch, then min
@@ -34,10 +34,10 @@ import torch
 from features import embedded, evenly, extractor_of, files_below
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from pipeline.index.choose import search_over
-from pipeline.index.exact import ExactSearch
-from pipeline.maths.coreset import greedy
-from pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.index.choose import search_over
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.maths.coreset import greedy
+from patchlake.pipeline.methods.patchcore import PatchCore
 
 # Of glibc's malloc.h. Left alone, it gives what the products freed, 31 MB each, back to the system
 # in a later call: 4 to 8 ms in the middle of whatever runs then.

@@ -25,9 +25,9 @@ import torch
 from features import embedded, evenly, extractor_of, files_below
 from threadpoolctl import threadpool_limits
 
-from pipeline.index.exact import ExactSearch
-from pipeline.index.galleries import Galleries
-from pipeline.methods.spade import SPADE
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.galleries import Galleries
+from patchlake.pipeline.methods.spade import SPADE
 
 # An image's float32 rows, layer by layer.
 Maps = list[np.ndarray]

@@ -105,7 +105,7 @@ def _compare(method: str, lakes: tuple[Path, Path, Path], arguments: argparse.Na
 
 
 def _metrics(test: Path, scores: Path) -> tuple[float | None, ...]:
-    from jobs import evaluate
+    from patchlake.jobs import evaluate
 
     (values,) = evaluate.run(str(test), str(scores)).values()
     return values["image_auroc"], values["pixel_auroc"], values["aupro"]
@@ -152,8 +152,8 @@ def _run(task: dict[str, object]) -> float:
 
 def _child(task: dict[str, object]) -> None:
     """Do one job in this process, and print its seconds last."""
-    from jobs import fit, ingest, options, score, update
-    from pipeline.config import load_settings
+    from patchlake.jobs import fit, ingest, options, score, update
+    from patchlake.pipeline.config import load_settings
 
     local = options.Execution("local", None)
     given = task.get("settings", {})
@@ -177,17 +177,17 @@ def _child(task: dict[str, object]) -> None:
 
 def _measured_radius(images: str, model: str) -> float:
     """Embed a lake's good images once more, and find the patch that is farthest from the bank."""
-    from jobs.standing import open_base
-    from pipeline.config import Settings
-    from pipeline.features.extractor import Extractor
-    from pipeline.lake.folder import Folder
-    from pipeline.lake.planning import plan
-    from pipeline.maths.shard import Shard
-    from pipeline.stages.batch import FragmentBatch
-    from pipeline.stages.decode import Decode
-    from pipeline.stages.infer import Member
-    from pipeline.stages.models import load_bank_rows
-    from pipeline.stages.source import Source
+    from patchlake.jobs.standing import open_base
+    from patchlake.pipeline.config import Settings
+    from patchlake.pipeline.features.extractor import Extractor
+    from patchlake.pipeline.groups.loading import load_bank_rows
+    from patchlake.pipeline.groups.member import Member
+    from patchlake.pipeline.lake.source import Source
+    from patchlake.pipeline.maths.shard import Shard
+    from patchlake.pipeline.reading.planning import plan
+    from patchlake.pipeline.stages.batch import FragmentBatch
+    from patchlake.pipeline.stages.decode import Decode
+    from patchlake.pipeline.storage.folder import Folder
 
     base = open_base(Folder.at(model), Settings())
     ((group, record),) = base.manifest.groups.items()

@@ -7,7 +7,7 @@ def main() -> None:
     """Run the command line, and end the process."""
     # They wait until somebody waits for them: from here on none ends the process with a traceback.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    from jobs import stopping
+    from patchlake.jobs import stopping
 
     stopping.run(_run)
 
@@ -15,11 +15,11 @@ def main() -> None:
 def _run() -> int:
     """Return the exit code."""
     # Imported here: numpy must come after the choice, and all of it after the signals are taken.
-    from jobs.blas import choose_kernel
+    from patchlake.jobs.blas import choose_kernel
 
     choose_kernel()
-    from jobs import cli, stopping
-    from pipeline.lake.disk import remove_unfinished
+    from patchlake.jobs import cli, stopping
+    from patchlake.pipeline.storage.disk import remove_unfinished
 
     stopping.working()
     try:

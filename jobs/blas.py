@@ -9,7 +9,7 @@ those names, and falls back much further.
 
 Results do not depend on the kernel (docs/architecture.md, "Same bytes"). A Ray that is started here
 inherits the choice. Nodes of a cluster may differ, so each chooses before its Ray is started
-(cluster.yaml): `eval "$(python -m jobs.blas)"`.
+(cluster.yaml): `eval "$(python -m patchlake.jobs.blas)"`.
 """
 
 import importlib

@@ -9,17 +9,17 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.console import log
-from pipeline.config import ColumnSettings
-from pipeline.errors import PatchlakeError
-from pipeline.lake import models
-from pipeline.lake.folder import Folder
-from pipeline.methods import build
-from pipeline.methods.contract import Updatable
-from pipeline.stages.changed import changed_images
-from pipeline.stages.group_files import load_images
-from pipeline.stages.membership import Membership, with_roots
-from pipeline.tables import TRAINING_IMAGES
+from patchlake.jobs.console import log
+from patchlake.pipeline.config import ColumnSettings
+from patchlake.pipeline.errors import PatchlakeError
+from patchlake.pipeline.groups.files import load_images
+from patchlake.pipeline.groups.membership import Membership, with_roots
+from patchlake.pipeline.lake.changed import changed_images
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.contract import Updatable
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.tables import TRAINING_IMAGES
 
 # Lists of images are small, behind the latency of an object store.
 _READ_AT_ONCE = 16

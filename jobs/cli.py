@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.console import log, set_up_logging
-from pipeline.errors import InputChanged, PatchlakeError, StorageError
+from patchlake.jobs.console import log, set_up_logging
+from patchlake.pipeline.errors import InputChanged, PatchlakeError, StorageError
 
 # The module of each verb, which has a function of its name, and what `--help` says of it: the first
 # sentence of that function.
@@ -33,7 +33,7 @@ class _Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - typer's own
         name, _, rest = super().resolve_command(ctx, args)
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        one.command(name)(getattr(importlib.import_module(f"jobs.{name}"), str(name)))
+        one.command(name)(getattr(importlib.import_module(f"patchlake.jobs.{name}"), str(name)))
         return name, typer.main.get_command(one), rest
 
 

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from jobs import options
-from jobs.console import log, progress, say
-from pipeline.config import StorageSettings
-from pipeline.errors import ConfigError
-from pipeline.lake import compaction, parts
-from pipeline.lake.folder import Folder
-from pipeline.lake.roles import Use
-from pipeline.stages.preflight import Preflight
+from patchlake.jobs import options
+from patchlake.jobs.console import log, progress, say
+from patchlake.pipeline.config import StorageSettings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.score_table import compaction, parts
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
 
 _FILE_BYTES = 128 * 2**20
 

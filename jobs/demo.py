@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from jobs import evaluate, fit, ingest, options, score
-from jobs.console import log, say
-from pipeline.errors import ConfigError
-from pipeline.features.backbone import UNTRAINED, hub_has
-from pipeline.images.synthetic import write_products
+from patchlake.jobs import evaluate, fit, ingest, options, score
+from patchlake.jobs.console import log, say
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.backbone import UNTRAINED, hub_has
+from patchlake.pipeline.images.synthetic import write_products
 
 # Small enough for a laptop without a GPU: about a minute on two cores.
 _BACKBONE = "resnet18.tv_in1k"

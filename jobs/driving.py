@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from jobs.console import log, progress
-from jobs.heartbeat import Heart
-from pipeline.cluster.runner import Pipeline, Poison, Runner
-from pipeline.config import Settings
-from pipeline.errors import FragmentsFailed
-from pipeline.lake import runs
-from pipeline.lake.fragments import Fragments
-from pipeline.lake.pulse import Speed
-from pipeline.lake.runs import Run, Summary
-from pipeline.stages.batch import FragmentResult, given_up, key_of
+from patchlake.jobs.console import log, progress
+from patchlake.jobs.heartbeat import Heart
+from patchlake.pipeline.cluster.runner import Pipeline, Poison, Runner
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import FragmentsFailed
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.record.pulse import Speed
+from patchlake.pipeline.record.runs import Run, Summary
+from patchlake.pipeline.stages.batch import FragmentResult, given_up, key_of
 
 _SHOWN = 5
 

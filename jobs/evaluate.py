@@ -5,21 +5,22 @@ from typing import Annotated
 
 import typer
 
-from jobs import options
-from jobs.console import log, progress, say, show_table
-from jobs.judging import left_out, require_meaning, say_what_counts
-from pipeline.config import Settings
-from pipeline.errors import ConfigError
-from pipeline.images.geometry import Geometry
-from pipeline.lake import parts, runs
-from pipeline.lake.folder import Folder
-from pipeline.lake.listing import open_lake
-from pipeline.lake.roles import Use
-from pipeline.lake.where import read_where
-from pipeline.stages.compare import GroupMetrics, Scored, add_part
-from pipeline.stages.plan import plan_fragments, read_cuts
-from pipeline.stages.preflight import Preflight
-from pipeline.stages.source import Source
+from patchlake.jobs import options
+from patchlake.jobs.console import log, progress, say, show_table
+from patchlake.jobs.judging import left_out, require_meaning, say_what_counts
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.plan import plan_fragments, read_cuts
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.stages.compare import GroupMetrics, Scored, add_part
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
+from patchlake.pipeline.where.condition import read_where
 
 Metrics = dict[str, float | int | None]
 _RATES = ("image_auroc", "pixel_auroc", "aupro")

@@ -9,40 +9,41 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from jobs import options
-from jobs.changes import say_changed
-from jobs.console import log
-from jobs.driving import drive, half_of_memory
-from jobs.fleet import Fitting, fit_groups
-from jobs.heartbeat import beating
-from jobs.preview import Preview, measure, show
-from jobs.preview import preview as preview_of
-from jobs.publishing import publish
-from jobs.training import choose_rows
-from jobs.update import run as update_model
-from pipeline.cluster.runner import Pipeline
-from pipeline.config import Scalar, Settings, digest
-from pipeline.errors import ConfigError
-from pipeline.features.backbone import load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.images.geometry import Geometry
-from pipeline.lake import models, runs
-from pipeline.lake.disk import scratch
-from pipeline.lake.folder import Folder
-from pipeline.lake.listing import open_lake
-from pipeline.lake.roles import Use
-from pipeline.lake.runs import Run
-from pipeline.lake.where import read_where
-from pipeline.methods import build, names, options_of
-from pipeline.methods.contract import Method
-from pipeline.presets import PRESETS
-from pipeline.stages.corpus import embedded_keys, intact_keys
-from pipeline.stages.decode import Decode
-from pipeline.stages.embed import Embedder
-from pipeline.stages.plan import Plan, keyed, output_digest, plan_fragments
-from pipeline.stages.preflight import Preflight
-from pipeline.stages.selection import Selection
-from pipeline.stages.source import Source
+from patchlake.jobs import options
+from patchlake.jobs.changes import say_changed
+from patchlake.jobs.console import log
+from patchlake.jobs.driving import drive, half_of_memory
+from patchlake.jobs.fleet import Fitting, fit_groups
+from patchlake.jobs.heartbeat import beating
+from patchlake.jobs.preview import Preview, measure, show
+from patchlake.jobs.preview import preview as preview_of
+from patchlake.jobs.publishing import publish
+from patchlake.jobs.training import choose_rows
+from patchlake.jobs.update import run as update_model
+from patchlake.pipeline.cluster.runner import Pipeline
+from patchlake.pipeline.config import Scalar, Settings, digest
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.backbone import load_backbone
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.groups.corpus import embedded_keys, intact_keys
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.plan import Plan, keyed, output_digest, plan_fragments
+from patchlake.pipeline.lake.selection import Selection
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.methods import build, names, options_of
+from patchlake.pipeline.methods.contract import Method
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.presets import PRESETS
+from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.record.runs import Run
+from patchlake.pipeline.stages.decode import Decode
+from patchlake.pipeline.stages.embed import Embedder
+from patchlake.pipeline.storage.disk import scratch
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
+from patchlake.pipeline.where.condition import read_where
 
 
 def fit(

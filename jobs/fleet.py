@@ -6,17 +6,17 @@ from functools import partial
 
 import pyarrow as pa
 
-from jobs.console import log, percent, progress
-from pipeline.cluster.local import LocalRunner
-from pipeline.cluster.runner import Runner
-from pipeline.config import Settings
-from pipeline.errors import ConfigError, PatchlakeError, WorkersLost
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.lake.models import GroupRecord
-from pipeline.methods.contract import Method, Progress
-from pipeline.stages.corpus import StoredCorpus, embedded_bytes
-from pipeline.stages.fit import fit_group
+from patchlake.jobs.console import log, percent, progress
+from patchlake.pipeline.cluster.local import LocalRunner
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import ConfigError, PatchlakeError, WorkersLost
+from patchlake.pipeline.groups.corpus import StoredCorpus, embedded_bytes
+from patchlake.pipeline.groups.fit import fit_group
+from patchlake.pipeline.methods.contract import Method, Progress
+from patchlake.pipeline.model_store.models import GroupRecord
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.storage.folder import Folder
 
 # Embeddings of a group that one worker fits alone: 200 images with ResNet-18, 80 with the 1024
 # dimensions of the default. Fitting takes some three times as much memory.

@@ -4,10 +4,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from jobs import stopping
-from pipeline.errors import FragmentsFailed, PatchlakeError
-from pipeline.lake.pulse import BEAT_S, Speed, beat, remove_pulse
-from pipeline.lake.runs import Run
+from patchlake.jobs import stopping
+from patchlake.pipeline.errors import FragmentsFailed, PatchlakeError
+from patchlake.pipeline.record.pulse import BEAT_S, Speed, beat, remove_pulse
+from patchlake.pipeline.record.runs import Run
 
 # Less than a job that is asked to stop has left (`stopping.GRACE_S`).
 _LAST_BEAT_S = 4.0

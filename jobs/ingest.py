@@ -8,22 +8,22 @@ from typing import Annotated
 
 import typer
 
-from jobs import options
-from jobs.console import log, printable, progress, say, show_table
-from pipeline.cluster.runner import Runner
-from pipeline.config import Settings
-from pipeline.errors import ConfigError
-from pipeline.images.decode import limits_of
-from pipeline.lake.folder import Folder, split_uri
-from pipeline.lake.listing import list_tables
-from pipeline.lake.manifest import is_manifest, list_manifest
-from pipeline.lake.placing import Words
-from pipeline.lake.roles import Use
-from pipeline.lake.sources import Layout, Listing, Places, SourceImage, shards
-from pipeline.lake.trees import guess_layout, list_folder, list_tree
-from pipeline.stages.pack import FILE_BYTES, Pack, to_packs
-from pipeline.stages.preflight import Preflight
-from pipeline.stages.resync import Moves, Over, Standing, read_standing
+from patchlake.jobs import options
+from patchlake.jobs.console import log, printable, progress, say, show_table
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.images.decode import limits_of
+from patchlake.pipeline.lake.resync import Moves, Over, Standing, read_standing
+from patchlake.pipeline.reading.listing import list_tables
+from patchlake.pipeline.sources.manifest import is_manifest, list_manifest
+from patchlake.pipeline.sources.placing import Words
+from patchlake.pipeline.sources.sources import Layout, Listing, Places, SourceImage, shards
+from patchlake.pipeline.sources.trees import guess_layout, list_folder, list_tree
+from patchlake.pipeline.stages.pack import FILE_BYTES, Pack, to_packs
+from patchlake.pipeline.storage.folder import Folder, split_uri
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
 
 _SHOWN = 10
 # Kinds of images that have a line each.

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from jobs.console import log
-from pipeline.config import ColumnSettings
-from pipeline.errors import ConfigError
-from pipeline.stages.compare import GroupMetrics
-from pipeline.stages.selection import NUMBERS, listed, told_of_two_kinds
+from patchlake.jobs.console import log
+from patchlake.pipeline.config import ColumnSettings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.lake.selection import NUMBERS, listed, told_of_two_kinds
+from patchlake.pipeline.stages.compare import GroupMetrics
 
 # Groups that have a line each; of more, all together have one.
 _NAMED = 10

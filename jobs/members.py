@@ -5,16 +5,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from jobs.console import log
-from pipeline.cluster.runner import Runner
-from pipeline.config import Settings, digest
-from pipeline.errors import ConfigError
-from pipeline.lake import models
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.stages.banks import Holders, SharedBank, load_dense, searched_bytes, shard_starts
-from pipeline.stages.group_files import load_calibration
-from pipeline.stages.infer import Member
+from patchlake.jobs.console import log
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Settings, digest
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.groups.banks import (
+    Holders,
+    SharedBank,
+    load_dense,
+    searched_bytes,
+    shard_starts,
+)
+from patchlake.pipeline.groups.files import load_calibration
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.storage.folder import Folder
 
 # Bytes of a bank that it pays to share: less is little beside the 0.6 GB that a worker has anyway.
 _LARGE = 64 * 2**20

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.blas import kernels
-from jobs.console import log
-from pipeline.cluster.runner import Runner
-from pipeline.config import Raw, Settings, StorageSettings, load_settings
-from pipeline.errors import ConfigError, StorageRefused
-from pipeline.lake.folder import Folder, split_uri
-from pipeline.stages.preflight import Preflight
+from patchlake.jobs.blas import kernels
+from patchlake.jobs.console import log
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Raw, Settings, StorageSettings, load_settings
+from patchlake.pipeline.errors import ConfigError, StorageRefused
+from patchlake.pipeline.storage.folder import Folder, split_uri
+from patchlake.pipeline.storage.preflight import Preflight
 
 RunnerName = Literal["ray", "local"]
 
@@ -100,12 +100,12 @@ class Execution:
     @contextmanager
     def _start(self, workers: int | None) -> Iterator[Runner]:
         if self.runner == "local":
-            from pipeline.cluster.local import LocalRunner
+            from patchlake.pipeline.cluster.local import LocalRunner
 
             yield LocalRunner()
             return
-        from pipeline.cluster.connection import connected
-        from pipeline.cluster.on_ray import RayRunner
+        from patchlake.pipeline.cluster.connection import connected
+        from patchlake.pipeline.cluster.on_ray import RayRunner
 
         with connected(self.address):
             yield RayRunner(workers)

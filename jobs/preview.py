@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pyarrow.compute as pc
 
-from jobs.console import say, show_table
-from pipeline.cluster.runner import Pipeline
-from pipeline.errors import FragmentsFailed
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment, Fragments
-from pipeline.lake.listing import list_tables
-from pipeline.stages.batch import FragmentResult
-from pipeline.stages.plan import Plan
+from patchlake.jobs.console import say, show_table
+from patchlake.pipeline.cluster.runner import Pipeline
+from patchlake.pipeline.errors import FragmentsFailed
+from patchlake.pipeline.lake.plan import Plan
+from patchlake.pipeline.reading.fragments import Fragment, Fragments
+from patchlake.pipeline.reading.listing import list_tables
+from patchlake.pipeline.stages.batch import FragmentResult
+from patchlake.pipeline.storage.folder import Folder
 
 # Enough for a mean of a few stations and days; a few seconds with WideResNet-50.
 _SAMPLED_FRAGMENTS, _SAMPLED_IMAGES = 4, 8

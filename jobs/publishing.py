@@ -1,12 +1,12 @@
 """What a fit does last: `model.json`, the summary, and a table for whoever looks."""
 
-from jobs.console import show_table
-from jobs.driving import Tally, require_success, summarise
-from pipeline.errors import FragmentsFailed
-from pipeline.lake import models
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.lake.runs import Run
+from patchlake.jobs.console import show_table
+from patchlake.jobs.driving import Tally, require_success, summarise
+from patchlake.pipeline.errors import FragmentsFailed
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.record.runs import Run
+from patchlake.pipeline.storage.folder import Folder
 
 # Of a group's facts, in one cell of the table; all are in model.json.
 _SHOWN_FACTS = 4

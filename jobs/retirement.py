@@ -7,10 +7,11 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.console import log
-from pipeline.lake import expiry, iceberg, parts, runs
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
+from patchlake.jobs.console import log
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.score_table import expiry, iceberg, parts
+from patchlake.pipeline.storage.folder import Folder
 
 # Parts of older contents: of what is committed for a version, given the keys that have expired.
 Superseded = Callable[[parts.Committed, pa.StringArray], list[str]]

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs import options
-from jobs.console import log, say, show_table
-from jobs.driving import (
+from patchlake.jobs import options
+from patchlake.jobs.console import log, say, show_table
+from patchlake.jobs.driving import (
     Tally,
     drive,
     half_of_memory,
@@ -21,27 +21,28 @@ from jobs.driving import (
     require_success,
     summarise,
 )
-from jobs.heartbeat import Heart, beating
-from jobs.members import announce_cost, place_large_banks
-from jobs.preview import Preview, measure, show
-from jobs.preview import preview as preview_of
-from jobs.retirement import Retired, Retirement
-from jobs.scoring import Planned, pending_of, pipeline_of, plan_score, superseded_of
-from pipeline.cluster.runner import Runner
-from pipeline.config import Settings
-from pipeline.errors import ConfigError
-from pipeline.lake import expiry as expire_ledger
-from pipeline.lake import parts, runs
-from pipeline.lake.disk import scratch
-from pipeline.lake.expiry import expired_keys
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.lake.listing import open_lake
-from pipeline.lake.models import MANIFEST
-from pipeline.lake.roles import Use
-from pipeline.stages.plan import Plan, read_cuts, write_cuts
-from pipeline.stages.preflight import Preflight
-from pipeline.stages.trained import write_trained
+from patchlake.jobs.heartbeat import Heart, beating
+from patchlake.jobs.members import announce_cost, place_large_banks
+from patchlake.jobs.preview import Preview, measure, show
+from patchlake.jobs.preview import preview as preview_of
+from patchlake.jobs.retirement import Retired, Retirement
+from patchlake.jobs.scoring import Planned, pending_of, pipeline_of, plan_score, superseded_of
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.lake.plan import Plan, read_cuts, write_cuts
+from patchlake.pipeline.lake.trained import write_trained
+from patchlake.pipeline.model_store.models import MANIFEST
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.score_table import expiry as expire_ledger
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.score_table.expiry import expired_keys
+from patchlake.pipeline.storage.disk import scratch
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
 
 
 def score(
@@ -157,8 +158,8 @@ def run(
         execution: Where it runs.
         where: Which fragments are scored.
         since: Files that were written earlier are not looked at.
-        expire: Which parts are removed at the end (`lake.expiry.parse_rule`).
-        restore: Which expired parts are scored again (`lake.expiry.restore`).
+        expire: Which parts are removed at the end (`score_table.expiry.parse_rule`).
+        restore: Which expired parts are scored again (`score_table.expiry.restore`).
         may_ask: Ask on the terminal before a rule removes every part.
 
     Raises:

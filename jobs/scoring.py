@@ -6,27 +6,29 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from jobs.console import log
-from jobs.driving import models_budget
-from jobs.members import group_digests, read_members, require_units
-from pipeline.cluster.runner import Pipeline
-from pipeline.config import Settings, digest
-from pipeline.errors import ConfigError, FragmentsFailed
-from pipeline.lake import parts, runs
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.lake.listing import list_tables
-from pipeline.lake.passing import extra_schema, require_names
-from pipeline.lake.planning import plan
-from pipeline.scores.calibration import Calibration, mean_scale
-from pipeline.stages.decode import Decode
-from pipeline.stages.group_files import load_calibration
-from pipeline.stages.infer import Member, Scorer
-from pipeline.stages.models import verify_groups
-from pipeline.stages.plan import Plan, forget_cuts, keyed, output_digest, plan_fragments
-from pipeline.stages.publish import Publish
-from pipeline.stages.selection import Selection
-from pipeline.stages.source import Source
+from patchlake.jobs.console import log
+from patchlake.jobs.driving import models_budget
+from patchlake.jobs.members import group_digests, read_members, require_units
+from patchlake.pipeline.cluster.runner import Pipeline
+from patchlake.pipeline.config import Settings, digest
+from patchlake.pipeline.errors import ConfigError, FragmentsFailed
+from patchlake.pipeline.groups.files import load_calibration
+from patchlake.pipeline.groups.loading import verify_groups
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.lake.plan import Plan, forget_cuts, keyed, output_digest, plan_fragments
+from patchlake.pipeline.lake.selection import Selection
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.reading.listing import list_tables
+from patchlake.pipeline.reading.passing import extra_schema, require_names
+from patchlake.pipeline.reading.planning import plan
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.scores.calibration import Calibration, mean_scale
+from patchlake.pipeline.stages.decode import Decode
+from patchlake.pipeline.stages.infer import Scorer
+from patchlake.pipeline.stages.publish import Publish
+from patchlake.pipeline.storage.folder import Folder
 
 _NO_MODEL = "no model"
 

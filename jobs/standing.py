@@ -6,29 +6,30 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs.console import log
-from jobs.driving import Tally, drive, half_of_memory, require_success, summarise
-from jobs.heartbeat import Heart
-from jobs.members import require_unchanged
-from jobs.publishing import show_model
-from pipeline.cluster.runner import Pipeline, Runner
-from pipeline.config import Settings
-from pipeline.errors import ConfigError, FragmentsFailed
-from pipeline.images.geometry import Geometry
-from pipeline.lake import models, runs
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.lake.pulse import read_pulses, state_of
-from pipeline.lake.runs import Run
-from pipeline.methods import build
-from pipeline.methods.contract import Updatable
-from pipeline.stages.corpus import StoredCorpus, intact_keys
-from pipeline.stages.decode import Decode
-from pipeline.stages.embed import Embedder
-from pipeline.stages.infer import Member
-from pipeline.stages.selection import Selection
-from pipeline.stages.source import Source
-from pipeline.stages.update import Standing, updatable
+from patchlake.jobs.console import log
+from patchlake.jobs.driving import Tally, drive, half_of_memory, require_success, summarise
+from patchlake.jobs.heartbeat import Heart
+from patchlake.jobs.members import require_unchanged
+from patchlake.jobs.publishing import show_model
+from patchlake.pipeline.cluster.runner import Pipeline, Runner
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import ConfigError, FragmentsFailed
+from patchlake.pipeline.groups.corpus import StoredCorpus, intact_keys
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.groups.update import Standing, updatable
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.selection import Selection
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.contract import Updatable
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.record.pulse import read_pulses, state_of
+from patchlake.pipeline.record.runs import Run
+from patchlake.pipeline.stages.decode import Decode
+from patchlake.pipeline.stages.embed import Embedder
+from patchlake.pipeline.storage.folder import Folder
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,19 @@ import pyarrow as pa
 import typer
 from pydantic import TypeAdapter
 
-from jobs import options
-from jobs.changes import Changed, say_changed
-from jobs.console import printable, say, show_table
-from pipeline.config import StorageSettings
-from pipeline.errors import ConfigError
-from pipeline.lake import models, parts, runs
-from pipeline.lake.expiry import expired_keys
-from pipeline.lake.folder import Folder
-from pipeline.lake.pulse import Pulse, Speed, State, read_pulses, state_of
-from pipeline.stages.corpus import embedded_keys
-from pipeline.stages.preflight import Preflight
+from patchlake.jobs import options
+from patchlake.jobs.changes import Changed, say_changed
+from patchlake.jobs.console import printable, say, show_table
+from patchlake.pipeline.config import StorageSettings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.groups.corpus import embedded_keys
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.record.pulse import Pulse, Speed, State, read_pulses, state_of
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.score_table.expiry import expired_keys
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
 
 # Of why a fragment failed, characters that a line shows; --json has the rest.
 _SHOWN = 500

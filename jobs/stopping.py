@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import ClassVar, Literal, NoReturn
 
-from pipeline.errors import Stopped
+from patchlake.pipeline.errors import Stopped
 
 # A job that is asked to stop has ended after 10 s; this leaves two for ending what it has started.
 GRACE_S = 8.0

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from jobs.console import log
-from pipeline.errors import ConfigError
-from pipeline.lake.fragments import Fragments
-from pipeline.stages.selection import Selection
-from pipeline.stages.source import Source
-from pipeline.stages.survey import survey
+from patchlake.jobs.console import log
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.lake.selection import Selection
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.lake.survey import survey
+from patchlake.pipeline.reading.fragments import Fragments
 
 
 def choose_rows(

@@ -12,12 +12,12 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import options
-from jobs.changes import say_changed
-from jobs.console import log, percent
-from jobs.driving import Tally
-from jobs.heartbeat import beating
-from jobs.standing import (
+from patchlake.jobs import options
+from patchlake.jobs.changes import say_changed
+from patchlake.jobs.console import log, percent
+from patchlake.jobs.driving import Tally
+from patchlake.jobs.heartbeat import beating
+from patchlake.jobs.standing import (
     Base,
     Chosen,
     Outcome,
@@ -27,24 +27,25 @@ from jobs.standing import (
     publish_step,
     say_failed,
 )
-from jobs.training import choose_rows
-from pipeline.cluster.runner import Runner
-from pipeline.config import Settings, digest
-from pipeline.errors import ConfigError, WorkersLost
-from pipeline.lake import models, runs
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
-from pipeline.lake.listing import open_lake
-from pipeline.lake.roles import Use
-from pipeline.lake.runs import Run
-from pipeline.lake.where import read_where
-from pipeline.stages.membership import Known
-from pipeline.stages.plan import output_digest, plan_fragments
-from pipeline.stages.preflight import Preflight
-from pipeline.stages.selection import Selection, select_rows
-from pipeline.stages.source import Source
-from pipeline.stages.trained import checksums, is_known
-from pipeline.stages.update import Standing, update_group
+from patchlake.jobs.training import choose_rows
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Settings, digest
+from patchlake.pipeline.errors import ConfigError, WorkersLost
+from patchlake.pipeline.groups.membership import Known
+from patchlake.pipeline.groups.update import Standing, update_group
+from patchlake.pipeline.lake.plan import output_digest, plan_fragments
+from patchlake.pipeline.lake.selection import Selection, select_rows
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.lake.trained import checksums, is_known
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.reading.fragments import Fragment
+from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.record.runs import Run
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
+from patchlake.pipeline.where.condition import read_where
 
 # Each reads a few columns, or a list of images, behind a latency of tens of ms on an object store.
 _READ_AT_ONCE = 16

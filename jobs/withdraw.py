@@ -8,11 +8,11 @@ import numpy as np
 import typer
 from jaxtyping import Int64
 
-from jobs import options
-from jobs.console import log
-from jobs.driving import Tally
-from jobs.heartbeat import beating
-from jobs.standing import (
+from patchlake.jobs import options
+from patchlake.jobs.console import log
+from patchlake.jobs.driving import Tally
+from patchlake.jobs.heartbeat import beating
+from patchlake.jobs.standing import (
     Base,
     Chosen,
     Outcome,
@@ -22,20 +22,21 @@ from jobs.standing import (
     publish_step,
     say_failed,
 )
-from pipeline.cluster.runner import Runner
-from pipeline.config import Settings, digest
-from pipeline.errors import ConfigError, WorkersLost
-from pipeline.lake import models, runs
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from pipeline.lake.planning import plan
-from pipeline.lake.runs import Run
-from pipeline.lake.stores import Entry
-from pipeline.stages.corpus import StoredCorpus
-from pipeline.stages.membership import Place
-from pipeline.stages.preflight import Preflight
-from pipeline.stages.source import Source
-from pipeline.stages.update import Standing, withdraw_group
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Settings, digest
+from patchlake.pipeline.errors import ConfigError, WorkersLost
+from patchlake.pipeline.groups.corpus import StoredCorpus
+from patchlake.pipeline.groups.membership import Place
+from patchlake.pipeline.groups.update import Standing, withdraw_group
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.reading.planning import plan
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.record.runs import Run
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.stores import Entry
 
 
 def withdraw(

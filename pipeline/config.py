@@ -26,10 +26,10 @@ from pydantic import (
     field_validator,
 )
 
-from pipeline.errors import ConfigError
-from pipeline.presets import PRESETS
-from pipeline.shown import shown, value_shown, without_secrets
-from pipeline.words import plain
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.presets import PRESETS
+from patchlake.pipeline.shown import shown, value_shown, without_secrets
+from patchlake.pipeline.words import plain
 
 Scalar = bool | int | float | str | None
 # timm's `out_indices`, or names of a network's modules.
@@ -157,7 +157,7 @@ class ColumnSettings(_Frozen):
     extra: tuple[str, ...] = ()
     # The group of all images of a table that has none: neither a column nor a folder names it.
     one_group: str | None = None
-    # What those columns say (`stages.selection`), compared as `pipeline.words` does. A label
+    # What those columns say (`lake.selection`), compared as `pipeline.words` does. A label
     # that is none of these is a type of defect; a split of neither list is refused.
     good_labels: Words = ("good", "ok", "normal", "pass")
     test_splits: Words = (

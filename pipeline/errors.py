@@ -14,7 +14,7 @@ Stopped                   4   asked to stop; the same command goes on from there
 `ImageError` is none of these: one image that cannot be scored is a row of the result. Nor is
 `InputChanged`, which is one fragment's, nor `StorageError`: stages try again, and then give up the
 fragment; where the job itself cannot go on without the storage it ends with exit code 4, and before
-it has begun (`stages.preflight`) with 2.
+it has begun (`storage.preflight`) with 2.
 """
 
 from typing import Literal

@@ -1,16 +1,16 @@
 """Every Arrow schema of patchlake, once: the two public tables, and the rows between stages.
 
 Each field says what it holds in its `doc`; README's column lists are made from here
-(`python -m pipeline.tables`), and a test holds the two together. A field is non-null unless it
-is declared otherwise. Adding a nullable column keeps a table readable; anything else needs a new
-`OUTPUT_VERSION`.
+(`python -m patchlake.pipeline.tables`), and a test holds the two together. A field is non-null
+unless it is declared otherwise. Adding a nullable column keeps a table readable; anything else
+needs a new `OUTPUT_VERSION`.
 """
 
 import re
 
 import pyarrow as pa
 
-from pipeline.errors import TableError
+from patchlake.pipeline.errors import TableError
 
 # Raised when code changes results: it is part of every fragment's key.
 OUTPUT_VERSION = 3
@@ -280,7 +280,7 @@ def is_text(found: pa.DataType) -> bool:
 
 
 def has_text(found: pa.DataType) -> bool:
-    """Return whether values of a type have one spelling as text (`lake.values.as_text`).
+    """Return whether values of a type have one spelling as text (`reading.values.as_text`).
 
     Numbers do where they are whole, and bytes where they are UTF-8.
     """

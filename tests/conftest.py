@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
-from jobs import cli, console, fit, ingest, options, score
-from pipeline.config import Settings, load_settings
-from pipeline.images.synthetic import write_products
-from pipeline.lake import apart
+from patchlake.jobs import cli, console, fit, ingest, options, score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.images.synthetic import write_products
+from patchlake.pipeline.reading import apart
 from tests import s3_servers
 from tests.fault_proxy import FaultProxy, fault_proxy
 
@@ -99,7 +99,7 @@ def patchlake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 @pytest.fixture
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a lake are read in this process, as Ray's workers do, where a test can watch."""
-    monkeypatch.setattr("pipeline.lake.apart._State.expendable", True)
+    monkeypatch.setattr("patchlake.pipeline.reading.apart._State.expendable", True)
 
 
 # 64 px and a ten-layer network: a millisecond an image, and every code path of the real thing.

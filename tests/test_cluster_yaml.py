@@ -15,9 +15,9 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.data import Dataset
 
-from pipeline.cluster import nodes, on_ray
-from pipeline.cluster.runner import Pipeline
-from pipeline.lake.fragments import Fragment, Fragments
+from patchlake.pipeline.cluster import nodes, on_ray
+from patchlake.pipeline.cluster.runner import Pipeline
+from patchlake.pipeline.reading.fragments import Fragment, Fragments
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())

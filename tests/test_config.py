@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Settings, digest, known_names, load_settings
-from pipeline.errors import ConfigError
+from patchlake.pipeline.config import Settings, digest, known_names, load_settings
+from patchlake.pipeline.errors import ConfigError
 
 names = st.text(max_size=3)
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | names

@@ -10,18 +10,18 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from jobs.cli import VERBS
-from pipeline.config import known_names, load_settings
-from pipeline.methods import build, names, options_of
-from pipeline.presets import PRESETS
-from pipeline.tables import IMAGES, SCORES, markdown
+from patchlake.jobs.cli import VERBS
+from patchlake.pipeline.config import known_names, load_settings
+from patchlake.pipeline.methods import build, names, options_of
+from patchlake.pipeline.presets import PRESETS
+from patchlake.pipeline.tables import IMAGES, SCORES, markdown
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("schema", [IMAGES, SCORES], ids=["images", "scores"])
 def test_readme_lists_the_columns_of_the_tables(schema):
-    assert markdown(schema) in README, "run: python -m pipeline.tables"
+    assert markdown(schema) in README, "run: python -m patchlake.pipeline.tables"
 
 
 def test_readme_lists_every_setting():
@@ -49,14 +49,15 @@ def test_readme_shows_every_verb():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_says_of_a_verb_what_the_verb_says_of_itself(verb: str):
-    documented = getattr(importlib.import_module(f"jobs.{verb}"), verb).__doc__
+    documented = getattr(importlib.import_module(f"patchlake.jobs.{verb}"), verb).__doc__
     assert " ".join(documented.split()).startswith(VERBS[verb])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["statsu"]])
 def test_what_runs_nothing_loads_nothing(arguments: list[str]):
     """Torch takes 3 s, and pyarrow 0.3."""
-    code = "import sys; sys.argv[1:] = {}; from jobs import cli\ntry: cli.app()\nfinally: print({})"
+    run = "from patchlake.jobs import cli\ntry: cli.app()\nfinally: print({})"
+    code = f"import sys; sys.argv[1:] = {{}}; {run}"
     loaded = "[m for m in ('torch', 'pyarrow', 'ray', 'scipy') if m in sys.modules]"
     command = [sys.executable, "-c", code.format(arguments, loaded)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import TableError
-from pipeline.tables import IMAGES, SCORES, require_columns
+from patchlake.pipeline.errors import TableError
+from patchlake.pipeline.tables import IMAGES, SCORES, require_columns
 
 TEXT = IMAGES.field("label")
 BYTES = IMAGES.field("image")

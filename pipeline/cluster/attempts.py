@@ -18,9 +18,9 @@ import ray
 from ray.exceptions import UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.runner import Poison, Stage
-from pipeline.errors import PatchlakeError, StorageError, WorkersLost
-from pipeline.lake.apart import expendable
+from patchlake.pipeline.cluster.runner import Poison, Stage
+from patchlake.pipeline.errors import PatchlakeError, StorageError, WorkersLost
+from patchlake.pipeline.reading.apart import expendable
 
 # Deaths of an actor while it starts, one after the other. Rows have a setting, starts do not.
 _STARTS = 3

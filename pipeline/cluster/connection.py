@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.job_config import JobConfig
 
-from pipeline.errors import ConfigError
-from pipeline.shown import shown
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.shown import shown
 
 # Of a local Ray's object store: a few dozen fragments of 38 MB are on their way at a time.
 _STORE_BYTES = 2**30
@@ -38,9 +40,10 @@ def connected(address: str | None) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 object_store_memory=_store_bytes(),
+                job_config=_own_modules_only(),
             )
         else:
-            ray.init(address, log_to_driver=False)
+            ray.init(address, log_to_driver=False, job_config=_own_modules_only())
     except ConnectionError as error:
         # Ray repeats the address, with whatever is in it.
         said = "" if "@" in str(address) else f": {error}"
@@ -49,6 +52,19 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _own_modules_only() -> JobConfig | None:
+    """Return the configuration of a job whose workers do not import from the driver's folders.
+
+    Ray puts the folder in which a driver is started before everything else on its workers' path,
+    so that a `jobs/` or a `queue.py` of the user's there would be imported instead of ours or
+    Python's. It spares the drivers behind its client that, by this switch. A job that was submitted
+    has a configuration, with the working directory that it was sent.
+    """
+    if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
+        return None
+    return JobConfig(_client_job=True)
 
 
 def _store_bytes() -> int:

@@ -10,10 +10,10 @@ from typing import Any, Generic, cast
 
 import ray
 
-from pipeline.cluster import nodes
-from pipeline.cluster.results import Reference, get, run
-from pipeline.errors import PatchlakeError
-from pipeline.methods.workers import Held, M, M_co, Shared, T
+from patchlake.pipeline.cluster import nodes
+from patchlake.pipeline.cluster.results import Reference, get, run
+from patchlake.pipeline.errors import PatchlakeError
+from patchlake.pipeline.methods.workers import Held, M, M_co, Shared, T
 
 
 @contextmanager

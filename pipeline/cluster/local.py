@@ -14,8 +14,8 @@ from typing import Generic
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cluster.runner import Pipeline, Stage
-from pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.cluster.runner import Pipeline, Stage
+from patchlake.pipeline.methods.workers import Held, M, Peers, T
 
 
 @dataclass(frozen=True)

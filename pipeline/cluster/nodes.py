@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import yaml
 
-from pipeline.lake.runs import NODE_VARIABLE
+from patchlake.pipeline.record.runs import NODE_VARIABLE
 
 # CPU nodes that offer it decode; a node has as many of it as CPUs.
 DECODE = "decode"

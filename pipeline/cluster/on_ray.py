@@ -3,7 +3,7 @@
 Only this package imports Ray. One row is one fragment, in a block of its own, through decode
 (tasks), infer (an actor pool) and publish (tasks). Only settings, URIs and references to what the
 driver owns travel to actors, so that an actor that dies is started again anywhere. Durability is
-not Ray's business: see `pipeline.lake.parts`.
+not Ray's business: see `pipeline.score_table.parts`.
 
 What dies with its process or node is tried again: fragments without end by Ray, but each at most
 `Pipeline.poison.attempts` times by `attempts`; calls, members and shared banks `_RETRIES` times.
@@ -27,11 +27,11 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster import held, nodes, results
-from pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
-from pipeline.cluster.heap import trim
-from pipeline.cluster.runner import Pipeline, Stage, Startable
-from pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.cluster import held, nodes, results
+from patchlake.pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
+from patchlake.pipeline.cluster.heap import trim
+from patchlake.pipeline.cluster.runner import Pipeline, Stage, Startable
+from patchlake.pipeline.methods.workers import Held, M, Peers, T
 
 # Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, its process has 400 MB of libraries, and
 # one 100-megapixel image is 300 MB in the process that decodes it. Declared, it also keeps Ray from
@@ -184,7 +184,7 @@ class _Actor:
 
 def _run_together(call: Callable[[Peers], None], workers: int) -> None:
     # Imported where `_TRAIN_V2` holds, and where the seconds it takes matter least.
-    from pipeline.cluster.training import run_together
+    from patchlake.pipeline.cluster.training import run_together
 
     run_together(call, workers)
 

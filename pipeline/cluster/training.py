@@ -20,8 +20,8 @@ import torch.distributed
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline.errors import PatchlakeError
-from pipeline.methods.workers import Peers
+from patchlake.pipeline.errors import PatchlakeError
+from patchlake.pipeline.methods.workers import Peers
 
 # Restarts after a worker's death; a node that is announced to be taken away is not counted.
 _MAX_FAILURES = 3

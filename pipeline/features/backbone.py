@@ -17,11 +17,11 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.config import BackboneSettings, StorageSettings, nearest
-from pipeline.errors import ConfigError, StorageRefused
-from pipeline.features.layers import create_network, state_in_use
-from pipeline.lake import cache
-from pipeline.lake.folder import Folder, split_uri
+from patchlake.pipeline.config import BackboneSettings, StorageSettings, nearest
+from patchlake.pipeline.errors import ConfigError, StorageRefused
+from patchlake.pipeline.features.layers import create_network, state_in_use
+from patchlake.pipeline.storage import cache
+from patchlake.pipeline.storage.folder import Folder, split_uri
 
 UNTRAINED = "untrained"
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline.errors import ConfigError
-from pipeline.features.backbone import Backbone
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.backbone import Backbone
 
 # From feature maps (images, channels, rows, columns) to arrays by name, images first.
 Embed = Callable[[Sequence[Tensor]], dict[str, Tensor]]

@@ -18,8 +18,8 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.func import functional_call
 
-from pipeline.config import BackboneSettings, Layers, nearest
-from pipeline.errors import ConfigError
+from patchlake.pipeline.config import BackboneSettings, Layers, nearest
+from patchlake.pipeline.errors import ConfigError
 
 # timm's modules whose models are plain vision transformers, for `TokenGrids`.
 _TRANSFORMERS = ("vision_transformer", "deit", "eva")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.errors import ConfigError
+from patchlake.pipeline.errors import ConfigError
 
 # The channels of layer2 and layer3 of (wide) ResNet-50, for which the closed form below holds.
 OFFICIAL_CHANNELS = (512, 1024)

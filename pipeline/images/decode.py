@@ -11,15 +11,15 @@ from dataclasses import fields
 
 import numpy as np
 
-from pipeline.config import ImageSettings
-from pipeline.errors import ImageError
-from pipeline.images import decoders
-from pipeline.images.decoders import stop_decoders
-from pipeline.images.formats import Limits, require_bytes
-from pipeline.images.geometry import Geometry, input_shape
-from pipeline.images.masks import Mask
-from pipeline.images.pictures import Picture
-from pipeline.images.worker import MASK, PICTURE, PROBE, Facts, Options
+from patchlake.pipeline.config import ImageSettings
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images import decoders
+from patchlake.pipeline.images.decoders import stop_decoders
+from patchlake.pipeline.images.formats import Limits, require_bytes
+from patchlake.pipeline.images.geometry import Geometry, input_shape
+from patchlake.pipeline.images.masks import Mask
+from patchlake.pipeline.images.pictures import Picture
+from patchlake.pipeline.images.worker import MASK, PICTURE, PROBE, Facts, Options
 
 __all__ = ["decode_mask", "decode_picture", "is_image", "limits_of", "stop_decoders"]
 

@@ -22,8 +22,8 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from pipeline.errors import ImageError
-from pipeline.images.worker import ANSWER, READY, REQUEST, Facts, Options, budget, text_of
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.worker import ANSWER, READY, REQUEST, Facts, Options, budget, text_of
 
 # Of the clock, for a process that gets no processor: none sleeps by itself. It is no verdict on the
 # image, but a failure of the machine, and the fragment is tried again.
@@ -245,7 +245,7 @@ def _start() -> subprocess.Popen[bytes]:
     environment["MALLOC_MMAP_THRESHOLD_"] = str(32 * 2**20)
     environment["MALLOC_TRIM_THRESHOLD_"] = str(64 * 2**20)
     return subprocess.Popen(
-        [sys.executable, "-P", "-W", "ignore", "-m", "pipeline.images.worker"],
+        [sys.executable, "-P", "-W", "ignore", "-m", "patchlake.pipeline.images.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

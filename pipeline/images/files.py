@@ -6,9 +6,9 @@ file means is said in `pipeline.images.light`.
 
 from PIL import Image
 
-from pipeline.images.formats import Limits, as_image_errors, open_image
-from pipeline.images.light import to_rgb
-from pipeline.images.netpbm import read_netpbm, rgb_of
+from patchlake.pipeline.images.formats import Limits, as_image_errors, open_image
+from patchlake.pipeline.images.light import to_rgb
+from patchlake.pipeline.images.netpbm import read_netpbm, rgb_of
 
 
 def decode_image(content: bytes, limits: Limits) -> Image.Image:

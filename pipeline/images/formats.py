@@ -25,8 +25,8 @@ from PIL import (  # noqa: F401 - importing a plugin is what makes Pillow know i
     WebPImagePlugin,
 )
 
-from pipeline.errors import ImageError
-from pipeline.images.repairs import mend_header
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.repairs import mend_header
 
 # Raster formats only: no decoder that starts another program (EPS) or follows references.
 KNOWN = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000")

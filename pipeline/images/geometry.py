@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from pipeline.errors import ConfigError, ImageError
+from patchlake.pipeline.errors import ConfigError, ImageError
 
 # Of the resized image, before its crop: a strip of 1 x 100000 pixels whose shorter side becomes 256
 # would take 20 GB.
@@ -134,7 +134,7 @@ def _offset(resized: int, crop: int) -> int:
 def _axis(patches: int, input_size: int, resized: int, frame: int) -> tuple[np.ndarray, slice]:
     """Return the operator of one axis, and which frame pixels it fills."""
     # Of scipy, which decoding processes would take longer to import than all the rest.
-    from pipeline.maths.resampling import bilinear_matrix, gaussian_matrix
+    from patchlake.pipeline.maths.resampling import bilinear_matrix, gaussian_matrix
 
     # Centres of the frame's pixels, in pixels of the input.
     centres = (np.arange(frame) + 0.5) * (resized / frame) - _offset(resized, input_size)

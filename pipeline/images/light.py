@@ -26,8 +26,8 @@ several pages   the first that is no reduced picture by its own tags
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from pipeline.errors import ImageError
-from pipeline.images.repairs import mend_pixels
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.repairs import mend_pixels
 
 _TOP = 65535
 # 12 bits: what fits into them is a sixteenth of the range, and is black to the eye.

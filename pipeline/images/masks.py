@@ -23,12 +23,12 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageFile
 
-from pipeline.errors import ImageError
-from pipeline.images.edges import edge_of
-from pipeline.images.formats import Limits, as_image_errors, open_image
-from pipeline.images.light import as_rgba, is_white_zero, load, upright
-from pipeline.images.netpbm import read_netpbm
-from pipeline.images.repairs import mend_pixels, to_lower_bytes
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.edges import edge_of
+from patchlake.pipeline.images.formats import Limits, as_image_errors, open_image
+from patchlake.pipeline.images.light import as_rgba, is_white_zero, load, upright
+from patchlake.pipeline.images.netpbm import read_netpbm
+from patchlake.pipeline.images.repairs import mend_pixels, to_lower_bytes
 
 
 @dataclass(frozen=True)

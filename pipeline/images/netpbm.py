@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.images.formats import Limits, require_bytes, require_pixels
-from pipeline.images.light import grey_of, range_of
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.formats import Limits, require_bytes, require_pixels
+from patchlake.pipeline.images.light import grey_of, range_of
 
 # Comments may stand between the numbers. Possessive: a hostile header takes linear time.
 _GAP = rb"(?:[ \t\n\v\f\r]|#[^\n\r]*+[\n\r])++"

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline.images.files import decode_image
-from pipeline.images.formats import Limits, as_image_errors
-from pipeline.images.geometry import Geometry, join_inputs
+from patchlake.pipeline.images.files import decode_image
+from patchlake.pipeline.images.formats import Limits, as_image_errors
+from patchlake.pipeline.images.geometry import Geometry, join_inputs
 
 # Of a heatmap's longest side, in pixels.
 MAX_SIDE = 512

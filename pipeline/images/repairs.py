@@ -19,7 +19,7 @@ from PIL import (
     TiffImagePlugin,
 )
 
-from pipeline.errors import ImageError
+from patchlake.pipeline.errors import ImageError
 
 _BYTE = 8
 

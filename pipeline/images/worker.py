@@ -35,11 +35,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.errors import ImageError
-from pipeline.images.formats import Limits, probe
-from pipeline.images.geometry import Geometry
-from pipeline.images.masks import decode_mask
-from pipeline.images.pictures import read_picture
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.formats import Limits, probe
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.masks import decode_mask
+from patchlake.pipeline.images.pictures import read_picture
 
 REQUEST = struct.Struct("<BIQ")
 ANSWER = struct.Struct("<IQ")

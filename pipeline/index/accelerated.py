@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from pipeline.index.exact import check_asked, measured
+from patchlake.pipeline.index.exact import check_asked, measured
 
 # Queries x bank rows at once: 2^27 at 7 bytes (bfloat16, float32 and a mask) is 940 MB.
 _SCORES = 2**27

@@ -23,9 +23,9 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.index.exact import ExactSearch
-from pipeline.index.search import Search
-from pipeline.index.sharded import (
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.index.sharded import (
     Answer,
     ShardMember,
     lowest,

@@ -11,10 +11,10 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.index.bounds import principal_directions, products_are_exact
-from pipeline.index.exact import ExactSearch
-from pipeline.index.pace import Pace
-from pipeline.index.pruned import PrunedSearch
+from patchlake.pipeline.index.bounds import principal_directions, products_are_exact
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.pace import Pace
+from patchlake.pipeline.index.pruned import PrunedSearch
 
 # 0 is dense; more directions prune more and cost more.
 COMPONENTS = (32, 64, 128, 256)

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from pipeline.index.sieve import QUERIES
-from pipeline.index.slots import Slots
-from pipeline.index.threads import BlockThreads
+from patchlake.pipeline.index.sieve import QUERIES
+from patchlake.pipeline.index.slots import Slots
+from patchlake.pipeline.index.threads import BlockThreads
 
 # One image's vectors, float32 (pixels, dim) of each layer.
 Maps = Sequence[np.ndarray]

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from pipeline.index.bounds import Coordinates, Projection, principal_directions
-from pipeline.index.exact import ExactSearch, check_asked, measured
-from pipeline.index.sieve import QUERIES, TILE, Block
-from pipeline.index.threads import BlockThreads
+from patchlake.pipeline.index.bounds import Coordinates, Projection, principal_directions
+from patchlake.pipeline.index.exact import ExactSearch, check_asked, measured
+from patchlake.pipeline.index.sieve import QUERIES, TILE, Block
+from patchlake.pipeline.index.threads import BlockThreads
 
 # Of a block's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 100 ns when it is
 # measured, so at this share 2 ns.

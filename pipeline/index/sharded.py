@@ -15,8 +15,8 @@ from itertools import accumulate
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from pipeline.index.exact import ExactSearch
-from pipeline.index.search import Search
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.search import Search
 
 # Squared distances and global rows (queries, k) of one shard, nearest first; where a shard has
 # fewer than k rows: inf, -1. 16 bytes a neighbour: an image of 784 patches moves 12.5 KB a shard.

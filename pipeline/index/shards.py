@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from jaxtyping import Float32
 
-from pipeline.errors import ModelError
+from patchlake.pipeline.errors import ModelError
 
 Kind = Literal["flat", "hnsw", "ivf"]
 

@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
+from patchlake.pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
 
 # Queries of a block, of which 784 are an image of 28 x 28 patches, and bank rows of a tile: with
 # tiles of half as many, 10,000 rows take 1.06 times as long.

@@ -7,14 +7,14 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float32
 
-from pipeline.index.bounds import (
+from patchlake.pipeline.index.bounds import (
     Coordinates,
     Projection,
     principal_directions,
     products_are_exact,
 )
-from pipeline.index.exact import ExactSearch, measured
-from pipeline.index.sieve import TILE, Block
+from patchlake.pipeline.index.exact import ExactSearch, measured
+from patchlake.pipeline.index.sieve import TILE, Block
 
 # As many directions as hold this share of the variance. The first layer of ResNet-18 takes 1.5
 # times as long with 95 % as with 98 % (more pairs are left), DenseNet-169's 0.8 to 0.9 times.

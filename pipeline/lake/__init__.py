@@ -1,1 +1,1 @@
-"""Settings, tables and errors aside, everything that touches storage: URIs, plan, parts, models."""
+"""What a lake's rows are and mean: columns, images, splits, labels, and a job's fragments."""

@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from threadpoolctl import threadpool_limits
 
-from pipeline.maths.shard import (
+from patchlake.pipeline.maths.shard import (
     POOL,
     Farthest,
     Shard,

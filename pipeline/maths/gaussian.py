@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import ConfigError
+from patchlake.pipeline.errors import ConfigError
 
 # Of a block's rows or scatter, whichever is more, unless one position has more. 256 images x 100
 # dims x 8 B = 205 kB a position: ten stay in the cache, where 160 (32 MiB) are half as fast.

@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.maths.coreset import Progress, extend, greedy
-from pipeline.maths.shard import Shard
+from patchlake.pipeline.maths.coreset import Progress, extend, greedy
+from patchlake.pipeline.maths.shard import Shard
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pipeline.maths.gaussian import Moments
+from patchlake.pipeline.maths.gaussian import Moments
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config import Scalar, nearest
-from pipeline.errors import ConfigError
+from patchlake.pipeline.config import Scalar, nearest
+from patchlake.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     # It imports torch, which a worker that only decodes or writes never needs.
-    from pipeline.methods.contract import Method
+    from patchlake.pipeline.methods.contract import Method
 
 # Modules of this package that are not a paper.
 _SHARED = {"contract", "descent", "hyperspheres", "selection", "workers"}

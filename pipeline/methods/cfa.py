@@ -36,11 +36,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import Layers
-from pipeline.errors import ConfigError
-from pipeline.index.choose import ChosenSearch
-from pipeline.maths.smoothing import smoothed_peaks
-from pipeline.methods.contract import (
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.index.choose import ChosenSearch
+from patchlake.pipeline.maths.smoothing import smoothed_peaks
+from patchlake.pipeline.methods.contract import (
     Arrays,
     Corpus,
     Fitted,
@@ -51,15 +51,15 @@ from pipeline.methods.contract import (
     Reader,
     Scores,
 )
-from pipeline.methods.descent import Descent, Trained, one_thread_each
-from pipeline.methods.hyperspheres import (
+from patchlake.pipeline.methods.descent import Descent, Trained, one_thread_each
+from patchlake.pipeline.methods.hyperspheres import (
     Hyperspheres,
     Loss,
     Parameters,
     describe,
     search_among,
 )
-from pipeline.methods.workers import Peers
+from patchlake.pipeline.methods.workers import Peers
 
 _LEAST_HELD_OUT = 5
 # r before the first step, of the authors' code.

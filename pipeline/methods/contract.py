@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.config import Layers
-from pipeline.errors import ConfigError
-from pipeline.index.search import Search
-from pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.methods.workers import Held, M, Peers, T
 
 if TYPE_CHECKING:
     # They import torch, 3 s of a process that only reads or writes tables.
     from torch import Tensor
 
-    from pipeline.index.galleries import Galleries
+    from patchlake.pipeline.index.galleries import Galleries
 
 Progress = Callable[[int, int], None]
 # Arrays by name. Of embeddings, the first axis of each is images.

@@ -19,9 +19,9 @@ from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.config import Layers
-from pipeline.features.patches import pooled
-from pipeline.methods.contract import (
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.features.patches import pooled
+from patchlake.pipeline.methods.contract import (
     Arrays,
     Corpus,
     Earlier,

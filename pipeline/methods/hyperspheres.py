@@ -17,9 +17,9 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.index.bounds import products_are_exact
-from pipeline.index.exact import ExactSearch
-from pipeline.index.pruned import PrunedSearch
+from patchlake.pipeline.index.bounds import products_are_exact
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.pruned import PrunedSearch
 
 # The centres are a linear image of means of feature maps, and so nearly of low rank: of 448
 # dimensions 128 hold 99.96 % of their variance. A search among 3136 of them for the 6 nearest to

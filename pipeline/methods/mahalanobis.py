@@ -30,12 +30,20 @@ from scipy.stats import chi2
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from pipeline.config import Layers
-from pipeline.errors import ConfigError
-from pipeline.features.patches import pooled
-from pipeline.maths.gaussian import Moments, merge, merge_rows, whitener, without
-from pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
-from pipeline.methods.contract import Arrays, Corpus, Earlier, Fitted, Model, Progress, Scores
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.patches import pooled
+from patchlake.pipeline.maths.gaussian import Moments, merge, merge_rows, whitener, without
+from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
+from patchlake.pipeline.methods.contract import (
+    Arrays,
+    Corpus,
+    Earlier,
+    Fitted,
+    Model,
+    Progress,
+    Scores,
+)
 
 Directions = Float64[np.ndarray, "dim kept"]
 Summand = TypeVar("Summand", float, Powers)

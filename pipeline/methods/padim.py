@@ -36,9 +36,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import Layers
-from pipeline.errors import ConfigError
-from pipeline.maths.gaussian import (
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.maths.gaussian import (
     Moments,
     covariance_of,
     in_blocks,
@@ -49,8 +49,16 @@ from pipeline.maths.gaussian import (
     whitener,
     without,
 )
-from pipeline.maths.smoothing import smoothed_peaks
-from pipeline.methods.contract import Arrays, Corpus, Earlier, Fitted, Model, Progress, Scores
+from patchlake.pipeline.maths.smoothing import smoothed_peaks
+from patchlake.pipeline.methods.contract import (
+    Arrays,
+    Corpus,
+    Earlier,
+    Fitted,
+    Model,
+    Progress,
+    Scores,
+)
 
 # Images of one product. Their number is fixed, and missing ones are zero: the last bits of a
 # product can depend on how many columns it has.

@@ -28,12 +28,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import Layers
-from pipeline.features import patches
-from pipeline.index.exact import ExactSearch
-from pipeline.index.search import Search
-from pipeline.maths.projection import projected
-from pipeline.methods.contract import (
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.features import patches
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.maths.projection import projected
+from patchlake.pipeline.methods.contract import (
     Arrays,
     Corpus,
     Earlier,
@@ -43,7 +43,7 @@ from pipeline.methods.contract import (
     Progress,
     Scores,
 )
-from pipeline.methods.selection import Projection, Selector, Strategy, gather_rows
+from patchlake.pipeline.methods.selection import Projection, Selector, Strategy, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)

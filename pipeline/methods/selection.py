@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from pydantic import Field
 
-from pipeline.maths.coreset import Progress, extend, greedy, select, select_further
-from pipeline.maths.partitioned import extended, partitioned
-from pipeline.maths.projection import gaussian_projection, projected
-from pipeline.maths.shard import Farthest, Shard
-from pipeline.methods.contract import Arrays, Corpus
-from pipeline.methods.workers import Held, T
+from patchlake.pipeline.maths.coreset import Progress, extend, greedy, select, select_further
+from patchlake.pipeline.maths.partitioned import extended, partitioned
+from patchlake.pipeline.maths.projection import gaussian_projection, projected
+from patchlake.pipeline.maths.shard import Farthest, Shard
+from patchlake.pipeline.methods.contract import Arrays, Corpus
+from patchlake.pipeline.methods.workers import Held, T
 
 log = logging.getLogger("patchlake")
 

@@ -35,15 +35,15 @@ from jaxtyping import Float32, Int64
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.config import Layers
-from pipeline.errors import ConfigError
-from pipeline.features.patches import pooled
-from pipeline.index.choose import search_over
-from pipeline.index.exact import ExactSearch
-from pipeline.index.galleries import Galleries
-from pipeline.index.search import Search
-from pipeline.maths.resampling import bilinear_matrix
-from pipeline.methods.contract import (
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.patches import pooled
+from patchlake.pipeline.index.choose import search_over
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.galleries import Galleries
+from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.maths.resampling import bilinear_matrix
+from patchlake.pipeline.methods.contract import (
     Arrays,
     Corpus,
     Earlier,
@@ -55,7 +55,7 @@ from pipeline.methods.contract import (
     Scores,
     closed_up,
 )
-from pipeline.methods.selection import Selector, gather_rows
+from patchlake.pipeline.methods.selection import Selector, gather_rows
 
 Dtype = Literal["float16", "float32"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
 
-from pipeline.scores.heatmap import ColourScale
+from patchlake.pipeline.scores.heatmap import ColourScale
 
 # An ensemble's unit is a deviation: of two images it may be 1e-8, of five it is known to a third.
 _FEWEST_IMAGES = 5

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from pipeline.maths.resampling import bilinear_matrix
-from pipeline.scores.calibration import Calibration
+from patchlake.pipeline.maths.resampling import bilinear_matrix
+from patchlake.pipeline.scores.calibration import Calibration
 
 Maps = Float32[np.ndarray, "images rows columns"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import FileDamaged, InputChanged, PatchlakeError
-from pipeline.lake.fragments import Fragment, Fragments
-from pipeline.lake.runs import here
-from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT, PLAN
+from patchlake.pipeline.errors import FileDamaged, InputChanged, PatchlakeError
+from patchlake.pipeline.reading.fragments import Fragment, Fragments
+from patchlake.pipeline.record.runs import here
+from patchlake.pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT, PLAN
 
 # Of `Settings.fragment_attempts`.
 ATTEMPTS = 3

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageError, TableError
-from pipeline.evaluation.pixels import PixelCurves
-from pipeline.evaluation.roc import auroc
-from pipeline.images.decode import decode_mask, limits_of
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
-from pipeline.lake.reading import is_of_numbers
-from pipeline.stages.membership import Known
-from pipeline.stages.selection import labels_mean, require_splits, splits_mean
-from pipeline.stages.source import Source
-from pipeline.stages.trained import is_known, read_trained
+from patchlake.pipeline.errors import ImageError, TableError
+from patchlake.pipeline.evaluation.pixels import PixelCurves
+from patchlake.pipeline.evaluation.roc import auroc
+from patchlake.pipeline.groups.membership import Known
+from patchlake.pipeline.images.decode import decode_mask, limits_of
+from patchlake.pipeline.lake.selection import labels_mean, require_splits, splits_mean
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.lake.trained import is_known, read_trained
+from patchlake.pipeline.reading.fragments import Fragment
+from patchlake.pipeline.reading.named import is_of_numbers
+from patchlake.pipeline.storage.folder import Folder
 
 FRAME = (256, 256)
 

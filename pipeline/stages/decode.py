@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ImageError
-from pipeline.images.decode import decode_picture, limits_of
-from pipeline.images.geometry import Geometry, input_shape
-from pipeline.lake.fragments import Fragments
-from pipeline.stages.batch import ATTEMPTS, FragmentBatch, advance
-from pipeline.stages.selection import Selection, select_rows
-from pipeline.stages.source import Source
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.decode import decode_picture, limits_of
+from patchlake.pipeline.images.geometry import Geometry, input_shape
+from patchlake.pipeline.lake.selection import Selection, select_rows
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.stages.batch import ATTEMPTS, FragmentBatch, advance
 
 
 @dataclass(frozen=True)

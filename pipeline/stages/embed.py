@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import BackboneSettings, Scalar
-from pipeline.features.backbone import load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.lake.folder import Folder
-from pipeline.lake.slices import write_slices
-from pipeline.methods import build
-from pipeline.stages.batch import FragmentBatch, advance, result_of
-from pipeline.stages.corpus import EMBEDDINGS, Described
+from patchlake.pipeline.config import BackboneSettings, Scalar
+from patchlake.pipeline.features.backbone import load_backbone
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.groups.corpus import EMBEDDINGS, Described
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.model_store.slices import write_slices
+from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
+from patchlake.pipeline.storage.folder import Folder
 
 # Images whose embeddings are in memory at a time: of PatchCore's 1024 dimensions 100 MB. A GPU's
 # batch must divide it, or its last one is padded: that changes no result.

@@ -7,30 +7,27 @@ ensemble): members with the same backbone share its feature maps.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from pipeline.config import BackboneSettings, Layers
-from pipeline.errors import ModelError
-from pipeline.features.backbone import Backbone, load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.images.geometry import Geometry, split_inputs
-from pipeline.index.search import Search
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import MANIFEST, Manifest
-from pipeline.lake.owned import told
-from pipeline.methods import build
-from pipeline.methods.contract import Arrays, Method, Model, Scores
-from pipeline.scores.calibration import Calibration
-from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
-from pipeline.stages.banks import Holders, SharedBank, searched_bytes, sharded_search
-from pipeline.stages.batch import FragmentBatch, advance
-from pipeline.stages.group_files import load_calibration
-from pipeline.stages.models import fastest, held_bytes, load_group
-from pipeline.stages.recent import Recent
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.errors import ModelError
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.groups.files import load_calibration
+from patchlake.pipeline.groups.loading import load_group
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.groups.recent import Recent
+from patchlake.pipeline.images.geometry import Geometry, split_inputs
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.contract import Arrays, Method, Model, Scores
+from patchlake.pipeline.model_store.models import MANIFEST
+from patchlake.pipeline.scores.calibration import Calibration
+from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
+from patchlake.pipeline.stages.batch import FragmentBatch, advance
+from patchlake.pipeline.storage.owned import told
 
 # Embeddings that are scored at once: of PatchCore, 3 MB an image, 85 images. SPADE reads a part of
 # its gallery for all images that are scored at once.
@@ -39,66 +36,6 @@ _EMBEDDED_BYTES = 256 * 2**20
 _MISFITS = (ValueError, TypeError, LookupError, ArithmeticError)
 # Files that are named, of a gallery's many.
 _SHOWN = 6
-
-
-@dataclass(frozen=True)
-class Member:
-    """One fitted model: all of what scores, or a part of an ensemble."""
-
-    model: Folder
-    manifest: Manifest
-    # Where the weights are now; their digest must be the manifest's.
-    weights: str | None
-    # Group -> who holds its bank, where it does not fit one process.
-    holders: Mapping[str, Holders] = field(default_factory=dict)
-    # Group -> its bank, where the workers of a node have it in common.
-    banks: Mapping[str, SharedBank] = field(default_factory=dict)
-
-    def search(self, group: str, threads: int) -> Search | None:
-        """Return the search over a bank that is held elsewhere; None where it has to be loaded."""
-        if group in self.holders:
-            return sharded_search(self.holders[group], self.manifest.groups[group])
-        dense = self.banks[group].get() if group in self.banks else None
-        return None if dense is None else fastest(dense, threads)
-
-    def own_bytes(self, group: str) -> int:
-        """Return about what a worker that has loaded a group holds of it by itself."""
-        if group in self.holders:
-            return 0
-        record = self.manifest.groups[group]
-        # The rows' bounds are its own: at most 257 coordinates of 5 bytes, taken for another row.
-        shared = searched_bytes(record) // 2 if group in self.banks else 0
-        return held_bytes(record) - shared
-
-    @property
-    def geometry(self) -> Geometry:
-        """How an image becomes the model's input."""
-        return Geometry(self.manifest.geometry.resize, self.manifest.geometry.crop)
-
-    def backbone(self, layers: Layers) -> Backbone:
-        """Return the network with these layers."""
-        settings = BackboneSettings(
-            name=self.manifest.backbone.name, layers=layers, weights=self.weights
-        )
-        seed = self.manifest.settings.seed
-        return load_backbone(settings, seed=seed, storage=self.model.storage)
-
-    def checked_backbone(self) -> Backbone:
-        """Return the network of the fit.
-
-        Raises:
-            ModelError: if the weights are not those that the model was fitted with.
-        """
-        fitted = self.manifest.backbone
-        backbone = self.backbone(fitted.layers)
-        if backbone.weights_sha256 != fitted.weights_sha256:
-            raise ModelError(
-                f"weights '{self.weights or 'timm hub'}' of {fitted.name} have SHA-256 "
-                f"{backbone.weights_sha256[:12]}…, the model was fitted with "
-                f"{fitted.weights_sha256[:12]}… from '{fitted.weights or 'timm hub'}'; "
-                "name those with --set backbone.weights=, or fit again"
-            )
-        return backbone
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import asdict, astuple, dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.images.decode import is_image
-from pipeline.images.formats import Limits
-from pipeline.lake.folder import Folder, escape
-from pipeline.lake.parquet import images_writer
-from pipeline.lake.sources import SourceImage
-from pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
+from patchlake.pipeline.images.decode import is_image
+from patchlake.pipeline.images.formats import Limits
+from patchlake.pipeline.score_table.parquet import images_writer
+from patchlake.pipeline.sources.sources import SourceImage
+from patchlake.pipeline.storage.folder import Folder, escape
+from patchlake.pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
 
 # Of a Parquet file: between 128 and 512 MiB, so that listings stay short and reads parallel.
 FILE_BYTES = 256 * 2**20

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32
 
-from pipeline.images.geometry import Geometry
-from pipeline.images.pictures import picture_size
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
-from pipeline.lake.parts import heatmap_name, put_part
-from pipeline.scores.heatmap import ColourScale, overlay, to_png
-from pipeline.stages.batch import FragmentBatch, advance, result_of
-from pipeline.tables import SCORES
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.pictures import picture_size
+from patchlake.pipeline.reading.fragments import Fragment
+from patchlake.pipeline.score_table.parts import heatmap_name, put_part
+from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_png
+from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.tables import SCORES
 
 # A put takes some 30 ms of waiting on an object store, drawing a heatmap 10 ms of a core.
 _PUTS_AT_ONCE = 4

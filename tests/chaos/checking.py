@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from jobs import status
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import read_manifest
+from patchlake.jobs import status
+from patchlake.pipeline.model_store.models import read_manifest
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import output_files, read_scores
 
 # What a worker that lost its raylet, or its driver, may take to notice.
@@ -117,7 +117,9 @@ def _working(mark: str) -> dict[int, str]:
                 mark in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
             )
             is_ours = is_ours or (
-                "pipeline.images.worker" in title and _FAULTS in environment and _is_orphan(pid)
+                "patchlake.pipeline.images.worker" in title
+                and _FAULTS in environment
+                and _is_orphan(pid)
             )
         except OSError:
             continue

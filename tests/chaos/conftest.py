@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from jobs import score
-from pipeline.config import Settings, load_settings
-from pipeline.lake import apart
+from patchlake.jobs import score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.reading import apart
 from tests.chaos.checking import check_no_orphans, check_no_workers
 from tests.conftest import LOCAL, TINY
 
@@ -170,7 +170,7 @@ def start(faults: Faults) -> Iterator[Start]:
         # Unix sockets allow 107 characters: Ray's folder must be short.
         mark = f"/tmp/plr{uuid.uuid4().hex[:8]}"
         own = _environment(faults.folder) | {"RAY_TMPDIR": mark} | (environment or {})
-        command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+        command = [sys.executable, "-m", "patchlake", *map(str, arguments)]
         process = subprocess.Popen(
             command,
             env=os.environ | own,
@@ -196,7 +196,7 @@ def start(faults: Faults) -> Iterator[Start]:
 def _environment(fault_folder: Path) -> dict[str, str]:
     return {
         "PATCHLAKE_CHAOS": str(fault_folder / "spec.json"),
-        "PYTHONPATH": f"{Path(__file__).parent / 'faults'}:{ROOT}",
+        "PYTHONPATH": f"{Path(__file__).parent / 'faults'}:{ROOT / 'src'}",
         "RAY_AUTH_MODE": "disabled",
     }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import status
-from pipeline.config import Settings
+from patchlake.jobs import status
+from patchlake.pipeline.config import Settings
 from tests.chaos.checking import (
     check_model,
     check_no_temporaries,

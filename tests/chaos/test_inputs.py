@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import score, status
-from pipeline.config import Settings
-from pipeline.errors import FragmentsFailed
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import read_manifest
+from patchlake.jobs import score, status
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import FragmentsFailed
+from patchlake.pipeline.model_store.models import read_manifest
+from patchlake.pipeline.storage.folder import Folder
 from tests.chaos.checking import check_scores, check_what_is_there
 from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
 from tests.conftest import LOCAL, by_place, output_files, soak
@@ -116,7 +116,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(
     images: Path, model: Path, tmp_path: Path, cut: Settings, monkeypatch, read_here
 ):
     """In this process, so that the moment is exact: between the last byte and the check."""
-    from pipeline.stages import source
+    from patchlake.pipeline.lake import source
 
     lake = tmp_path / "images"
     shutil.copytree(images, lake)

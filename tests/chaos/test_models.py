@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import ingest
-from pipeline.config import Settings
-from pipeline.images.synthetic import write_products
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import read_manifest, verify_file
+from patchlake.jobs import ingest
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.images.synthetic import write_products
+from patchlake.pipeline.model_store.models import read_manifest, verify_file
+from patchlake.pipeline.storage.folder import Folder
 from tests.chaos.checking import check_no_temporaries, check_scores
 from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
 from tests.conftest import LOCAL, read_scores, soak

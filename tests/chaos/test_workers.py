@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import status
+from patchlake.jobs import status
 from tests.chaos.checking import check_model, check_scores, check_what_is_there
 from tests.chaos.conftest import FLAGS, PARTS, ROOT, SCORED_AT, wait_for
 from tests.conftest import soak
@@ -109,8 +109,8 @@ SHARING = """
 import sys
 import numpy as np
 import ray
-from pipeline.cluster.on_ray import RayRunner
-from pipeline.index.exact import ExactSearch
+from patchlake.pipeline.cluster.on_ray import RayRunner
+from patchlake.pipeline.index.exact import ExactSearch
 
 address, path = sys.argv[1:]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.cluster.on_ray import RayRunner
-from pipeline.cluster.runner import Pipeline, Poison
-from pipeline.errors import ConfigError, StorageError, WorkersLost
-from pipeline.index.exact import ExactSearch
-from pipeline.maths.coreset import greedy, select
-from pipeline.maths.shard import Shard
-from pipeline.methods.selection import HeldRows
+from patchlake.pipeline.cluster.on_ray import RayRunner
+from patchlake.pipeline.cluster.runner import Pipeline, Poison
+from patchlake.pipeline.errors import ConfigError, StorageError, WorkersLost
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.maths.coreset import greedy, select
+from patchlake.pipeline.maths.shard import Shard
+from patchlake.pipeline.methods.selection import HeldRows
 
 # What workers run here are closures, which travel by value: they do not find `tests`.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cluster import nodes
+from patchlake.pipeline.cluster import nodes
 
 ROOT = Path(__file__).parents[2]
 

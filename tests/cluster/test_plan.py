@@ -3,11 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.cluster import on_ray
-from pipeline.cluster.local import LocalRunner
-from pipeline.cluster.on_ray import RayRunner
-from pipeline.cluster.runner import Pipeline
-from pipeline.lake.fragments import Fragment, Fragments
+from patchlake.pipeline.cluster import on_ray
+from patchlake.pipeline.cluster.local import LocalRunner
+from patchlake.pipeline.cluster.on_ray import RayRunner
+from patchlake.pipeline.cluster.runner import Pipeline
+from patchlake.pipeline.reading.fragments import Fragment, Fragments
 
 PLAN = Fragments.of(
     Fragment(f"{number:03d}.parquet", (0,), 0, "g", number + 1, "v", f"{number:020d}")

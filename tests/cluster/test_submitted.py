@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs import status
-from pipeline.lake import models, runs
-from pipeline.lake.folder import Folder
+from patchlake.jobs import status
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import TINY, output_files
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -112,7 +113,7 @@ class RealCluster:
             env={
                 **self.environment,
                 "RAY_ADDRESS": f"127.0.0.1:{self.port}",
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": str(ROOT / "src"),
                 **variables,
             },
             check=check,
@@ -161,9 +162,9 @@ def cluster() -> Iterator[RealCluster]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is submitted: the code, and the night's settings."""
     root = tmp_path_factory.mktemp("checkout")
-    for package in ("jobs", "pipeline"):
+    for package in ("jobs", "pipeline", "src"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, root / package, ignore=ignored)
+        shutil.copytree(ROOT / package, root / package, symlinks=True, ignore=ignored)
     (root / "night.yaml").write_text(yaml.safe_dump(TINY))
     return root
 
@@ -207,8 +208,13 @@ def test_a_submitted_fit_is_the_fit_of_one_process(
 ):
     submitted = cluster.client(
         *("ray", "job", "submit", "--submission-id", "fit-2026-W48"),
-        *("--working-dir", str(checkout), "--runtime-env-json", '{"env_vars": {"LANG": "C"}}'),
-        *("--", "python", "-m", "jobs", "fit", str(images), str(tmp_path)),
+        *(
+            "--working-dir",
+            str(checkout),
+            "--runtime-env-json",
+            '{"env_vars": {"PYTHONPATH": "src"}}',
+        ),
+        *("--", "python", "-m", "patchlake", "fit", str(images), str(tmp_path)),
         *("--config", "night.yaml"),
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cluster.local import LocalRunner
-from pipeline.cluster.on_ray import RayRunner
-from pipeline.errors import ConfigError, Stopped
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragment
-from pipeline.lake.slices import write_slices
-from pipeline.methods.cfa import CFA
-from pipeline.stages.corpus import EMBEDDINGS, Described, StoredCorpus
+from patchlake.pipeline.cluster.local import LocalRunner
+from patchlake.pipeline.cluster.on_ray import RayRunner
+from patchlake.pipeline.errors import ConfigError, Stopped
+from patchlake.pipeline.groups.corpus import EMBEDDINGS, Described, StoredCorpus
+from patchlake.pipeline.methods.cfa import CFA
+from patchlake.pipeline.model_store.slices import write_slices
+from patchlake.pipeline.reading.fragments import Fragment
+from patchlake.pipeline.storage.folder import Folder
 
 # Each starts some five processes, which take most of the seconds to import what they need. What
 # workers run here are closures, which travel by value: they do not find `tests`.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from pipeline.evaluation.pixels import PixelCurves
+from patchlake.pipeline.evaluation.pixels import PixelCurves
 
 OCTAVE_BYTES = 3 * 2**14 * 8
 

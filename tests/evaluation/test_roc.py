@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import roc_auc_score
 
-from pipeline.evaluation.roc import auroc
+from patchlake.pipeline.evaluation.roc import auroc
 
 
 @st.composite

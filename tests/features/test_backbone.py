@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.config import BackboneSettings, Settings, load_settings
-from pipeline.errors import ConfigError
-from pipeline.features.backbone import UNTRAINED, load_backbone
-from pipeline.features.extractor import Extractor
-from pipeline.features.patches import concat_embedding
+from patchlake.pipeline.config import BackboneSettings, Settings, load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.backbone import UNTRAINED, load_backbone
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.features.patches import concat_embedding
 from tests.conftest import ASSETS
 
 SMALL = BackboneSettings(name="resnet10t.c3_in1k", weights=UNTRAINED, layers=(2, 3))

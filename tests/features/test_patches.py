@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.errors import ConfigError
-from pipeline.features.patches import concat_embedding, official_embedding
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.patches import concat_embedding, official_embedding
 
 
 def random_maps(*shapes):

@@ -2,8 +2,8 @@
 
 import random
 
-from pipeline.config import load_settings
-from pipeline.errors import ConfigError
+from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.errors import ConfigError
 from tests.fuzz.harness import main
 
 _PIECES = [

@@ -15,11 +15,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.images.decode import decode_mask, decode_picture, is_image
-from pipeline.images.formats import KNOWN, Limits
-from pipeline.images.geometry import Geometry
-from pipeline.images.pictures import read_picture
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.decode import decode_mask, decode_picture, is_image
+from patchlake.pipeline.images.formats import KNOWN, Limits
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.pictures import read_picture
 from tests.fuzz.harness import main
 
 LIMITS = Limits(max_pixels=300_000, max_bytes=2**20, max_seconds=2, formats=KNOWN)

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import ColumnSettings, ImageSettings, Settings
-from pipeline.errors import FileDamaged, InputChanged, TableError
-from pipeline.images.geometry import Geometry
-from pipeline.lake.folder import Folder
-from pipeline.lake.planning import plan
-from pipeline.stages.source import Source
+from patchlake.pipeline.config import ColumnSettings, ImageSettings, Settings
+from patchlake.pipeline.errors import FileDamaged, InputChanged, TableError
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.planning import plan
+from patchlake.pipeline.storage.folder import Folder
 from tests.fuzz.harness import main
 
 GOOD, OTHER = "b.parquet", "a.parquet"

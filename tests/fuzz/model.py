@@ -19,16 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs import fit, ingest
-from pipeline.config import load_settings
-from pipeline.errors import ConfigError
-from pipeline.images.synthetic import write_products
-from pipeline.lake import models
-from pipeline.lake.folder import Folder
-from pipeline.methods import build
-from pipeline.scores.heatmap import overlay
-from pipeline.stages.group_files import load_accounts, load_calibration
-from pipeline.stages.infer import Infer, Member, Scorer
+from patchlake.jobs import fit, ingest
+from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.groups.files import load_accounts, load_calibration
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.images.synthetic import write_products
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.scores.heatmap import overlay
+from patchlake.pipeline.stages.infer import Infer, Scorer
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
 from tests.fuzz.harness import main
 

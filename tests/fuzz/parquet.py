@@ -3,7 +3,7 @@
 A file is read, or refused by an error that a job answers for. A process that Arrow ends (a damaged
 size statistic: `terminate called after throwing`) is a finding too, if the file was only odd; of
 damaged ones the target keeps to the pages and to text, since the footer's own parser ends processes
-(`lake.footers` asks it for as little as it can; jobs read footers in processes of their own).
+(`reading.footers` asks it for as little as it can; jobs read footers in processes of their own).
 """
 
 import io
@@ -18,14 +18,14 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import ColumnSettings, ImageSettings, Settings
-from pipeline.errors import InputChanged, PatchlakeError
-from pipeline.images.geometry import Geometry
-from pipeline.lake.folder import Folder
-from pipeline.lake.passing import extra_schema
-from pipeline.lake.planning import plan
-from pipeline.lake.reading import read_named
-from pipeline.stages.source import Source
+from patchlake.pipeline.config import ColumnSettings, ImageSettings, Settings
+from patchlake.pipeline.errors import InputChanged, PatchlakeError
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.named import read_named
+from patchlake.pipeline.reading.passing import extra_schema
+from patchlake.pipeline.reading.planning import plan
+from patchlake.pipeline.storage.folder import Folder
 from tests.fuzz.harness import main
 
 # What a job answers for: a refusal, a file that fails, or a row.

@@ -4,9 +4,9 @@ import random
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError
-from pipeline.lake.where import parse_where
-from pipeline.lake.where_arrow import rows_kept
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.where.arrow import rows_kept
+from patchlake.pipeline.where.condition import parse_where
 from tests.fuzz.harness import main
 
 ROWS = pa.table(

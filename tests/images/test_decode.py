@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
-from pipeline.errors import ImageError
-from pipeline.images.decode import is_image
-from pipeline.images.files import decode_image
-from pipeline.images.formats import KNOWN, Limits
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.decode import is_image
+from patchlake.pipeline.images.files import decode_image
+from patchlake.pipeline.images.formats import KNOWN, Limits
 
 RNG = np.random.default_rng(0)
 # 16 x 24 with no symmetry, of flat 8 x 8 blocks, which survive JPEG.

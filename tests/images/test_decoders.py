@@ -22,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.images import decoders, masks, pictures
-from pipeline.images.decode import decode_mask, decode_picture, is_image
-from pipeline.images.decoders import DecoderLost
-from pipeline.images.formats import KNOWN, Limits
-from pipeline.images.geometry import Geometry
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images import decoders, masks, pictures
+from patchlake.pipeline.images.decode import decode_mask, decode_picture, is_image
+from patchlake.pipeline.images.decoders import DecoderLost
+from patchlake.pipeline.images.formats import KNOWN, Limits
+from patchlake.pipeline.images.geometry import Geometry
 from tests.fuzz.harness import target
 
 LIMITS = Limits(max_pixels=10**8, formats=KNOWN)
@@ -256,7 +256,7 @@ def test_threads_have_a_process_each_and_they_are_kept():
 
 def _children() -> list[psutil.Process]:
     mine = psutil.Process().children()
-    return [child for child in mine if "pipeline.images.worker" in child.cmdline()]
+    return [child for child in mine if "patchlake.pipeline.images.worker" in child.cmdline()]
 
 
 def _end_idle() -> None:
@@ -267,10 +267,10 @@ def _end_idle() -> None:
 SCRIPT = """
 import sys, threading, time
 from pathlib import Path
-from pipeline.images import decoders
-from pipeline.images.decode import is_image, decode_mask
-from pipeline.images.decoders import DecodersStopped, stop_decoders
-from pipeline.images.formats import Limits
+from patchlake.pipeline.images import decoders
+from patchlake.pipeline.images.decode import is_image, decode_mask
+from patchlake.pipeline.images.decoders import DecodersStopped, stop_decoders
+from patchlake.pipeline.images.formats import Limits
 busy, limits = Path(sys.argv[1]).read_bytes(), Limits(max_seconds=5)
 def work():
     try:

@@ -12,8 +12,8 @@ from PIL import Image
 from scipy import ndimage
 from torchvision import transforms
 
-from pipeline.errors import ConfigError
-from pipeline.images.geometry import MAP_SIGMA, Geometry
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.images.geometry import MAP_SIGMA, Geometry
 
 SQUASH = Geometry((224, 224), None)
 PAPER = Geometry(256, 224)

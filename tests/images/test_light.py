@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.images.files import decode_image
-from pipeline.images.formats import Limits
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.files import decode_image
+from patchlake.pipeline.images.formats import Limits
 
 LEVELS = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
 GREY = (LEVELS // 257).astype(np.uint8)

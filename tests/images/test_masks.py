@@ -11,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from pipeline.errors import ImageError
-from pipeline.images import edges
-from pipeline.images.formats import Limits
-from pipeline.images.masks import decode_mask
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images import edges
+from patchlake.pipeline.images.formats import Limits
+from patchlake.pipeline.images.masks import decode_mask
 
 LIMITS = Limits(max_pixels=10**7)
 DRAWN = np.zeros((60, 80), bool)

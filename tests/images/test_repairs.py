@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.images.files import decode_image
-from pipeline.images.formats import Limits
-from pipeline.images.masks import decode_mask
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.files import decode_image
+from patchlake.pipeline.images.formats import Limits
+from patchlake.pipeline.images.masks import decode_mask
 
 LIMITS = Limits(max_pixels=10**6)
 INDEXES = np.arange(35).reshape(5, 7) % 3 % 2

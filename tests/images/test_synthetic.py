@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import synthetic
+from patchlake.pipeline.images import synthetic
 
 KINDS = [(product, kind) for product, kinds in synthetic.DEFECTS.items() for kind in kinds]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.index import accelerated
-from pipeline.index.accelerated import AcceleratedSearch
-from pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index import accelerated
+from patchlake.pipeline.index.accelerated import AcceleratedSearch
+from patchlake.pipeline.index.exact import ExactSearch
 
 DEVICES = [
     "cpu",

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ModelError
-from pipeline.index.approximate import ApproximateSearch, Quality, measure
-from pipeline.index.exact import ExactSearch
-from pipeline.index.shards import from_shards, load_shards, to_shards
+from patchlake.pipeline.errors import ModelError
+from patchlake.pipeline.index.approximate import ApproximateSearch, Quality, measure
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.shards import from_shards, load_shards, to_shards
 
 KINDS = ["flat", "hnsw", "ivf"]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.exact import ExactSearch
 
 
 def random_bank(rng, count, dim, offset):

@@ -6,8 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.index.files import require_index
-from pipeline.index.shards import load_shards, to_shards
+from patchlake.pipeline.index.files import require_index
+from patchlake.pipeline.index.shards import load_shards, to_shards
 
 KINDS = ("flat", "hnsw", "ivf")
 

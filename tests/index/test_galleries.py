@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.index.exact import ExactSearch
-from pipeline.index.galleries import Galleries
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.galleries import Galleries
 
 PIXELS, DIMS = (64, 16), (40, 96)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.index.pace import _RETRY, _TRIAL, Pace
+from patchlake.pipeline.index.pace import _RETRY, _TRIAL, Pace
 
 
 def run(pace: Pace, calls: int, seconds: dict[bool, float]) -> list[bool]:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from pipeline.index import bounds, choose, pruned, sieve
-from pipeline.index.bounds import Projection, principal_directions
-from pipeline.index.choose import ChosenSearch, search_over
-from pipeline.index.exact import ExactSearch
-from pipeline.index.pace import _TRIAL
-from pipeline.index.pruned import PrunedSearch
+from patchlake.pipeline.index import bounds, choose, pruned, sieve
+from patchlake.pipeline.index.bounds import Projection, principal_directions
+from patchlake.pipeline.index.choose import ChosenSearch, search_over
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.pace import _TRIAL
+from patchlake.pipeline.index.pruned import PrunedSearch
 from tests.conftest import ASSETS
 
 DIM = 96
@@ -385,13 +385,13 @@ def test_without_an_exact_product_of_bytes_the_search_is_dense(monkeypatch: pyte
 @pytest.fixture(scope="module")
 def tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patch embeddings of real tiles: of training images, of good and of defective ones."""
-    from pipeline.config import BackboneSettings
-    from pipeline.features.backbone import load_backbone
-    from pipeline.features.extractor import Extractor
-    from pipeline.images.files import decode_image
-    from pipeline.images.formats import Limits
-    from pipeline.images.geometry import Geometry
-    from pipeline.methods.patchcore import PatchCore
+    from patchlake.pipeline.config import BackboneSettings
+    from patchlake.pipeline.features.backbone import load_backbone
+    from patchlake.pipeline.features.extractor import Extractor
+    from patchlake.pipeline.images.files import decode_image
+    from patchlake.pipeline.images.formats import Limits
+    from patchlake.pipeline.images.geometry import Geometry
+    from patchlake.pipeline.methods.patchcore import PatchCore
 
     weights = str(ASSETS / "weights/resnet18.safetensors")
     settings = BackboneSettings(name="resnet18.tv_in1k", weights=weights, layers=(2, 3))

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.index.exact import ExactSearch
-from pipeline.index.pruned import PrunedSearch
-from pipeline.index.sharded import ShardedSearch, ShardMember, merge_nearest
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.pruned import PrunedSearch
+from patchlake.pipeline.index.sharded import ShardedSearch, ShardMember, merge_nearest
 
 
 def cut(bank, count, member=ShardMember.over):

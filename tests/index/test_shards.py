@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ModelError
-from pipeline.index.shards import from_shards, to_shards
+from patchlake.pipeline.errors import ModelError
+from patchlake.pipeline.index.shards import from_shards, to_shards
 
 
 def random_bank(rows, dim):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.index.sieve import _few
+from patchlake.pipeline.index.sieve import _few
 
 
 @given(st.integers(0, 70), st.integers(0, 70), st.floats(0, 1), st.integers(0, 9))

@@ -6,7 +6,7 @@ import faiss
 import pytest
 import torch
 
-from pipeline.index.threads import BlockThreads
+from patchlake.pipeline.index.threads import BlockThreads
 
 counts = pytest.mark.parametrize("count", [1, 3])
 

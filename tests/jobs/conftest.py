@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import fit
+from patchlake.jobs import fit
 from tests.conftest import LOCAL
 from tests.jobs.test_methods import SMALL, settings_of
 

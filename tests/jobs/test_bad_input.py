@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import options, score
-from pipeline.config import Settings, load_settings
-from pipeline.errors import ImageError
-from pipeline.images.geometry import Geometry
-from pipeline.lake.folder import Folder
-from pipeline.stages.batch import FragmentBatch, FragmentResult, result_of
-from pipeline.stages.decode import Decode
-from pipeline.stages.plan import plan_fragments
-from pipeline.stages.source import Source
-from pipeline.tables import IMAGES
+from patchlake.jobs import options, score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.plan import plan_fragments
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.stages.batch import FragmentBatch, FragmentResult, result_of
+from patchlake.pipeline.stages.decode import Decode
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.tables import IMAGES
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, read_scores
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.blas import choose_kernel, kernels
-from jobs.options import Execution
+from patchlake.jobs.blas import choose_kernel, kernels
+from patchlake.jobs.options import Execution
 
 AVX512 = "avx512f avx512dq avx512bw avx512vl avx512cd"
 
@@ -59,7 +59,7 @@ def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
         pass
     # By the logger that a command shows.
     (line,) = [record.getMessage() for record in caplog.records if record.name == "patchlake"]
-    asked = "import jobs.blas, numpy; print(jobs.blas.kernels())"
+    asked = "import patchlake.jobs.blas, numpy; print(patchlake.jobs.blas.kernels())"
     env = os.environ | {"OPENBLAS_CORETYPE": "HASWELL"}
     other = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, check=True, env=env
@@ -71,7 +71,7 @@ def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
 
 
 def test_a_shell_is_told_what_to_export():
-    kernels_ = 'python -c "import jobs.blas; print(jobs.blas.kernels())"'
+    kernels_ = 'python -c "import patchlake.jobs.blas; print(patchlake.jobs.blas.kernels())"'
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for asked in ("HASWELL", "SKYLAKEX"):
         said, ran = (
@@ -82,7 +82,10 @@ def test_a_shell_is_told_what_to_export():
                 check=True,
                 env=env | {"OPENBLAS_CORETYPE": asked},
             ).stdout
-            for script in ("python -m jobs.blas", f'eval "$(python -m jobs.blas)"; {kernels_}')
+            for script in (
+                "python -m patchlake.jobs.blas",
+                f'eval "$(python -m patchlake.jobs.blas)"; {kernels_}',
+            )
         )
         assert said == f"export OPENBLAS_CORETYPE={asked}\n"
         if platform.machine() == "x86_64":
@@ -93,12 +96,12 @@ def test_the_command_chooses_before_numpy_is_imported():
     code = """
 import sys
 import jobs.__main__ as command
-import jobs.blas
+import patchlake.jobs.blas
 
 def choose():
     print("numpy" in sys.modules)
 
-jobs.blas.choose_kernel = choose
+patchlake.jobs.blas.choose_kernel = choose
 sys.argv = ["patchlake", "--help"]
 command.main()
 """

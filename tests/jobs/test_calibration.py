@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import fit
-from pipeline.config import load_settings
-from pipeline.features.extractor import Extractor
-from pipeline.images.files import decode_image
-from pipeline.images.formats import Limits
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import GroupRecord, Manifest, read_manifest
-from pipeline.methods import build
-from pipeline.methods.contract import Scores
-from pipeline.stages.group_files import Accounts, load_accounts
-from pipeline.stages.infer import Member
-from pipeline.stages.models import load_group
+from patchlake.jobs import fit
+from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.groups.files import Accounts, load_accounts
+from patchlake.pipeline.groups.loading import load_group
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.images.files import decode_image
+from patchlake.pipeline.images.formats import Limits
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.contract import Scores
+from patchlake.pipeline.model_store.models import GroupRecord, Manifest, read_manifest
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
 from tests.jobs.conftest import GROUP, TRAINING_IMAGES, WHERE, FittedBy
 from tests.jobs.test_methods import SMALL, WITHOUT_MAP, settings_of

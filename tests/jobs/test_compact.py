@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import compact
-from pipeline.errors import ConfigError, TableError
-from pipeline.lake import compaction, parts
-from pipeline.lake.folder import Folder
+from patchlake.jobs import compact
+from patchlake.pipeline.errors import ConfigError, TableError
+from patchlake.pipeline.score_table import compaction, parts
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import output_files
-from tests.lake.noise import ROWS, VERSION, fragment_of, put
+from tests.reading.noise import ROWS, VERSION, fragment_of, put
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_row_groups_prune_a_query_for_the_worst(tmp_path: Path):
             "anomaly_map": list(np.ones((count, 28 * 28), np.float32)),
         }
     )
-    from pipeline.lake.parquet import TABLE_ORDER, write_sorted
+    from patchlake.pipeline.score_table.parquet import TABLE_ORDER, write_sorted
 
     with (tmp_path / "a.parquet").open("wb") as sink:
         write_sorted(table, sink, TABLE_ORDER)
@@ -196,7 +196,7 @@ def test_before_the_commit_the_table_is_the_old_one_and_after_it_the_next_start_
 
 # Says when it begins: most of the life of a process goes into starting Python.
 _COMPACT = """import sys
-from jobs import compact
+from patchlake.jobs import compact
 print("begin", flush=True)
 compact.run(sys.argv[1], sys.argv[2], 40_000)
 print("end", flush=True)

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from jobs import console
-from jobs.driving import Tally
-from pipeline.stages.batch import FragmentResult
+from patchlake.jobs import console
+from patchlake.jobs.driving import Tally
+from patchlake.pipeline.stages.batch import FragmentResult
 
 
 def result(**changed):

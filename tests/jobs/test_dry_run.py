@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import score
-from pipeline.config import Settings
+from patchlake.jobs import score
+from patchlake.pipeline.config import Settings
 from tests.conftest import LOCAL, TINY_FLAGS
 
 

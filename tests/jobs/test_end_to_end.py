@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, fit, ingest, options, score
-from pipeline.config import Settings, load_settings
-from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import read_manifest
-from pipeline.tables import IMAGES, SCORES
+from patchlake.jobs import evaluate, fit, ingest, options, score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.model_store.models import read_manifest
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.tables import IMAGES, SCORES
 from tests.conftest import LOCAL, TINY, by_place, output_files, read_scores
 
 PRODUCTS = ["brushed_plate", "woven_cloth"]

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import fit, options, score
-from pipeline.config import Settings, load_settings
-from pipeline.errors import ConfigError
-from pipeline.features.extractor import Extractor
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import read_manifest
-from pipeline.scores.calibration import Calibration
-from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
-from pipeline.stages.group_files import load_calibration
+from patchlake.jobs import fit, options, score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.groups.files import load_calibration
+from patchlake.pipeline.model_store.models import read_manifest
+from patchlake.pipeline.scores.calibration import Calibration
+from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files
 from tests.jobs.conftest import WHERE, FittedBy
 from tests.jobs.test_methods import SMALL
@@ -105,7 +105,7 @@ def test_the_order_of_models_and_the_images_of_a_batch_change_no_byte(
 ):
     one = [members["patchcore"], members["padim"], members["small"]]
     run(images, one, tmp_path / "one")
-    monkeypatch.setattr("pipeline.stages.infer._EMBEDDED_BYTES", 1)
+    monkeypatch.setattr("patchlake.pipeline.stages.infer._EMBEDDED_BYTES", 1)
     run(images, one[::-1], tmp_path / "other", batch_size=1)
     found = output_files(tmp_path / "one")
     assert found == output_files(tmp_path / "other")

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import fit, fleet, ingest, score
-from pipeline.config import load_settings
-from pipeline.errors import DiskFull, FragmentsFailed, Stopped
-from pipeline.images.synthetic import write_products
-from pipeline.lake import models
-from pipeline.lake.folder import Folder
-from pipeline.methods.patchcore import PatchCore
-from pipeline.stages import fit as fit_stage
-from pipeline.stages import infer
+from patchlake.jobs import fit, fleet, ingest, score
+from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.errors import DiskFull, FragmentsFailed, Stopped
+from patchlake.pipeline.groups import fit as fit_stage
+from patchlake.pipeline.images.synthetic import write_products
+from patchlake.pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.model_store import models
+from patchlake.pipeline.stages import infer
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files
 
 GROUPS = 6
@@ -61,7 +61,7 @@ def test_a_group_fitted_alone_in_a_worker_is_the_one_fitted_by_all(
 def test_workers_of_a_cluster_fit_the_same_models(
     fleet_images: Path, fleet_model: Path, tmp_path: Path, local_ray: None
 ):
-    from jobs import options
+    from patchlake.jobs import options
 
     execution = options.Execution("ray", None)
     fit.run(str(fleet_images), str(tmp_path), load_settings(flags=TINY), execution)

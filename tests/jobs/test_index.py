@@ -7,16 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import fit, options, score
-from pipeline.config import Settings, load_settings
-from pipeline.index.approximate import ApproximateSearch, measure
-from pipeline.index.exact import ExactSearch
-from pipeline.index.shards import Kind, load_shards
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import GroupRecord, read_manifest
-from pipeline.stages.banks import searched_bytes
-from pipeline.stages.infer import Member, Scorer
-from pipeline.stages.models import load_bank_rows
+from patchlake.jobs import fit, options, score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.groups.banks import searched_bytes
+from patchlake.pipeline.groups.loading import load_bank_rows
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.index.approximate import ApproximateSearch, measure
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.shards import Kind, load_shards
+from patchlake.pipeline.model_store.models import GroupRecord, read_manifest
+from patchlake.pipeline.stages.infer import Scorer
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files
 
 
@@ -228,7 +229,7 @@ def test_banks_that_are_held_once_a_node_score_the_same(
 ):
     caplog.set_level("INFO", logger="patchlake")
     bank = searched_bytes(read_manifest(Folder(str(model))).groups["brushed_plate"])
-    monkeypatch.setattr("jobs.members._LARGE", bank)
+    monkeypatch.setattr("patchlake.jobs.members._LARGE", bank)
     # Of two banks of equal size, the budget has room for one.
     small = load_settings(flags=TINY | {"memory_budget": bank + bank // 2, "workers": 2})
     ray = options.Execution("ray", None)

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import ingest
-from pipeline.config import Settings
-from pipeline.stages import resync
+from patchlake.jobs import ingest
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.lake import resync
 from tests.conftest import LOCAL
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import evaluate, fit, score, update
-from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import read_manifest
+from patchlake.jobs import evaluate, fit, score, update
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.model_store.models import read_manifest
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY_FLAGS, by_place
 
 Row = dict[str, object]

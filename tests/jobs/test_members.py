@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import fit, score
-from jobs.console import log
-from pipeline.config import Settings
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import write_manifest
+from patchlake.jobs import fit, score
+from patchlake.jobs.console import log
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.model_store.models import write_manifest
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL
 from tests.jobs.conftest import WHERE, FittedBy
 from tests.jobs.test_methods import settings_of

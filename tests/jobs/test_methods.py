@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import evaluate, fit, options, score
-from pipeline.config import Settings, load_settings
-from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import Manifest, read_manifest
-from pipeline.methods import build, names
-from pipeline.presets import PRESETS
-from pipeline.stages.corpus import StoredCorpus
+from patchlake.jobs import evaluate, fit, options, score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.groups.corpus import StoredCorpus
+from patchlake.pipeline.methods import build, names
+from patchlake.pipeline.model_store.models import Manifest, read_manifest
+from patchlake.pipeline.presets import PRESETS
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files, soak
 
 # Small enough for a second each. A method that is not here fails the first test.
@@ -129,7 +129,7 @@ def test_batches_and_threads_change_no_byte(
     done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(options.Execution, "threads", 1)
-    monkeypatch.setattr("pipeline.stages.infer._EMBEDDED_BYTES", 1)
+    monkeypatch.setattr("patchlake.pipeline.stages.infer._EMBEDDED_BYTES", 1)
     settings = settings_of(done.method, batch_size=1)
     score.run(str(images), str(done.model), str(tmp_path), settings, LOCAL)
     assert output_files(tmp_path) == output_files(done.scores)
@@ -139,7 +139,7 @@ def test_images_are_calibrated_five_at_once_as_sixteen(
     done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As alone, too: tests/jobs/test_calibration.py."""
-    monkeypatch.setattr("pipeline.stages.calibrate._IMAGES_AT_ONCE", 5)
+    monkeypatch.setattr("patchlake.pipeline.groups.calibrate._IMAGES_AT_ONCE", 5)
     fives = fit.run(str(images), str(tmp_path), settings_of(done.method), LOCAL)
     assert fives.groups == done.manifest.groups
 
@@ -149,8 +149,8 @@ def test_fragments_change_no_score(
 ):
     if done.method in DEPENDS_ON_FRAGMENTS:
         pytest.skip("training shuffles fragment by fragment")
-    monkeypatch.setattr("pipeline.stages.corpus._FOLDED_AT_ONCE", 2)
-    monkeypatch.setattr("pipeline.stages.corpus._PIECE_BYTES", 1)
+    monkeypatch.setattr("patchlake.pipeline.groups.corpus._FOLDED_AT_ONCE", 2)
+    monkeypatch.setattr("patchlake.pipeline.groups.corpus._PIECE_BYTES", 1)
     settings = settings_of(done.method, fragment_images=4)
     model, scores = tmp_path / "model", tmp_path / "scores"
     fit.run(str(images), str(model), settings, LOCAL)

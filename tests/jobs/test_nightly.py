@@ -15,13 +15,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import score, status
-from pipeline.config import Settings, load_settings
-from pipeline.errors import ConfigError
-from pipeline.lake import expiry, parts
-from pipeline.lake.folder import Folder
+from patchlake.jobs import score, status
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.score_table import expiry, parts
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, output_files, read_scores
-from tests.lake.noise import ROWS, VERSION, fragment_of, put
+from tests.reading.noise import ROWS, VERSION, fragment_of, put
 
 DATES = ("2026-08-01", "2026-11-22")
 
@@ -226,7 +226,7 @@ def test_parts_have_statistics_that_prune_and_no_others(scored: Path):
 
 def test_where_parts_are_published_is_not_in_their_names():
     with_table = load_settings(flags=TINY | {"score": TINY["score"] | {"iceberg_table": "a.b.c"}})
-    from pipeline.stages.plan import output_digest
+    from patchlake.pipeline.lake.plan import output_digest
 
     assert output_digest(with_table) == output_digest(load_settings(flags=TINY))
 
@@ -255,13 +255,14 @@ def _environment(tmp_path: Path) -> dict[str, str]:
 # night 21 is to expire. Says when it begins: most of its life goes into starting Python.
 _RETIRE = """import sys
 from functools import partial
-from jobs.retirement import Retirement
-from pipeline.config import Settings
-from pipeline.lake import parts, runs
-from pipeline.lake.expiry import expired_keys
-from pipeline.lake.folder import Folder
-from pipeline.lake.fragments import Fragments
-from tests.lake.noise import VERSION, fragment_of
+from patchlake.jobs.retirement import Retirement
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.score_table.expiry import expired_keys
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.reading.fragments import Fragments
+from tests.reading.noise import VERSION, fragment_of
 fragments = Fragments.of(fragment_of(22, file, version=sys.argv[2]) for file in range(10))
 record = runs.RunRecord(run="r", verb="score", images="i", where=None, version=VERSION,
                         started_at=runs.now(), settings=Settings())

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs.options import read_settings
-from pipeline.errors import ConfigError
+from patchlake.jobs.options import read_settings
+from patchlake.pipeline.errors import ConfigError
 
 _VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 

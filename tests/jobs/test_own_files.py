@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import compact, score
-from pipeline.config import Settings
+from patchlake.jobs import compact, score
+from patchlake.pipeline.config import Settings
 from tests.conftest import LOCAL, TINY_FLAGS, read_scores
 from tests.jobs.conftest import GROUP, WHERE, FittedBy
 
@@ -138,8 +138,8 @@ def swap_in(model: Path, role: str, content: bytes, *, digest: bool) -> str:
     file |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (model / "model.json").write_text(json.dumps(manifest))
     if digest:
-        from pipeline.lake import models
-        from pipeline.lake.folder import Folder
+        from patchlake.pipeline.model_store import models
+        from patchlake.pipeline.storage.folder import Folder
 
         read = models.read_manifest(Folder.at(str(model)))
         found = models.group_digest(models.identity_of(read), read.groups[GROUP].files)
@@ -187,7 +187,7 @@ def test_a_memory_of_how_files_are_cut_decides_nothing(
     scored_once, images, fitted_by, tmp_path, patchlake
 ):
     """Damaged it is not believed; well sealed but wrong it removes no part."""
-    from pipeline.lake.seals import sealed, unsealed
+    from patchlake.pipeline.storage.seals import sealed, unsealed
 
     model, before = fitted_by("patchcore"), read_scores(scored_once)
     [cuts] = scored_once.glob("_cuts/*.arrow")
@@ -222,7 +222,7 @@ def test_a_memory_of_how_files_are_cut_decides_nothing(
 
 
 def _output_version() -> int:
-    from pipeline.tables import OUTPUT_VERSION
+    from patchlake.pipeline.tables import OUTPUT_VERSION
 
     return OUTPUT_VERSION
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import fit
-from pipeline.errors import FragmentsFailed
-from pipeline.features.extractor import Extractor
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import Manifest, read_manifest
-from pipeline.methods import build
-from pipeline.methods.dn2 import DN2
-from pipeline.stages import gallery
-from pipeline.stages.corpus import RunNotes
+from patchlake.jobs import fit
+from patchlake.pipeline.errors import FragmentsFailed
+from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.groups import gallery
+from patchlake.pipeline.groups.corpus import RunNotes
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.dn2 import DN2
+from patchlake.pipeline.model_store.models import Manifest, read_manifest
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, output_files
 from tests.jobs.conftest import TRAINING_IMAGES, WHERE, FittedBy
 from tests.jobs.test_methods import SMALL, settings_of

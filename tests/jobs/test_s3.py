@@ -16,10 +16,10 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from jobs import fit, score
-from pipeline.lake import apart
-from pipeline.lake.runs import Summary
-from pipeline.lake.s3 import _tail
+from patchlake.jobs import fit, score
+from patchlake.pipeline.reading import apart
+from patchlake.pipeline.record.runs import Summary
+from patchlake.pipeline.storage.s3 import _tail
 from tests.conftest import LOCAL, TINY_FLAGS, Store, by_place, soak
 from tests.fault_proxy import FAULTS, Fault, fault_proxy
 from tests.s3_servers import Server
@@ -358,7 +358,7 @@ def test_ray_with_faults_writes_the_bytes_of_local_without(lake: Lake, tmp_path:
         ("fit", lake.images, lake.store.uri("again")),
         ("score", lake.images, lake.model, lake.store.uri("scores")),
     ):
-        command = [sys.executable, "-m", "jobs", *verb, *flags]
+        command = [sys.executable, "-m", "patchlake", *verb, *flags]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )

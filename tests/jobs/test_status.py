@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import score, status
-from pipeline.config import Settings
+from patchlake.jobs import score, status
+from patchlake.pipeline.config import Settings
 from tests.conftest import LOCAL, TINY_FLAGS, output_files
 from tests.jobs.test_bad_input import JPEG
 
@@ -78,7 +78,7 @@ def test_sigterm_stops_with_exit_code_4_and_the_same_command_goes_on(
     images: Path, model: Path, scores: Path, tmp_path: Path
 ):
     command = [
-        *(sys.executable, "-m", "jobs", "score", str(images), str(model), str(tmp_path)),
+        *(sys.executable, "-m", "patchlake", "score", str(images), str(model), str(tmp_path)),
         *TINY_FLAGS,
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

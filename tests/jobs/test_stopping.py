@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import stopping
+from patchlake.jobs import stopping
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import hashlib, os, subprocess, sys, threading, time
 from pathlib import Path
-from jobs import stopping
-from pipeline.lake import disk
+from patchlake.jobs import stopping
+from patchlake.pipeline.storage import disk
 
 def ready():
     print("ready", flush=True)
@@ -93,7 +93,7 @@ def start(body: str, folder: Path, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(body=textwrap.indent(body, " " * 8))],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -167,7 +167,7 @@ return os.WTERMSIG(os.waitpid(pid, 0)[1])
 )
 def test_the_exit_code_of_what_happened(arguments: list[str], code: int):
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments],
+        [sys.executable, "-m", "patchlake", *arguments],
         check=False,
         cwd=ROOT,
         capture_output=True,
@@ -181,7 +181,7 @@ def test_the_exit_code_of_what_happened(arguments: list[str], code: int):
 @pytest.mark.parametrize("moment_s", MOMENTS_S)
 def test_a_signal_while_it_imports(moment_s: float):
     number = SIGNALS[MOMENTS_S.index(moment_s) % 2]
-    command = [sys.executable, "-m", "jobs", "status", "/nonexistent"]
+    command = [sys.executable, "-m", "patchlake", "status", "/nonexistent"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         # Before that it is the interpreter that starts, which is not ours.
         while not _blocks(process.pid, number):

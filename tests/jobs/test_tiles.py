@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, fit, ingest, options, score
-from pipeline.config import Settings, load_settings
+from patchlake.jobs import evaluate, fit, ingest, options, score
+from patchlake.pipeline.config import Settings, load_settings
 from tests.conftest import ASSETS, LOCAL, output_files
 
 pytestmark = [pytest.mark.assets, pytest.mark.slow]

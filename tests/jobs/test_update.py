@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import fit, ingest, options, score, standing, update, withdraw
-from jobs.withdraw import Wanted
-from pipeline.config import Settings, load_settings
-from pipeline.errors import ConfigError, FragmentsFailed
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import Manifest, read_manifest
-from pipeline.stages.source import Source
-from pipeline.tables import TRAINING_IMAGES
+from patchlake.jobs import fit, ingest, options, score, standing, update, withdraw
+from patchlake.jobs.withdraw import Wanted
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.errors import ConfigError, FragmentsFailed
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.model_store.models import Manifest, read_manifest
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.tables import TRAINING_IMAGES
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, soak
 from tests.jobs.test_methods import SMALL, settings_of
 
@@ -223,7 +223,7 @@ def test_it_goes_on_where_it_was_stopped(
 
     with monkeypatch.context() as patched:
         # The last moment before the step happens.
-        patched.setattr("pipeline.lake.models.write_manifest", stop)
+        patched.setattr("patchlake.pipeline.model_store.models.write_manifest", stop)
         with pytest.raises(KeyboardInterrupt):
             update.run(str(lakes.whole), str(model), settings, LOCAL)
     assert (model / "model.json").read_bytes() == before

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, fit, options, score
-from pipeline.config import Settings, load_settings
-from pipeline.errors import ConfigError
-from pipeline.lake.folder import Folder
-from pipeline.lake.runs import Summary
+from patchlake.jobs import evaluate, fit, options, score
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.record.runs import Summary
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files, read_scores
 
 COLUMNS = {
@@ -140,7 +140,7 @@ class Night:
             return original(folder, name, version)
 
         monkeypatch.setattr(Folder, "open", spied)
-        monkeypatch.setattr("pipeline.lake.apart._State.expendable", True)
+        monkeypatch.setattr("patchlake.pipeline.reading.apart._State.expendable", True)
 
     def add(self, name: str, begin: int, *, days_ago: float = 0) -> None:
         file = self.root / "lake" / name

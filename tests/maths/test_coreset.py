@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.maths.coreset import Shards, greedy, select
-from pipeline.maths.shard import Shard
+from patchlake.pipeline.maths.coreset import Shards, greedy, select
+from patchlake.pipeline.maths.shard import Shard
 
 # Two candidates whose distances agree to this are the same to float32.
 NEAR_TIE = 1e-6

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.maths.coreset import Shards, extend, greedy, select_further
-from pipeline.maths.partitioned import extended
-from pipeline.maths.shard import Shard
+from patchlake.pipeline.maths.coreset import Shards, extend, greedy, select_further
+from patchlake.pipeline.maths.partitioned import extended
+from patchlake.pipeline.maths.shard import Shard
 from tests.maths.test_coreset import KINDS, NEAR_TIE, POOL
 from tests.maths.test_partitioned import Parts
 

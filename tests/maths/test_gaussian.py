@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import mahalanobis
 
-from pipeline.errors import ConfigError
-from pipeline.maths import gaussian
-from pipeline.maths.gaussian import (
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.maths import gaussian
+from patchlake.pipeline.maths.gaussian import (
     Moments,
     covariance_of,
     merge,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.maths.coreset import Shards, greedy, select
-from pipeline.maths.partitioned import covering_radius, partitioned
-from pipeline.maths.projection import gaussian_projection
-from pipeline.maths.shard import Shard
+from patchlake.pipeline.maths.coreset import Shards, greedy, select
+from patchlake.pipeline.maths.partitioned import covering_radius, partitioned
+from patchlake.pipeline.maths.projection import gaussian_projection
+from patchlake.pipeline.maths.shard import Shard
 
 
 def draw(kind: str, count: int, dim: int, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.maths.projection import gaussian_projection, projected
+from patchlake.pipeline.maths.projection import gaussian_projection, projected
 
 
 def rows_of(count: int, dim: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pipeline.maths.resampling import bilinear_matrix, gaussian_matrix
+from patchlake.pipeline.maths.resampling import bilinear_matrix, gaussian_matrix
 
 sides = st.integers(1, 60)
 sigmas = st.floats(0, 20)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.covariance import OAS, LedoitWolf
 
-from pipeline.maths.gaussian import Moments, merge, whitener
-from pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
+from patchlake.pipeline.maths.gaussian import Moments, merge, whitener
+from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
 
 
 @st.composite

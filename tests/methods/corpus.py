@@ -6,7 +6,7 @@ from functools import reduce
 
 import numpy as np
 
-from pipeline.lake.arrays import from_bytes, to_bytes
+from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 
 
 @dataclass(frozen=True)

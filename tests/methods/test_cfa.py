@@ -11,14 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pipeline.errors import ConfigError
-from pipeline.index.bounds import products_are_exact
-from pipeline.index.exact import ExactSearch
-from pipeline.methods import build
-from pipeline.methods.cfa import CFA, compressed, held_out, softmin_scores
-from pipeline.methods.contract import Model
-from pipeline.methods.descent import AdamW, Descent, Trained
-from pipeline.methods.hyperspheres import Hyperspheres, Loss, Parameters, describe, search_among
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.index.bounds import products_are_exact
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.cfa import CFA, compressed, held_out, softmin_scores
+from patchlake.pipeline.methods.contract import Model
+from patchlake.pipeline.methods.descent import AdamW, Descent, Trained
+from patchlake.pipeline.methods.hyperspheres import (
+    Hyperspheres,
+    Loss,
+    Parameters,
+    describe,
+    search_among,
+)
 from tests.methods.corpus import FakeCorpus, FakeNotes, FakeReader, split
 
 # Channels, rows and columns of the layers; the finest is neither square nor of an even factor.

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.index.exact import ExactSearch
-from pipeline.methods.contract import Model
-from pipeline.methods.dn2 import DN2
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.methods.contract import Model
+from patchlake.pipeline.methods.dn2 import DN2
 from tests.methods.corpus import FakeCorpus, split
 
 

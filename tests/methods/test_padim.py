@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import ConfigError
-from pipeline.methods import build, padim
-from pipeline.methods.contract import Model
-from pipeline.methods.padim import PaDiM, chosen_channels, without_itself
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.methods import build, padim
+from patchlake.pipeline.methods.contract import Model
+from patchlake.pipeline.methods.padim import PaDiM, chosen_channels, without_itself
 from tests.methods.corpus import FakeCorpus, split
 
 

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.features import patches
-from pipeline.index.exact import ExactSearch
-from pipeline.maths.coreset import greedy
-from pipeline.maths.projection import gaussian_projection, projected
-from pipeline.methods import build, names, options_of
-from pipeline.methods.contract import Model
-from pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features import patches
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.maths.coreset import greedy
+from patchlake.pipeline.maths.projection import gaussian_projection, projected
+from patchlake.pipeline.methods import build, names, options_of
+from patchlake.pipeline.methods.contract import Model
+from patchlake.pipeline.methods.patchcore import PatchCore
 from tests.methods.corpus import FakeCorpus, split
 
 

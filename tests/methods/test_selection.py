@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import fit, options
-from pipeline.cluster.local import LocalRunner
-from pipeline.config import Settings, load_settings
-from pipeline.lake.folder import Folder
-from pipeline.lake.models import GroupRecord, read_manifest
-from pipeline.maths.coreset import greedy, select
-from pipeline.maths.shard import Shard
-from pipeline.methods import selection
-from pipeline.methods.selection import HeldRows, Selector
+from patchlake.jobs import fit, options
+from patchlake.pipeline.cluster.local import LocalRunner
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.maths.coreset import greedy, select
+from patchlake.pipeline.maths.shard import Shard
+from patchlake.pipeline.methods import selection
+from patchlake.pipeline.methods.selection import HeldRows, Selector
+from patchlake.pipeline.model_store.models import GroupRecord, read_manifest
+from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
 from tests.methods.corpus import FakeCorpus, split
 
@@ -68,7 +68,7 @@ def test_a_fit_on_ray_can_hold_its_rows_in_actors(images: Path, tmp_path: Path, 
     "shards", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7, 16))]
 )
 def test_actors_select_the_sequence_of_one_process(shards: int, local_ray: None):
-    from pipeline.cluster.on_ray import RayRunner
+    from patchlake.pipeline.cluster.on_ray import RayRunner
 
     rows = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
     pieces = np.array_split(rows, shards)

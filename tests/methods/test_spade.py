@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.index.exact import ExactSearch
-from pipeline.maths.resampling import bilinear_matrix
-from pipeline.methods.contract import Model
-from pipeline.methods.spade import SPADE, chained, joined
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.maths.resampling import bilinear_matrix
+from patchlake.pipeline.methods.contract import Model
+from patchlake.pipeline.methods.spade import SPADE, chained, joined
 from tests.methods.corpus import FakeCorpus, split
 
 GRIDS = {"layer0": (4, 4, 6), "layer1": (2, 2, 9)}

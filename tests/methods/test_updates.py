@@ -5,16 +5,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.maths.gaussian import Moments, covariance_of, merge, packed, unpacked, whitener
-from pipeline.maths.gaussian import without as left_of
-from pipeline.maths.shrinkage import Powers
-from pipeline.methods.contract import Earlier, Model, Updatable, closed_up
-from pipeline.methods.dn2 import DN2
-from pipeline.methods.mahalanobis import Mahalanobis
-from pipeline.methods.padim import PaDiM
-from pipeline.methods.patchcore import PatchCore
-from pipeline.methods.spade import SPADE
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.maths.gaussian import (
+    Moments,
+    covariance_of,
+    merge,
+    packed,
+    unpacked,
+    whitener,
+)
+from patchlake.pipeline.maths.gaussian import without as left_of
+from patchlake.pipeline.maths.shrinkage import Powers
+from patchlake.pipeline.methods.contract import Earlier, Model, Updatable, closed_up
+from patchlake.pipeline.methods.dn2 import DN2
+from patchlake.pipeline.methods.mahalanobis import Mahalanobis
+from patchlake.pipeline.methods.padim import PaDiM
+from patchlake.pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.methods.spade import SPADE
 from tests.methods.corpus import FakeCorpus, split
 from tests.methods.test_mahalanobis import features
 from tests.methods.test_padim import random_patches

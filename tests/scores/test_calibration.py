@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.scores.calibration import Calibration, Spread, mean_scale
-from pipeline.scores.ensemble import ensemble_maps, ensemble_scores
-from pipeline.scores.heatmap import ColourScale
+from patchlake.pipeline.scores.calibration import Calibration, Spread, mean_scale
+from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
+from patchlake.pipeline.scores.heatmap import ColourScale
 
 ONE = Calibration(9, Spread(10.0, 2.0), Spread(1.0, 0.5), ColourScale(2.0, 3.0))
 OTHER = Calibration(9, Spread(-1.0, 4.0), Spread(0.0, 2.0), ColourScale(8.0, 12.0), threshold=5.0)

@@ -9,12 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pipeline.images.pictures import MAX_SIDE, grey_picture, picture_size
-from pipeline.scores.heatmap import (
-    ColourScale,
-    overlay,
-    to_png,
-)
+from patchlake.pipeline.images.pictures import MAX_SIDE, grey_picture, picture_size
+from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_png
 
 distances = st.floats(0, 1000, width=32)
 SCALE = ColourScale(2.0, 3.0)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline.errors import ConfigError, InputChanged
-from pipeline.lake.fragments import Fragment, Fragments
-from pipeline.stages.batch import (
+from patchlake.pipeline.errors import ConfigError, InputChanged
+from patchlake.pipeline.reading.fragments import Fragment, Fragments
+from patchlake.pipeline.stages.batch import (
     FragmentBatch,
     FragmentResult,
     advance,
@@ -19,7 +19,7 @@ from pipeline.stages.batch import (
     key_of,
     result_of,
 )
-from pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT
+from patchlake.pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT
 
 FRAGMENT = Fragment("g=a/part.parquet", (0, 2), 5, "a", 3, "v1").keyed("settings")
 

@@ -119,10 +119,10 @@ def _patch_runs(module):
 
 
 _PATCHES = {
-    "pipeline.stages.batch": _patch_batch,
-    "pipeline.stages.decode": _patch_decode,
+    "patchlake.pipeline.stages.batch": _patch_batch,
+    "patchlake.pipeline.stages.decode": _patch_decode,
 }
-_CLOCK = {"pipeline.lake.runs": _patch_runs}
+_CLOCK = {"patchlake.pipeline.record.runs": _patch_runs}
 
 
 class _Patching:

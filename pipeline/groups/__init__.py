@@ -1,0 +1,1 @@
+"""One group's model: fitted, updated, calibrated, written, and loaded to score with."""

@@ -1,0 +1,381 @@
+"""A group's embeddings as the embed stage left them: what a method is fitted on."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial, reduce
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.methods.contract import Arrays, Fold, Notes, Reader, S
+from patchlake.pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
+from patchlake.pipeline.model_store.slices import SlicedFile
+from patchlake.pipeline.reading.fragments import Fragment
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.owned import reading
+
+_AGAIN = "remove it and start the same command again, which makes it again"
+
+# Not a plain name: partial results of earlier versions are not in slices, and are not found.
+EMBEDDINGS = ".slices.safetensors"
+
+# Fragments that one call of `reduce` folds: a PaDiM state of 100 channels is 250 MB, the
+# embeddings of 16 fragments of 256 images are 5 GB.
+_FOLDED_AT_ONCE = 16
+# Of a fragment, what is folded at once. 256 images of 56 x 56 locations have 1.8 GB with
+# PaDiM's 550 channels; with 100 they have 321 MB, and are folded whole.
+_PIECE_BYTES = 512 * 2**20
+# What fragments are of is a few KB behind the latency of an object store.
+_READ_AT_ONCE = 16
+
+
+def embedded_keys(model: Folder, partials: str) -> pa.StringArray:
+    """Return the keys of the fragments whose embeddings are stored. One listing."""
+    names = (name.removeprefix(partials) for name in model.names(partials.rstrip("/")))
+    found = (name.partition(".")[0] for name in names if name.endswith(EMBEDDINGS))
+    return pa.array(found, pa.string())
+
+
+def embedded_bytes(model: Folder, partials: str) -> dict[str, int]:
+    """Return key -> bytes of the fragments' embeddings that are stored. One listing."""
+    entries = model.find(partials.rstrip("/"))
+    return {
+        entry.name.removeprefix(partials).partition(".")[0]: entry.size
+        for entry in entries
+        if entry.name.endswith(EMBEDDINGS)
+    }
+
+
+def intact_keys(model: Folder, partials: str) -> pa.StringArray:
+    """Return those of `embedded_keys` whose files are whole, as far as their headers tell.
+
+    The others are to be embedded again. Two small reads a fragment.
+    """
+    sizes = embedded_bytes(model, partials)
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        whole = pool.map(lambda key: _is_whole(model, partials, key, sizes[key]), sizes)
+        return pa.array([key for key, is_ in zip(sizes, whole, strict=True) if is_], pa.string())
+
+
+def _is_whole(model: Folder, partials: str, key: str, size: int) -> bool:
+    try:
+        described = _described(model, partials, key)
+        name = f"{partials}{key}{EMBEDDINGS}"
+        with _opened(model, name) as sliced:
+            return size == sliced.bytes and sliced.images == len(described.image_ids)
+    except (ConfigError, FileNotFoundError):
+        return False
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a fragment's embeddings are of."""
+
+    # Of the usable images.
+    image_ids: list[str]
+    source_rows: list[int]
+    # Of all images that were to be used.
+    statuses: list[str]
+    # Of the usable images' encoded files.
+    sha256s: list[str]
+
+    def __post_init__(self) -> None:
+        usable = Counter(self.statuses)["ok"]
+        if not len(self.image_ids) == len(self.source_rows) == usable:
+            counts = len(self.image_ids), len(self.source_rows), usable
+            raise ValueError(f"of {counts} images each is said")
+
+
+class Workers(Protocol):
+    """Where a corpus has its work done: what a runner offers."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that can hold something in memory at the same time."""
+
+    def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """Yield the result of each call, in their order."""
+
+    def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Held[M]]:
+        """Start a thing in a worker each."""
+
+    def together(self, call: Callable[[Peers], None], members: int) -> None:
+        """Run a function in at most `members` workers in step; start it again where one dies."""
+
+
+@dataclass(frozen=True)
+class StoredCorpus:
+    """A group's embeddings as the embed stage left them, in the plan's order."""
+
+    model: Folder
+    partials: str
+    fragments: Sequence[Fragment]
+    workers: Workers
+    # Bytes that one process may hold, and threads of this one.
+    memory_budget: int
+    threads: int
+
+    @property
+    def group(self) -> str:
+        """Name of the group."""
+        return self.fragments[0].group
+
+    def identities(self, images: Iterable[int]) -> dict[int, tuple[str, str, int]]:
+        """Return (image_id, source_path, source_row) of these images, by their number.
+
+        Reads what the fragments that hold them are of, and keeps nothing of it.
+        """
+        found = {}
+        for number, wanted in self._by_fragment(images).items():
+            fragment, first = self.fragments[number], int(self._firsts[number])
+            described = self._describe(fragment.key)
+            for image in wanted:
+                at = image - first
+                place = (described.image_ids[at], fragment.path, described.source_rows[at])
+                found[image] = place
+        return found
+
+    def described(self) -> Iterator[tuple[Fragment, Described]]:
+        """Yield each fragment and what its embeddings are of."""
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            keys = (fragment.key for fragment in self.fragments)
+            yield from zip(self.fragments, pool.map(self._describe, keys), strict=True)
+
+    @property
+    def unusable(self) -> dict[str, int]:
+        """The number of images that could not be used, by status."""
+        counts: Counter[str] = Counter()
+        for statuses in self._statuses:
+            counts.update(statuses)
+        return {status: counts[status] for status in sorted(counts) if status != "ok"}
+
+    @property
+    def images(self) -> int:
+        """Number of usable images."""
+        return int(self._firsts[-1])
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one image's arrays, by name."""
+        with _opened(self.model, self._named[0][0]) as sliced:
+            return sliced.shapes
+
+    @property
+    def processes(self) -> int:
+        """Processes that can hold a part of the corpus each."""
+        return self.workers.processes
+
+    def embeddings(self) -> Iterator[Arrays]:
+        """Yield each fragment's embeddings."""
+        for name, _ in self._named:
+            yield _load(self.model, [name])
+
+    def some(self, images: Iterable[int]) -> Iterator[tuple[int, Arrays]]:
+        """Yield these images' numbers and arrays, one image at a time; reads nothing else."""
+        for number, wanted in self._by_fragment(images).items():
+            name = f"{self.partials}{self.fragments[number].key}{EMBEDDINGS}"
+            with _opened(self.model, name) as sliced:
+                for image in wanted:
+                    at = image - int(self._firsts[number])
+                    yield image, sliced.read(range(at, at + 1))
+
+    def each(self, work: Callable[[Arrays, int], T]) -> Iterator[T]:
+        """Yield the results of `work` on each fragment, in order."""
+        calls = [partial(_work_on, self.model, [name], first, work) for name, first in self._named]
+        return self.workers.each(calls)
+
+    def reduce(self, fold: Fold[S], merge: Callable[[S, S], S]) -> S:
+        """Return the state that all fragments are folded into, in order.
+
+        Runs of `_FOLDED_AT_ONCE` are folded by the workers: a state is not much smaller than a
+        fragment's embeddings, and few of them travel.
+        """
+        calls = [partial(_fold, self.model, some, fold) for some in _runs(self._named)]
+        return reduce(merge, self.workers.each(calls))
+
+    def reduce_apart(
+        self,
+        folds: Sequence[Fold[S]],
+        merge: Callable[[S, S], S],
+        ends: Sequence[Callable[[S], T]],
+    ) -> Iterator[T]:
+        """Yield, for each fold, its end of what `reduce` returns, to the bit."""
+        calls = [
+            partial(_fold_all, self.model, self._named, fold, merge, end)
+            for fold, end in zip(folds, ends, strict=True)
+        ]
+        return self.workers.each(calls)
+
+    def held(
+        self, start: Callable[[Arrays, int], M], members: int
+    ) -> AbstractContextManager[Held[M]]:
+        """Start `members` things, or fewer where there are fewer fragments."""
+        shares = np.array_split(np.arange(len(self._named)), min(members, len(self._named)))
+        starts = []
+        for share in shares:
+            names = [self._named[i][0] for i in share]
+            starts.append(partial(_work_on, self.model, names, self._named[share[0]][1], start))
+        return self.workers.members(starts)
+
+    def together(self, work: Callable[[Peers, Reader, Notes], None], members: int) -> Notes:
+        """Run `work` in several workers in step; return what it noted in the run's folder."""
+        names = [name for name, _ in self._named]
+        firsts = [first for _, first in self._named]
+        reader = StoredReader(self.model, names, np.diff([*firsts, self.images]).tolist())
+        notes = RunNotes(self.model, f"{self.partials}{self.fragments[0].key}-")
+        self.workers.together(partial(_together, work, reader, notes), members)
+        return notes
+
+    @cached_property
+    def _named(self) -> list[tuple[str, int]]:
+        """Name of the embeddings, and number of the first image, of each fragment that has any."""
+        counts = np.diff(self._firsts)
+        return [
+            (f"{self.partials}{fragment.key}{EMBEDDINGS}", int(first))
+            for fragment, count, first in zip(self.fragments, counts, self._firsts, strict=False)
+            if count
+        ]
+
+    def _by_fragment(self, images: Iterable[int]) -> dict[int, list[int]]:
+        """Return the images, sorted, by the number of the fragment that holds them."""
+        found: dict[int, list[int]] = {}
+        for image in sorted(set(images)):
+            at = int(np.searchsorted(self._firsts, image, side="right")) - 1
+            found.setdefault(at, []).append(image)
+        return found
+
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        """Number of each fragment's first image, and the number of all images."""
+        return np.cumsum([0, *(statuses["ok"] for statuses in self._statuses)])
+
+    @cached_property
+    def _statuses(self) -> list[Counter[str]]:
+        """Counts by status, of each fragment: all that is kept of an image is that it is there."""
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            keys = (fragment.key for fragment in self.fragments)
+            return list(pool.map(lambda key: Counter(self._describe(key).statuses), keys))
+
+    def _describe(self, key: str) -> Described:
+        return _described(self.model, self.partials, key)
+
+
+@dataclass(frozen=True)
+class StoredReader:
+    """The same embeddings, for a worker."""
+
+    model: Folder
+    names: Sequence[str]
+    sizes: Sequence[int]
+
+    def load(self, fragment: int) -> Arrays:
+        """Return one fragment's embeddings, by its number."""
+        return _load(self.model, [self.names[fragment]])
+
+
+@dataclass(frozen=True)
+class RunNotes:
+    """Arrays in the run's folder, which go with its partial results."""
+
+    model: Folder
+    prefix: str
+
+    def read(self, name: str) -> Arrays | None:
+        """Return what was written last, or None."""
+        try:
+            content = self.model.read(f"{self.prefix}{name}{EMBEDDINGS}")
+        except FileNotFoundError:
+            return None
+        try:
+            return from_bytes(content)
+        except (SafetensorError, ValueError):
+            # Cut short: the work begins anew, as if nothing had been noted.
+            return None
+
+    def write(self, name: str, arrays: Arrays) -> None:
+        """Replace what was written, in one atomic put."""
+        self.model.write(f"{self.prefix}{name}{EMBEDDINGS}", to_bytes(arrays))
+
+
+_DESCRIBED = TypeAdapter(Described)
+
+
+def _described(model: Folder, partials: str, key: str) -> Described:
+    name = f"{partials}{key}.json"
+    with reading(model.path(name), _AGAIN):
+        return _DESCRIBED.validate_json(model.read(name))
+
+
+@contextmanager
+def _opened(model: Folder, name: str) -> Iterator[SlicedFile]:
+    """Open a file of embeddings; whatever is wrong with it is said with its name."""
+    with reading(model.path(name), _AGAIN), model.open(name) as file:
+        yield SlicedFile.over(file)
+
+
+def _load(model: Folder, names: Sequence[str]) -> Arrays:
+    """Return the embeddings of some files, one after the other: each byte is in memory once."""
+    if len(names) == 1:
+        with _opened(model, names[0]) as sliced:
+            return sliced.read(range(sliced.images))
+    # Opened one by one, twice each: a worker's share may be more files than a process may open.
+    counts = []
+    for name in names:
+        with _opened(model, name) as sliced:
+            counts.append(sliced.images)
+    arrays = sliced.empty(sum(counts))
+    for name, first, count in zip(names, np.cumsum([0, *counts]), counts, strict=False):
+        part = {key: array[first:][:count] for key, array in arrays.items()}
+        with _opened(model, name) as sliced:
+            sliced.read_into(part)
+    return arrays
+
+
+def _work_on(
+    model: Folder, names: Sequence[str], first: int, work: Callable[[Arrays, int], T]
+) -> T:
+    return work(_load(model, names), first)
+
+
+def _fold(model: Folder, named: Sequence[tuple[str, int]], fold: Fold[S]) -> S:
+    state: S | None = None
+    for name, first in named:
+        for start, arrays in _pieces(model, name):
+            state = fold(state, arrays, first + start)
+    assert state is not None, "a fragment has images"
+    return state
+
+
+def _pieces(model: Folder, name: str) -> Iterator[tuple[int, Arrays]]:
+    """Yield the number of the first image, and the arrays, of each piece of a file."""
+    with _opened(model, name) as sliced:
+        for piece in sliced.pieces(_PIECE_BYTES):
+            yield piece.start, sliced.read(piece)
+
+
+def _fold_all(
+    model: Folder,
+    named: Sequence[tuple[str, int]],
+    fold: Fold[S],
+    merge: Callable[[S, S], S],
+    end: Callable[[S], T],
+) -> T:
+    return end(reduce(merge, (_fold(model, some, fold) for some in _runs(named))))
+
+
+def _runs(named: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
+    return [named[i : i + _FOLDED_AT_ONCE] for i in range(0, len(named), _FOLDED_AT_ONCE)]
+
+
+def _together(
+    work: Callable[[Peers, Reader, Notes], None], reader: Reader, notes: Notes, peers: Peers
+) -> None:
+    work(peers, reader, notes)

@@ -1,0 +1,166 @@
+"""update and withdraw: images join a group's model, or leave it, and it is not fitted again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.groups.calibrate import spread
+from patchlake.pipeline.groups.corpus import StoredCorpus
+from patchlake.pipeline.groups.files import load_accounts, load_state
+from patchlake.pipeline.groups.fit import Made, bank_and_facts, calibrator_of, store
+from patchlake.pipeline.groups.gallery import gallery_files, without_images, write_gallery
+from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
+from patchlake.pipeline.groups.membership import Membership, samples_left
+from patchlake.pipeline.methods.contract import Earlier, MemoryBank, Method, Progress, Updatable
+from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
+from patchlake.pipeline.scores.calibration import Sample
+from patchlake.pipeline.storage.folder import Folder
+
+
+def updatable(method: Method, name: str) -> Updatable:
+    """Return the method as one whose models images can join and leave.
+
+    Raises:
+        ConfigError: if it is none: what it learns of the images is of all of them at once.
+    """
+    if not isinstance(method, Updatable):
+        raise ConfigError(
+            f"method '{name}' is trained on all images together: none can join or leave its model; "
+            "fit again"
+        )
+    return method
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A group's model as it stands, and how its digest is made."""
+
+    model: Folder
+    group: str
+    record: GroupRecord
+    members: Membership
+    identity: Mapping[str, object]
+    settings: Settings
+
+    @classmethod
+    def of(
+        cls,
+        model: Folder,
+        group: str,
+        record: GroupRecord,
+        identity: Mapping[str, object],
+        settings: Settings,
+    ) -> "Standing":
+        """Return the group; its arrays are not read yet.
+
+        Raises:
+            ConfigError: if the model was fitted before images were recorded.
+            ModelError: if a file is missing or damaged.
+        """
+        members = Membership.stored(load_accounts(model, record).images)
+        return cls(model, group, record, members, identity, settings)
+
+    @property
+    def gallery(self) -> list[FileRecord]:
+        """The files of its gallery, if there are any."""
+        return gallery_files(self.record.files)
+
+    def load(self) -> Earlier:
+        """Return what the method needs to go on from. Raises `ModelError`."""
+        accounts = load_accounts(self.model, self.record)
+        rows, bank = load_bank_rows(self.model, self.record), None
+        if rows is not None and accounts.provenance is not None:
+            origin = self.members.origin(accounts.provenance)
+            bank = MemoryBank(rows, origin=origin)
+        state = load_state(self.model, self.record)
+        facts = self.record.facts
+        return Earlier(self.members.count, facts, state, accounts.statistics, bank)
+
+
+def update_group(
+    method: Updatable,
+    standing: Standing,
+    corpus: StoredCorpus,
+    step: int,
+    progress: Progress | None = None,
+) -> GroupRecord:
+    """Write the files of a group's model with the corpus' images; return its record.
+
+    Scores of the earlier images are kept as they were measured when they joined, thinned to make
+    room for those of the new ones: their embeddings are gone.
+
+    Args:
+        method: That of the model, with its settings.
+        standing: The group.
+        corpus: Images that are not in the model, one at least.
+        step: Number of this step in the model's lineage.
+        progress: Called with (done, total).
+
+    Raises:
+        ConfigError: if the method cannot, or the index is below the recall asked.
+    """
+    settings, before = standing.settings, standing.members.count
+    fitted = method.update(standing.load(), corpus, seed=settings.seed, progress=progress)
+    gallery = standing.gallery
+    if fitted.gallery is not None:
+        gallery = gallery + write_gallery(corpus, fitted.gallery, before=before)
+    bank, facts = bank_and_facts(corpus, fitted, settings, before=before)
+    calibrator = calibrator_of(method, standing.model, fitted, gallery, standing.identity)
+    at_most = method.calibration_images
+    chosen = spread(np.arange(corpus.images), before + corpus.images, at_most)
+    new = list(calibrator.measure(corpus, chosen, before=before))
+    old = _thinned(standing.members.samples(), at_most - len(new))
+    members = standing.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
+    made = Made(fitted, bank, facts, gallery, members, corpus.unusable)
+    return store(standing.model, standing.group, made, standing.identity, settings)
+
+
+def withdraw_group(
+    method: Updatable,
+    standing: Standing,
+    numbers: Int64[np.ndarray, " withdrawn"],
+    corpus: StoredCorpus | None,
+    step: int,
+) -> GroupRecord:
+    """Write the files of a group's model without some images; return its record.
+
+    The scores of those that stay are kept as they were measured, and an approximate index's quality
+    as well.
+
+    Args:
+        method: That of the model, with its settings.
+        standing: The group.
+        numbers: The images, one at least.
+        corpus: The same images, where the method needs their embeddings.
+        step: Number of this step in the model's lineage.
+
+    Raises:
+        ConfigError: if the method cannot, or too little would be left.
+    """
+    settings = standing.settings
+    earlier = standing.load()
+    fitted = method.withdraw(earlier, numbers, corpus, seed=settings.seed)
+    bank = {} if fitted.bank is None else bank_files(fitted.bank, settings.index)
+    group, files = standing.group, standing.gallery
+    gallery = without_images(standing.model, group, files, numbers.tolist()) if files else []
+    quality = {n: v for n, v in earlier.facts.items() if n in _QUALITY}
+    samples = samples_left(standing.members.samples(), numbers)
+    members = standing.members.left_by(numbers, step).measured(samples)
+    unusable = standing.record.unusable_images
+    made = Made(fitted, bank, fitted.facts | quality, gallery, members, unusable)
+    return store(standing.model, group, made, standing.identity, settings)
+
+
+_QUALITY = {"queries", "recall_at_1", "mean_score_error_relative", "max_score_error_relative"}
+
+
+def _thinned(samples: list[Sample], at_most: int) -> list[Sample]:
+    """Return so many of the samples, evenly spread."""
+    if len(samples) <= at_most:
+        return samples
+    kept = np.linspace(0, len(samples) - 1, max(0, at_most)).round().astype(int)
+    return [samples[number] for number in kept]

@@ -1,0 +1,180 @@
+"""plan: which fragments there are, under which keys, and which of their rows a job uses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from patchlake.pipeline.config import VOCABULARY, Settings, digest
+from patchlake.pipeline.errors import ConfigError, FileDamaged
+from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.reading.listing import list_tables
+from patchlake.pipeline.reading.planning import Planned, plan
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.owned import arrow_table, or_none, reading
+from patchlake.pipeline.storage.seals import sealed, unsealed
+from patchlake.pipeline.tables import OUTPUT_VERSION, PLAN
+from patchlake.pipeline.where.condition import read_where
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Fragments in (path, first row, group) order; `kept` are those that `--where` keeps."""
+
+    every: Fragments
+    kept: Fragments
+    # Files that had to be opened; the others are as an earlier plan found them.
+    opened: int
+    # Whether all files of the lake were looked at.
+    is_whole: bool
+    # Path -> why the file cannot be read: it has no fragments.
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def sound(self) -> "Plan":
+        """Return the plan of a job that cannot do without any file.
+
+        Raises:
+            FileDamaged: if there is one that cannot be read.
+        """
+        for path, reason in self.damaged.items():
+            others = f" (and {len(self.damaged) - 1} more)" if len(self.damaged) > 1 else ""
+            raise FileDamaged(
+                f"{reason}{others}; mend or remove it, or leave it out with "
+                f"""--where "path <> '{path}'\""""
+            )
+        return self
+
+    @property
+    def images(self) -> int:
+        """Rows of the kept fragments."""
+        return self.kept.images
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups of the kept fragments."""
+        return self.kept.groups
+
+
+def plan_fragments(
+    images: Folder,
+    settings: Settings,
+    where: str | None,
+    known: Fragments | None = None,
+    since: datetime | None = None,
+) -> Plan:
+    """Return the plan of a job over a lake, without keys.
+
+    Args:
+        images: The lake.
+        settings: Its columns and the size of fragments.
+        where: Which fragments are kept: those in which it may hold.
+        known: What an earlier plan found, from `read_cuts`.
+        since: Files that were written earlier are left out; none may be left.
+
+    Raises:
+        ConfigError: if there are no images, or `where` keeps none.
+        TableError: if a file is not an images table.
+    """
+    rule = read_where(where)
+    entries = list_tables(images)
+    if since is not None:
+        entries = [e for e in entries if e.modified is None or e.modified >= since]
+    found = plan(images, settings, entries=entries, where=rule, known=known)
+    if not found.kept and (entries or since is None):
+        raise _nothing(images, where, found)
+    is_whole = where is None and since is None and not images.only
+    return Plan(found.every, found.kept, found.opened, is_whole, found.damaged)
+
+
+def _nothing(images: Folder, where: str | None, found: Planned) -> ConfigError:
+    """Return the error that says why there is nothing to do."""
+    if found.damaged:
+        return FileDamaged(next(iter(found.damaged.values())))
+    if where is None:
+        return ConfigError(
+            f"none of the {found.listed} Parquet files of {images.root} has a row: there is "
+            "nothing to do"
+        )
+    return ConfigError(f"--where {where!r} keeps none of {found.listed} files of {images.root}")
+
+
+def read_cuts(scores: Folder, settings: Settings) -> Fragments:
+    """Return how the files of earlier plans were cut; nothing, if it is not what was written.
+
+    Whoever removes anything by it looks into the files themselves first.
+    """
+    name = _cuts_name(settings)
+
+    def read() -> Fragments:
+        with reading(scores.path(name), "remove it"):
+            return Fragments(unsealed(arrow_table(scores.read(name), PLAN), _sealed_as(name)))
+
+    return or_none(read) or Fragments.of([])
+
+
+def write_cuts(scores: Folder, settings: Settings, plan: Plan, known: Fragments) -> None:
+    """Remember how files were cut, so that a file which does not change is opened once.
+
+    Nothing hangs on it: two writers at once write what either may read.
+
+    Args:
+        scores: Where it is kept.
+        settings: Those of the plan.
+        plan: What was found now.
+        known: What was known before, which stays so of files that the plan has not looked at.
+    """
+    tables = [plan.every.table]
+    if not plan.is_whole:
+        looked_at = pc.is_in(
+            known.table.column("path"), value_set=pa.array(plan.every.paths, pa.string())
+        )
+        tables.append(known.only(pc.invert(looked_at)).table)
+    table = pa.concat_tables(tables)
+    # Keys depend on the model; batches and their order on what was known.
+    at = PLAN.get_field_index("key")
+    table = table.set_column(at, PLAN.field(at), pa.repeat("", len(table)))
+    table = table.take(pc.sort_indices(table.column("path"))).combine_chunks()
+    if not table.equals(known.table):
+        name = _cuts_name(settings)
+        Fragments(sealed(table, _sealed_as(name))).write(scores, name)
+
+
+def forget_cuts(scores: Folder, settings: Settings) -> None:
+    """Remove what is remembered: it is not what the files say."""
+    scores.remove(_cuts_name(settings))
+
+
+def _sealed_as(name: str) -> str:
+    # How files are cut may change with the code.
+    return f"{name} of {OUTPUT_VERSION}"
+
+
+def _cuts_name(settings: Settings) -> str:
+    columns = settings.columns.model_dump(mode="json", exclude=set(VOCABULARY))
+    return f"_cuts/{digest({'columns': columns, 'images': settings.fragment_images})[:12]}.arrow"
+
+
+def keyed(plan: Plan, settings_digests: Mapping[str, str], otherwise: str) -> Plan:
+    """Return the plan with keys; the digest is the group's, or `otherwise` where it has none."""
+    every = plan.every.keyed(settings_digests, otherwise)
+    same = plan.kept is plan.every
+    kept = every if same else plan.kept.keyed(settings_digests, otherwise)
+    return replace(plan, every=every, kept=kept)
+
+
+def output_digest(settings: Settings) -> str:
+    """Return the digest of all settings that a part's bytes depend on, besides the model.
+
+    Runner, workers, `batch_size`, `max_failed`, where parts are published and what labels and
+    splits mean are not among them.
+    """
+    return digest(
+        {
+            "image": settings.image.model_dump(mode="json"),
+            "score": settings.score.model_dump(mode="json", exclude={"iceberg_table"}),
+            "columns": settings.columns.model_dump(mode="json", exclude=set(VOCABULARY)),
+            "fragment_images": settings.fragment_images,
+        }
+    )

@@ -1,0 +1,1 @@
+"""The score table: parts and their commit, expiry, compaction, and its Iceberg twin."""

@@ -1,0 +1,1 @@
+"""What there is to ingest: folders of pictures and manifests, as images to pack."""

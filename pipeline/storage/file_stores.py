@@ -1,0 +1,204 @@
+"""Folders that fsspec opens, and among them those on a disk, which can do more."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.storage import disk
+from patchlake.pipeline.storage.stores import Entry
+from patchlake.pipeline.storage.walking import Found, walk
+
+
+def opened(uri: str) -> "FsspecStore":
+    """Return what holds a path, or a folder of any URI that fsspec opens.
+
+    Raises:
+        ConfigError: if fsspec does not open it.
+    """
+    try:
+        filesystem, root = fsspec.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"'{uri}' cannot be opened: {error}") from None
+    is_local = isinstance(filesystem, LocalFileSystem)
+    root = (os.path.normpath(root) if is_local else str(root)).rstrip("/") or "/"
+    return DiskStore(filesystem, root) if is_local else FsspecStore(filesystem, root)
+
+
+@dataclass(frozen=True)
+class FsspecStore:
+    """A folder of a filesystem of fsspec's."""
+
+    filesystem: fsspec.AbstractFileSystem
+    # Without a slash at its end, unless it is one.
+    inner_root: str
+
+    pins_versions = False
+
+    @property
+    def root(self) -> str:
+        """The normalised URI."""
+        return str(self.filesystem.unstrip_protocol(self.inner_root))
+
+    def open(self, name: str, version: str) -> BinaryIO:  # noqa: ARG002 - it has only the newest
+        """Open a file for reading."""
+        return cast("BinaryIO", self.filesystem.open(self.inner(name), "rb"))
+
+    def read(self, name: str, at_most: int | None) -> bytes:
+        """Return a file's bytes, or its first `at_most`."""
+        with self.open(name, "") as file:
+            return file.read(-1 if at_most is None else at_most)
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is such a file or folder."""
+        return bool(self.filesystem.exists(self.inner(name)))
+
+    def entry(self, name: str) -> Entry:
+        """Return one file's entry, as it is now."""
+        # A listing that this process has made earlier would answer instead of the store.
+        self.filesystem.invalidate_cache()
+        info = self.filesystem.info(self.inner(name))
+        if info["type"] == "directory":
+            raise FileNotFoundError(f"{self.root}/{name} is a folder")
+        return _entry(name, info)
+
+    def entries(self, below: str) -> Iterator[Entry]:
+        """Yield all files below a sub-folder."""
+        self.filesystem.invalidate_cache()
+        found = self.filesystem.find(self.inner(below), detail=True)
+        prefix = self.inner("").rstrip("/") + "/"
+        for path, info in found.items():
+            if path.startswith(prefix):
+                yield _entry(path.removeprefix(prefix), info)
+
+    def names(self, below: str) -> Iterator[str]:
+        """Yield their names; the listing is in memory as fsspec returns it, some 1 KB a file."""
+        prefix = self.inner_root.rstrip("/") + "/"
+        self.filesystem.invalidate_cache()
+        for path in self.filesystem.find(self.inner(below)):
+            if path.startswith(prefix):
+                yield path.removeprefix(prefix)
+
+    def folders(self, below: str) -> list[str]:
+        """Return the names of the sub-folders directly below one."""
+        self.filesystem.invalidate_cache()
+        try:
+            found = self.filesystem.ls(self.inner(below), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        inner = (info["name"].rstrip("/") for info in found if info["type"] == "directory")
+        return [path.rpartition("/")[2] for path in inner]
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Write a file as a stream."""
+        return _uploading(self.filesystem, self.inner(name))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put a file if there is none of that name; return whether this call put it."""
+        try:
+            self.filesystem.pipe_file(self.inner(name), content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def move(self, name: str, to: str) -> None:
+        """Copy a file and remove it."""
+        self.filesystem.cp_file(self.inner(name), self.inner(to))
+        self.filesystem.rm_file(self.inner(name))
+        self.filesystem.invalidate_cache()
+
+    def remove(self, name: str, *, recursive: bool) -> None:
+        """Remove a file, or a sub-folder with all below it."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm(self.inner(name), recursive=recursive)
+
+    def inner(self, name: str) -> str:
+        """Return a file's path in the filesystem."""
+        return f"{self.inner_root.rstrip('/')}/{name}" if name else self.inner_root
+
+
+class DiskStore(FsspecStore):
+    """A folder on this machine's disk: see `pipeline.storage.disk`."""
+
+    @property
+    def root(self) -> str:
+        """The path."""
+        return self.inner_root
+
+    def open(self, name: str, version: str) -> BinaryIO:  # noqa: ARG002 - as above
+        """Open a file for reading; a pipe or a device is refused, where it would wait for ever."""
+        path = self.inner(name)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(kind):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", path)
+
+    def walk(self, below: str) -> Iterator[Found]:
+        """Yield what is below a sub-folder, links followed, with what is left out."""
+        return walk(Path(self.inner_root), below)
+
+    def entries(self, below: str) -> Iterator[Entry]:
+        """Yield all files below a sub-folder."""
+        for found in self.walk(below):
+            if found.is_file:
+                yield _entry(found.name, {"size": found.size, "mtime": found.modified})
+
+    def names(self, below: str) -> Iterator[str]:
+        """Yield their names, one at a time."""
+        return (found.name for found in self.walk(below) if found.is_file)
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Write a file as a stream."""
+        return disk.writing(Path(self.inner(name)))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put a file if there is none of that name; return whether this call put it."""
+        return disk.create(Path(self.inner(name)), content)
+
+    def move(self, name: str, to: str) -> None:
+        """Rename a file."""
+        disk.move(Path(self.inner(name)), Path(self.inner(to)))
+
+    def sweep(self) -> None:
+        """Remove temporary files whose process is gone."""
+        disk.sweep(Path(self.inner_root))
+
+
+@contextlib.contextmanager
+def _uploading(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
+    # An object store shows an object when its upload is completed, never before.
+    file = filesystem.open(path, "wb")
+    try:
+        yield file
+    except BaseException:
+        file.discard()
+        raise
+    file.close()
+    filesystem.invalidate_cache()
+
+
+def _entry(name: str, info: dict[str, object]) -> Entry:
+    size = int(cast("int", info["size"]))
+    times = (info.get(name) for name in ("mtime", "LastModified", "updated", "created"))
+    changed = next((time for time in times if time), "")
+    # Of fsspec's file systems some say it one way in a listing and the other of a file.
+    if isinstance(changed, datetime):
+        changed = changed.timestamp()
+    modified = datetime.fromtimestamp(changed, UTC) if isinstance(changed, int | float) else None
+    etag = info.get("ETag") or info.get("etag")
+    version = str(etag).strip('"') if etag else f"{size}-{changed}"
+    return Entry(name, size, version, modified)

@@ -1,0 +1,1 @@
+"""`--where`: a condition in SQL, judged by paths, by statistics and by rows."""

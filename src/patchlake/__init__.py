@@ -1,0 +1,1 @@
+"""patchlake finds defects in images at the scale of a data lake."""

@@ -1,0 +1,77 @@
+"""A corpus of stored embeddings: each image is folded once, in order, whatever a piece is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patchlake.pipeline.cluster.local import LocalRunner
+from patchlake.pipeline.groups import corpus as module
+from patchlake.pipeline.groups.corpus import EMBEDDINGS, StoredCorpus
+from patchlake.pipeline.model_store.slices import write_slices
+from patchlake.pipeline.reading.fragments import Fragment
+from patchlake.pipeline.storage.folder import Folder
+
+# Fragments without an image, with some, and with images that could not be used.
+USABLE = (3, 0, 5, 1, 4)
+Seen = list[list[tuple[int, list[float]]]]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> StoredCorpus:
+    """Image n is the number n."""
+    model = Folder(str(tmp_path))
+    fragments, first = [], 0
+    for number, count in enumerate(USABLE):
+        key = f"key{number}"
+        values = np.arange(first, first + count, dtype=np.float32)[:, None]
+        write_slices(model, f"{key}{EMBEDDINGS}", count, 2, _slices(values))
+        described = {
+            "image_ids": [f"i{n}" for n in range(first, first + count)],
+            "source_rows": list(range(count)),
+            "statuses": ["ok"] * count + ["decode_error"],
+            "sha256s": [f"{n:064x}" for n in range(first, first + count)],
+        }
+        model.write(f"{key}.json", json.dumps(described).encode())
+        fragments.append(Fragment(f"{key}.parquet", (0,), 0, "a", count + 1, "v", key))
+        first += count
+    return StoredCorpus(model, "", fragments, LocalRunner(), 2**30, 1)
+
+
+def _slices(values: np.ndarray):
+    return ({"x": values[i : i + 2]} for i in range(0, len(values), 2))
+
+
+def noted(before: Seen | None, embeddings: dict[str, np.ndarray], first: int) -> Seen:
+    piece = (first, embeddings["x"].ravel().tolist())
+    return [[piece]] if before is None else [[*before[0], piece]]
+
+
+def joined(left: Seen, right: Seen) -> Seen:
+    return left + right
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 8, 2**20])
+@pytest.mark.parametrize("run", [1, 3, 16])
+def test_each_image_is_folded_once_under_its_own_number(
+    corpus: StoredCorpus, piece_bytes: int, run: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(module, "_FOLDED_AT_ONCE", run)
+    runs = corpus.reduce(noted, joined)
+    pieces = [piece for one in runs for piece in one]
+    for first, values in pieces:
+        assert values == list(range(first, first + len(values)))
+        assert len(values) <= max(1, piece_bytes // 4)
+    assert [value for _, values in pieces for value in values] == list(range(sum(USABLE)))
+    assert len(runs) == -(-sum(count > 0 for count in USABLE) // run)
+    assert list(corpus.reduce_apart([noted, noted], joined, [len, list])) == [len(runs), runs]
+
+
+def test_counts_are_of_usable_images(corpus: StoredCorpus):
+    assert corpus.images == sum(USABLE)
+    assert corpus.unusable == {"decode_error": len(USABLE)}
+    assert corpus.shapes == {"x": (1,)}
+    assert [n for n, _ in corpus.some([12, 0, 3, 0])] == [0, 3, 12]
+    assert [arrays["x"].item() for _, arrays in corpus.some([12, 0, 3])] == [0, 3, 12]

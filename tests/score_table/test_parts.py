@@ -1,0 +1,123 @@
+"""The commit: a part is found under its name, and replaces what its file's older contents gave."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.reading.fragments import Fragment, Fragments
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.storage.folder import Folder
+
+NONE = pa.array([], pa.string())
+TABLE = pa.table(
+    {"image_id": ["a", "b"], "source_path": ["x"] * 2, "source_row": [0, 1], "group": ["x"] * 2}
+)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def scores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    if request.param == "disk":
+        yield Folder.at(str(tmp_path))
+        return
+    memory = Folder.at(f"memory://{tmp_path.name}")
+    yield memory
+    memory.remove("", recursive=True)
+
+
+def _fragment(path: str, *, start: int = 0, version: str = "1") -> Fragment:
+    return Fragment(path, (0,), start, "x", 10, version).keyed("settings")
+
+
+def _put(scores: Folder, *fragments: Fragment) -> None:
+    for fragment in fragments:
+        scores.write(parts.heatmap_name(fragment, 0), b"png")
+        parts.put_part(scores, "v1", fragment, TABLE)
+
+
+def test_a_part_is_committed_under_its_hive_partitions(scores):
+    fragment = _fragment("dt=2026-11-23/plain/g=a%2Fb/x.parquet")
+    assert parts.committed(scores, "v1") == {}
+    _put(scores, fragment)
+    name = parts.part_name("v1", fragment)
+    assert name.startswith("version=v1/dt=2026-11-23/g=a%2Fb/part-")
+    assert parts.committed(scores, "v1") == {fragment.key: name}
+    assert parts.committed(scores, "v") == {}
+    assert pq.read_table(pa.BufferReader(scores.read(name))).equals(TABLE)
+
+
+def test_a_fragment_that_is_done_twice_is_there_once(scores):
+    fragment = _fragment("x.parquet")
+    _put(scores, fragment)
+    once = {entry.name: scores.read(entry.name) for entry in scores.find()}
+    _put(scores, fragment)
+    assert {entry.name: scores.read(entry.name) for entry in scores.find()} == once
+
+
+def test_parts_differ_by_path_and_by_key():
+    places = ["a.parquet", "b.parquet", "dt=1/a.parquet"]
+    fragments = [_fragment(path, start=start) for path in places for start in (0, 10)]
+    assert len({parts.part_name("v1", fragment) for fragment in fragments}) == len(fragments)
+    assert len({parts.heatmap_name(f, row) for f in fragments for row in (0, 1)}) == 12
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        ("dt=1/version=2", "dt=1/source_version=2"),
+        ("Status=a/group=007/line=L1", "source_Status=a/source_group=007/line=L1"),
+        ("image%5Fscore=1/model_id=b", "source_image%5Fscore=1/source_model_id=b"),
+        # The names that they get may be taken, too, and a key may come twice.
+        ("path=1/row=2/source_path=a", "path=1/row=2/source_source_path=a"),
+        ("status=1/source_status=2", "source_status=1/source_source_status=2"),
+        ("dt=1/DT=2", "dt=1/source_DT=2"),
+        ("label=good/split=test", "label=good/split=test"),
+    ],
+)
+def test_a_key_that_would_hide_a_column_of_the_part_is_renamed(keys: str, kept: str):
+    name = parts.part_name("v1", _fragment(f"{keys}/a.parquet"))
+    assert name.startswith(f"version=v1/{kept}/part-")
+
+
+def test_a_key_that_is_passed_through_is_a_column(scores):
+    fragment = _fragment("line=1/dt=2/a.parquet")
+    parts.put_part(scores, "v1", fragment, TABLE.append_column("line", [["1"] * len(TABLE)]))
+    [name] = parts.committed(scores, "v1").values()
+    assert name.startswith("version=v1/source_line=1/dt=2/part-")
+
+
+def test_older_parts_of_a_changed_file_go_when_all_new_ones_are_there(scores):
+    old = [_fragment("a.parquet", start=start) for start in (0, 10)]
+    new = [_fragment("a.parquet", start=start, version="2") for start in (0, 10, 20)]
+    unchanged, vanished = _fragment("b.parquet"), _fragment("gone.parquet")
+    plan = Fragments.of([*new, unchanged])
+    _put(scores, *old, unchanged, vanished)
+
+    for fragment in new[:2]:
+        _put(scores, fragment)
+        assert parts.superseded(plan, parts.committed(scores, "v1"), NONE) == []
+    # What has expired needs no part.
+    expired = parts.superseded(plan, parts.committed(scores, "v1"), pa.array([new[2].key]))
+    _put(scores, new[2])
+    removed = parts.superseded(plan, parts.committed(scores, "v1"), NONE)
+    assert expired == removed
+    parts.remove(scores, removed)
+
+    assert sorted(removed) == sorted(parts.part_name("v1", fragment) for fragment in old)
+    kept = [*new, unchanged, vanished]
+    assert parts.committed(scores, "v1") == {f.key: parts.part_name("v1", f) for f in kept}
+    heatmaps = {entry.name for entry in scores.find("_heatmaps")}
+    assert heatmaps == {parts.heatmap_name(fragment, 0) for fragment in kept}
+    assert parts.superseded(plan, parts.committed(scores, "v1"), NONE) == []
+
+
+def test_a_score_table_belongs_to_one_images_folder(scores, tmp_path):
+    ours, other = Folder.at(str(tmp_path / "images")), Folder.at("memory://images")
+    parts.bind_source(scores, ours)
+    parts.bind_source(scores, Folder.at(f"{tmp_path}/other/../images/"))
+    with pytest.raises(ConfigError, match=f"of {ours.root}, not of {other.root}; choose another"):
+        parts.bind_source(scores, other)
+    assert parts.committed(scores, "v1") == {}
