@@ -54,17 +54,15 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _own_modules_only() -> JobConfig | None:
+def _own_modules_only() -> JobConfig:
     """Return the configuration of a job whose workers do not import from the driver's folders.
 
     Ray puts the folder in which a driver is started before everything else on its workers' path,
     so that a `jobs/` or a `queue.py` of the user's there would be imported instead of ours or
-    Python's. It spares the drivers behind its client that, by this switch. A job that was submitted
-    has a configuration, with the working directory that it was sent.
+    Python's. It spares the drivers behind its client that, by this switch; but then a submitted
+    job's environment is not read, which names the working directory that it was sent.
     """
-    if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
-        return None
-    return JobConfig(_client_job=True)
+    return JobConfig(_client_job=RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ)
 
 
 def _store_bytes() -> int:

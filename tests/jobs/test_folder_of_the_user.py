@@ -39,7 +39,9 @@ def run(folder: Path, *arguments: object, **variables: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    "runner", ["local", pytest.param("ray", marks=(pytest.mark.ray, pytest.mark.slow))]
+)
 def test_what_lies_there_is_not_imported(folder: Path, images: Path, model: Path, runner: str):
     flags = (*TINY_FLAGS, "--runner", runner)
     done = run(folder, "score", images, model, "scores", *flags)
