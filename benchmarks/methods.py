@@ -122,7 +122,7 @@ def _ours(name: str, lakes: tuple[Path, Path], arguments: argparse.Namespace) ->
         )
         scorings.append(seconds)
         peaks.append(peak)
-    from patchlake.jobs import evaluate
+    from patchlake.pipeline.driver import evaluate
 
     (values,) = evaluate.run(str(test), str(scores)).values()
     images = int(values["images"] or 0)
@@ -214,10 +214,11 @@ def _measured(command: list[str]) -> tuple[float, float]:
 
 def _child(task: dict[str, object]) -> None:
     """Do one job in this process, and print its seconds last."""
-    from patchlake.jobs import fit, ingest, options, score
     from patchlake.pipeline.config import load_settings
+    from patchlake.pipeline.driver import fit, ingest, score
+    from patchlake.pipeline.driver.execution import Execution
 
-    local = options.Execution("local", None)
+    local = Execution("local", None)
     given = task.get("settings", {})
     assert isinstance(given, dict)
     settings = load_settings(flags=given)

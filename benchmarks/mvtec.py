@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-from patchlake.jobs import evaluate, fit, ingest, options, score
 from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.driver import evaluate, fit, ingest, score
+from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.presets import PRESETS
 
@@ -23,7 +24,7 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro")
 def main() -> None:
     """Ingest once; fit, score and evaluate each preset."""
     arguments = _arguments()
-    execution = options.Execution(arguments.runner, None)
+    execution = Execution(arguments.runner, None)
     images = arguments.work / "images"
     plain = load_settings("", arguments.set)
     if not images.exists():

@@ -105,7 +105,7 @@ def _compare(method: str, lakes: tuple[Path, Path, Path], arguments: argparse.Na
 
 
 def _metrics(test: Path, scores: Path) -> tuple[float | None, ...]:
-    from patchlake.jobs import evaluate
+    from patchlake.pipeline.driver import evaluate
 
     (values,) = evaluate.run(str(test), str(scores)).values()
     return values["image_auroc"], values["pixel_auroc"], values["aupro"]
@@ -152,10 +152,11 @@ def _run(task: dict[str, object]) -> float:
 
 def _child(task: dict[str, object]) -> None:
     """Do one job in this process, and print its seconds last."""
-    from patchlake.jobs import fit, ingest, options, score, update
     from patchlake.pipeline.config import load_settings
+    from patchlake.pipeline.driver import fit, ingest, score, update
+    from patchlake.pipeline.driver.execution import Execution
 
-    local = options.Execution("local", None)
+    local = Execution("local", None)
     given = task.get("settings", {})
     assert isinstance(given, dict)
     settings = load_settings(flags=given)
@@ -177,8 +178,8 @@ def _child(task: dict[str, object]) -> None:
 
 def _measured_radius(images: str, model: str) -> float:
     """Embed a lake's good images once more, and find the patch that is farthest from the bank."""
-    from patchlake.jobs.standing import open_base
     from patchlake.pipeline.config import Settings
+    from patchlake.pipeline.driver.lineage import open_base
     from patchlake.pipeline.features.extractor import Extractor
     from patchlake.pipeline.groups.loading import load_bank_rows
     from patchlake.pipeline.groups.member import Member

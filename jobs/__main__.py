@@ -7,7 +7,7 @@ def main() -> None:
     """Run the command line, and end the process."""
     # They wait until somebody waits for them: from here on none ends the process with a traceback.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    from patchlake.jobs import stopping
+    from patchlake.pipeline import stopping
 
     stopping.run(_run)
 
@@ -18,7 +18,8 @@ def _run() -> int:
     from patchlake.jobs.blas import choose_kernel
 
     choose_kernel()
-    from patchlake.jobs import cli, stopping
+    from patchlake.jobs import cli
+    from patchlake.pipeline import stopping
     from patchlake.pipeline.storage.disk import remove_unfinished
 
     stopping.working()

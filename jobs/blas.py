@@ -12,7 +12,6 @@ inherits the choice. Nodes of a cluster may differ, so each chooses before its R
 (cluster.yaml): `eval "$(python -m patchlake.jobs.blas)"`.
 """
 
-import importlib
 import os
 import shlex
 import sys
@@ -30,17 +29,6 @@ def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     if _VARIABLE not in os.environ and _is_unknown_to_openblas(cpuinfo):
         os.environ[_VARIABLE] = "SKYLAKEX"
     return os.environ.get(_VARIABLE)
-
-
-def kernels() -> list[str]:
-    """Return the kernels that the BLAS libraries of this process run, as they name them."""
-    # Imported here: the choice comes before whatever loads a BLAS.
-    from threadpoolctl import threadpool_info
-
-    # A worker may have loaded none yet.
-    importlib.import_module("numpy")
-    found = (info for info in threadpool_info() if info["user_api"] == "blas")
-    return sorted({str(info.get("architecture")) for info in found})
 
 
 def _is_unknown_to_openblas(cpuinfo: Path) -> bool:

@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -20,12 +20,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from patchlake.pipeline.driver.observer import Advance, Note, no_note
+from patchlake.pipeline.shown import printable
+
 log = logging.getLogger("patchlake")
 
 # Without a terminal: a line now and then, as logs are kept.
 _LOG_EVERY_S = 30.0
-
-Advance = Callable[[int], None]
 
 
 class _Escaping(logging.Formatter):
@@ -34,15 +35,6 @@ class _Escaping(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         lines = super().format(record).split("\n")
         return "\n".join(map(printable, lines))
-
-
-def printable(text: str) -> str:
-    """Return a text on one line, with what cannot be printed as Python escapes it."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def set_up_logging() -> None:
@@ -54,23 +46,20 @@ def set_up_logging() -> None:
     log.propagate = False
 
 
-@contextmanager
-def progress(
-    what: str, total: int, unit: str, note: Callable[[], str] = lambda: ""
-) -> Iterator[Advance]:
-    """Show how far a job is, with an estimate: a bar on a terminal, else a line every 30 s.
+class Terminal:
+    """Shows how far a job is, with an estimate: a bar on a terminal, else a line every 30 s."""
 
-    Args:
-        what: The work.
-        total: Units in all.
-        unit: Their name.
-        note: Returns what else is to be said, whenever it is said.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        with _logged(_Count(what, total, unit, note)) as advance:
+    @contextmanager
+    def task(self, what: str, total: int, unit: str, note: Note = no_note) -> Iterator[Advance]:
+        """See `pipeline.driver.observer.Observer`."""
+        console = Console(stderr=True)
+        count = _Count(what, total, unit, note)
+        with _bar(console, count) if console.is_terminal else _logged(count) as advance:
             yield advance
-        return
+
+
+@contextmanager
+def _bar(console: Console, count: "_Count") -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -81,34 +70,19 @@ def progress(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    count = _Count(what, total, unit, note)
     with Progress(*columns, console=console) as shown:
-        task = shown.add_task(what, total=total, rate=unit, note="")
+        task = shown.add_task(count.what, total=count.total, rate=count.unit, note="")
 
-        def advance_bar(more: int) -> None:
+        def advance(more: int) -> None:
             count.done += more
-            rate = f"{unit}, {count.rate:.1f} a second"
-            shown.update(task, advance=more, rate=rate, note=note())
+            rate = f"{count.unit}, {count.rate:.1f} a second"
+            shown.update(task, advance=more, rate=rate, note=count.note())
 
-        yield advance_bar
-
-
-@contextmanager
-def percent(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far something is that tells (done, total)."""
-    with progress(what, 100, "%") as advance:
-        shown = 0
-
-        def tell(done: int, total: int) -> None:
-            nonlocal shown
-            advance(100 * done // total - shown)
-            shown = 100 * done // total
-
-        yield tell
+        yield advance
 
 
 class _Count:
-    def __init__(self, what: str, total: int, unit: str, note: Callable[[], str]) -> None:
+    def __init__(self, what: str, total: int, unit: str, note: Note) -> None:
         self.what = what
         self.total = total
         self.unit = unit

@@ -8,8 +8,6 @@ import typer
 from patchlake.jobs import evaluate, fit, ingest, options, score
 from patchlake.jobs.console import log, say
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.features.backbone import UNTRAINED, hub_has
-from patchlake.pipeline.images.synthetic import write_products
 
 # Small enough for a laptop without a GPU: about a minute on two cores.
 _BACKBONE = "resnet18.tv_in1k"
@@ -24,7 +22,9 @@ def demo(
     address: options.Address = None,
 ) -> None:
     """Make synthetic product images, then ingest, fit, score and evaluate them."""
-    execution = options.Execution(runner, address)
+    from patchlake.pipeline.images.synthetic import write_products
+
+    execution = options.execution(runner, address)
     pictures, images, model, scores = (
         str(folder / name) for name in ("pictures", "images", "model", "scores")
     )
@@ -32,15 +32,28 @@ def demo(
         log.info("drawing synthetic products into %s", pictures)
         write_products(Path(pictures), seed=0)
     used = _weights(weights)
-    flags = {"backbone": {"name": _BACKBONE, "weights": used}}
-    settings = options.read_settings(None, None, flags)
+    chosen = [f"backbone.name={_BACKBONE}"]
+    # One Ray for all of them, if it is Ray.
     with execution.start(None):
-        ingest.run(pictures, images, None, None, settings, execution)
-        fit.run(images, model, settings, execution, overwrite=True)
-        score.run(images, model, scores, settings, execution)
+        ingest.ingest(pictures, images, runner=runner, address=address)
+        fit.fit(
+            *(images, model),
+            overwrite=True,
+            weights=used,
+            assignments=chosen,
+            runner=runner,
+            address=address,
+        )
+        score.score(
+            *(images, model, scores),
+            weights=used,
+            assignments=chosen,
+            runner=runner,
+            address=address,
+        )
         evaluate.evaluate(images, scores)
     _show_paths(folder, scores)
-    if used == UNTRAINED:
+    if used == "untrained":
         say(
             "These are UNTRAINED features (no network, no --weights): the jobs are real, "
             "the metrics mean little; real weights find what these miss."
@@ -50,10 +63,12 @@ def demo(
 def _weights(given: str | None) -> str | None:
     if given is not None:
         return given
+    from patchlake.pipeline.features.backbone import hub_has
+
     if hub_has(_BACKBONE):
         return None
     log.warning("no --weights and no answer from the timm hub: going on with untrained features")
-    return UNTRAINED
+    return "untrained"
 
 
 def _show_paths(folder: Path, scores: str) -> None:

@@ -1,49 +1,15 @@
 """fit: images/ of good parts -> model/."""
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from patchlake.jobs import options
-from patchlake.jobs.changes import say_changed
-from patchlake.jobs.console import log
-from patchlake.jobs.driving import drive, half_of_memory
-from patchlake.jobs.fleet import Fitting, fit_groups
-from patchlake.jobs.heartbeat import beating
-from patchlake.jobs.preview import Preview, measure, show
-from patchlake.jobs.preview import preview as preview_of
-from patchlake.jobs.publishing import publish
-from patchlake.jobs.training import choose_rows
-from patchlake.jobs.update import run as update_model
-from patchlake.pipeline.cluster.runner import Pipeline
-from patchlake.pipeline.config import Scalar, Settings, digest
+from patchlake.jobs.results import and_show, show_model, show_preview
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.features.backbone import load_backbone
-from patchlake.pipeline.features.extractor import Extractor
-from patchlake.pipeline.groups.corpus import embedded_keys, intact_keys
-from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.lake.plan import Plan, keyed, output_digest, plan_fragments
-from patchlake.pipeline.lake.selection import Selection
-from patchlake.pipeline.lake.source import Source
-from patchlake.pipeline.methods import build, names, options_of
-from patchlake.pipeline.methods.contract import Method
-from patchlake.pipeline.model_store import models
+from patchlake.pipeline.methods import names
 from patchlake.pipeline.presets import PRESETS
-from patchlake.pipeline.reading.listing import open_lake
-from patchlake.pipeline.record import runs
-from patchlake.pipeline.record.runs import Run
-from patchlake.pipeline.stages.decode import Decode
-from patchlake.pipeline.stages.embed import Embedder
-from patchlake.pipeline.storage.disk import scratch
-from patchlake.pipeline.storage.folder import Folder
-from patchlake.pipeline.storage.preflight import Preflight
-from patchlake.pipeline.storage.roles import Use
-from patchlake.pipeline.where.condition import read_where
 
 
 def fit(
@@ -86,258 +52,17 @@ def fit(
     if update and (overwrite or dry_run):
         other = "--overwrite" if overwrite else "--dry-run"
         raise ConfigError(f"--update cannot be joined with {other}: name one")
+    from patchlake.pipeline.driver import fit as fitting
+    from patchlake.pipeline.driver import update as updating
+    from patchlake.pipeline.storage.folder import Folder
+
     if dry_run:
-        show(preview(images, model, settings, where, overwrite=overwrite), as_json=as_json)
+        found = fitting.preview(images, model, settings, where, overwrite=overwrite)
+        show_preview(found, as_json=as_json)
         return
-    execution = options.Execution(runner, address)
-    if update:
-        update_model(images, model, settings, execution, where=where)
-        return
-    run(images, model, settings, execution, where=where, overwrite=overwrite)
-
-
-def run(
-    images: str,
-    model: str,
-    settings: Settings,
-    execution: options.Execution,
-    *,
-    where: str | None = None,
-    overwrite: bool = False,
-) -> models.Manifest:
-    """Fit and publish; return the manifest.
-
-    Raises:
-        FragmentsFailed: if a fragment or a group failed; the other groups are published.
-    """
-    storage = settings.storage
-    lake, target = open_lake(images, storage), Folder.at(model, storage)
-    weights = options.weight_files(settings.backbone.weights, storage)
-    preflight = Preflight([lake], [target], weights, _roles(lake, target))
-    preflight.here()
-    target.sweep()
-    planned = _plan(lake, target, settings, where)
-    settings = planned.record.settings
-    published = _published(target, planned, overwrite=overwrite)
-    if published is not None:
-        log.info("%s was fitted by this very run; nothing to do", target.root)
-        say_changed(target, published, settings.columns)
-        return published
-    job = runs.begin(target, planned.record, planned.plan.kept)
-    partials = job.name("partials/")
-    pending = planned.plan.kept.without_keys(intact_keys(target, partials))
-    pipeline = _pipeline(planned, target, partials, execution.threads)
-    with beating(job) as heart:
-        with execution.start(settings.workers, preflight) as runner:
-            tally = drive(heart, runner, pending, pipeline)
-            fitting = _fitting(planned, target, partials, execution.threads)
-            fitted, failed = fit_groups(fitting, planned.plan.kept, list(tally.failed), runner)
-        # Another driver of this very run may have been faster, and have cleared the partial results
-        # away.
-        published = _published(target, planned, overwrite=overwrite) if failed else None
-        if published is not None:
-            target.remove(partials, recursive=True)
-            log.info(
-                "%s was published, whole, by another driver of this run: nothing is left to do",
-                target.root,
-            )
-            return published
-        manifest = _manifest(planned, job, fitted, failed)
-        return publish(job, tally, manifest, planned.plan.kept, overwrite=overwrite)
-
-
-def preview(
-    images: str,
-    model: str,
-    settings: Settings,
-    where: str | None = None,
-    *,
-    overwrite: bool = False,
-) -> Preview:
-    """Return what `run` would do, and what a sample of its embedding costs; MODEL is only read.
-
-    The selection of the coreset, or what else a method does of the embeddings, is not sampled.
-    """
-    storage = settings.storage
-    lake, target = open_lake(images, storage), Folder.at(model, storage)
-    weights = options.weight_files(settings.backbone.weights, storage)
-    Preflight([lake, target], [], weights, _roles(lake, target)).here()
-    planned = _plan(lake, target, settings, where)
-    kept = planned.plan.kept
-    partials = f"_runs/{planned.record.run}/partials/"
-    if _published(target, planned, overwrite=overwrite) is None:
-        pending = kept.without_keys(embedded_keys(target, partials))
-    else:
-        pending = kept[:0]
-    with scratch("patchlake-dry-run-") as place:
-        folder = Folder.at(place, storage)
-        sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
-    return preview_of("fit", (lake, target), planned.plan, pending, sample)
-
-
-def _roles(lake: Folder, target: Folder) -> list[Use]:
-    return [Use(lake, "images"), Use(target, "model", is_written=True)]
-
-
-def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) -> Pipeline:
-    settings = planned.record.settings
-    embedder = Embedder(
-        model=target,
-        partials=partials,
-        backbone=settings.backbone,
-        method=settings.method.name,
-        method_options=planned.options,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        threads=threads,
-    )
-    decode = Decode(
-        planned.source, planned.selections, threads, attempts=settings.fragment_attempts
-    )
-    return Pipeline(decode, embedder)
-
-
-def _fitting(planned: "_Planned", target: Folder, partials: str, threads: int) -> Fitting:
-    settings = planned.record.settings
-    return Fitting(
-        method=planned.method,
-        identity=planned.identity,
-        settings=settings,
-        model=target,
-        partials=partials,
-        memory_budget=settings.memory_budget or half_of_memory(),
-        threads=(os.cpu_count() or 1, threads),
-    )
-
-
-@dataclass(frozen=True)
-class _Planned:
-    plan: Plan
-    source: Source
-    selections: Mapping[str, Selection]
-    method: Method
-    options: Mapping[str, Scalar]
-    # What the digest of a group's model covers besides its arrays.
-    identity: Mapping[str, object]
-    record: runs.RunRecord
-    weights_sha256: str
-
-
-def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -> _Planned:
-    """Check everything that can be wrong with the command, then cut the work."""
-    method = build(settings.method.name, settings.method.options())
-    if settings.index.kind != "exact" and not method.approximable:
-        raise ConfigError(
-            f"method '{settings.method.name}' has no memory bank that "
-            f"index.kind={settings.index.kind} could be measured on; use index.kind=exact"
-        )
-    settings = _with_layers(settings, method)
-    geometry = Geometry(settings.image.resize, settings.image.crop)
-    plan = plan_fragments(lake, settings, where).sound()
-    source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
-    selections = choose_rows(source, plan.kept)
-    backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)
-    # One black image shows here, not in every worker, whether method and backbone go together.
-    embed = partial(method.embed, seed=settings.seed)
-    Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
-    weights_sha256 = backbone.weights_sha256
-    identity = {
-        "method": settings.method.name,
-        "options": options_of(method),
-        "geometry": {"resize": settings.image.resize, "crop": settings.image.crop},
-        "backbone": [settings.backbone.name, settings.backbone.layers, weights_sha256],
-        "index": settings.index.model_dump(mode="json"),
-        "seed": settings.seed,
-    }
-    output, vocabulary = output_digest(settings), settings.columns.vocabulary
-    version = digest({**identity, "output": output, "vocabulary": vocabulary})
-    plan = keyed(plan, {}, otherwise=version)
-    record = runs.RunRecord(
-        run=runs.identify(lake, version, where, plan.kept),
-        verb="fit",
-        images=lake.root,
-        where=where,
-        version=version[:12],
-        started_at=runs.now(),
-        settings=settings,
-    )
-    options_used = options_of(method)
-    log.info(
-        "fit of %s: %d groups, %d fragments, into %s",
-        lake.root,
-        len(plan.groups),
-        len(plan.kept),
-        target.root,
-    )
-    return _Planned(
-        plan, source, selections, method, options_used, identity, record, weights_sha256
-    )
-
-
-def _with_layers(settings: Settings, method: Method) -> Settings:
-    """Return the settings with the method's own layers where none are named."""
-    if settings.backbone.layers is not None:
-        return settings
-    backbone = settings.backbone.model_copy(update={"layers": method.layers})
-    return settings.model_copy(update={"backbone": backbone})
-
-
-def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.Manifest | None:
-    """Return the manifest that this run has published already, if it is complete."""
-    if not target.exists(models.MANIFEST):
-        return None
-    present = models.read_manifest(target)
-    if present.run == planned.record.run:
-        return None if present.failed_groups else present
-    if not overwrite:
-        # The lake may have changed under it, which does not take a new fit to mend.
-        say_changed(target, present, planned.source.columns)
-        raise ConfigError(
-            f"{target.root} holds a different model (fitted {present.created_at:%Y-%m-%d %H:%M}); "
-            "choose another MODEL, replace it with --overwrite, or add new images with --update"
-        )
-    return None
-
-
-def _manifest(
-    planned: _Planned,
-    job: Run,
-    fitted: dict[str, models.GroupRecord],
-    failed: dict[str, str],
-) -> models.Manifest:
-    settings = planned.record.settings
-    assert settings.backbone.layers is not None
-    return models.Manifest(
-        format=models.FORMAT,
-        run=job.record.run,
-        created_at=job.record.started_at,
-        preset=settings.preset,
-        method=settings.method.name,
-        method_options=dict(planned.options),
-        backbone=models.Network(
-            name=settings.backbone.name,
-            layers=settings.backbone.layers,
-            weights=settings.backbone.weights,
-            weights_sha256=planned.weights_sha256,
-        ),
-        geometry=models.Geometry.of(settings.image),
-        groups=fitted,
-        failed_groups=failed,
-        libraries=runs.library_versions(),
-        settings=settings,
-        lineage=[
-            models.Step(
-                run=job.record.run,
-                verb="fit",
-                at=job.record.started_at,
-                images=job.record.images,
-                where=job.record.where,
-                groups={
-                    group: models.Change(
-                        parent=None, digest=record.digest, added=record.images, withdrawn=0
-                    )
-                    for group, record in fitted.items()
-                },
-            )
-        ],
+    run = updating.run if update else partial(fitting.run, overwrite=overwrite)
+    execution = options.execution(runner, address)
+    root = Folder.at(model, settings.storage).root
+    and_show(
+        partial(run, images, model, settings, execution, where=where), partial(show_model, root)
     )

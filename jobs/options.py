@@ -1,22 +1,17 @@
-"""Options that several verbs share, and how they become settings and a runner."""
+"""Options that several verbs share, and how they become settings."""
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from patchlake.jobs.blas import kernels
-from patchlake.jobs.console import log
-from patchlake.pipeline.cluster.runner import Runner
-from patchlake.pipeline.config import Raw, Settings, StorageSettings, load_settings
 from patchlake.pipeline.errors import ConfigError, StorageRefused
-from patchlake.pipeline.storage.folder import Folder, split_uri
-from patchlake.pipeline.storage.preflight import Preflight
+
+if TYPE_CHECKING:
+    from patchlake.pipeline.config import Raw, Settings
+    from patchlake.pipeline.driver.execution import Execution
 
 RunnerName = Literal["ray", "local"]
 
@@ -74,45 +69,23 @@ Weights = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Execution:
-    """Where the stages run."""
+def execution(runner: RunnerName, address: str | None) -> "Execution":
+    """Return where a job runs; its progress is shown on stderr."""
+    from patchlake.jobs.console import Terminal
+    from patchlake.pipeline.driver.execution import Execution
 
-    runner: RunnerName
-    address: str | None
-
-    @property
-    def threads(self) -> int:
-        """Threads of one stage: all cores here; one CPU a task on Ray."""
-        return (os.cpu_count() or 1) if self.runner == "local" else 1
-
-    @contextmanager
-    def start(self, workers: int | None, preflight: Preflight | None = None) -> Iterator[Runner]:
-        """Yield the runner, when its workers may use the storage. Raises `ConfigError`."""
-        log.info("BLAS kernels here: %s", ", ".join(kernels()))
-        with self._start(workers) as runner:
-            if preflight is not None:
-                preflight.in_workers(runner)
-            for node, found in runner.everywhere(kernels).items():
-                log.info("BLAS kernels on %s: %s", node, ", ".join(found))
-            yield runner
-
-    @contextmanager
-    def _start(self, workers: int | None) -> Iterator[Runner]:
-        if self.runner == "local":
-            from patchlake.pipeline.cluster.local import LocalRunner
-
-            yield LocalRunner()
-            return
-        from patchlake.pipeline.cluster.connection import connected
-        from patchlake.pipeline.cluster.on_ray import RayRunner
-
-        with connected(self.address):
-            yield RayRunner(workers)
+    return Execution(runner, address, Terminal())
 
 
-def read_settings(config: str | None, assignments: Sequence[str] | None, flags: Raw) -> Settings:
+def read_settings(
+    config: str | None, assignments: Sequence[str] | None, flags: "Raw"
+) -> "Settings":
     """Return the effective settings. Raises `ConfigError`."""
+    # Imported here: they bring the stores, for which a usage error need not wait.
+    from patchlake.pipeline.config import load_settings
+    from patchlake.pipeline.driver.settings import effective, with_environment
+    from patchlake.pipeline.storage.folder import split_uri
+
     text = ""
     if config is not None:
         # What is set beside the file says how the file is reached.
@@ -127,39 +100,7 @@ def read_settings(config: str | None, assignments: Sequence[str] | None, flags: 
         except StorageRefused as error:
             raise ConfigError(str(error)) from None
     settings = load_settings(text, assignments or (), flags)
-    for prefix in settings.image.uri_prefixes:
-        Folder(prefix)  # refuses credentials, which settings would carry everywhere
-    storage = with_environment(settings.storage)
-    return _with_full_weights(settings.model_copy(update={"storage": storage}))
-
-
-def with_environment(storage: StorageSettings) -> StorageSettings:
-    """Return the settings with what the AWS SDK's variables say where nothing is set.
-
-    Workers have other environments; what is taken here goes to them.
-
-    Raises:
-        ConfigError: if the variable of the endpoint is no plain URL.
-    """
-    named = {
-        "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-        "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
-    }
-    found = {
-        setting: next((os.environ[name] for name in names if os.environ.get(name)), None)
-        for setting, names in named.items()
-    }
-    given = {name: value for name, value in found.items() if value is not None}
-    flags = {"storage": given | storage.model_dump(exclude_none=True)}
-    return load_settings(flags=flags).storage
-
-
-def _with_full_weights(settings: Settings) -> Settings:
-    """Return the settings with a full path of the weights: workers run in other folders."""
-    for folder, name in weight_files(settings.backbone.weights, settings.storage):
-        backbone = settings.backbone.model_copy(update={"weights": folder.path(name)})
-        return settings.model_copy(update={"backbone": backbone})
-    return settings
+    return effective(settings)
 
 
 def parse_since(text: str, now: datetime) -> datetime:
@@ -187,7 +128,7 @@ def require_dry_run(*, as_json: bool, dry_run: bool) -> None:
         raise ConfigError("--json goes with --dry-run; a finished run is told by `status --json`")
 
 
-def nested(flags: Mapping[str, object]) -> Raw:
+def nested(flags: Mapping[str, object]) -> "Raw":
     """Return dotted names that were given (not None) as a tree."""
     tree: dict[str, object] = {}
     for name, value in flags.items():
@@ -198,8 +139,3 @@ def nested(flags: Mapping[str, object]) -> Raw:
                 branch = branch.setdefault(part, {})  # type: ignore[assignment]
             branch[last] = value
     return tree
-
-
-def weight_files(weights: str | None, storage: StorageSettings) -> list[tuple[Folder, str]]:
-    """Return the file of the weights, if they are one."""
-    return [] if weights in (None, "untrained") else [split_uri(str(weights), storage)]

@@ -47,9 +47,16 @@ class ModelError(ConfigError):
 
 
 class FragmentsFailed(PatchlakeError):  # noqa: N818 - an outcome, not a fault of the program
-    """The job went to its end, but fragments failed or too many rows are errors."""
+    """The job went to its end, but fragments failed or too many rows are errors.
+
+    `result` is what the job would have returned, where it came so far: what is done is done.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class Stopped(KeyboardInterrupt):

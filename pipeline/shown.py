@@ -43,3 +43,12 @@ def value_shown(value: object) -> str:
 def listed(cells: Iterable[str]) -> str:
     """Return several of them."""
     return f"[{', '.join(map(shown, cells))}]"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with what cannot be printed as Python escapes it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
-from patchlake.jobs import cli, console, fit, ingest, options, score
+from patchlake.jobs import cli, console
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import fit, ingest, score
+from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.reading import apart
 from tests import s3_servers
@@ -39,7 +41,7 @@ def _without_pytests_own() -> dict[str, str]:
 apart.environment = _without_pytests_own
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared"
-LOCAL = options.Execution("local", None)
+LOCAL = Execution("local", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import compact, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import compact, score
 from tests.conftest import LOCAL, TINY, read_scores
 
 PAGE = (Path(__file__).parents[1] / "docs" / "analyst.md").read_text()

@@ -98,6 +98,12 @@ def load_backbone(
 
 
 def _from_hub(settings: BackboneSettings, seed: int) -> torch.nn.Module:
+    if not hub_has(settings.name):
+        # Asked first: the hub's own client tries for a minute.
+        raise ConfigError(
+            f"the weights of '{settings.name}' are not on this machine, and the timm hub does not "
+            "answer; name a safetensors file with --weights"
+        )
     try:
         return create_network(settings, seed, pretrained=True)
     except (OSError, RuntimeError) as error:
@@ -196,8 +202,9 @@ def hub_has(name: str, *, timeout_s: float = 5.0) -> bool:
     described = timm.get_pretrained_cfg(name)
     if described is None or not described.hf_hub_id:
         return False
-    cached = huggingface_hub.try_to_load_from_cache(described.hf_hub_id, "model.safetensors")
-    if isinstance(cached, str):
+    files = ("model.safetensors", "pytorch_model.bin")
+    cached = (huggingface_hub.try_to_load_from_cache(described.hf_hub_id, one) for one in files)
+    if any(isinstance(path, str) for path in cached):
         return True
     try:
         with urlopen(constants.ENDPOINT, timeout=timeout_s):  # noqa: S310 - the hub's own https

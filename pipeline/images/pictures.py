@@ -37,8 +37,13 @@ def read_picture(
     """
     image = decode_image(content, limits)
     with as_image_errors():
-        pixels = join_inputs(image, geometries)
-        picture = grey_picture(image).tobytes() if grey else None
+        return picture_of(image, geometries, grey=grey)
+
+
+def picture_of(image: Image.Image, geometries: Sequence[Geometry], *, grey: bool) -> Picture:
+    """Return what the stages need of an upright RGB image. Raises as `Geometry.apply`."""
+    pixels = join_inputs(image, geometries)
+    picture = grey_picture(image).tobytes() if grey else None
     return Picture(image.width, image.height, pixels, picture)
 
 

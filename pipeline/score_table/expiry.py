@@ -1,48 +1,24 @@
-"""Old parts of a score table go, and are remembered: what has expired is not scored again.
+"""Which parts of a score table expire, by a rule, and which come back (`score --restore`)."""
 
-    _ledger/version=<v12>/<digest>.json   the parts of that version that a command let expire
-
-A part is first recorded, then its heatmaps are removed, then the part itself; a part that is
-recorded and still there was left by a kill, and the next run removes it. `score --restore` takes
-parts out of the ledger, and scores their images again.
-"""
-
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import PurePosixPath
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.score_table.parts import key_of
+from patchlake.pipeline.score_table import ledger
 from patchlake.pipeline.storage.folder import Folder, hive_keys, is_hashed
-from patchlake.pipeline.storage.owned import read_json
 from patchlake.pipeline.tables import SCORES
 from patchlake.pipeline.where.condition import Where, parse_where
 from patchlake.pipeline.where.values import Value
 
-_LEDGER = "_ledger"
-_AGAIN = "restore it; without it what has expired is scored again"
 _AGE = re.compile(r"(\d{1,9})d", re.ASCII)
 # Small reads behind a latency of tens of ms on an object store.
 _READS_AT_ONCE = 16
-
-
-class Expired(BaseModel):
-    """One file of the ledger."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rule: str
-    expired_at: AwareDatetime
-    parts: list[str]
 
 
 @dataclass(frozen=True)
@@ -130,8 +106,7 @@ def restore(scores: Folder, rule: str) -> list[str]:
     Raises:
         ConfigError: if the rule is neither, or names a key that no expired part has.
     """
-    files = [entry.name for entry in scores.find(_LEDGER)]
-    entries = {name: read_json(scores, name, Expired, _AGAIN) for name in files}
+    entries = ledger.read(scores)
     parts = [part for entry in entries.values() for part in entry.parts]
     if rule.strip().lower() == "all":
         chosen = set(parts)
@@ -145,7 +120,7 @@ def restore(scores: Folder, rule: str) -> list[str]:
     for name, entry in entries.items():
         staying = [part for part in entry.parts if part not in chosen]
         if len(staying) < len(entry.parts):
-            record(scores, staying, entry.rule, entry.expired_at)
+            ledger.record(scores, staying, entry.rule, entry.expired_at)
             scores.remove(name)
     return sorted(chosen)
 
@@ -166,26 +141,6 @@ def _keys_by_path(part: str) -> dict[str, Value]:
     if "g" in keys and "group" not in keys:
         keys["group"] = keys["g"]
     return keys
-
-
-def record(scores: Folder, names: Iterable[str], rule: str, now: datetime) -> None:
-    """Enter parts into the ledger, each under its version. Entering them again changes nothing."""
-    by_version: dict[str, list[str]] = {}
-    for name in sorted(names):
-        by_version.setdefault(PurePosixPath(name).parts[0], []).append(name)
-    for version, expired in by_version.items():
-        digest = hashlib.sha256("\n".join(expired).encode()).hexdigest()[:20]
-        entry = Expired(rule=rule, expired_at=now, parts=expired)
-        content = entry.model_dump_json(indent=1).encode()
-        scores.create(f"{_LEDGER}/{version}/{digest}.json", content)
-
-
-def expired_keys(scores: Folder, version: str) -> pa.StringArray:
-    """Return the keys of a version that are in the ledger. One small read an entry."""
-    files = [entry.name for entry in scores.find(f"{_LEDGER}/version={version}")]
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        entries = pool.map(lambda name: read_json(scores, name, Expired, _AGAIN), files)
-        return pa.array([key_of(part) for entry in entries for part in entry.parts], pa.string())
 
 
 def _time_of(scores: Folder, name: str) -> datetime | None:

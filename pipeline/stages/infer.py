@@ -148,15 +148,28 @@ class Infer:
         scores = np.empty(0, np.float32)
         maps = np.empty((0, 0, 0), np.float32)
         if len(batch.array):
-            parts = list(self._scored(batch.array, batch.fragment.group))
-            scores = np.concatenate([part.image_scores for part in parts])
-            grids = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
-            maps = np.concatenate(grids) if grids else np.empty((len(scores), 0, 0), np.float32)
+            found = self.score(batch.array, batch.fragment.group)
+            scores, grids = found.image_scores, found.anomaly_maps
+            maps = np.empty((len(scores), 0, 0), np.float32) if grids is None else grids
         is_ok = np.array([status == "ok" for status in batch.statuses()], bool)
         column = np.zeros(len(is_ok), np.float32)
         column[is_ok] = scores
         rows = batch.rows.append_column("image_score", pa.array(column, pa.float32(), mask=~is_ok))
         return replace(batch, rows=rows, array=maps)
+
+    def score(self, pixels: np.ndarray, group: str) -> Scores:
+        """Return the scores of images as decode makes them, at least one.
+
+        Args:
+            pixels: Of each image what `join_inputs` returns, uint8.
+            group: Whose model it is.
+        """
+        parts = self._scored(pixels, group)
+        grids = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
+        return Scores(
+            np.concatenate([part.image_scores for part in parts]),
+            np.concatenate(grids) if grids else None,
+        )
 
     def _scored(self, pixels: np.ndarray, group: str) -> list[Scores]:
         """Return the scores of a few images at a time."""

@@ -1,1 +1,125 @@
-"""patchlake finds defects in images at the scale of a data lake."""
+"""patchlake finds defects in images at the scale of a data lake.
+
+    import patchlake
+
+    patchlake.ingest("pictures", "images")
+    patchlake.fit("images", "model")
+    patchlake.score("images", "model", "scores")
+    frame = patchlake.open_scores("scores").to_table().to_pandas()
+
+    detector = patchlake.load("model")
+    (found,) = detector.score(["camera/0001.png"])
+    found.image_score, found.heatmap().save("0001.png")
+
+`pipeline.driver.library` describes each function. Names are looked up when they are first used, so
+that the import itself costs nothing.
+"""
+
+import importlib
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchlake.pipeline.config import Settings, load_settings
+    from patchlake.pipeline.driver.detector import Detection, Detector
+    from patchlake.pipeline.driver.evaluate import Metrics
+    from patchlake.pipeline.driver.ingest import Ingested
+    from patchlake.pipeline.driver.library import (
+        compact,
+        evaluate,
+        fit,
+        ingest,
+        load,
+        open_scores,
+        score,
+        settings,
+        status,
+        update,
+        withdraw,
+    )
+    from patchlake.pipeline.driver.observer import Observer
+    from patchlake.pipeline.driver.status import RunStatus
+    from patchlake.pipeline.errors import (
+        ConfigError,
+        DiskFull,
+        FileDamaged,
+        FragmentsFailed,
+        InputChanged,
+        ModelError,
+        PatchlakeError,
+        StorageError,
+        StorageRefused,
+        TableError,
+        WorkersLost,
+    )
+    from patchlake.pipeline.model_store.models import Manifest
+    from patchlake.pipeline.record.runs import Summary
+
+__all__ = [
+    "ConfigError",
+    "Detection",
+    "Detector",
+    "DiskFull",
+    "FileDamaged",
+    "FragmentsFailed",
+    "Ingested",
+    "InputChanged",
+    "Manifest",
+    "Metrics",
+    "ModelError",
+    "Observer",
+    "PatchlakeError",
+    "RunStatus",
+    "Settings",
+    "StorageError",
+    "StorageRefused",
+    "Summary",
+    "TableError",
+    "WorkersLost",
+    "compact",
+    "evaluate",
+    "fit",
+    "ingest",
+    "load",
+    "load_settings",
+    "open_scores",
+    "score",
+    "settings",
+    "status",
+    "update",
+    "withdraw",
+]
+
+_VERBS = "compact evaluate fit ingest load open_scores score settings status update withdraw"
+_ERRORS = (
+    "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
+    "StorageError StorageRefused TableError WorkersLost"
+)
+_HOMES = {
+    "driver.library": _VERBS,
+    "errors": _ERRORS,
+    "config": "Settings load_settings",
+    "driver.detector": "Detection Detector",
+    "driver.evaluate": "Metrics",
+    "driver.ingest": "Ingested",
+    "driver.observer": "Observer",
+    "driver.status": "RunStatus",
+    "model_store.models": "Manifest",
+    "record.runs": "Summary",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+# A library's: whoever wants to see the lines adds a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'patchlake' has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(f"patchlake.pipeline.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from patchlake.jobs import status
+from patchlake.pipeline.driver import status
 from patchlake.pipeline.model_store.models import read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import output_files, read_scores

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from patchlake.jobs import score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import score
 from patchlake.pipeline.reading import apart
 from tests.chaos.checking import check_no_orphans, check_no_workers
 from tests.conftest import LOCAL, TINY

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from patchlake.jobs import status
+from patchlake.pipeline.driver import status
 from tests.chaos.checking import check_no_temporaries, check_scores, check_what_is_there
 from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT
 from tests.conftest import output_files, soak

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import status
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import status
 from tests.chaos.checking import (
     check_model,
     check_no_temporaries,

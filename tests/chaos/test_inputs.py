@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import score, status
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import score, status
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.model_store.models import read_manifest
 from patchlake.pipeline.storage.folder import Folder

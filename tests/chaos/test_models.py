@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import ingest
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import ingest
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.model_store.models import read_manifest, verify_file
 from patchlake.pipeline.storage.folder import Folder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import status
+from patchlake.pipeline.driver import status
 from tests.chaos.checking import check_model, check_scores, check_what_is_there
 from tests.chaos.conftest import FLAGS, PARTS, ROOT, SCORED_AT, wait_for
 from tests.conftest import soak

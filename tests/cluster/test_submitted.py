@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from patchlake.jobs import status
+from patchlake.pipeline.driver import status
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.storage.folder import Folder

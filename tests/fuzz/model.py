@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from patchlake.jobs import fit, ingest
 from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.driver import fit, ingest
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.files import load_accounts, load_calibration
 from patchlake.pipeline.groups.member import Member

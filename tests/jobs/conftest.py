@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import fit
+from patchlake.pipeline.driver import fit
 from tests.conftest import LOCAL
 from tests.jobs.test_methods import SMALL, settings_of
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from patchlake.jobs import options, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import score
+from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ImageError
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.plan import plan_fragments
@@ -122,7 +123,7 @@ def test_ray_reports_bad_images_in_the_same_bytes(
 ):
     settings = load_settings(flags=TINY | {"max_failed": 1.0})
     lake = bad_scores.parent / "images"
-    on_ray = options.Execution("ray", None)
+    on_ray = Execution("ray", None)
     score.run(str(lake), str(model), str(tmp_path), settings, on_ray)
     assert by_place(tmp_path) == by_place(bad_scores)
 

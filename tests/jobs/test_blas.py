@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs.blas import choose_kernel, kernels
-from patchlake.jobs.options import Execution
+from patchlake.jobs.blas import choose_kernel
+from patchlake.pipeline.cluster.kernels import kernels
+from patchlake.pipeline.driver.execution import Execution
 
 AVX512 = "avx512f avx512dq avx512bw avx512vl avx512cd"
 
@@ -58,8 +59,10 @@ def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO", logger="patchlake"), Execution("local", None).start(None):
         pass
     # By the logger that a command shows.
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "patchlake"]
-    asked = "import patchlake.jobs.blas, numpy; print(patchlake.jobs.blas.kernels())"
+    (line,) = [
+        record.getMessage() for record in caplog.records if record.name.startswith("patchlake.")
+    ]
+    asked = "import numpy; from patchlake.pipeline.cluster.kernels import kernels; print(kernels())"
     env = os.environ | {"OPENBLAS_CORETYPE": "HASWELL"}
     other = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, check=True, env=env
@@ -71,7 +74,8 @@ def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
 
 
 def test_a_shell_is_told_what_to_export():
-    kernels_ = 'python -c "import patchlake.jobs.blas; print(patchlake.jobs.blas.kernels())"'
+    script = "from patchlake.pipeline.cluster.kernels import kernels; print(kernels())"
+    kernels_ = f'python -c "{script}"'
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for asked in ("HASWELL", "SKYLAKEX"):
         said, ran = (
@@ -95,7 +99,7 @@ def test_a_shell_is_told_what_to_export():
 def test_the_command_chooses_before_numpy_is_imported():
     code = """
 import sys
-import jobs.__main__ as command
+import patchlake.jobs.__main__ as command
 import patchlake.jobs.blas
 
 def choose():

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from patchlake.jobs import fit
 from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.driver import fit
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.files import Accounts, load_accounts
 from patchlake.pipeline.groups.loading import load_group

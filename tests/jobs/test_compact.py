@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import compact
+from patchlake.pipeline.driver import compact
 from patchlake.pipeline.errors import ConfigError, TableError
 from patchlake.pipeline.score_table import compaction, parts
 from patchlake.pipeline.storage.folder import Folder
@@ -196,7 +196,7 @@ def test_before_the_commit_the_table_is_the_old_one_and_after_it_the_next_start_
 
 # Says when it begins: most of the life of a process goes into starting Python.
 _COMPACT = """import sys
-from patchlake.jobs import compact
+from patchlake.pipeline.driver import compact
 print("begin", flush=True)
 compact.run(sys.argv[1], sys.argv[2], 40_000)
 print("end", flush=True)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from patchlake.jobs import console
-from patchlake.jobs.driving import Tally
+from patchlake.pipeline.driver.drive import Tally
 from patchlake.pipeline.stages.batch import FragmentResult
 
 
@@ -31,7 +31,7 @@ def test_lines_come_also_while_nothing_is_finished(
     monkeypatch.setattr(console, "_LOG_EVERY_S", 0.05)
     with (
         caplog.at_level(logging.INFO, "patchlake"),
-        console.progress("score", 10, "images", lambda: "2 error rows") as advance,
+        console.Terminal().task("score", 10, "images", lambda: "2 error rows") as advance,
     ):
         time.sleep(0.3)
         silent = len(caplog.messages)
@@ -51,11 +51,11 @@ def test_lines_come_also_while_nothing_is_finished(
 
 def test_a_tally_tells_errors_and_the_time_of_each_operator():
     tally = Tally()
-    assert tally.told() == "0 error rows, 0 fragments failed"
+    assert tally.in_words() == "0 error rows, 0 fragments failed"
     assert tally.speed(12).seconds_left is None
     tally.add(result(statuses={"ok": 3, "missing": 1}, seconds={"infer": 0.2, "decode": 0.04}))
     tally.add(result(key="f", failure="infer: RuntimeError: 7", seconds={"decode": 0.04}))
-    assert tally.told() == "decode 10, infer 25 ms an image; 1 error rows, 1 fragments failed"
+    assert tally.in_words() == "decode 10, infer 25 ms an image; 1 error rows, 1 fragments failed"
     speed = tally.speed(12)
     assert (speed.images, speed.images_done, speed.error_rows, speed.failed_fragments) == (
         12,

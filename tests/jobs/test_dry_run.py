@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import score
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import score
 from tests.conftest import LOCAL, TINY_FLAGS
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import evaluate, fit, ingest, options, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import evaluate, fit, ingest, score
+from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.model_store.models import read_manifest
 from patchlake.pipeline.storage.folder import Folder
@@ -32,7 +33,8 @@ def test_ingest_writes_the_images_table_with_the_bytes_untouched(images: Path, p
 
 def test_ingest_again_appends_nothing(images: Path, pictures: Path, tiny: Settings):
     before = output_files(images)
-    assert ingest.run(str(pictures), str(images), None, None, tiny, LOCAL) == 0
+    again = ingest.run(str(pictures), str(images), None, None, tiny, LOCAL)
+    assert again.images == 0
     assert output_files(images) == before
 
 
@@ -139,7 +141,7 @@ def test_the_model_does_not_depend_on_the_cut_or_the_runner(
 def test_ray_and_local_write_the_same_bytes(
     images: Path, model: Path, scores: Path, tmp_path: Path, tiny: Settings, local_ray: None
 ):
-    on_ray = options.Execution("ray", None)
+    on_ray = Execution("ray", None)
     fit.run(str(images), str(tmp_path / "model"), tiny, on_ray)
     manifests = [read_manifest(Folder(str(at))) for at in (model, tmp_path / "model")]
     assert manifests[0].groups == manifests[1].groups
@@ -151,10 +153,8 @@ def test_ray_and_local_write_the_same_bytes(
 
 @pytest.mark.ray
 def test_ray_packs_several_files(pictures: Path, tmp_path: Path, local_ray: None, tiny: Settings):
-    written = ingest.run(
-        str(pictures), str(tmp_path), "mvtec", None, tiny, options.Execution("ray", None)
-    )
-    assert written == 44
+    written = ingest.run(str(pictures), str(tmp_path), "mvtec", None, tiny, Execution("ray", None))
+    assert written.images == 44
     assert len(list(tmp_path.glob("g=*/*.parquet"))) == 2
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchlake.jobs import fit, options, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import fit, score
+from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.files import load_calibration
@@ -180,6 +181,6 @@ def test_ray_and_local_write_the_same_bytes(
 ):
     models = [str(members[name]) for name in ("patchcore", "padim", "small")]
     run(images, [Path(model) for model in models], tmp_path / "local")
-    on_ray = options.Execution("ray", None)
+    on_ray = Execution("ray", None)
     score.run(str(images), models, str(tmp_path / "ray"), scoring(workers=2), on_ray)
     assert output_files(tmp_path / "ray") == output_files(tmp_path / "local")

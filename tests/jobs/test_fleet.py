@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import fit, fleet, ingest, score
 from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.driver import fit, fleet, ingest, score
 from patchlake.pipeline.errors import DiskFull, FragmentsFailed, Stopped
 from patchlake.pipeline.groups import fit as fit_stage
 from patchlake.pipeline.images.synthetic import write_products
@@ -61,9 +61,9 @@ def test_a_group_fitted_alone_in_a_worker_is_the_one_fitted_by_all(
 def test_workers_of_a_cluster_fit_the_same_models(
     fleet_images: Path, fleet_model: Path, tmp_path: Path, local_ray: None
 ):
-    from patchlake.jobs import options
+    from patchlake.pipeline.driver.execution import Execution
 
-    execution = options.Execution("ray", None)
+    execution = Execution("ray", None)
     fit.run(str(fleet_images), str(tmp_path), load_settings(flags=TINY), execution)
     assert digests(tmp_path) == digests(fleet_model)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import evaluate, fit, ingest, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import evaluate, fit, ingest, score
 from patchlake.pipeline.methods import build
 from tests.conftest import ASSETS, LOCAL, soak
 from tests.jobs.test_methods import SMALL, WITHOUT_MAP

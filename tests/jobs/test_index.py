@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import fit, options, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import fit, score
+from patchlake.pipeline.driver.execution import Execution, RunnerName
 from patchlake.pipeline.groups.banks import searched_bytes
 from patchlake.pipeline.groups.loading import load_bank_rows
 from patchlake.pipeline.groups.member import Member
@@ -21,7 +22,7 @@ from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files
 
 
-def scored(images: Path, root: Path, execution: options.Execution, **flags: object) -> Path:
+def scored(images: Path, root: Path, execution: Execution, **flags: object) -> Path:
     """Fit and score with an `index` of its own; return the scores."""
     settings = load_settings(flags=TINY | flags)
     fit.run(str(images), str(root / "model"), settings, LOCAL)
@@ -163,7 +164,7 @@ def test_a_bank_in_several_files_is_the_same_bank(images: Path, scores: Path, tm
     "runner", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.soak])]
 )
 def test_a_bank_beyond_the_memory_budget_is_shared_with_equal_scores(
-    runner: options.RunnerName,
+    runner: RunnerName,
     images: Path,
     scores: Path,
     tmp_path: Path,
@@ -181,7 +182,7 @@ def test_a_bank_beyond_the_memory_budget_is_shared_with_equal_scores(
     # 76 rows of 384 float32, twice, are 233 kB.
     small = load_settings(flags=TINY | {"memory_budget": 100_000, "index": index})
     model = str(tmp_path / "whole" / "model")
-    execution = options.Execution(runner, None)
+    execution = Execution(runner, None)
     score.run(str(images), model, str(tmp_path / "spread"), small, execution)
     assert "spread over 3 processes" in caplog.text
     assert output_files(tmp_path / "spread") == output_files(whole)
@@ -229,10 +230,10 @@ def test_banks_that_are_held_once_a_node_score_the_same(
 ):
     caplog.set_level("INFO", logger="patchlake")
     bank = searched_bytes(read_manifest(Folder(str(model))).groups["brushed_plate"])
-    monkeypatch.setattr("patchlake.jobs.members._LARGE", bank)
+    monkeypatch.setattr("patchlake.pipeline.driver.members._LARGE", bank)
     # Of two banks of equal size, the budget has room for one.
     small = load_settings(flags=TINY | {"memory_budget": bank + bank // 2, "workers": 2})
-    ray = options.Execution("ray", None)
+    ray = Execution("ray", None)
     score.run(str(images), str(model), str(tmp_path / "scores"), small, ray)
     assert [m for m in caplog.messages if "once a node" in m] == [
         f"the bank of group 'brushed_plate', {bank / 2**20:.3g} MiB, is once a node"

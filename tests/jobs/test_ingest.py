@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from patchlake.jobs import ingest
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import ingest
 from patchlake.pipeline.lake import resync
 from tests.conftest import LOCAL
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from patchlake.jobs import evaluate, fit, score, update
+from patchlake.pipeline.driver import evaluate, fit, score, update
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.model_store.models import read_manifest
 from patchlake.pipeline.storage.folder import Folder

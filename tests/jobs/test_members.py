@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import fit, score
 from patchlake.jobs.console import log
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import fit, score
 from patchlake.pipeline.model_store.models import write_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL

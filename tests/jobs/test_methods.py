@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchlake.jobs import evaluate, fit, options, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import evaluate, fit, score
+from patchlake.pipeline.driver.execution import Execution, RunnerName
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.methods import build, names
@@ -128,7 +129,7 @@ def test_metrics_of_maps_are_there_where_maps_are(done: Done, images: Path):
 def test_batches_and_threads_change_no_byte(
     done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(options.Execution, "threads", 1)
+    monkeypatch.setattr(Execution, "threads", 1)
     monkeypatch.setattr("patchlake.pipeline.stages.infer._EMBEDDED_BYTES", 1)
     settings = settings_of(done.method, batch_size=1)
     score.run(str(images), str(done.model), str(tmp_path), settings, LOCAL)
@@ -171,7 +172,7 @@ def test_models_are_arrays_and_json(done: Done):
 def test_ray_and_local_write_the_same_bytes(
     done: Done, images: Path, tmp_path: Path, local_ray: None
 ):
-    settings, on_ray = settings_of(done.method, workers=2), options.Execution("ray", None)
+    settings, on_ray = settings_of(done.method, workers=2), Execution("ray", None)
     model, scores = tmp_path / "model", tmp_path / "scores"
     fit.run(str(images), str(model), settings, on_ray)
     manifest = read_manifest(Folder(str(model)))
@@ -197,7 +198,7 @@ def test_patchcore_on_the_tokens_of_a_vision_transformer(images: Path, tmp_path:
     "runner", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
 )
 def test_gaussians_beyond_the_memory_budget_are_fitted_location_by_location(
-    runner: options.RunnerName,
+    runner: RunnerName,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -217,7 +218,7 @@ def test_gaussians_beyond_the_memory_budget_are_fitted_location_by_location(
         return apart(corpus, folds, merge, ends)
 
     monkeypatch.setattr(StoredCorpus, "reduce_apart", noted)
-    found = fit.run(str(images), str(tmp_path / runner), split, options.Execution(runner, None))
+    found = fit.run(str(images), str(tmp_path / runner), split, Execution(runner, None))
     assert once == [5, 5]
     for name, group in expected.groups.items():
         assert found.groups[name].files == group.files

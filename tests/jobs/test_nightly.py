@@ -15,10 +15,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import score, status
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import score, status
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.score_table import expiry, parts
+from patchlake.pipeline.score_table import expiry, ledger, parts
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, output_files, read_scores
 from tests.reading.noise import ROWS, VERSION, fragment_of, put
@@ -101,7 +101,7 @@ def test_what_a_kill_left_between_ledger_and_removal_goes_with_the_next_run(
     table = Folder.at(str(tmp_path / "scores"))
     names = [entry.name for entry in parts.every_part(table)]
     first = [name for name in names if DATES[0] in name]
-    expiry.record(table, first, "dt < '2026-11-01'", datetime(2026, 11, 25, tzinfo=UTC))
+    ledger.record(table, first, "dt < '2026-11-01'", datetime(2026, 11, 25, tzinfo=UTC))
     parts.remove(table, first[:1])
     table.remove(f"_heatmaps/{parts.key_of(first[1])}", recursive=True)
     assert _dates(tmp_path / "scores") == {f"dt={date}" for date in DATES}
@@ -255,11 +255,11 @@ def _environment(tmp_path: Path) -> dict[str, str]:
 # night 21 is to expire. Says when it begins: most of its life goes into starting Python.
 _RETIRE = """import sys
 from functools import partial
-from patchlake.jobs.retirement import Retirement
+from patchlake.pipeline.driver.retirement import Retirement
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import parts
-from patchlake.pipeline.score_table.expiry import expired_keys
+from patchlake.pipeline.score_table.ledger import expired_keys
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.reading.fragments import Fragments
 from tests.reading.noise import VERSION, fragment_of
@@ -313,7 +313,7 @@ def test_killed_while_expiring_replacing_and_publishing_every_row_is_there_once(
         assert sorted(_published(tmp_path)) == sorted(zip(*columns, strict=True))
         assert _dates(scores) == {"dt=2026-11-22"}
         assert len(rows) == 10 * ROWS
-        kept = expiry.expired_keys(Folder(str(scores)), VERSION)
+        kept = ledger.expired_keys(Folder(str(scores)), VERSION)
         assert set(kept.to_pylist()) == {
             fragment_of(21, file, version=str(earlier)).key
             for earlier in range(contents + 1)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from patchlake.jobs import compact, score
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import compact, score
 from tests.conftest import LOCAL, TINY_FLAGS, read_scores
 from tests.jobs.conftest import GROUP, WHERE, FittedBy
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchlake.jobs import fit
+from patchlake.pipeline.driver import fit
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups import gallery

@@ -16,7 +16,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from patchlake.jobs import fit, score
+from patchlake.pipeline.driver import fit, score
 from patchlake.pipeline.reading import apart
 from patchlake.pipeline.record.runs import Summary
 from patchlake.pipeline.storage.s3 import _tail

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchlake.jobs import score, status
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import score, status
 from tests.conftest import LOCAL, TINY_FLAGS, output_files
 from tests.jobs.test_bad_input import JPEG
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import stopping
+from patchlake.pipeline import stopping
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import hashlib, os, subprocess, sys, threading, time
 from pathlib import Path
-from patchlake.jobs import stopping
+from patchlake.pipeline import stopping
 from patchlake.pipeline.storage import disk
 
 def ready():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import evaluate, fit, ingest, options, score
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import evaluate, fit, ingest, score
+from patchlake.pipeline.driver.execution import Execution
 from tests.conftest import ASSETS, LOCAL, output_files
 
 pytestmark = [pytest.mark.assets, pytest.mark.slow]
@@ -71,7 +72,7 @@ def test_either_runner_and_any_batch_size_give_the_same_bytes(tmp_path: Path, lo
     for size, name in ((1, "local"), (32, "ray")):
         used: Settings = settings.model_copy(update={"batch_size": size})
         out = tmp_path / f"scores-{name}-{size}"
-        score.run(lake, model, str(out), used, options.Execution(name, None))
+        score.run(lake, model, str(out), used, Execution(name, None))
         results[name, size] = output_files(out)
     first = results["local", 1]
     assert len(first) > 51

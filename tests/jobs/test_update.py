@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import fit, ingest, options, score, standing, update, withdraw
-from patchlake.jobs.withdraw import Wanted
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import fit, ingest, lineage, score, update, withdraw
+from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.driver.withdraw import Withdrawal
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
@@ -154,7 +155,9 @@ def test_a_withdrawn_image_is_as_if_it_had_never_been_there(
     grown: Grown, lakes: Lakes, tmp_path: Path
 ):
     model, settings = copy_of(grown, tmp_path), settings_of(grown.method)
-    manifest = withdraw.run(str(model), Wanted((GONE,), images=str(lakes.whole)), settings, LOCAL)
+    manifest = withdraw.run(
+        str(model), Withdrawal((GONE,), images=str(lakes.whole)), settings, LOCAL
+    )
     step = manifest.lineage[-1]
     assert (step.verb, list(step.groups)) == ("withdraw", ["woven_cloth"])
     assert (step.groups["woven_cloth"].added, step.groups["woven_cloth"].withdrawn) == (0, 1)
@@ -178,14 +181,14 @@ def test_a_withdrawn_image_is_as_if_it_had_never_been_there(
 
 def test_a_withdrawn_image_does_not_come_back(grown: Grown, lakes: Lakes, tmp_path: Path):
     model, settings = copy_of(grown, tmp_path), settings_of(grown.method)
-    wanted = Wanted((GONE,), images=str(lakes.whole))
+    wanted = Withdrawal((GONE,), images=str(lakes.whole))
     manifest = withdraw.run(str(model), wanted, settings, LOCAL)
     assert withdraw.run(str(model), wanted, settings, LOCAL) == manifest
     assert update.run(str(lakes.whole), str(model), settings, LOCAL) == manifest
     # And images can still join a model that others have left.
     left = withdraw.run(
         str(model),
-        Wanted(("woven_cloth/train/good/001.png",), images=str(lakes.whole)),
+        Withdrawal(("woven_cloth/train/good/001.png",), images=str(lakes.whole)),
         settings,
         LOCAL,
     )
@@ -199,11 +202,11 @@ def test_ray_and_local_write_the_same_model(
     method: str, lakes: Lakes, tmp_path: Path, local_ray: None
 ):
     found = []
-    for name, execution in (("a", LOCAL), ("b", options.Execution("ray", None))):
+    for name, execution in (("a", LOCAL), ("b", Execution("ray", None))):
         model, settings = tmp_path / name, settings_of(method, workers=2, fragment_images=4)
         fit.run(str(lakes.earlier), str(model), settings, LOCAL)
         update.run(str(lakes.whole), str(model), settings, execution)
-        wanted = Wanted((GONE,), images=str(lakes.whole))
+        wanted = Withdrawal((GONE,), images=str(lakes.whole))
         found.append(withdraw.run(str(model), wanted, settings, execution).groups)
     assert found[0] == found[1]
 
@@ -229,7 +232,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert (model / "model.json").read_bytes() == before
     with monkeypatch.context() as patched:
         # Everything is embedded: no network is loaded.
-        patched.setattr(standing.Embedder, "start", stop)
+        patched.setattr(lineage.Embedder, "start", stop)
         found = update.run(str(lakes.whole), str(model), settings, LOCAL)
     assert found.groups == expected.groups
 
@@ -268,7 +271,7 @@ def test_a_model_that_was_changed_meanwhile_is_not_overwritten(
 
     def another_first(*arguments: object):
         if not changed:
-            changed.append(withdraw.run(str(model), Wanted((GONE,)), settings, LOCAL))
+            changed.append(withdraw.run(str(model), Withdrawal((GONE,)), settings, LOCAL))
         return real(*arguments)
 
     monkeypatch.setattr(update, "update_group", another_first)
@@ -297,9 +300,9 @@ def test_what_cannot_be_is_said(lakes: Lakes, tmp_path: Path, patchlake):
     fit.run(str(lakes.earlier), str(model), settings, LOCAL)
     whole = str(lakes.whole)
     with pytest.raises(ConfigError, match=r"no image 'nobody' was ever in"):
-        withdraw.run(str(model), Wanted(("nobody",)), settings, LOCAL)
+        withdraw.run(str(model), Withdrawal(("nobody",)), settings, LOCAL)
     with pytest.raises(ConfigError, match=r"no group 'tile', but \['brushed_plate'"):
-        withdraw.run(str(model), Wanted((GONE,), group="tile"), settings, LOCAL)
+        withdraw.run(str(model), Withdrawal((GONE,), group="tile"), settings, LOCAL)
     changed = settings_of("mahalanobis", image={"resize": [32, 32]})
     with pytest.raises(ConfigError, match=r"image\.resize is \(32, 32\), the model was fitted"):
         update.run(whole, str(model), changed, LOCAL)
@@ -308,8 +311,8 @@ def test_what_cannot_be_is_said(lakes: Lakes, tmp_path: Path, patchlake):
     moved = shutil.move(lakes.earlier, tmp_path / "moved")
     try:
         with pytest.raises(ConfigError, match="is gone"):
-            withdraw.run(str(model), Wanted((GONE,)), settings, LOCAL)
-        wanted = Wanted((GONE,), images=str(moved))
+            withdraw.run(str(model), Withdrawal((GONE,)), settings, LOCAL)
+        wanted = Withdrawal((GONE,), images=str(moved))
         assert withdraw.run(str(model), wanted, settings, LOCAL).lineage[-1].verb == "withdraw"
     finally:
         shutil.move(moved, lakes.earlier)
@@ -322,7 +325,7 @@ def test_a_file_that_changed_does_not_withdraw_others(lakes: Lakes, tmp_path: Pa
     for path in lake.rglob("*.parquet"):
         pq.write_table(pq.read_table(path, partitioning=None).slice(1), path)
     with pytest.raises(ConfigError, match="they may be others"):
-        withdraw.run(str(model), Wanted((GONE,)), settings, LOCAL)
+        withdraw.run(str(model), Withdrawal((GONE,)), settings, LOCAL)
     assert read_manifest(Folder(str(model))) == before
 
 
@@ -332,4 +335,4 @@ def test_what_is_trained_cannot_be_updated(lakes: Lakes, tmp_path: Path):
     with pytest.raises(ConfigError, match="method 'cfa' is trained on all images together"):
         update.run(str(lakes.whole), str(model), settings, LOCAL)
     with pytest.raises(ConfigError, match="fit again"):
-        withdraw.run(str(model), Wanted((GONE,)), settings, LOCAL)
+        withdraw.run(str(model), Withdrawal((GONE,)), settings, LOCAL)

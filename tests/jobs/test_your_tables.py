@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchlake.jobs import evaluate, fit, options, score
+from patchlake.jobs import options
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import evaluate, fit, score
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.record.runs import Summary
 from patchlake.pipeline.storage.folder import Folder

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchlake.jobs import fit, options
 from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import fit
+from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.maths.coreset import greedy, select
 from patchlake.pipeline.maths.shard import Shard
 from patchlake.pipeline.methods import selection
@@ -21,7 +22,7 @@ from tests.conftest import LOCAL, TINY
 from tests.methods.corpus import FakeCorpus, split
 
 
-def fitted(images: Path, out: Path, execution: options.Execution, **flags: object):
+def fitted(images: Path, out: Path, execution: Execution, **flags: object):
     settings = load_settings(flags=TINY | {"fragment_images": 3} | flags)
     fit.run(str(images), str(out), settings, execution)
     return read_manifest(Folder(str(out))).groups
@@ -37,7 +38,7 @@ def test_a_distributed_coreset_is_the_drivers(workers: int, images: Path, tmp_pa
     driver = fitted(images, tmp_path / "a", LOCAL, method=method)
     method = {"coreset_fraction": 0.1, "coreset": "distributed"}
 
-    class Several(options.Execution):
+    class Several(Execution):
         """As many holders as a cluster would have, in this process."""
 
         def start(self, _workers: int | None, _preflight: object = None):  # type: ignore[override]
@@ -56,7 +57,7 @@ def test_a_fit_on_ray_can_hold_its_rows_in_actors(images: Path, tmp_path: Path, 
     method = {"coreset_fraction": 0.1, "coreset": "driver"}
     driver = fitted(images, tmp_path / "a", LOCAL, method=method)
     method = {"coreset_fraction": 0.1, "coreset": "distributed"}
-    ray = options.Execution("ray", None)
+    ray = Execution("ray", None)
     spread = fitted(images, tmp_path / "b", ray, method=method, workers=2)
     assert {name: bank_of(group) for name, group in driver.items()} == {
         name: bank_of(group) for name, group in spread.items()
@@ -227,7 +228,7 @@ def test_a_partitioned_coreset_does_not_depend_on_the_runner(
 ):
     method = {"coreset_fraction": 0.1, "coreset": "partitioned"}
     here = fitted(images, tmp_path / "a", LOCAL, method=method, memory_budget=300_000)
-    ray = options.Execution("ray", None)
+    ray = Execution("ray", None)
     there = fitted(images, tmp_path / "b", ray, method=method, memory_budget=300_000)
     assert {name: group.digest for name, group in here.items()} == {
         name: group.digest for name, group in there.items()

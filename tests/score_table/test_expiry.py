@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.score_table.expiry import parse_rule, record, restore
+from patchlake.pipeline.score_table.expiry import parse_rule, restore
+from patchlake.pipeline.score_table.ledger import record
 from patchlake.pipeline.storage.folder import Folder, escape, is_hashed
 from patchlake.pipeline.tables import SCORES
 

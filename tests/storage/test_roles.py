@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.jobs import compact
+from patchlake.pipeline.driver import compact
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.roles import Use, require

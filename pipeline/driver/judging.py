@@ -1,13 +1,15 @@
 """What an evaluation counts and what it leaves out, in words."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 
-from patchlake.jobs.console import log
 from patchlake.pipeline.config import ColumnSettings
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.lake.selection import NUMBERS, listed, told_of_two_kinds
 from patchlake.pipeline.stages.compare import GroupMetrics
+
+log = logging.getLogger(__name__)
 
 # Groups that have a line each; of more, all together have one.
 _NAMED = 10

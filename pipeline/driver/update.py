@@ -4,6 +4,7 @@ Only images that the model does not know are embedded: their fragments' embeddin
 folder until the step is published, so that a run that was stopped goes on.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,25 +13,24 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchlake.jobs import options
-from patchlake.jobs.changes import say_changed
-from patchlake.jobs.console import log, percent
-from patchlake.jobs.driving import Tally
-from patchlake.jobs.heartbeat import beating
-from patchlake.jobs.standing import (
-    Base,
-    Chosen,
-    Outcome,
-    broken_in,
+from patchlake.pipeline.config import Settings, digest
+from patchlake.pipeline.driver.changes import say_changed
+from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.driver.heartbeat import beating
+from patchlake.pipeline.driver.lineage import (
+    Changed,
+    PublishedModel,
+    RowsToEmbed,
+    change_groups,
     embed,
     open_base,
     publish_step,
-    say_failed,
+    require_embedded,
 )
-from patchlake.jobs.training import choose_rows
-from patchlake.pipeline.cluster.runner import Runner
-from patchlake.pipeline.config import Settings, digest
-from patchlake.pipeline.errors import ConfigError, WorkersLost
+from patchlake.pipeline.driver.observer import Observer, fraction
+from patchlake.pipeline.driver.settings import weight_files
+from patchlake.pipeline.driver.training import choose_rows
+from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Known
 from patchlake.pipeline.groups.update import Standing, update_group
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
@@ -41,11 +41,12 @@ from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.reading.listing import open_lake
 from patchlake.pipeline.record import runs
-from patchlake.pipeline.record.runs import Run
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.preflight import Preflight
 from patchlake.pipeline.storage.roles import Use
 from patchlake.pipeline.where.condition import read_where
+
+log = logging.getLogger(__name__)
 
 # Each reads a few columns, or a list of images, behind a latency of tens of ms on an object store.
 _READ_AT_ONCE = 16
@@ -57,7 +58,7 @@ def run(
     images: str,
     model: str,
     settings: Settings,
-    execution: options.Execution,
+    execution: Execution,
     *,
     where: str | None = None,
 ) -> models.Manifest:
@@ -69,7 +70,7 @@ def run(
     """
     storage = settings.storage
     lake, target = open_lake(images, storage), Folder.at(model, storage)
-    weights = options.weight_files(settings.backbone.weights, storage)
+    weights = weight_files(settings.backbone.weights, storage)
     roles = [Use(lake, "images"), Use(target, "model", is_written=True)]
     preflight = Preflight([lake], [target], weights, roles)
     preflight.here()
@@ -87,14 +88,21 @@ def run(
     job = runs.begin(base.target, record, chosen.fragments)
     with beating(job) as heart:
         with execution.start(base.settings.workers, preflight) as runner:
-            tally = embed(base, heart, chosen, execution.threads, runner)
-            outcome = _update_groups(base, standing, chosen, (job, tally, runner))
+            tally = embed(base, heart, chosen, execution, runner)
+
+            def update(group: str) -> Changed | None:
+                fragments = chosen.fragments.of_group(group)
+                require_embedded(fragments, tally)
+                corpus = base.corpus(job, fragments, runner)
+                return _update(base, standing[group], corpus, execution.observer)
+
+            outcome = change_groups(chosen.fragments.groups, update)
         return publish_step(base, job, tally, chosen.fragments, outcome)
 
 
 def _choose(
-    lake: Folder, base: Base, standing: Mapping[str, Standing], where: str | None
-) -> Chosen:
+    lake: Folder, base: PublishedModel, standing: Mapping[str, Standing], where: str | None
+) -> RowsToEmbed:
     """Return the fragments that hold images which the model does not know, and those images."""
     settings = base.settings
     source = Source(lake, settings.columns, settings.image, base.geometry, read_where(where))
@@ -108,9 +116,9 @@ def _choose(
     roots = [step.images for step in base.manifest.lineage]
     known = {group: one.members.known(roots, lake.root) for group, one in standing.items()}
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        told = list(pool.map(partial(_tell, source, selections, known), fragments))
+        by_columns = list(pool.map(partial(_by_columns, source, selections, known), fragments))
     with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
-        found = list(pool.map(partial(_told_by_content, source, known), fragments, told))
+        found = list(pool.map(partial(_by_content, source, known), fragments, by_columns))
     # What is unknown depends on who is in the model and on what labels mean, and so do the keys.
     state = digest(
         {
@@ -124,11 +132,11 @@ def _choose(
     taken = {key: one.new for key, one in zip(keys, found, strict=True) if one.new}
     _say(base, found, sum(one.members.count for one in standing.values()))
     chosen = keyed.with_keys(pa.array(list(taken), pa.string()))
-    return Chosen(source, selections, chosen, taken)
+    return RowsToEmbed(source, selections, chosen, taken)
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Recognition:
     """Rows of a fragment, numbered in the file: new ones, and how many others are known by what."""
 
     new: list[int]
@@ -139,12 +147,12 @@ class _Told:
     unsure: list[int]
 
 
-def _tell(
+def _by_columns(
     source: Source,
     selections: Mapping[str, Selection],
     known: Mapping[str, Known],
     fragment: Fragment,
-) -> _Told:
+) -> _Recognition:
     """Tell what columns can tell: the place, the id, and a checksum that the lake keeps."""
     rows = select_rows(source.read_names(fragment), selections[fragment.group], source.columns)
     of_group = known[fragment.group]
@@ -166,30 +174,30 @@ def _tell(
             what = "unsure" if is_unsure else "new"
         found[what].append(number)
     place, content, by_id = (len(found[name]) for name in ("place", "content", "id"))
-    return _Told(found["new"], place, content, by_id, found["unsure"])
+    return _Recognition(found["new"], place, content, by_id, found["unsure"])
 
 
-def _told_by_content(
-    source: Source, known: Mapping[str, Known], fragment: Fragment, told: _Told
-) -> _Told:
+def _by_content(
+    source: Source, known: Mapping[str, Known], fragment: Fragment, so_far: _Recognition
+) -> _Recognition:
     """Tell the rest, by reading the images."""
-    if not told.unsure:
-        return told
+    if not so_far.unsure:
+        return so_far
     rows = source.read(fragment)
-    unsure = pa.array(told.unsure, pa.int64())
+    unsure = pa.array(so_far.unsure, pa.int64())
     rows = rows.filter(pc.is_in(rows.column("source_row"), value_set=unsure))
     is_same = is_known(known[fragment.group], source, fragment, rows)
     numbers = rows.column("source_row").to_pylist()
     new = [number for number, same in zip(numbers, is_same, strict=True) if not same]
     return replace(
-        told,
-        new=sorted([*told.new, *new]),
-        by_content=told.by_content + len(numbers) - len(new),
+        so_far,
+        new=sorted([*so_far.new, *new]),
+        by_content=so_far.by_content + len(numbers) - len(new),
         unsure=[],
     )
 
 
-def _say(base: Base, found: Sequence[_Told], members: int) -> None:
+def _say(base: PublishedModel, found: Sequence[_Recognition], members: int) -> None:
     place, content, by_id = (
         sum(getattr(one, name) for one in found) for name in ("by_place", "by_content", "by_id")
     )
@@ -207,7 +215,7 @@ def _say(base: Base, found: Sequence[_Told], members: int) -> None:
     )
 
 
-def _state(base: Base, standing: Mapping[str, Standing]) -> dict[str, object]:
+def _state(base: PublishedModel, standing: Mapping[str, Standing]) -> dict[str, object]:
     groups = {
         group: [one.record.digest, sorted(file.sha256 for file in one.record.files)]
         for group, one in standing.items()
@@ -215,7 +223,9 @@ def _state(base: Base, standing: Mapping[str, Standing]) -> dict[str, object]:
     return {"run": base.manifest.run, "groups": groups}
 
 
-def _record(lake: Folder, base: Base, chosen: Chosen, where: str | None) -> runs.RunRecord:
+def _record(
+    lake: Folder, base: PublishedModel, chosen: RowsToEmbed, where: str | None
+) -> runs.RunRecord:
     version = digest({"update": base.manifest.run})
     return runs.RunRecord(
         run=runs.identify(lake, version, where, chosen.fragments),
@@ -228,38 +238,16 @@ def _record(lake: Folder, base: Base, chosen: Chosen, where: str | None) -> runs
     )
 
 
-def _update_groups(
-    base: Base,
-    standing: Mapping[str, Standing],
-    chosen: Chosen,
-    done: tuple[Run, Tally, Runner],
-) -> Outcome:
-    job, tally, runner = done
-    records: dict[str, models.GroupRecord] = {}
-    changes: dict[str, models.Change] = {}
-    failed: dict[str, str] = {}
-    for group in chosen.fragments.groups:
-        fragments = chosen.fragments.of_group(group)
-        broken = broken_in(fragments, tally)
-        if broken:
-            failed[group] = say_failed(group, f"fragments {broken} failed")
-            continue
-        corpus = base.corpus(job, fragments, runner)
-        before = standing[group]
-        try:
-            if corpus.images == 0:
-                log.warning("group '%s': no new image can be used: %s", group, corpus.unusable)
-                continue
-            with percent(f"update of {group}") as tell:
-                records[group] = update_group(base.method, before, corpus, base.step, tell)
-        except (ConfigError, WorkersLost, FileNotFoundError) as error:
-            # A file that is gone: another driver of this run has published, and cleared up.
-            failed[group] = say_failed(group, str(error))
-            continue
-        changes[group] = models.Change(
-            parent=before.record.digest,
-            digest=records[group].digest,
-            added=corpus.images,
-            withdrawn=0,
-        )
-    return Outcome(records, changes, failed)
+def _update(
+    base: PublishedModel, before: Standing, corpus: StoredCorpus, observer: Observer
+) -> Changed | None:
+    """Let the images of a corpus join a group; None where none of them can be used."""
+    if corpus.images == 0:
+        log.warning("group '%s': no new image can be used: %s", before.group, corpus.unusable)
+        return None
+    with fraction(observer, f"update of {before.group}") as on_progress:
+        record = update_group(base.method, before, corpus, base.step, on_progress)
+    change = models.Change(
+        parent=before.record.digest, digest=record.digest, added=corpus.images, withdrawn=0
+    )
+    return Changed(record, change)

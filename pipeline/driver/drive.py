@@ -1,25 +1,22 @@
-"""What fit and score share: fragments through the stages, counted, failures listed, summed up."""
+"""Fragments through the stages of a job, counted; those that fail are listed."""
 
-import hashlib
+import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from patchlake.jobs.console import log, progress
-from patchlake.jobs.heartbeat import Heart
 from patchlake.pipeline.cluster.runner import Pipeline, Poison, Runner
 from patchlake.pipeline.config import Settings
-from patchlake.pipeline.errors import FragmentsFailed
+from patchlake.pipeline.driver.heartbeat import Heart
+from patchlake.pipeline.driver.observer import Observer
 from patchlake.pipeline.reading.fragments import Fragments
-from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.pulse import Speed
-from patchlake.pipeline.record.runs import Run, Summary
 from patchlake.pipeline.stages.batch import FragmentResult, given_up, key_of
 
-_SHOWN = 5
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,8 +58,8 @@ class Tally:
         # Copied: another thread asks.
         return sum(count for status, count in dict(self.statuses).items() if status != "ok")
 
-    def told(self) -> str:
-        """Return errors and the time of each operator, in words."""
+    def in_words(self) -> str:
+        """Return errors and the time of each operator."""
         # Copied: another thread asks.
         seconds = dict(self.stage_seconds)
         each = [f"{n} {1000 * s / max(1, self.images):.0f}" for n, s in sorted(seconds.items())]
@@ -83,13 +80,16 @@ class Tally:
         )
 
 
-def drive(heart: Heart, runner: Runner, pending: Fragments, pipeline: Pipeline) -> Tally:
+def drive(
+    heart: Heart, runner: Runner, pending: Fragments, pipeline: Pipeline, observer: Observer
+) -> Tally:
     """Pass the pending fragments through the pipeline; list those that fail."""
     tally, run = Tally(), heart.run
     attempts = run.record.settings.fragment_attempts
     pipeline = replace(pipeline, poison=Poison(attempts, key_of, given_up))
     heart.measure = partial(tally.speed, pending.images)
-    with progress(run.record.verb, pending.images, "images", tally.told) as advance:
+    task = observer.task(run.record.verb, pending.images, "images", tally.in_words)
+    with task as advance:
         for row in runner.run(pending.table, pipeline) if pending else ():
             result = FragmentResult.from_arrow(row)
             tally.add(result)
@@ -98,89 +98,6 @@ def drive(heart: Heart, runner: Runner, pending: Fragments, pipeline: Pipeline) 
                 log.warning("fragment %s of %s failed: %s", result.key, result.path, result.failure)
             advance(result.planned)
     return tally
-
-
-def summarise(
-    run: Run,
-    tally: Tally,
-    planned: Fragments,
-    already_done: int,
-    *,
-    groups: Mapping[str, str],
-    parts: Sequence[str] = (),
-    removed_parts: Sequence[str] = (),
-) -> Summary:
-    """Return the run's summary, as of now."""
-    summary = Summary(
-        run=run.record.run,
-        verb=run.record.verb,
-        finished_at=runs.now(),
-        fragments=len(planned),
-        already_done=already_done,
-        failed_fragments=tally.failed,
-        damaged_files=dict(tally.damaged),
-        images=planned.images,
-        statuses=dict(sorted(tally.statuses.items())),
-        earlier_statuses=dict(sorted(tally.earlier.items())),
-        duplicate_image_ids=tally.duplicates,
-        seconds=time.monotonic() - tally.started,
-        stage_seconds={stage: float(s) for stage, s in sorted(tally.stage_seconds.items())},
-        nodes={stage: dict(sorted(some.items())) for stage, some in sorted(tally.nodes.items())},
-        removed_parts=list(removed_parts),
-        groups=dict(groups),
-        libraries=runs.library_versions(),
-        settings=run.record.settings,
-        parts=list(parts),
-    )
-    exit_code = FragmentsFailed.exit_code if _shortfall(summary) else 0
-    return summary.model_copy(update={"exit_code": exit_code})
-
-
-def require_success(summary: Summary) -> None:
-    """Raise `FragmentsFailed` if a fragment failed or too many rows are errors: exit code 3."""
-    shortfall = _shortfall(summary)
-    if shortfall:
-        raise FragmentsFailed(shortfall)
-
-
-def list_damaged(run: Run, damaged: Mapping[str, str]) -> None:
-    """List files that cannot be read as failed, where `status` finds them."""
-    for path, reason in damaged.items():
-        log.warning("%s; it is passed over, and tried again by the same command", reason)
-        run.fail(hashlib.sha256(path.encode()).hexdigest()[:20], reason)
-
-
-def _shortfall(summary: Summary) -> str | None:
-    told = [text for text in (_damaged(summary), _unfinished(summary)) if text]
-    return "; ".join(told) or None
-
-
-def _damaged(summary: Summary) -> str | None:
-    damaged = list(summary.damaged_files.values())
-    if not damaged:
-        return None
-    return (
-        f"{len(damaged)} files of the lake cannot be read and were passed over; they are tried "
-        f"again by the same command ({'; '.join(damaged[:_SHOWN])})"
-    )
-
-
-def _unfinished(summary: Summary) -> str | None:
-    if summary.failed_fragments:
-        shown = list(summary.failed_fragments.items())[:_SHOWN]
-        listed = "; ".join(f"{key}: {error}" for key, error in shown)
-        return (
-            f"{len(summary.failed_fragments)} of {summary.fragments} fragments failed; they are "
-            f"tried again by the same command ({listed})"
-        )
-    limit = summary.settings.max_failed
-    if summary.error_rows > limit * summary.images:
-        return (
-            f"{summary.error_rows} of {summary.images} images are error rows "
-            f"{dict(Counter(summary.statuses) + Counter(summary.earlier_statuses))}, "
-            f"max_failed is {limit}: see the column 'error'"
-        )
-    return None
 
 
 def half_of_memory() -> int:

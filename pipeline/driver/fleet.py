@@ -1,15 +1,16 @@
 """The groups of a fit: small ones whole in a worker each, large ones by all workers together."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
 
-from patchlake.jobs.console import log, percent, progress
 from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.cluster.runner import Runner
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver.observer import Observer, fraction
 from patchlake.pipeline.errors import ConfigError, PatchlakeError, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus, embedded_bytes
 from patchlake.pipeline.groups.fit import fit_group
@@ -17,6 +18,8 @@ from patchlake.pipeline.methods.contract import Method, Progress
 from patchlake.pipeline.model_store.models import GroupRecord
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.storage.folder import Folder
+
+log = logging.getLogger(__name__)
 
 # Embeddings of a group that one worker fits alone: 200 images with ResNet-18, 80 with the 1024
 # dimensions of the default. Fitting takes some three times as much memory.
@@ -56,7 +59,11 @@ class Fitting:
 
 
 def fit_groups(
-    fitting: Fitting, plan: Fragments, broken: Sequence[str], runner: Runner
+    fitting: Fitting,
+    plan: Fragments,
+    broken: Sequence[str],
+    runner: Runner,
+    observer: Observer,
 ) -> tuple[dict[str, GroupRecord], dict[str, str]]:
     """Return the groups that were fitted, and why the others were not.
 
@@ -67,6 +74,7 @@ def fit_groups(
         plan: All fragments.
         broken: Keys of fragments that failed; a group that has one is not fitted.
         runner: Where it is done. No result depends on where.
+        observer: Is told how far it is.
     """
     outcomes: dict[str, GroupRecord | str] = {}
     broken_keys = pa.array(broken, pa.string())
@@ -85,9 +93,9 @@ def fit_groups(
     if len(small) == 1:
         # Nothing to do beside it: this process has more threads than a worker.
         large, small = small + large, []
-    outcomes |= _fit_small(fitting, small, runner)
+    outcomes |= _fit_small(fitting, small, runner, observer)
     for corpus in large:
-        outcomes[corpus.group] = _fit_large(fitting, corpus)
+        outcomes[corpus.group] = _fit_large(fitting, corpus, observer)
     fitted = {g: one for g, one in outcomes.items() if isinstance(one, GroupRecord)}
     reasons = {g: one for g, one in outcomes.items() if isinstance(one, str)}
     for group, reason in reasons.items():
@@ -96,23 +104,23 @@ def fit_groups(
 
 
 def _fit_small(
-    fitting: Fitting, corpora: Sequence[StoredCorpus], runner: Runner
+    fitting: Fitting, corpora: Sequence[StoredCorpus], runner: Runner, observer: Observer
 ) -> dict[str, GroupRecord | str]:
     """Return the outcome of each group; several are fitted at a time."""
     calls = [partial(_outcome, fitting, fitting.alone(corpus)) for corpus in corpora]
     found: dict[str, GroupRecord | str] = {}
     if not calls:
         return found
-    with progress("fit of groups", len(calls), "groups") as advance:
+    with observer.task("fit of groups", len(calls), "groups") as advance:
         for corpus, outcome in zip(corpora, runner.each(calls), strict=True):
             found[corpus.group] = outcome
             advance(1)
     return found
 
 
-def _fit_large(fitting: Fitting, corpus: StoredCorpus) -> GroupRecord | str:
-    with percent(f"fit of {corpus.group}") as tell:
-        return _outcome(fitting, corpus, tell)
+def _fit_large(fitting: Fitting, corpus: StoredCorpus, observer: Observer) -> GroupRecord | str:
+    with fraction(observer, f"fit of {corpus.group}") as on_progress:
+        return _outcome(fitting, corpus, on_progress)
 
 
 def _outcome(

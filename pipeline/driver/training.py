@@ -1,13 +1,15 @@
 """What a fit or an update trains on, and what it leaves: said before anything is embedded."""
 
+import logging
 from collections.abc import Mapping
 
-from patchlake.jobs.console import log
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.lake.survey import survey
 from patchlake.pipeline.reading.fragments import Fragments
+
+log = logging.getLogger(__name__)
 
 
 def choose_rows(

@@ -1,11 +1,11 @@
 """The models that a score job scores with: one, or the members of an ensemble."""
 
+import logging
 from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from patchlake.jobs.console import log
 from patchlake.pipeline.cluster.runner import Runner
 from patchlake.pipeline.config import Settings, digest
 from patchlake.pipeline.errors import ConfigError
@@ -21,6 +21,8 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.storage.folder import Folder
+
+log = logging.getLogger(__name__)
 
 # Bytes of a bank that it pays to share: less is little beside the 0.6 GB that a worker has anyway.
 _LARGE = 64 * 2**20

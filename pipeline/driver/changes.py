@@ -1,5 +1,6 @@
 """What a model was trained on and should not have been, as the lake tells now."""
 
+import logging
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +10,6 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchlake.jobs.console import log
 from patchlake.pipeline.config import ColumnSettings
 from patchlake.pipeline.errors import PatchlakeError
 from patchlake.pipeline.groups.files import load_images
@@ -20,6 +20,8 @@ from patchlake.pipeline.methods.contract import Updatable
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import TRAINING_IMAGES
+
+log = logging.getLogger(__name__)
 
 # Lists of images are small, behind the latency of an object store.
 _READ_AT_ONCE = 16

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from patchlake.jobs import stopping
+from patchlake.pipeline import stopping
 from patchlake.pipeline.errors import FragmentsFailed, PatchlakeError
 from patchlake.pipeline.record.pulse import BEAT_S, Speed, beat, remove_pulse
 from patchlake.pipeline.record.runs import Run

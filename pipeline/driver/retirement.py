@@ -1,5 +1,6 @@
 """What a scoring run does once its parts are committed: parts that are over go, in a safe order."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,11 +8,12 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchlake.jobs.console import log
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.record import runs
-from patchlake.pipeline.score_table import expiry, iceberg, parts
+from patchlake.pipeline.score_table import expiry, iceberg, ledger, parts
 from patchlake.pipeline.storage.folder import Folder
+
+log = logging.getLogger(__name__)
 
 # Parts of older contents: of what is committed for a version, given the keys that have expired.
 Superseded = Callable[[parts.Committed, pa.StringArray], list[str]]
@@ -62,7 +64,7 @@ class Retirement:
         if self.rule is not None and self.expires is not None:
             every = [entry.name for entry in parts.every_part(scores)]
             expired = self.expires(scores, every)
-            expiry.record(scores, expired, self.rule, self.now)
+            ledger.record(scores, expired, self.rule, self.now)
             leaving.update(expired)
             say_expired(self.rule, expired, len(every))
         if self.iceberg_table is not None:

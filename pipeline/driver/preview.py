@@ -4,18 +4,16 @@ The sample goes through the job's own stages in this process, on one CPU, and wh
 to a temporary folder: nothing is written to SCORES or MODEL.
 """
 
-import json
 import os
 import resource
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
 
-from patchlake.jobs.console import say, show_table
 from patchlake.pipeline.cluster.runner import Pipeline
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.lake.plan import Plan
@@ -145,36 +143,6 @@ def preview(
         worker_bytes=_peak_bytes() + beside,
         stored_bytes=sample.stored_bytes * pending.images // max(1, sample.images),
     )
-
-
-def show(found: Preview, *, as_json: bool) -> None:
-    """Print a preview on stdout."""
-    if as_json:
-        say(json.dumps(asdict(found), indent=1))
-        return
-    stages = ", ".join(f"{name} {1000 * s:.1f}" for name, s in found.seconds_per_image.items())
-    rows = [
-        ["images", f"{found.images} of {found.groups} groups in {found.files} files"],
-        ["bytes", f"{found.bytes / 2**20:.1f} MiB"],
-        ["fragments", str(found.fragments)],
-        ["already done", str(found.fragments_done)],
-        ["pending", f"{found.fragments_pending} fragments, {found.images_pending} images"],
-        ["sample, ms an image", f"{stages or '-'} ({found.sampled_images} images, one CPU)"],
-        ["estimated time", f"{found.seconds:.0f} s on {found.cpus} CPUs ({found.cpu_seconds:.0f})"],
-        [
-            "estimated memory",
-            f"driver {found.driver_bytes / 2**20:.0f} MiB, worker {found.worker_bytes / 2**20:.0f} "
-            "MiB at most",
-        ],
-    ]
-    if found.stored_bytes:
-        rows.append(["stored until published", f"{found.stored_bytes / 2**20:.1f} MiB"])
-    if found.expiring_parts:
-        gone = f"{len(found.expiring_parts)} parts of {found.expiring_images} images"
-        rows.append(["--expire removes", gone])
-    show_table(f"dry run of {found.verb}: nothing is written to {found.target}", ["", ""], rows)
-    for part in found.expiring_parts:
-        say(part)
 
 
 def _beginning(fragment: Fragment) -> Fragment:

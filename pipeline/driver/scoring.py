@@ -1,16 +1,16 @@
 """The work of a score: checked, cut into fragments, and as a pipeline of stages."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
 
-from patchlake.jobs.console import log
-from patchlake.jobs.driving import models_budget
-from patchlake.jobs.members import group_digests, read_members, require_units
 from patchlake.pipeline.cluster.runner import Pipeline
 from patchlake.pipeline.config import Settings, digest
+from patchlake.pipeline.driver.drive import models_budget
+from patchlake.pipeline.driver.members import group_digests, read_members, require_units
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import verify_groups
@@ -29,6 +29,8 @@ from patchlake.pipeline.stages.decode import Decode
 from patchlake.pipeline.stages.infer import Scorer
 from patchlake.pipeline.stages.publish import Publish
 from patchlake.pipeline.storage.folder import Folder
+
+log = logging.getLogger(__name__)
 
 _NO_MODEL = "no model"
 

@@ -1,19 +1,20 @@
-"""What `fit --update` and `withdraw` share: a published model that images join or leave."""
+"""A step of a model's lineage, which an update or a withdrawal is: images join it or leave it."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from patchlake.jobs.console import log
-from patchlake.jobs.driving import Tally, drive, half_of_memory, require_success, summarise
-from patchlake.jobs.heartbeat import Heart
-from patchlake.jobs.members import require_unchanged
-from patchlake.jobs.publishing import show_model
 from patchlake.pipeline.cluster.runner import Pipeline, Runner
 from patchlake.pipeline.config import Settings
-from patchlake.pipeline.errors import ConfigError, FragmentsFailed
+from patchlake.pipeline.driver.drive import Tally, drive, half_of_memory
+from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.driver.heartbeat import Heart
+from patchlake.pipeline.driver.members import require_unchanged
+from patchlake.pipeline.driver.summary import require_success, summarise
+from patchlake.pipeline.errors import ConfigError, FragmentsFailed, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus, intact_keys
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.update import Standing, updatable
@@ -31,9 +32,11 @@ from patchlake.pipeline.stages.decode import Decode
 from patchlake.pipeline.stages.embed import Embedder
 from patchlake.pipeline.storage.folder import Folder
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Base:
+class PublishedModel:
     """A published model, and the settings with which it is changed."""
 
     target: Folder
@@ -78,7 +81,7 @@ class Base:
         )
 
 
-def open_base(target: Folder, settings: Settings) -> Base:
+def open_base(target: Folder, settings: Settings) -> PublishedModel:
     """Return the model of a folder, to be changed.
 
     Raises:
@@ -110,11 +113,11 @@ def open_base(target: Folder, settings: Settings) -> Base:
         "index": fitted.index,
     }
     effective = settings.model_copy(update=fixed)
-    return Base(target, manifest, updatable(method, manifest.method), effective)
+    return PublishedModel(target, manifest, updatable(method, manifest.method), effective)
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RowsToEmbed:
     """Which rows of a lake are to be embedded."""
 
     source: Source
@@ -124,10 +127,12 @@ class Chosen:
     rows: Mapping[str, Sequence[int]]
 
 
-def embed(base: Base, heart: Heart, chosen: Chosen, threads: int, runner: Runner) -> Tally:
+def embed(
+    base: PublishedModel, heart: Heart, rows: RowsToEmbed, execution: Execution, runner: Runner
+) -> Tally:
     """Embed what is not embedded yet; the embeddings stay in the run's folder."""
     partials = heart.run.name("partials/")
-    pending = chosen.fragments.without_keys(intact_keys(base.target, partials))
+    pending = rows.fragments.without_keys(intact_keys(base.target, partials))
     settings = base.settings
     embedder = Embedder(
         model=base.target,
@@ -137,16 +142,16 @@ def embed(base: Base, heart: Heart, chosen: Chosen, threads: int, runner: Runner
         method_options=base.manifest.method_options,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        threads=threads,
+        threads=execution.threads,
     )
     decode = Decode(
-        chosen.source,
-        chosen.selections,
-        threads,
+        rows.source,
+        rows.selections,
+        execution.threads,
         attempts=settings.fragment_attempts,
-        chosen=chosen.rows,
+        chosen=rows.rows,
     )
-    return drive(heart, runner, pending, Pipeline(decode, embedder))
+    return drive(heart, runner, pending, Pipeline(decode, embedder), execution.observer)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class Outcome:
 
 
 def publish_step(
-    base: Base, job: Run, tally: Tally, planned: Fragments, outcome: Outcome
+    base: PublishedModel, job: Run, tally: Tally, planned: Fragments, outcome: Outcome
 ) -> models.Manifest:
     """Replace `model.json`, which alone makes the step happen; return the manifest.
 
@@ -186,18 +191,18 @@ def publish_step(
     base.target.remove(job.name("partials"), recursive=True)
     # What a worker that was killed has left of a file.
     base.target.sweep()
-    show_model(base.target, manifest)
     if outcome.failed:
-        told = "; ".join(f"{group}: {reason}" for group, reason in outcome.failed.items())
+        reasons = "; ".join(f"{group}: {reason}" for group, reason in outcome.failed.items())
         raise FragmentsFailed(
             f"{len(outcome.failed)} groups keep their earlier models; the same command tries them "
-            f"again ({told})"
+            f"again ({reasons})",
+            manifest,
         )
-    require_success(summary)
+    require_success(summary, manifest)
     return manifest
 
 
-def _take_step(base: Base, job: Run) -> None:
+def _take_step(base: PublishedModel, job: Run) -> None:
     """Take the step that follows the model which this run began with, alone.
 
     A run that took it and died before it published has changed nothing, and loses it.
@@ -221,7 +226,7 @@ def _take_step(base: Base, job: Run) -> None:
         )
 
 
-def _changed(base: Base, job: Run, outcome: Outcome) -> models.Manifest:
+def _changed(base: PublishedModel, job: Run, outcome: Outcome) -> models.Manifest:
     """Return the manifest after the step; the same one where no group has changed."""
     if not outcome.changes:
         return base.manifest
@@ -247,15 +252,39 @@ def _changed(base: Base, job: Run, outcome: Outcome) -> models.Manifest:
     )
 
 
-def broken_in(fragments: Fragments, tally: Tally) -> list[str]:
-    """Return the keys of those fragments that failed."""
-    keys: list[str] = fragments.with_keys(
-        pa.array(list(tally.failed), pa.string())
-    ).keys.to_pylist()
-    return keys
+@dataclass(frozen=True)
+class Changed:
+    """One group after a step."""
+
+    record: models.GroupRecord
+    change: models.Change
 
 
-def say_failed(group: str, reason: str) -> str:
-    """Log why a group keeps its earlier model; return the reason."""
-    log.warning("group '%s' keeps its earlier model: %s", group, reason)
-    return reason
+def change_groups(groups: Iterable[str], change: Callable[[str], Changed | None]) -> Outcome:
+    """Change each group; one that fails keeps its model, and the others go on.
+
+    Args:
+        groups: Their names.
+        change: Changes one; None where it stays as it is.
+    """
+    records: dict[str, models.GroupRecord] = {}
+    changes: dict[str, models.Change] = {}
+    failed: dict[str, str] = {}
+    for group in groups:
+        try:
+            changed = change(group)
+        except (ConfigError, WorkersLost, FileNotFoundError) as error:
+            # A file that is gone: another driver of this run has published, and cleared up.
+            log.warning("group '%s' keeps its earlier model: %s", group, error)
+            failed[group] = str(error)
+            continue
+        if changed is not None:
+            records[group], changes[group] = changed.record, changed.change
+    return Outcome(records, changes, failed)
+
+
+def require_embedded(fragments: Fragments, tally: Tally) -> None:
+    """Raise `ConfigError` if any of these fragments failed."""
+    failed = fragments.with_keys(pa.array(list(tally.failed), pa.string())).keys.to_pylist()
+    if failed:
+        raise ConfigError(f"fragments {failed} failed")

@@ -1,0 +1,80 @@
+"""Results of verbs as tables and lines on stdout."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from patchlake.jobs.console import say, show_table
+from patchlake.pipeline.errors import FragmentsFailed
+
+if TYPE_CHECKING:
+    from patchlake.pipeline.driver.preview import Preview
+    from patchlake.pipeline.model_store.models import Manifest
+
+R = TypeVar("R")
+
+# Of a group's facts, in one cell of the table; all are in model.json.
+_SHOWN_FACTS = 4
+
+
+def and_show(call: Callable[[], R], show: Callable[[R], None]) -> None:
+    """Show what a job returns, also where it then says that not all of it was done."""
+    try:
+        result = call()
+    except FragmentsFailed as failed:
+        if failed.result is not None:
+            show(cast("R", failed.result))
+        raise
+    show(result)
+
+
+def show_model(root: str, manifest: "Manifest") -> None:
+    """Print a line a group."""
+    rows = [
+        [
+            group,
+            str(record.images),
+            str(sum(record.unusable_images.values())),
+            f"{sum(file.bytes for file in record.files) / 2**20:.1f} MiB",
+            record.digest[:12],
+            ", ".join(_fact(*fact) for fact in list(record.facts.items())[:_SHOWN_FACTS]),
+        ]
+        for group, record in manifest.groups.items()
+    ]
+    header = ["group", "images", "unusable", "size", "model", "facts"]
+    show_table(f"{manifest.method} on {manifest.backbone.name}: {root}", header, rows)
+
+
+def _fact(name: str, fact: float | str) -> str:
+    return f"{name} {fact}" if isinstance(fact, str) else f"{name} {fact:.6g}"
+
+
+def show_preview(found: "Preview", *, as_json: bool) -> None:
+    """Print a preview on stdout."""
+    if as_json:
+        say(json.dumps(asdict(found), indent=1))
+        return
+    stages = ", ".join(f"{name} {1000 * s:.1f}" for name, s in found.seconds_per_image.items())
+    rows = [
+        ["images", f"{found.images} of {found.groups} groups in {found.files} files"],
+        ["bytes", f"{found.bytes / 2**20:.1f} MiB"],
+        ["fragments", str(found.fragments)],
+        ["already done", str(found.fragments_done)],
+        ["pending", f"{found.fragments_pending} fragments, {found.images_pending} images"],
+        ["sample, ms an image", f"{stages or '-'} ({found.sampled_images} images, one CPU)"],
+        ["estimated time", f"{found.seconds:.0f} s on {found.cpus} CPUs ({found.cpu_seconds:.0f})"],
+        [
+            "estimated memory",
+            f"driver {found.driver_bytes / 2**20:.0f} MiB, worker {found.worker_bytes / 2**20:.0f} "
+            "MiB at most",
+        ],
+    ]
+    if found.stored_bytes:
+        rows.append(["stored until published", f"{found.stored_bytes / 2**20:.1f} MiB"])
+    if found.expiring_parts:
+        gone = f"{len(found.expiring_parts)} parts of {found.expiring_images} images"
+        rows.append(["--expire removes", gone])
+    show_table(f"dry run of {found.verb}: nothing is written to {found.target}", ["", ""], rows)
+    for part in found.expiring_parts:
+        say(part)

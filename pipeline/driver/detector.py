@@ -1,0 +1,226 @@
+"""A model in memory: images one by one or in lists, without a lake, a score table or Ray."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver.drive import models_budget
+from patchlake.pipeline.driver.members import read_members
+from patchlake.pipeline.errors import ConfigError, ImageError, Status
+from patchlake.pipeline.groups.files import load_calibration
+from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.images.decode import decode_picture, limits_of
+from patchlake.pipeline.images.formats import as_image_errors
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.light import to_rgb
+from patchlake.pipeline.images.pictures import Picture, picture_of, picture_size
+from patchlake.pipeline.scores.calibration import Calibration, mean_scale
+from patchlake.pipeline.scores.heatmap import ColourScale, overlay
+from patchlake.pipeline.stages.infer import Scorer
+from patchlake.pipeline.storage.folder import Folder, split_uri
+
+# A path or URI of a file; its bytes; a picture of Pillow's; or its pixels: uint8 (h, w) of grey,
+# (h, w, 3) of red, green and blue, (h, w, 4) with alpha, or uint16 (h, w) of grey.
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a model says of one image: a row of the score table, in memory."""
+
+    status: Status
+    # Why there is no score.
+    error: str | None = None
+    # Larger is worse: a raw distance, as in the score table.
+    image_score: float | None = None
+    # Raw distance of each patch; None where the method has none.
+    anomaly_map: Float32[np.ndarray, "rows columns"] | None = None
+    # Of `image_score`; None where the model has none.
+    threshold: float | None = None
+    # Pixels of the upright image.
+    width: int | None = None
+    height: int | None = None
+    _drawing: "_Drawing | None" = None
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """Whether the score is above the threshold; None where one of them is missing."""
+        if self.image_score is None or self.threshold is None:
+            return None
+        return self.image_score > self.threshold
+
+    def heatmap(self) -> Image.Image:
+        """Return the heatmap that a score job would write: at most 512 pixels a side.
+
+        Raises:
+            ConfigError: if there is no score, or the method has no anomaly maps.
+        """
+        if self._drawing is None or self.anomaly_map is None:
+            reason = self.error or "the method has no anomaly maps"
+            raise ConfigError(f"there is no heatmap: {reason}")
+        return self._drawing.draw(self.anomaly_map)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """The picture below a heatmap, and how the map comes upon it."""
+
+    picture: Picture
+    geometry: Geometry
+    scale: ColourScale
+
+    def draw(self, anomaly_map: Float32[np.ndarray, "rows columns"]) -> Image.Image:
+        size = self.picture.width, self.picture.height
+        shape = picture_size(*size)
+        grey = np.frombuffer(self.picture.grey or b"", np.uint8).reshape(shape)
+        frame = self.geometry.to_frame(anomaly_map, size, shape)
+        return Image.fromarray(overlay(grey, frame, self.scale))
+
+
+class Detector:
+    """One fitted model, or an ensemble of several, that scores images where they are."""
+
+    def __init__(self, members: Sequence[Member], settings: Settings, threads: int) -> None:
+        """Load the networks; the model of a group is loaded when it is first asked for."""
+        self._members = members
+        self._geometries = tuple(dict.fromkeys(member.geometry for member in members))
+        fixed = members[0].manifest.geometry.model_dump()
+        self._image = settings.image.model_copy(update=fixed)
+        self._storage = settings.storage
+        scorer = Scorer(
+            members=members,
+            geometries=self._geometries,
+            batch_size=settings.batch_size,
+            models_budget=models_budget(settings),
+            threads=threads,
+        )
+        self._infer = scorer.start()
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups that the model, or each model of an ensemble, has."""
+        first, *others = (member.manifest.groups for member in self._members)
+        return [group for group in first if all(group in groups for groups in others)]
+
+    def score(self, images: Iterable[ImageLike], *, group: str | None = None) -> list[Detection]:
+        """Return what the model says of each image, in their order.
+
+        An image that cannot be scored has a status and an error, as its row of a score table
+        would. Scores do not depend on the images beside them. Not to be called in two threads at
+        once.
+
+        Args:
+            images: Paths, bytes, pictures or pixels; all of them are in memory at once, at the
+                size of the model's input.
+            group: The product or station; may be left out where the model has one.
+
+        Raises:
+            ConfigError: if the group is not the model's.
+        """
+        named = self._group(group)
+        found = [self._picture(image) for image in images]
+        pictures = [one for one in found if isinstance(one, Picture)]
+        if not pictures:
+            return [_failed(one) for one in found if isinstance(one, ImageError)]
+        scores = self._infer.score(np.stack([picture.pixels for picture in pictures]), named)
+        maps = scores.anomaly_maps
+        threshold, scale = self._threshold(named), self._scale(named)
+        detections = iter(
+            Detection(
+                status="ok",
+                image_score=float(scores.image_scores[number]),
+                anomaly_map=None if maps is None else maps[number],
+                threshold=threshold,
+                width=picture.width,
+                height=picture.height,
+                _drawing=_Drawing(picture, self._geometries[0], scale) if scale else None,
+            )
+            for number, picture in enumerate(pictures)
+        )
+        return [_failed(one) if isinstance(one, ImageError) else next(detections) for one in found]
+
+    def _group(self, group: str | None) -> str:
+        groups = self.groups
+        if group is None and len(groups) == 1:
+            return groups[0]
+        if group not in groups:
+            asked = "name one of them" if group is None else f"'{group}' is none of them"
+            raise ConfigError(f"the model has groups {groups}; {asked}: score(..., group=)")
+        return group
+
+    def _picture(self, image: ImageLike) -> Picture | ImageError:
+        try:
+            if isinstance(image, np.ndarray):
+                image = _from_array(image)
+            if isinstance(image, Image.Image):
+                with as_image_errors():
+                    upright = to_rgb(image, self._image.bits)
+                    return picture_of(upright, self._geometries, grey=True)
+            content = image if isinstance(image, bytes) else self._read(os.fspath(image))
+            limits = limits_of(self._image)
+            return decode_picture(content, limits, self._geometries, grey=True)
+        except ImageError as error:
+            return error
+
+    def _read(self, path: str) -> bytes:
+        folder, name = split_uri(path, self._storage)
+        try:
+            size = folder.entry(name).size
+            if size > self._image.max_bytes:
+                raise ImageError(
+                    "too_large", f"{size} bytes, image.max_bytes is {self._image.max_bytes}"
+                )
+            return folder.read(name)
+        except FileNotFoundError:
+            raise ImageError("missing", f"there is no file {path!r}") from None
+
+    def _threshold(self, group: str) -> float | None:
+        if len(self._members) > 1:
+            # What is anomalous to one member says nothing of a mean of several.
+            return None
+        return self._calibrations(group)[0].threshold
+
+    def _scale(self, group: str) -> ColourScale | None:
+        some = self._calibrations(group)
+        return some[0].scale if len(some) == 1 else mean_scale(some)
+
+    def _calibrations(self, group: str) -> list[Calibration]:
+        return [load_calibration(m.model, m.manifest.groups[group]) for m in self._members]
+
+
+def load(models: Sequence[str], settings: Settings, threads: int | None = None) -> Detector:
+    """Return the model of a folder, or the ensemble of several, with its networks loaded.
+
+    Args:
+        models: Folders or URIs.
+        settings: Of which `backbone.weights`, `image` limits, `storage` and memory count.
+        threads: Of the network and the search; without, all cores.
+
+    Raises:
+        ConfigError, ModelError: if there is no model, it is damaged, or the weights are others.
+    """
+    folders = [Folder.at(model, settings.storage) for model in models]
+    members = read_members(folders, settings)
+    return Detector(members, settings, threads or os.cpu_count() or 1)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    shape, kind = array.shape, array.dtype
+    is_grey = len(shape) == len(("h", "w")) and kind in (np.uint8, np.uint16)
+    is_colour = len(shape) == len(("h", "w", "c")) and shape[-1] in (3, 4) and kind == np.uint8
+    if not (is_grey or is_colour) or 0 in shape:
+        raise ImageError(
+            "unsupported",
+            f"an array of shape {shape} and type {kind} is no image: it is read as uint8 (h, w), "
+            "(h, w, 3) or (h, w, 4), or as uint16 (h, w)",
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _failed(error: ImageError) -> Detection:
+    return Detection(status=error.status, error=str(error))

@@ -1,0 +1,140 @@
+"""evaluate: scores/ + labels and masks -> metrics."""
+
+import logging
+from typing import TypedDict
+
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver.judging import left_out, require_meaning, say_what_counts
+from patchlake.pipeline.driver.observer import Observer, Silent
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.plan import plan_fragments, read_cuts
+from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.stages.compare import GroupMetrics, Scored, add_part
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
+from patchlake.pipeline.where.condition import read_where
+
+log = logging.getLogger(__name__)
+
+
+class Metrics(TypedDict):
+    """Of one group. A rate is None where there is nothing to compare."""
+
+    image_auroc: float | None
+    pixel_auroc: float | None
+    # Area under the per-region overlap, to a false positive rate of 0.3.
+    aupro: float | None
+    # Images compared, and those of them that are defective.
+    images: int
+    anomalous: int
+    # Of the defective ones, masks that the pixel metrics lack, and why.
+    masks_missing: int
+    masks_unreadable: int
+    masks_empty: int
+    # Of another size than their image, and stretched over it.
+    masks_resized: int
+    # Images that are left out, and why.
+    trained_on: int
+    train_split: int
+    unlabelled: int
+
+
+def run(
+    images: str,
+    scores: str,
+    where: str | None = None,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Metrics]:
+    """Return the metrics of each group, by name.
+
+    Raises:
+        ConfigError: if there is no score, no image to compare, or a split or label has no meaning.
+    """
+    asked = settings or Settings()
+    storage = asked.storage
+    lake, table = open_lake(images, storage), Folder.at(scores, storage)
+    Preflight([lake, table], roles=[Use(lake, "images"), Use(table, "scores")]).here()
+    record = _newest(table)
+    parts.require_source(table, lake)
+    columns = asked.columns.over(record.settings.columns)
+    settings = record.settings.model_copy(update={"columns": columns})
+    geometry = Geometry(settings.image.resize, settings.image.crop)
+    source = Source(lake, columns, settings.image, geometry, read_where(where))
+    done = parts.committed(table, record.version)
+    planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).sound().kept
+    by_place = {(f.path, f.row_groups, f.start, f.group): f for f in planned}
+    found = {
+        done[f.key]: by_place.get((f.path, f.row_groups, f.start, f.group))
+        for state in runs.read_runs(table)
+        if state.record.version == record.version
+        for f in state.fragments.with_keys(done.sorted_keys)
+    }
+    metrics: dict[str, GroupMetrics] = {}
+    scored = Scored(table, lake.root)
+    with (observer or Silent()).task("evaluate", len(found), "parts") as advance:
+        for part, fragment in sorted(found.items()):
+            if fragment is not None:
+                add_part(metrics, source, scored, part, fragment)
+            advance(1)
+    require_meaning(metrics, columns)
+    labelled = {group: m for group, m in sorted(metrics.items()) if m.scores}
+    if not labelled:
+        left = ", ".join(told for m in metrics.values() if (told := left_out(m))) or "no row at all"
+        raise ConfigError(
+            f"{table.root} has no scored image with a label and a split other than train that its "
+            f"model was not trained on: nothing to compare with (left out: {left})"
+        )
+    say_what_counts(metrics)
+    return {group: _metrics(group, m) for group, m in labelled.items()}
+
+
+def _newest(table: Folder) -> runs.RunRecord:
+    records = [state.record for state in runs.read_runs(table) if state.record.verb == "score"]
+    if not records:
+        raise ConfigError(f"{table.root} holds no scores; run `patchlake score` first")
+    versions = {record.version for record in records}
+    if len(versions) > 1:
+        log.warning(
+            "%s holds %d versions; this is the newest, %s",
+            table.root,
+            len(versions),
+            records[-1].version,
+        )
+    return records[-1]
+
+
+def _metrics(name: str, group: GroupMetrics) -> Metrics:
+    if group.unscored or group.unmasked:
+        log.warning(
+            "group '%s': %d labelled images have no score, %d anomalous ones no mask",
+            name,
+            group.unscored,
+            group.unmasked,
+        )
+    for count, fault in (
+        (group.unreadable_masks, "cannot be read: they are left out of the pixel metrics"),
+        (group.empty_masks, "mark nothing (all is background): left out of the pixel metrics"),
+        (group.resized_masks, "are of another size than the image: they are stretched over it"),
+    ):
+        if count:
+            log.warning("group '%s': masks of %d anomalous images %s", name, count, fault)
+    return {
+        "image_auroc": group.image_auroc(),
+        "pixel_auroc": group.pixels.auroc(),
+        "aupro": group.pixels.aupro(),
+        "images": len(group.scores),
+        "anomalous": sum(group.is_anomalous),
+        "masks_missing": group.unmasked,
+        "masks_unreadable": group.unreadable_masks,
+        "masks_empty": group.empty_masks,
+        "masks_resized": group.resized_masks,
+        "trained_on": group.trained_on,
+        "train_split": group.train_split,
+        "unlabelled": group.unlabelled,
+    }

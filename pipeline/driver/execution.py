@@ -1,0 +1,56 @@
+"""Where the stages of a job run, and who watches."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from patchlake.pipeline.cluster.kernels import kernels
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.driver.observer import Observer, Silent
+from patchlake.pipeline.storage.preflight import Preflight
+
+log = logging.getLogger(__name__)
+
+RunnerName = Literal["ray", "local"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where the stages run, and who is told how far they are."""
+
+    runner: RunnerName = "local"
+    # Of a Ray cluster, as in `ray.init`; None is that of RAY_ADDRESS, or else a Ray of its own.
+    address: str | None = None
+    observer: Observer = field(default_factory=Silent)
+
+    @property
+    def threads(self) -> int:
+        """Threads of one stage: all cores here; one CPU a task on Ray."""
+        return (os.cpu_count() or 1) if self.runner == "local" else 1
+
+    @contextmanager
+    def start(self, workers: int | None, preflight: Preflight | None = None) -> Iterator[Runner]:
+        """Yield the runner, when its workers may use the storage. Raises `ConfigError`."""
+        log.info("BLAS kernels here: %s", ", ".join(kernels()))
+        with self._start(workers) as runner:
+            if preflight is not None:
+                preflight.in_workers(runner)
+            for node, found in runner.everywhere(kernels).items():
+                log.info("BLAS kernels on %s: %s", node, ", ".join(found))
+            yield runner
+
+    @contextmanager
+    def _start(self, workers: int | None) -> Iterator[Runner]:
+        if self.runner == "local":
+            from patchlake.pipeline.cluster.local import LocalRunner
+
+            yield LocalRunner()
+            return
+        from patchlake.pipeline.cluster.connection import connected
+        from patchlake.pipeline.cluster.on_ray import RayRunner
+
+        with connected(self.address):
+            yield RayRunner(workers)

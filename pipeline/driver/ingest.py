@@ -1,0 +1,215 @@
+"""ingest: folders, archives' contents, tables of URIs -> images/ (Parquet)."""
+
+import logging
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from patchlake.pipeline.cluster.runner import Runner
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.images.decode import limits_of
+from patchlake.pipeline.lake.resync import Moves, Over, Standing, read_standing
+from patchlake.pipeline.reading.listing import list_tables
+from patchlake.pipeline.shown import printable
+from patchlake.pipeline.sources.manifest import is_manifest, list_manifest
+from patchlake.pipeline.sources.placing import Words
+from patchlake.pipeline.sources.sources import Layout, Listing, Places, SourceImage, shards
+from patchlake.pipeline.sources.trees import guess_layout, list_folder, list_tree
+from patchlake.pipeline.stages.pack import FILE_BYTES, Pack, to_packs
+from patchlake.pipeline.storage.folder import Folder, split_uri
+from patchlake.pipeline.storage.preflight import Preflight
+from patchlake.pipeline.storage.roles import Use
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 10
+# Group, split, label, images, images with a mask.
+Kind = tuple[str, str, str, int, int]
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingest did."""
+
+    # The images table.
+    root: str
+    # Images written now; those that were there and have not changed are not among them.
+    images: int
+    # Files that are no images to ingest, each with why.
+    skipped: tuple[str, ...]
+    # Of all of SOURCE.
+    kinds: tuple[Kind, ...]
+
+
+def run(
+    source: str,
+    images: str,
+    layout: Layout | None,
+    group: str | None,
+    settings: Settings,
+    execution: Execution,
+) -> Ingested:
+    """Ingest; return what was written, and what SOURCE holds.
+
+    Raises:
+        ConfigError: if a folder has another role, or SOURCE has no image, or cannot be understood.
+    """
+    storage = settings.storage
+    target = Folder.at(images, storage)
+    # A manifest is one file, in a folder that need not be ours to list.
+    manifest = split_uri(source, storage) if _is_manifest(source, layout) else None
+    folder = None if manifest else Folder.at(source, storage)
+    if folder is not None:
+        _require_apart(folder, target)
+    preflight = Preflight(
+        [folder] if folder else [],
+        [target],
+        [manifest] if manifest else [],
+        [Use(target, "images", is_written=True)],
+    )
+    preflight.here()
+    target.sweep()
+    listing = (
+        list_manifest(manifest, group, settings.image.uri_prefixes)
+        if manifest
+        else _list(Folder.at(source, storage), layout, group, settings)
+    )
+    # A manifest may name some of the files: of what it does not name nothing is known.
+    root = folder.root if folder else ""
+    moves = Moves(target, root)
+    packed = _pack(target, listing, settings, (execution, preflight), moves)
+    over = read_standing(target, _existing(target)).over(listing.images, root, packed.came)
+    over.remove(target)
+    moves.done()
+    _say(listing, packed, over)
+    skipped = (*listing.skipped, *packed.skipped)
+    return Ingested(target.root, packed.written, skipped, tuple(listing.counts()))
+
+
+def _is_manifest(source: str, layout: Layout | None) -> bool:
+    return layout == "csv" or (layout is None and is_manifest(source))
+
+
+def _require_apart(source: Folder, target: Folder) -> None:
+    """Raise `ConfigError` if one folder lies in the other: it would ingest what it writes."""
+    one, other = (Places().of(folder.root.rstrip("/") + "/") for folder in (source, target))
+    if one.startswith(other) or other.startswith(one):
+        raise ConfigError(
+            f"SOURCE {source.root} and IMAGES {target.root} are one folder, or one lies in the "
+            "other; name an IMAGES outside SOURCE"
+        )
+
+
+def _list(folder: Folder, layout: Layout | None, group: str | None, settings: Settings) -> Listing:
+    entries = folder.find()
+    left_out = folder.left_out()
+    if not entries:
+        more = f" that can be read ({left_out[0]})" if left_out else ""
+        raise ConfigError(f"{folder.root} holds no file{more}")
+    words = Words.of(settings.columns)
+    default = group or PurePosixPath(folder.root).name
+    chosen = layout or guess_layout(folder.root, entries, words)
+    if chosen == "mvtec":
+        listing = list_tree(folder, entries, words, (group, default))
+    else:
+        listing = list_folder(folder, entries, default)
+    log.info("%s: layout '%s'", folder.root, chosen)
+    listing.skipped.extend(left_out)
+    if not listing.images:
+        raise ConfigError(
+            f"{folder.root}: none of its {len(entries)} files is an image to ingest: "
+            f"{printable(next(iter([*listing.skipped, *listing.notes]), 'they are masks'))}"
+        )
+    return listing
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What was written, and what was said of it."""
+
+    before: Standing
+    came: AbstractSet[str]
+    fresh: Sequence[SourceImage]
+    written: int
+    skipped: Sequence[str]
+    notes: Sequence[str]
+
+
+def _pack(
+    target: Folder,
+    listing: Listing,
+    settings: Settings,
+    where: tuple[Execution, Preflight],
+    moves: Moves,
+) -> _Packed:
+    """Write the rows that are new, or differ from those that are there."""
+    execution, preflight = where
+    limits = limits_of(settings.image)
+    small = [one for one in listing.images if one.bytes <= limits.max_bytes]
+    large = [one for one in listing.images if one.bytes > limits.max_bytes]
+    skipped = [f"{o.uri}: {o.bytes} bytes, image.max_bytes is {limits.max_bytes}" for o in large]
+    before = read_standing(target, _existing(target))
+    fresh = before.fresh(small)
+    log.info("%d images listed, %d of them known", len(small), len(small) - len(fresh))
+    came = moves.begin(before, listing.images, fresh)
+    cut = list(shards(fresh, FILE_BYTES))
+    written, notes = 0, list[str]()
+    # Packing is reading and writing: it is worth a Ray only where there are files to share out.
+    shared = execution if len(cut) > 1 else Execution("local")
+    pack = Pack(target, settings.fragment_images, limits)
+    with (
+        shared.start(settings.workers, preflight) as runner,
+        execution.observer.task("ingest", len(fresh), "files") as advance,
+    ):
+        for row in _packed(runner, cut, pack):
+            written += int(str(row["images"]))
+            skipped += _lines(row["skipped"])
+            notes += _lines(row["notes"])
+            advance(int(str(row["images"])) + len(_lines(row["skipped"])))
+    return _Packed(before, came, fresh, written, skipped, notes)
+
+
+def _packed(
+    runner: Runner, cut: Sequence[Sequence[SourceImage]], pack: Pack
+) -> list[dict[str, object]]:
+    return [result.to_pylist()[0] for result in runner.map(to_packs(cut), pack)]
+
+
+def _lines(cell: object) -> list[str]:
+    return list(map(str, cell)) if isinstance(cell, list) else []
+
+
+def _existing(target: Folder) -> list[str]:
+    try:
+        return [entry.name for entry in list_tables(target)]
+    except ConfigError:
+        return []
+
+
+def _say(listing: Listing, packed: _Packed, over: Over) -> None:
+    skipped = [*listing.skipped, *packed.skipped]
+    _warn("skipped ", skipped)
+    _warn("", [*listing.notes, *packed.notes])
+    ids = [image.image_id for image in packed.fresh]
+    repeated = len(ids) - len(set(ids))
+    if repeated:
+        log.warning("%d image_ids occur more than once; rows are told apart by file", repeated)
+    for reason, count in sorted(packed.before.changes(packed.fresh).items()):
+        log.info("%d images are %s", count, reason)
+    for rows, what in (
+        (over.replaced, "rows were replaced by new ones"),
+        (over.moved, "rows were removed: their picture lies elsewhere in SOURCE now"),
+        (over.gone, "images are no longer in SOURCE; their rows stay"),
+    ):
+        if rows:
+            log.info("%d %s, the first is %s", len(rows), what, printable(rows[0].uri))
+
+
+def _warn(what: str, lines: Sequence[str]) -> None:
+    for line in lines[:_SHOWN]:
+        log.warning("%s%s", what, printable(line))
+    if len(lines) > _SHOWN:
+        log.warning("%s... and %d more", what, len(lines) - _SHOWN)

@@ -1,0 +1,390 @@
+"""The verbs as functions: what `import patchlake` gives.
+
+They print nothing and configure no logging; what they log is below the logger "patchlake". They
+raise `PatchlakeError` for whatever a user or operator can mend, `StorageError` where storage gives
+no answer, and `InputChanged` where a file was replaced under them (`pipeline.errors`).
+
+Every function takes, where it has a use for them:
+
+    settings    as `settings` or `load_settings` return them; those of the defaults if absent
+    runner      "local": in this process and its threads; "ray": on this machine's cores, or on the
+                cluster at `address`, or that of RAY_ADDRESS
+    observer    is told how far the job is; see `pipeline.driver.observer`
+
+The examples are run in a folder that has `pictures` (44 of two products, 12 of each good ones to
+train on), what `ingest` makes of them in `images`, a `model` of `images`, and `scores` of both, by
+small settings without a download, which models and scores keep:
+
+    >>> quick = {
+    ...     "image": {"resize": (64, 64)},
+    ...     "backbone": {"name": "resnet10t.c3_in1k", "weights": "untrained"},
+    ...     "method": {"coreset_fraction": 0.1},
+    ... }
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import pyarrow.dataset as ds
+
+from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import compact as _compact
+from patchlake.pipeline.driver import detector as _detector
+from patchlake.pipeline.driver import evaluate as _evaluate
+from patchlake.pipeline.driver import fit as _fit
+from patchlake.pipeline.driver import ingest as _ingest
+from patchlake.pipeline.driver import score as _score
+from patchlake.pipeline.driver import status as _status
+from patchlake.pipeline.driver import update as _update
+from patchlake.pipeline.driver import withdraw as _withdraw
+from patchlake.pipeline.driver.dataset import open_table
+from patchlake.pipeline.driver.detector import Detector
+from patchlake.pipeline.driver.evaluate import Metrics
+from patchlake.pipeline.driver.execution import Execution, RunnerName
+from patchlake.pipeline.driver.ingest import Ingested
+from patchlake.pipeline.driver.observer import Observer, Silent
+from patchlake.pipeline.driver.settings import effective
+from patchlake.pipeline.driver.status import RunStatus
+from patchlake.pipeline.model_store.models import Manifest
+from patchlake.pipeline.record.runs import Summary
+from patchlake.pipeline.sources.sources import Layout
+from patchlake.pipeline.storage.folder import Folder
+
+# A folder or file: a path, or a URI of whatever storage is known.
+Uri = str | os.PathLike[str]
+
+
+def settings(**sections: object) -> Settings:
+    """Return settings by section; a name that is unknown is refused with the nearest known one.
+
+    Raises:
+        ConfigError: on an unknown name, or a value that is out of its range.
+
+    >>> chosen = patchlake.settings(preset="padim_paper", image={"resize": (64, 64)})
+    >>> chosen.image.resize, chosen.method.name
+    ((64, 64), 'padim')
+    """
+    return load_settings(flags=sections)
+
+
+def ingest(
+    source: Uri,
+    images: Uri,
+    *,
+    layout: Layout | None = None,
+    group: str | None = None,
+    settings: Settings | None = None,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> Ingested:
+    """Pack image files into Parquet; a second ingest brings what is new or has changed.
+
+    Args:
+        source: A folder, or a CSV or Parquet file of URIs.
+        images: Folder of the images table.
+        layout: mvtec: folders say split and label; folder: images without labels; csv: a manifest.
+            Told by the names if absent.
+        group: Product or station of all images, where neither folder nor column says it.
+        settings: See above.
+        runner: See above.
+        address: See above.
+        observer: See above.
+
+    Raises:
+        ConfigError: if a folder has another role, or `source` has no image.
+
+    >>> patchlake.ingest("pictures", "lake").images
+    44
+    >>> patchlake.ingest("pictures", "lake").images  # nothing is new
+    0
+    """
+    execution = _execution(runner, address, observer)
+    return _ingest.run(_uri(source), _uri(images), layout, group, _effective(settings), execution)
+
+
+def fit(
+    images: Uri,
+    model: Uri,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+    settings: Settings | None = None,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> Manifest:
+    """Fit one model per group on its known-good images; return what was published.
+
+    Args:
+        images: The images table.
+        model: Folder of the model.
+        where: Which rows count: "dt >= '2026-11-20' AND line = 'L1'".
+        overwrite: Replace a different model.
+        settings: See above.
+        runner: See above.
+        address: See above.
+        observer: See above.
+
+    Raises:
+        ConfigError: if a setting is wrong, or a label has no meaning.
+        FragmentsFailed: if a group is not published; the others are, and are its `result`.
+
+    >>> manifest = patchlake.fit("images", "fitted", settings=patchlake.settings(**quick))
+    >>> {group: record.images for group, record in manifest.groups.items()}
+    {'brushed_plate': 12, 'woven_cloth': 12}
+    """
+    execution = _execution(runner, address, observer)
+    return _fit.run(
+        *(_uri(images), _uri(model), _effective(settings), execution),
+        where=where,
+        overwrite=overwrite,
+    )
+
+
+def update(
+    images: Uri,
+    model: Uri,
+    *,
+    where: str | None = None,
+    settings: Settings | None = None,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> Manifest:
+    """Add the good images that a model does not know; it is not fitted again.
+
+    Args: as `fit`.
+
+    Raises:
+        ConfigError: if the method cannot, or the settings contradict the model.
+        FragmentsFailed: if a group keeps its earlier model; what was published is its `result`.
+
+    >>> manifest = patchlake.update("images", "model")  # it knows all of them
+    >>> [step.verb for step in manifest.lineage]
+    ['fit']
+    """
+    execution = _execution(runner, address, observer)
+    return _update.run(_uri(images), _uri(model), _effective(settings), execution, where=where)
+
+
+def withdraw(
+    model: Uri,
+    image_ids: Iterable[str],
+    *,
+    group: str | None = None,
+    images: Uri | None = None,
+    settings: Settings | None = None,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> Manifest:
+    """Take images out of a model, without fitting it again; return what was published.
+
+    Args:
+        model: Folder of the model.
+        image_ids: The images.
+        group: Theirs, where more than one group has such an image.
+        images: The images table, if it has moved. Only PaDiM and Mahalanobis AD read it.
+        settings: See above.
+        runner: See above.
+        address: See above.
+        observer: See above.
+
+    Raises:
+        ConfigError: if an image was never in the model, or what it was computed from has changed.
+        FragmentsFailed: if a group keeps its earlier model; what was published is its `result`.
+
+    >>> manifest = patchlake.withdraw("model", ["woven_cloth/train/good/003.png"])
+    >>> {group: record.images for group, record in manifest.groups.items()}
+    {'brushed_plate': 12, 'woven_cloth': 11}
+    """
+    leaving = _withdraw.Withdrawal(
+        tuple(image_ids), group, None if images is None else _uri(images)
+    )
+    execution = _execution(runner, address, observer)
+    return _withdraw.run(_uri(model), leaving, _effective(settings), execution)
+
+
+def score(
+    images: Uri,
+    model: Uri | Sequence[Uri],
+    scores: Uri,
+    *,
+    where: str | None = None,
+    since: datetime | None = None,
+    expire: str | None = None,
+    restore: str | None = None,
+    settings: Settings | None = None,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> Summary:
+    """Score every image once; what is committed already is skipped.
+
+    Args:
+        images: The images table.
+        model: One model, or several: then the scores are those of the ensemble.
+        scores: Folder of the score table.
+        where: Which fragments are scored: "dt >= '2026-11-20' AND line = 'L1'".
+        since: Files that were written earlier are not looked at.
+        expire: Parts that are removed in the end: older than an age ("90d"), or those that match.
+            Nobody is asked.
+        restore: "all", or a condition: expired parts that may be scored again.
+        settings: See above.
+        runner: See above.
+        address: See above.
+        observer: See above.
+
+    Raises:
+        ConfigError, ModelError: if a setting, the model or the weights are wrong.
+        FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors; the
+            summary is its `result`.
+
+    >>> summary = patchlake.score("images", "model", "table", where="g = 'woven_cloth'")
+    >>> summary.images, summary.statuses
+    (22, {'ok': 22})
+    """
+    named = [_uri(one) for one in ([model] if isinstance(model, str | os.PathLike) else model)]
+    return _score.run(
+        *(_uri(images), named, _uri(scores), _effective(settings)),
+        _execution(runner, address, observer),
+        where=where,
+        since=since,
+        expire=expire,
+        restore=restore,
+    )
+
+
+def evaluate(
+    images: Uri,
+    scores: Uri,
+    *,
+    where: str | None = None,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Metrics]:
+    """Return the metrics of each group over labelled images that are not for training.
+
+    Raises:
+        ConfigError: if there is nothing to compare, or a split or label has no meaning.
+
+    >>> metrics = patchlake.evaluate("images", "scores")
+    >>> sorted(metrics), 0 <= metrics["woven_cloth"]["image_auroc"] <= 1
+    (['brushed_plate', 'woven_cloth'], True)
+    """
+    return _evaluate.run(_uri(images), _uri(scores), where, _effective(settings), observer)
+
+
+def status(folder: Uri, *, settings: Settings | None = None) -> list[RunStatus]:
+    """Return every run of a score table or a model, the newest last.
+
+    Raises:
+        ConfigError: if there is none.
+
+    >>> [(run.verb, run.state, run.images_done) for run in patchlake.status("scores")]
+    [('score', 'finished', 44)]
+    """
+    storage = _effective(settings).storage
+    target = Folder.at(_uri(folder), storage)
+    return _status.with_changed(target, _status.read(_uri(folder), storage))
+
+
+def compact(
+    scores: Uri,
+    dest: Uri,
+    *,
+    file_bytes: int = _compact.FILE_BYTES,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
+) -> list[str]:
+    """Write the rows of a score table into fewer, larger, sorted files; return those written now.
+
+    Args:
+        scores: The score table, which is only read.
+        dest: Folder of the compacted one.
+        file_bytes: Of one of its files, which is held in memory.
+        settings: See above.
+        observer: See above.
+
+    Raises:
+        ConfigError: if `scores` has no part, or `dest` is of another score table.
+
+    >>> len(patchlake.compact("scores", "compacted"))  # one file a partition
+    2
+    """
+    storage = _effective(settings).storage
+    return _compact.run(_uri(scores), _uri(dest), file_bytes, storage, observer)
+
+
+def open_scores(
+    scores: Uri, *, version: str | None = None, settings: Settings | None = None
+) -> ds.Dataset:
+    """Return a score table, or a compacted one, as an Arrow dataset: rows are read when asked for.
+
+    `.to_table(columns=..., filter=...).to_pandas()` is a pandas frame. Beside the columns of the
+    table (`docs/table.md`) there are those of the hive keys of its paths, as text.
+
+    Args:
+        scores: Its folder.
+        version: Of the rows, as in `version=<it>` of the paths; the newest run's if absent.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: if there is no such table or version.
+
+    >>> import pyarrow.compute as pc
+    >>> dataset = patchlake.open_scores("scores")
+    >>> cloth = pc.field("group") == "woven_cloth"
+    >>> rows = dataset.to_table(columns=["image_id", "image_score"], filter=cloth)
+    >>> rows.num_rows, list(rows.to_pandas().columns)
+    (22, ['image_id', 'image_score'])
+    """
+    return open_table(Folder.at(_uri(scores), _effective(settings).storage), version)
+
+
+def load(
+    model: Uri | Sequence[Uri],
+    *,
+    weights: Uri | None = None,
+    threads: int | None = None,
+    settings: Settings | None = None,
+) -> Detector:
+    """Return a fitted model, or an ensemble, that scores images in memory, without Ray.
+
+    Args:
+        model: Folder of the model; or several.
+        weights: safetensors file of the network, if it has moved since the fit.
+        threads: Of the network and the search; without, all cores.
+        settings: Of which `image` limits, `storage` and memory count.
+
+    Raises:
+        ConfigError, ModelError: if there is no model, it is damaged, or the weights are others.
+
+    >>> detector = patchlake.load("model")
+    >>> good, hole = detector.score(
+    ...     ["pictures/woven_cloth/test/good/000.png", "pictures/woven_cloth/test/hole/000.png"],
+    ...     group="woven_cloth",
+    ... )
+    >>> good.image_score < hole.image_score, hole.anomaly_map.shape, hole.heatmap().size
+    (True, (8, 8), (256, 256))
+    """
+    chosen = settings or Settings()
+    if weights is not None:
+        backbone = chosen.backbone.model_copy(update={"weights": _uri(weights)})
+        chosen = chosen.model_copy(update={"backbone": backbone})
+    named = [_uri(one) for one in ([model] if isinstance(model, str | os.PathLike) else model)]
+    return _detector.load(named, effective(chosen), threads)
+
+
+def _uri(named: Uri) -> str:
+    return os.fspath(named)
+
+
+def _effective(settings: Settings | None) -> Settings:
+    return effective(settings or Settings())
+
+
+def _execution(runner: RunnerName, address: str | None, observer: Observer | None) -> Execution:
+    return Execution(runner, address, observer or Silent())
