@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import io
+import json
 import logging
 import re
 import shutil
@@ -259,3 +260,20 @@ def test_every_function_has_an_example():
     named = {one.name.rpartition(".")[2] for one in examples()}
     assert named == functions - {"load_settings"}
     assert len(named) == 11
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its cells one after the other, as a kernel would; it draws, fits and scores for itself."""
+    notebook = Path(__file__).parents[1] / "examples" / "from_pictures_to_defects.ipynb"
+    cells = json.loads(notebook.read_text())["cells"]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            # Outputs are made by whoever runs it, and are not kept.
+            assert not cell["outputs"]
+    found = names["found"]
+    assert isinstance(found, patchlake.Detection)
+    assert found.heatmap().size == (256, 256)
+    assert min(values["image_auroc"] for values in names["metrics"].values()) > 0.5

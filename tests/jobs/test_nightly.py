@@ -204,7 +204,7 @@ def test_on_a_terminal_nobody_loses_all_parts_unasked(
     shutil.copytree(scored, table)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     asked = []
-    monkeypatch.setattr(score.typer, "confirm", lambda text: asked.append(text) or answer)
+    monkeypatch.setattr("typer.confirm", lambda text: asked.append(text) or answer)
     result = patchlake("score", nights, model, table, *TINY_FLAGS, "--expire", "dt IS NOT NULL")
     assert result.code == code
     assert len(asked) == 1
