@@ -214,21 +214,16 @@ def named(form: str) -> list[tuple[str, str]]:
     return sorted({(p, name) for p in PAGES for name in re.findall(f"`({form})`", PAGES[p])})
 
 
-# Named by their folder in the paragraph above.
-_OF_BENCHMARKS = {"driver.py", "memory.py"}
-
-
 @pytest.mark.parametrize(("page", "path"), named(r"[\w/]+\.py"))
 def test_modules_that_are_named_are_there(page: str, path: str):
     places = [ROOT, ROOT / "pipeline", ROOT / "tests"]
-    places += [ROOT / "benchmarks"] if path in _OF_BENCHMARKS else []
     assert any((place / path).is_file() for place in places)
 
 
 ROOMS = sorted(path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py"))
 
 
-@pytest.mark.parametrize(("page", "name"), named(rf"(?:{'|'.join(ROOMS)})\.[\w.]+"))
+@pytest.mark.parametrize(("page", "name"), named(rf"(?:{'|'.join(ROOMS)})\.(?!py`)[\w.]+"))
 def test_functions_that_are_named_are_there(page: str, name: str):
     if name in (*known_names(), "cluster.yaml", "images.parquet"):
         return
