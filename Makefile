@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A safetensors file for the demo; without it the timm hub is asked, then features are untrained.
 WEIGHTS ?=
 
-.PHONY: demo test test-slow test-soak lint check clean
+.PHONY: demo test test-slow test-soak lint docs check clean
 
 $(VENV)/.runtime: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,10 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.development: $(VENV)/.runtime
 	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+$(VENV)/.documentation: $(VENV)/.runtime
+	$(BIN)/pip install --quiet -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/.runtime
@@ -41,7 +45,11 @@ lint: $(VENV)/.development
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Into site/. The switch is of a notice of mkdocs-material about mkdocs 2.
+docs: $(VENV)/.documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 check: lint test
 
 clean:
-	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf demo build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

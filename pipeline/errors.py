@@ -1,15 +1,15 @@
 """The errors that an operator acts on, and the exit code of each.
 
-PatchlakeError            1
-├── ConfigError           2   a setting, a flag or an argument
-│   ├── TableError        2   a table that is not what its schema says
-│   │   └── FileDamaged   2   one file of it cannot be read: where others can, it fails alone
-│   └── ModelError        2   a model that is absent, changed, or of other weights
-├── FragmentsFailed       3   the job is done, but not all of it
-├── DiskFull              1   no fragment could be written: the job ends, and can go on later
-└── WorkersLost           1   processes died more often than the job tries again
+    PatchlakeError            1
+    ├── ConfigError           2   a setting, a flag or an argument
+    │   ├── TableError        2   a table that is not what its schema says
+    │   │   └── FileDamaged   2   one file of it cannot be read: where others can, it fails alone
+    │   └── ModelError        2   a model that is absent, changed, or of other weights
+    ├── FragmentsFailed       3   the job is done, but not all of it
+    ├── DiskFull              1   no fragment could be written: the job ends, and can go on later
+    └── WorkersLost           1   processes died more often than the job tries again
 
-Stopped                   4   asked to stop; the same command goes on from there
+    Stopped                   4   asked to stop; the same command goes on from there
 
 `ImageError` is none of these: one image that cannot be scored is a row of the result. Nor is
 `InputChanged`, which is one fragment's, nor `StorageError`: stages try again, and then give up the

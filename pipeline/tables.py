@@ -1,6 +1,6 @@
 """Every Arrow schema of patchlake, once: the two public tables, and the rows between stages.
 
-Each field says what it holds in its `doc`; README's column lists are made from here
+Each field says what it holds in its `doc`; the column lists of docs/tables.md are made from here
 (`python -m patchlake.pipeline.tables`), and a test holds the two together. A field is non-null
 unless it is declared otherwise. Adding a nullable column keeps a table readable; anything else
 needs a new `OUTPUT_VERSION`.
@@ -314,7 +314,7 @@ _PLACES = ("uri",)
 
 
 def markdown(schema: pa.Schema) -> str:
-    """Return the table of columns that README shows."""
+    """Return the table of columns that docs/tables.md shows."""
     lines = ["| column | type | what |", "|---|---|---|"]
     for field in schema:
         kind = re.sub(r"\bfloat\b", "float32", str(field.type)).replace("item: ", "")
