@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -55,6 +55,7 @@ class Sharing(Protocol):
         """Make a thing, whose arrays workers read in place."""
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Where work is done. What is passed to it must be settings, paths and small arrays."""
 

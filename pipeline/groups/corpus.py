@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +94,7 @@ class Described:
             raise ValueError(f"of {counts} images each is said")
 
 
+@runtime_checkable
 class Workers(Protocol):
     """Where a corpus has its work done: what a runner offers."""
 

@@ -1,11 +1,12 @@
 """What every search of this package offers, and all that a method knows of it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 
+@runtime_checkable
 class Search(Protocol):
     """Nearest neighbours in the group's memory bank."""
 

@@ -29,7 +29,7 @@ max(r, r'). While r' exceeds r, each pick is what greedy over all rows, old and 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -78,6 +78,7 @@ class Extension:
     radii: Float32[np.ndarray, " picked_1"]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Shards of the rows, wherever they are."""
 

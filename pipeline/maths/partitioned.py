@@ -10,7 +10,7 @@ union may have, so that the proven bound is computed, not assumed.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -23,6 +23,7 @@ T = TypeVar("T")
 Rows = Float32[np.ndarray, "rows dim"]
 
 
+@runtime_checkable
 class Parts(Protocol):
     """The rows, in parts that fit a memory each, wherever they are."""
 
@@ -142,7 +143,7 @@ def _select_locally(rows: Rows, share: float) -> _Local:
     return _Local(rows[selected.indices], selected.indices, float(selected.radii[-1]), len(rows))
 
 
-def _extend_locally(rows: Rows, centres: Rows, share: float) -> _Local:
+def _extend_locally(rows: Rows, centres: Float32[np.ndarray, "given dim"], share: float) -> _Local:
     size = min(len(rows), max(1, int(np.ceil(len(rows) * share))))
     selected = extend(rows, centres, size)
     return _Local(rows[selected.indices], selected.indices, float(selected.radii[-1]), len(rows))

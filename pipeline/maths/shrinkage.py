@@ -16,7 +16,7 @@ mean, exactly, for which a vector of third powers is kept beside the fourth.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float64
 
 from patchlake.pipeline.maths.gaussian import Moments
 
@@ -29,9 +29,7 @@ class Powers:
     fourth: float
 
     @classmethod
-    def of(
-        cls, rows: Float32[np.ndarray, "rows dim"], mean: Float64[np.ndarray, " dim"]
-    ) -> "Powers":
+    def of(cls, rows: Float[np.ndarray, "rows dim"], mean: Float64[np.ndarray, " dim"]) -> "Powers":
         """Return the sums of some of the rows, about the mean of all."""
         centred = rows - mean
         squared = np.einsum("nd,nd->n", centred, centred)

@@ -26,6 +26,7 @@ Arrays = dict[str, np.ndarray]
 S = TypeVar("S")
 
 
+@runtime_checkable
 class Fold(Protocol[S]):
     """What embeddings, of a fragment or a piece of one, add to the state before them."""
 
@@ -36,6 +37,7 @@ class Fold(Protocol[S]):
         """
 
 
+@runtime_checkable
 class Notes(Protocol):
     """Arrays that outlive a process, by name: where a training goes on from."""
 
@@ -46,6 +48,7 @@ class Notes(Protocol):
         """Replace what was written, in one atomic put."""
 
 
+@runtime_checkable
 class Reader(Protocol):
     """The stored embeddings of a corpus, wherever a worker is."""
 
@@ -57,6 +60,7 @@ class Reader(Protocol):
         """Return one fragment's embeddings, by its number."""
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """The embedded normal images of one group, fragment by fragment in the plan's order."""
 
@@ -209,6 +213,7 @@ class Earlier:
     bank: MemoryBank | None = None
 
 
+@runtime_checkable
 class Gallery(Protocol):
     """Feature maps of the training images, kept in the model's files."""
 
@@ -236,6 +241,7 @@ class Scores:
     anomaly_maps: Float32[np.ndarray, "images rows columns"] | None
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of settings; one module of `pipeline.methods` each, found by its name."""
 

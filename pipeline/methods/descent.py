@@ -3,6 +3,8 @@
 Each image's gradient is computed by itself, on one thread; image i of a batch by worker i modulo
 their number. The gradients are gathered and summed in the order of the batch by every worker, so
 that all take the same step. After each epoch the first worker notes all that the next one needs.
+The steps are numpy's and not `torch.optim.AdamW`'s: each worker takes them by itself, and on a
+processor without AVX2 torch 2.14 gives them other bits, numpy the same.
 
 AdamW: Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019 (arXiv 1711.05101);
 amsgrad: Reddi, Kale, Kumar, "On the Convergence of Adam and Beyond", ICLR 2018 (arXiv 1904.09237).

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ _LEAST_LEFT = 0.05
 _STATES_HELD = 3
 
 
+@runtime_checkable
 class Change(Protocol):
     """What images that join or leave make of the earlier moments: `merge` or `without`."""
 

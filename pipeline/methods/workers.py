@@ -1,7 +1,7 @@
 """What methods and stages know of the processes that work for them."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -10,6 +10,7 @@ M_co = TypeVar("M_co", covariant=True)
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Held(Protocol[M_co]):
     """Things that workers hold in memory, each over some consecutive fragments."""
 
@@ -21,6 +22,7 @@ class Held(Protocol[M_co]):
         """
 
 
+@runtime_checkable
 class Shared(Protocol[M_co]):
     """A thing whose arrays the workers of a node have in common, read only."""
 
@@ -28,6 +30,7 @@ class Shared(Protocol[M_co]):
         """Return it, valid while it is in use; None where it could not be made, or was lost."""
 
 
+@runtime_checkable
 class Peers(Protocol):
     """Processes that run one function in step; each has a number, from 0."""
 
