@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 
 import patchlake
 from conftest import CHECKED
-from patchlake.jobs import withdraw
+from patchlake.pipeline.driver import withdraw
 from patchlake.pipeline.evaluation import roc
 from patchlake.pipeline.features.layers import NamedLayers
 from patchlake.pipeline.groups import calibrate
@@ -51,7 +51,7 @@ WRONG = {
         lambda: _blank(Publish)._write_heatmap(_blank(Fragment), (), np.zeros((1, 1), F64)),
         "anomaly_map",
     ),
-    "withdraw": (lambda: withdraw._Leaving(_blank(withdraw.Standing), np.zeros(2)), "numbers"),
+    "driver": (lambda: withdraw._Withdrawn(_blank(withdraw.Standing), np.zeros(2)), "numbers"),
 }
 
 
