@@ -133,7 +133,9 @@ def test_a_row_that_kills_its_workers_is_given_up_in_each_stage(tmp_path: Path):
     for row in done:
         if row["name"].startswith("kills"):
             stage = row["name"].removeprefix("kills ")
-            assert row["done"].startswith(f"given up: {stage}: its worker died 2 times over it")
+            assert row["done"].startswith(
+                f"given up: {stage}: its worker died 2 times while processing it"
+            )
         else:
             assert row["done"] == ""
 
