@@ -84,8 +84,8 @@ class Extension:
     radii: Float32[np.ndarray, " picked_1"]
 
 
-class Rows(Protocol):
-    """Shards of the rows, wherever they are."""
+class ShardedRows(Protocol):
+    """All rows, in shards, wherever these are."""
 
     def farthest(
         self, centres: Float32[np.ndarray, "new dim"], threshold: float
@@ -150,7 +150,7 @@ def extend(
 
 
 def select(
-    shards: Rows,
+    shards: ShardedRows,
     first: Float32[np.ndarray, " dim"],
     start: int,
     size: int,
@@ -171,7 +171,7 @@ def select(
 
 
 def select_further(
-    shards: Rows,
+    shards: ShardedRows,
     centres: Float32[np.ndarray, "given dim"],
     size: int,
     progress: Progress | None = None,
@@ -190,7 +190,7 @@ def select_further(
 
 
 def _complete(
-    selection: "_Selection", shards: Rows, centres: np.ndarray, progress: Progress | None
+    selection: "_Selection", shards: ShardedRows, centres: np.ndarray, progress: Progress | None
 ) -> None:
     """Pick rows until the selection is done.
 
