@@ -38,7 +38,7 @@ def members(starts: Sequence[Callable[[], M]], retries: int) -> Iterator[Held[M]
             ray.kill(actor)
 
 
-class Store:
+class NodeStores:
     """Puts things into the object stores of the nodes, where a node's workers read them in place.
 
     Each thing is the result of a task, because Ray makes a lost result again by running the task;

@@ -141,7 +141,7 @@ class RayRunner:
         with held.members(starts, _RETRIES) as members:
             yield members
 
-    def sharing(self) -> held.Store | None:
+    def sharing(self) -> held.NodeStores | None:
         """Return what uses half of the smallest node's object store; the rest is for fragments.
 
         None where no node has two infer actors, and before the first node with CPUs is there, as
@@ -150,7 +150,7 @@ class RayRunner:
         stores = nodes.stores()
         if self.processes <= len(stores) or not stores:
             return None
-        return held.Store(min(stores) // 2, _RETRIES)
+        return held.NodeStores(min(stores) // 2, _RETRIES)
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
         """Run a function in workers of one CPU each that exchange data, until all have returned.
