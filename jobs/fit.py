@@ -85,7 +85,7 @@ def fit(
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     if update and (overwrite or dry_run):
         other = "--overwrite" if overwrite else "--dry-run"
-        raise ConfigError(f"--update cannot be joined with {other}: name one")
+        raise ConfigError(f"--update cannot be combined with {other}: name one")
     if dry_run:
         show(preview(images, model, settings, where, overwrite=overwrite), as_json=as_json)
         return

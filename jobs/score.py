@@ -115,7 +115,7 @@ def score(
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     written = None if since is None else options.parse_since(since, runs.now())
     if dry_run and restore is not None:
-        raise ConfigError("--restore changes the ledger: it cannot be joined with --dry-run")
+        raise ConfigError("--restore changes the ledger: it cannot be combined with --dry-run")
     if dry_run:
         found = preview(images, named, scores, settings, where, written, expire=expire)
         show(found, as_json=as_json)

@@ -264,7 +264,7 @@ def _corpus(
     found = corpus.images if fragments else 0
     if found != len(leaving.numbers):
         raise ConfigError(
-            f"of {len(leaving.numbers)} images to withdraw {found} can be read where they were"
+            f"{found} of {len(leaving.numbers)} images to withdraw can be read where they were"
             f"{f' ({corpus.unusable})' if fragments else ''}; fit again"
         )
     return corpus
