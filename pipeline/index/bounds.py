@@ -45,7 +45,7 @@ _DEVIATIONS = 5
 # A vector can be about this long though float32 makes 0 of the square of each of its values, for up
 # to 1e5 dimensions: sqrt(1e5 * 2^-150) = 8e-21.
 _UNDERFLOW = 1e-20
-# A score above that of any row: 257 coordinates x 127^2 is only 4.1 M.
+# Above every estimate (`pipeline.index.sieve`): products reach 257 coordinates x 127^2 = 4.1 M.
 NEVER = 2**31 - 1
 
 
@@ -142,6 +142,7 @@ class Projection:
         return self._coordinates(queries, np.float32)
 
     def _coordinates(self, rows: np.ndarray, dtype: type[np.floating]) -> Coordinates:
+        """Return the coordinates of rows, computed in `dtype`, without a bank's extra bytes."""
         coordinates, lengths, rests = self._project(rows, dtype)
         coordinates -= self.centre.astype(dtype)
         floats = coordinates.astype(np.float32)

@@ -1,6 +1,6 @@
 """Find out which of two searches is the faster one, while both are in use.
 
-The caller times each call and tells what it took per query. The first eight calls are a trial, in
+The caller times each call and notes what it took per query. The first eight calls are a trial, in
 which both searches take turns. After that, each call goes to the search whose last three times have
 the smaller median, except for one call in 256, which goes to the other one.
 """

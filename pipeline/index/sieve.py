@@ -1,12 +1,12 @@
 """Rule out bank rows for one block of queries, one tile of the bank after the other.
 
 `pipeline.index.pruned` describes the steps, `pipeline.index.bounds` the lower bound that they use.
-The integer that decides first is a pair's *score*, which one product of bytes gives:
+The integer that decides first is a pair's *estimate*, which a product of bytes gives:
 
-    score(q, c) = |b(c)|^2 / 2 - b(q).b(c) - half_offset
+    estimate(q, c) = |b(c)|^2 / 2 - b(q).b(c) - half_offset
 
 with b(x) the bytes of x, and the half rounded down. For one query it rises with the bound: step^2
-times (|b(q)|^2 + 2 (score + half_offset)) is (step |b(q) - b(c)|)^2, or a little less.
+times (|b(q)|^2 + 2 (estimate + half_offset)) is (step |b(q) - b(c)|)^2, or a little less.
 """
 
 from threading import local
@@ -20,10 +20,10 @@ from patchlake.pipeline.index.bounds import NEVER, Coordinates, Projection, mult
 # Queries of a block (an image of 28 x 28 patches has 784), and bank rows of a tile. With tiles of
 # half as many rows, a search among 10,000 rows takes 1.06 times as long.
 QUERIES, TILE = 784, 10240
-# Scores computed by one product: 128 x 10240 int32 = 5 MB a thread. Each is read twice, and the
-# scores of a whole block would not stay in the cache that all processes of a machine share.
-_SCORES = 128 * TILE
-# Where k > 1, only the lowest score of so many columns is a candidate for the limit.
+# Estimates computed by one product: 128 x 10240 int32 = 5 MB a thread. Each is read twice, and the
+# estimates of a whole block would not stay in the cache that all processes of a machine share.
+_ESTIMATES = 128 * TILE
+# Where k > 1, only the lowest estimate of so many columns is a candidate for the limit.
 _GROUP = 16
 # The largest share of a tile's pairs that the bytes may leave. A pair costs 8 ns in the dense
 # product of 384 dimensions, and 15 ns once the bytes have left it: at this share, 4 ns on average.
@@ -52,8 +52,8 @@ class Block:
         self._queries = queries
         self._k = k
         self._coordinates = projection.of_queries(queries)
-        # The product with the bank's bytes is the score: -b(q), and the factors of the extra bytes
-        # (see `Coordinates`).
+        # The product with the bank's bytes is the estimate: -b(q), and the factors of the extra
+        # bytes (see `Coordinates`).
         self._bytes = np.full((len(queries), bank.bytes.shape[1]), 127, np.int8)
         np.negative(self._coordinates.bytes, out=self._bytes[:, : bank.floats.shape[1]])
         self._bytes[:, -1] = 1
@@ -64,8 +64,8 @@ class Block:
         self._byte_error = float_error + self._coordinates.byte_error + bank.byte_error.max()
         # Upper bounds on the k smallest squared distances of each query so far.
         self._best = np.full((len(queries), k), np.inf)
-        # Rows with higher scores are farther than the limit.
-        self._threshold = self._highest_score(slice(None))
+        # Rows whose estimates are higher than this, for a query, are farther than its limit.
+        self._threshold = self._highest_estimate(slice(None))
 
     @property
     def _limit(self) -> Float64[np.ndarray, " queries"]:
@@ -87,7 +87,7 @@ class Block:
             the squared distance that the coordinates give as floats.
         """
         queries, width = len(self._queries), end - begin
-        chunks = -(-queries // (_SCORES // width))
+        chunks = -(-queries // (_ESTIMATES // width))
         step = -(-queries // chunks)
         found: list[np.ndarray] = []
         count = 0
@@ -136,25 +136,25 @@ class Block:
     def _near(
         self, chunk: slice, begin: int, end: int, ignore: np.ndarray | None
     ) -> Int64[np.ndarray, " pairs"]:
-        """Return the pairs of some queries and a tile whose scores are within the threshold.
+        """Return the pairs of some queries and a tile whose estimates are within the threshold.
 
-        They are indices into the flattened scores of those queries and the tile.
+        They are indices into the flattened estimates of those queries and the tile.
         """
         shape = len(self._bytes[chunk]), end - begin
-        scores, mask = _buffers(shape)
-        multiply(self._bytes[chunk], self._bank.bytes[begin:end], scores)
+        estimates, mask = _buffers(shape)
+        multiply(self._bytes[chunk], self._bank.bytes[begin:end], estimates)
         if ignore is not None:
-            scores[:, ignore] = NEVER
-        self._lower_limit(chunk, scores, begin)
-        np.less_equal(scores, self._threshold[chunk, None], out=mask)
+            estimates[:, ignore] = NEVER
+        self._lower_limit(chunk, estimates, begin)
+        np.less_equal(estimates, self._threshold[chunk, None], out=mask)
         return _flatnonzero(mask)
 
     def _lower_limit(
-        self, chunk: slice, scores: Int32[np.ndarray, "queries tile"], begin: int
+        self, chunk: slice, estimates: Int32[np.ndarray, "queries tile"], begin: int
     ) -> None:
-        """Measure rows of low scores, and lower the limits and thresholds accordingly."""
-        candidates = _low_columns(scores, self._k)
-        lowest = np.take_along_axis(scores, candidates, axis=1)
+        """Measure rows of low estimates, and lower the limits and thresholds accordingly."""
+        candidates = _low_columns(estimates, self._k)
+        lowest = np.take_along_axis(estimates, candidates, axis=1)
         near = np.flatnonzero(lowest <= self._threshold[chunk, None])
         query, number = np.divmod(near, lowest.shape[1])
         row = candidates[query, number] + begin
@@ -169,15 +169,15 @@ class Block:
             np.minimum(best, distances, out=best)
         else:
             best[:] = np.sort(np.concatenate([best, distances], axis=1), axis=1)[:, : self._k]
-        self._threshold[chunk] = self._highest_score(chunk)
+        self._threshold[chunk] = self._highest_estimate(chunk)
 
-    def _highest_score(self, chunk: slice) -> Int32[np.ndarray, " queries"]:
-        """Return the highest score that a row within the limit of each of some queries can have."""
+    def _highest_estimate(self, chunk: slice) -> Int32[np.ndarray, " queries"]:
+        """Return the highest estimate that a row within the limit can have, for some queries."""
         reach = (np.sqrt(self._limit[chunk]) + self._byte_error[chunk]) / self._projection.step
         # The 1e-9 is for the rounding of this in float64, the 1 for the cut to an integer.
-        score = (reach * reach * (1 + 1e-9) - self._coordinates.squared[chunk]) / 2 + 1
-        score -= self._projection.half_offset
-        capped: np.ndarray = np.minimum(score, NEVER - 1).astype(np.int32)
+        estimate = (reach * reach * (1 + 1e-9) - self._coordinates.squared[chunk]) / 2 + 1
+        estimate -= self._projection.half_offset
+        capped: np.ndarray = np.minimum(estimate, NEVER - 1).astype(np.int32)
         return capped
 
     def _largest_bound(self) -> Float64[np.ndarray, " queries"]:
@@ -204,20 +204,20 @@ def _flatnonzero(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
     return found
 
 
-def _low_columns(scores: np.ndarray, k: int) -> Int64[np.ndarray, "queries candidates"]:
-    """Return columns of low scores, at most k different ones of each query.
+def _low_columns(estimates: np.ndarray, k: int) -> Int64[np.ndarray, "queries candidates"]:
+    """Return columns of low estimates, at most k different ones of each query.
 
-    For k = 1 it is the column of the lowest score. For more they are the k lowest of the scores
-    that are each the lowest of a group of columns: any k rows give a correct limit.
+    For k = 1 it is the column of the lowest estimate. For more, the columns are divided into
+    groups, and of the lowest of each group the k lowest are taken: any k rows give a correct limit.
     """
     if k == 1:
-        best: np.ndarray = scores.argmin(axis=1)[:, None]
+        best: np.ndarray = estimates.argmin(axis=1)[:, None]
         return best
     # To find the k lowest of all columns (np.partition) takes as long as the dense search.
-    queries, width = scores.shape
+    queries, width = estimates.shape
     group = min(_GROUP, max(1, width // k))
     groups = width // group
-    grouped = scores[:, : groups * group].reshape(queries, group, groups)
+    grouped = estimates[:, : groups * group].reshape(queries, group, groups)
     lowest = grouped.min(axis=1)
     few = min(k, groups)
     chosen = np.argpartition(lowest, few - 1, axis=1)[:, :few]
@@ -254,8 +254,8 @@ _local = local()
 
 
 def _buffers(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return this thread's memory for scores (int32) and a mask (bool) of a shape; 7 MB in all."""
+    """Return this thread's memory for estimates and a mask of a shape; it has 7 MB in all."""
     if not hasattr(_local, "buffers"):
-        _local.buffers = np.empty(_SCORES, np.int32), np.empty(_SCORES, bool)
-    scores, mask = (buffer[: shape[0] * shape[1]].reshape(shape) for buffer in _local.buffers)
-    return scores, mask
+        _local.buffers = np.empty(_ESTIMATES, np.int32), np.empty(_ESTIMATES, bool)
+    estimates, mask = (buffer[: shape[0] * shape[1]].reshape(shape) for buffer in _local.buffers)
+    return estimates, mask

@@ -206,6 +206,6 @@ def _projection(rows: Float32[np.ndarray, "rows dim"]) -> Projection | None:
     if not candidates or not products_are_exact():
         return None
     directions, shares = principal_directions(rows)
-    held = np.cumsum(shares)
-    enough = (count for count in candidates if held[count - 1] >= _VARIANCE)
+    cumulated = np.cumsum(shares)
+    enough = (count for count in candidates if cumulated[count - 1] >= _VARIANCE)
     return Projection.onto(rows, directions, next(enough, candidates[-1]))
