@@ -51,7 +51,7 @@ def fit(
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     if update and (overwrite or dry_run):
         other = "--overwrite" if overwrite else "--dry-run"
-        raise ConfigError(f"--update cannot be joined with {other}: name one")
+        raise ConfigError(f"--update cannot be combined with {other}: name one")
     from patchlake.pipeline.driver import fit as fitting
     from patchlake.pipeline.driver import update as updating
     from patchlake.pipeline.storage.folder import Folder

@@ -125,7 +125,7 @@ def parse_since(text: str, now: datetime) -> datetime:
 def require_dry_run(*, as_json: bool, dry_run: bool) -> None:
     """Raise `ConfigError` where JSON is asked of a job that prints none."""
     if as_json and not dry_run:
-        raise ConfigError("--json goes with --dry-run; a finished run is told by `status --json`")
+        raise ConfigError("--json goes with --dry-run; `status --json` reports a finished run")
 
 
 def nested(flags: Mapping[str, object]) -> "Raw":

@@ -87,7 +87,7 @@ def score(
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
     written = None if since is None else options.parse_since(since, datetime.now(UTC))
     if dry_run and restore is not None:
-        raise ConfigError("--restore changes the ledger: it cannot be joined with --dry-run")
+        raise ConfigError("--restore changes the ledger: it cannot be combined with --dry-run")
     from patchlake.pipeline.driver import score as scoring
 
     if dry_run:

@@ -75,7 +75,7 @@ def _in_words(status: "RunStatus") -> str:
     if status.state == "stopped":
         return f"stopped: {status.stopped}"
     if status.state == "dead":
-        return f"died without a word; its last sign of life: {status.seen_at}"
+        return f"ended without a message; its last sign of life: {status.seen_at}"
     speed = status.speed
     if speed is None or speed.seconds_left is None:
         return "is running, and has no image done yet"

@@ -1,8 +1,13 @@
-"""Rows that kill their workers: counted, so that none is tried for ever.
+"""Count the attempts at each row, so that a row that kills its workers is not tried for ever.
 
-Ray tries again without end what died with its process, because most deaths are of nodes and none
-of the row's doing. So each worker says which row it begins and which it has finished, to an actor
-beside the driver, and a row that was begun so often and never finished is not begun again.
+When a worker process dies, Ray runs its work again on another one, without any limit: most deaths
+are of nodes, and the row at hand has nothing to do with them. But a row may also be the cause of
+the death, by a crash in native code or by its need of memory, and then it would kill one worker
+after the other.
+
+So each worker tells an actor on the driver's node, the register, when it begins a row and when it
+has ended it, with a result or an error. A row that was begun as often as is allowed and was never
+ended is not begun again: it is given up. In the same way, starts of the infer actors are counted.
 """
 
 import hashlib
@@ -22,18 +27,20 @@ from patchlake.pipeline.cluster.runner import Poison, Stage
 from patchlake.pipeline.errors import PatchlakeError, StorageError, WorkersLost
 from patchlake.pipeline.reading.apart import expendable
 
-# Deaths of an actor while it starts, one after the other. Rows have a setting, starts do not.
+# An actor that has died so often while it started is not started again. How often a row is tried is
+# a setting; this is not.
 _STARTS = 3
 
 
 class _Register:
-    """What was begun, and by whom, and is not finished."""
+    """Knows for each row, and for each stage, which workers have begun it and did not end it."""
 
     def __init__(self) -> None:
+        # (stage, key of the row) -> workers.
         self._begun: dict[tuple[str, str], list[str]] = {}
 
     def begin(self, stage: str, key: str, worker: str, limit: int) -> list[str] | None:
-        """Return None if it may be begun, else the workers that have died over it."""
+        """Return None if the row may be begun, else the workers that died while they had it."""
         begun = self._begun.setdefault((stage, key), [])
         if len(begun) >= limit:
             return begun
@@ -41,48 +48,69 @@ class _Register:
         return None
 
     def end(self, stage: str, key: str) -> None:
+        """Forget the row: its worker is alive."""
         self._begun.pop((stage, key), None)
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """Travels to the workers with each stage."""
+    """What a worker reports its attempts to. It is sent to the workers with each stage.
+
+    `register` is the handle of the actor. Build it with `start`.
+    """
 
     register: Any
 
     @classmethod
-    def counted(cls) -> "Attempts":
-        """Start the actor that counts, on the driver's own node: it must not die before it."""
+    def start(cls) -> "Attempts":
+        """Start the register on the driver's own node, so that it lives as long as the driver."""
         here = ray.get_runtime_context().get_node_id()
         kind: Any = ray.remote(_Register)
         placed = NodeAffinitySchedulingStrategy(here, soft=True)
-        # One that is started again has forgotten what it counted, which is better than no job.
+        # If it dies all the same, it is started again. It has then forgotten what it counted, which
+        # is better than the end of the job.
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         return cls(kind.options(scheduling_strategy=placed, **options).remote())
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Let an actor start. Raises `WorkersLost` if it has died over that too often."""
+        """Count a start of this actor; the block is the start.
+
+        Raises:
+            WorkersLost: if the actor has died too often while it started.
+        """
         actor = str(ray.get_runtime_context().get_actor_id())
         dead = self._begin("start", actor, _STARTS)
         if dead:
-            raise WorkersLost(f"a worker died {len(dead)} times while it started ({_told(dead)})")
+            raise WorkersLost(
+                f"a worker died {len(dead)} times while it started ({_causes_of_death(dead)})"
+            )
         with self._ending("start", actor):
             yield
 
     @contextmanager
     def trying(self, stage: str, key: str, limit: int) -> Iterator[str | None]:
-        """Let a stage work on a row, or say why it is to be given up."""
+        """Count an attempt at a row; the block is the attempt.
+
+        Args:
+            stage: The name of the stage.
+            key: The key of the row.
+            limit: How often it may be tried.
+
+        Yields:
+            None, or why the row is to be given up.
+        """
         dead = self._begin(stage, key, limit)
         if dead:
-            yield f"{stage}: its worker died {len(dead)} times over it ({_told(dead)})"
+            causes = _causes_of_death(dead)
+            yield f"{stage}: its worker died {len(dead)} times while processing it ({causes})"
             return
         with self._ending(stage, key):
             yield None
 
     @contextmanager
     def _ending(self, name: str, key: str) -> Iterator[None]:
-        # An error is no death either.
+        # Also after an error: the worker is alive then.
         try:
             yield
         finally:
@@ -95,32 +123,39 @@ class Attempts:
 
 
 class JobFault(UserCodeException):
-    """A fault of the whole job on its way through Ray Data.
+    """Carries an error that ends the whole job through Ray Data.
 
-    It wraps any other exception and loses what that was; or, asked to raise the original one, adds
-    advice on Ray's settings to its first argument, and logs a traceback.
+    Ray Data wraps any other exception in one of its own, and what it was is lost. Or, where it is
+    set to raise the original one, it adds advice on Ray's settings to its first argument and logs a
+    traceback. It does neither with this type, whose first argument is the message and whose second
+    is the error itself.
     """
 
     @property
     def fault(self) -> PatchlakeError | StorageError:
-        """What the stage raised."""
+        """The error that the stage raised."""
         return cast("PatchlakeError | StorageError", self.args[1])
 
 
 @dataclass(frozen=True)
-class Guarded:
-    """A stage that is not tried for ever on a row that kills its worker."""
+class GuardedStage:
+    """A stage whose attempts at each row are counted, as a function that Ray Data can map."""
 
     name: str
     stage: Stage
     attempts: Attempts
     poison: Poison | None
-    # Whether the stage makes the pipeline's result, also of a row that was given up.
+    # Whether this is the last stage. It makes the pipeline's result of each row, and is therefore
+    # called for a row that is given up, too.
     is_last: bool
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the stage's row, or one that says why it was given up."""
-        # Its death is counted here, and costs this process alone.
+        """Return the stage's row, or one that says why the row was given up.
+
+        Raises:
+            JobFault: where the stage raises an error that ends the job.
+        """
+        # This process may die over the row: that is counted, and nothing else is lost.
         expendable()
         try:
             return self._guarded(table)
@@ -149,12 +184,12 @@ def _lost(table: pa.Table, reason: str) -> pa.Table:  # noqa: ARG001 - as `Poiso
     raise WorkersLost(reason)
 
 
-# Of rows that have no way of being given up.
-UNLOSABLE = Poison(3, _content_of, _lost)
+# For rows without which the job cannot go on: instead of giving one up, the job ends.
+FATAL = Poison(3, _content_of, _lost)
 
 
-def _told(dead: list[str]) -> str:
+def _causes_of_death(dead: list[str]) -> str:
     return (
-        f"{', '.join(dead)}: out of memory, a crash in native code, or lost nodes; "
-        "the logs of Ray on those nodes say which"
+        f"{', '.join(dead)}: out of memory, a crash in native code, or a lost node; "
+        "Ray's logs on those nodes say which"
     )

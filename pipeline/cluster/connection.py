@@ -1,4 +1,4 @@
-"""A Ray to run on: a cluster's, or one of this process's own."""
+"""Connect to a Ray cluster, or start a Ray for this process alone."""
 
 import os
 from collections.abc import Iterator
@@ -11,17 +11,19 @@ from ray.job_config import JobConfig
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.shown import shown
 
-# Of a local Ray's object store: a few dozen fragments of 38 MB are on their way at a time.
+# Size of a local Ray's object store: at any time, a few dozen fragments of 38 MB are in it.
 _STORE_BYTES = 2**30
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start a Ray of this process's own, for the length of the block.
+    """Connect to a cluster, or start a Ray for this process alone, until the block ends.
+
+    Where this process is connected already, nothing is done.
 
     Args:
-        address: As in `ray.init`; None is RAY_ADDRESS, which `ray job submit` sets for what it
-            runs, and where that is not set either a Ray is started here.
+        address: As in `ray.init`. None is the value of RAY_ADDRESS, which `ray job submit` sets for
+            what it runs; where that is not set either, a Ray is started on this machine.
 
     Raises:
         ConfigError: if there is no cluster at the address.
@@ -32,7 +34,7 @@ def connected(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address is None:
-            # Two CPUs at least: one is held by the infer actor.
+            # At least two CPUs, because the infer actor holds one.
             cpus = max(2, os.cpu_count() or 2)
             ray.init(
                 "local",
@@ -45,7 +47,7 @@ def connected(address: str | None) -> Iterator[None]:
         else:
             ray.init(address, log_to_driver=False, job_config=_own_modules_only())
     except ConnectionError as error:
-        # Ray repeats the address, with whatever is in it.
+        # Ray's message repeats the address, which may have a password in it.
         said = "" if "@" in str(address) else f": {error}"
         raise ConfigError(f"no Ray cluster answers at {shown(str(address))}{said}") from None
     try:
@@ -55,12 +57,13 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _own_modules_only() -> JobConfig:
-    """Return the configuration of a job whose workers do not import from the driver's folders.
+    """Return the configuration of a job whose workers do not import from the driver's folder.
 
-    Ray puts the folder in which a driver is started before everything else on its workers' path,
-    so that a `jobs/` or a `queue.py` of the user's there would be imported instead of ours or
-    Python's. It spares the drivers behind its client that, by this switch; but then a submitted
-    job's environment is not read, which names the working directory that it was sent.
+    Ray puts the folder in which a driver is started first on the import path of its workers. A
+    `jobs/` or a `queue.py` of the user's in that folder would be imported instead of ours or
+    Python's. Ray does not do so for drivers that use its client, for which this switch is meant.
+    But with the switch Ray does not read the environment of a submitted job, which names the
+    working directory that was sent with it; so for those the switch stays off.
     """
     return JobConfig(_client_job=RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ)
 
@@ -68,7 +71,7 @@ def _own_modules_only() -> JobConfig:
 def _store_bytes() -> int:
     """Return the size of a local object store: Ray's own 30 % of memory, but not more than needed.
 
-    Every process has in time touched all of it, and its resident memory counts it.
+    In time every process has touched all of the store, which then counts as its resident memory.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(_STORE_BYTES, memory * 3 // 10)

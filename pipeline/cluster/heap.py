@@ -1,7 +1,8 @@
-"""Memory that a worker has freed, given back to the machine.
+"""Give memory that a worker has freed back to the machine.
 
-A worker process does one fragment after the other. What it frees stays in the heaps of glibc and of
-Arrow, in pieces, and its resident memory would grow with the number of fragments it has done.
+A worker process does one fragment after the other. The memory that it frees stays in the heaps of
+glibc and of Arrow, in pieces, so that its resident memory would grow with the number of fragments
+that it has done.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 
 def trim() -> None:
-    """Give it back; some milliseconds. Only glibc and Arrow are asked, elsewhere only Arrow."""
+    """Give freed memory of Arrow back, and with glibc that of its heap. Takes some milliseconds."""
     pa.default_memory_pool().release_unused()
     library = _c_library()
     if library is not None:

@@ -1,6 +1,6 @@
-"""What Ray holds in memory between calls: things in actors, and things in the nodes' stores.
+"""Things that stay in the memory of a Ray cluster between calls: in actors, or in object stores.
 
-What is lost with its process or node is made again from what made it at first.
+Each is made by a function. If its process or node is lost, Ray calls the function again elsewhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +18,10 @@ from patchlake.pipeline.methods.workers import Held, M, M_co, Shared, T
 
 @contextmanager
 def members(starts: Sequence[Callable[[], M]], retries: int) -> Iterator[Held[M]]:
-    """Start an actor each. They hold memory and answer in turns, so they ask for no CPU.
+    """Start an actor for each function; an actor holds what its function returns.
 
-    An actor that dies is started again, on another node if need be, and asked again.
+    They hold memory and answer in turns, so they ask Ray for no CPU. An actor that dies is started
+    again, on another node if need be, and asked again, at most `retries` times.
     """
     kind: Any = ray.remote(
         num_cpus=0,
@@ -31,17 +32,18 @@ def members(starts: Sequence[Callable[[], M]], retries: int) -> Iterator[Held[M]
     )(_Member)
     actors = [kind.remote(start) for start in starts]
     try:
-        yield _Elsewhere(actors)
+        yield _HeldByActors(actors)
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-class Store:
-    """Things in the nodes' object stores, made by tasks one after the other, as they are asked for.
+class NodeStores:
+    """Puts things into the object stores of the nodes, where a node's workers read them in place.
 
-    What `ray.put` puts is lost with its node; the result of a task is made again. A task holds a
-    thing once more while it copies it into the store, so there is one at a time.
+    Each thing is the result of a task, because Ray makes a lost result again by running the task;
+    what `ray.put` puts would be lost with its node. A task holds its thing a second time while it
+    copies it into the store. So the tasks run one after the other.
     """
 
     def __init__(self, bytes_: int, retries: int) -> None:
@@ -52,26 +54,30 @@ class Store:
             scheduling_strategy="SPREAD",
             label_selector=nodes.not_an_idle_head(),
             max_retries=retries,
-        )(_made)
+        )(_make)
+        # What the task before the next one returns when it has ended.
         self._before: Reference = None
 
     def share(self, make: Callable[[], M]) -> Shared[M]:
-        """Make a thing; it stays while the result is kept."""
+        """Have a function called in a task. What it returns stays while this result is kept."""
         thing, self._before = self._task.remote(make, self._before)
-        return _InStore(thing)
+        return _SharedInStore(thing)
 
 
-def _made(make: Callable[[], M], _before: None) -> tuple[M | None, None]:
-    """Make a thing once what was before it is made: a task waits for what it is given."""
+def _make(make: Callable[[], M], _before: None) -> tuple[M | None, None]:
+    """Call the function, in a task that Ray begins once the one before it has ended.
+
+    That is because the second result of the task before is an argument of this one.
+    """
     try:
         return run(make), None
     except (PatchlakeError, OSError):
-        # Who then makes it alone tries again, and tells what is wrong.
+        # A worker that finds nothing here makes the thing for itself, and reports what is wrong.
         return None, None
 
 
 class _Member(Generic[M]):
-    """An actor that holds a thing and answers questions about it."""
+    """The actor: it holds a thing, and answers questions about it."""
 
     def __init__(self, start: Callable[[], M]) -> None:
         self._thing = start()
@@ -81,18 +87,22 @@ class _Member(Generic[M]):
 
 
 @dataclass(frozen=True)
-class _Elsewhere(Generic[M]):
+class _HeldByActors(Generic[M]):
+    """See `Held`."""
+
     actors: Sequence[Any]
 
     def ask(self, question: Callable[[M], T]) -> Sequence[T]:
-        # Put once: the question carries arrays, and every actor gets the same one.
+        # Put into the store once, as every actor gets the same question, which may carry arrays.
         shared = ray.put(question)
-        asked = [actor.answer.remote(shared) for actor in self.actors]
-        return [get(answer) for answer in asked]
+        answers = [actor.answer.remote(shared) for actor in self.actors]
+        return [get(answer) for answer in answers]
 
 
 @dataclass(frozen=True)
-class _InStore(Generic[M_co]):
+class _SharedInStore(Generic[M_co]):
+    """See `Shared`."""
+
     reference: Reference
 
     def get(self) -> M_co | None:

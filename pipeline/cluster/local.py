@@ -1,6 +1,7 @@
-"""`--runner local`: the stages in this process, one fragment after the other.
+"""`--runner local`: all stages run in this process, one fragment after the other.
 
-The next fragment is decoded, and the one before written, while the present one is in the network.
+While a fragment is in the network, the next one is decoded and the one before it is written, in a
+thread each.
 """
 
 import os
@@ -20,7 +21,7 @@ from patchlake.pipeline.methods.workers import Held, M, Peers, T
 
 @dataclass(frozen=True)
 class LocalRunner:
-    """Runs everything here, on so many threads; None is one a core."""
+    """Runs everything in this process. `threads`: None is one for each core."""
 
     processes: int = 1
     threads: int | None = None
@@ -28,7 +29,7 @@ class LocalRunner:
     def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row of the plan, in order."""
         infer = pipeline.infer.start()
-        publish = pipeline.publish or _as_it_is
+        publish = pipeline.publish or _unchanged
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
             rows = (plan.slice(number, 1) for number in range(len(plan)))
             decoded = _submit(ahead, pipeline.decode, islice(rows, 1))
@@ -49,25 +50,27 @@ class LocalRunner:
         """Yield the result of each call."""
         return (call() for call in calls)
 
-    def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:  # noqa: ARG002 - all is here
-        """Return nothing: there is no other process."""
+    def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:  # noqa: ARG002 - `Runner`
+        """Return an empty mapping: there is no other process."""
         return {}
 
     @contextmanager
     def members(self, starts: Sequence[Callable[[], M]]) -> Iterator[Held[M]]:
-        """Hold all the things here."""
-        yield _Here([start() for start in starts])
+        """Call all the functions here, and hold what they return."""
+        yield _HeldHere([start() for start in starts])
 
     def sharing(self) -> None:
-        """Return nothing: this process is the only one."""
+        """Return None: this process is the only one."""
 
-    def together(self, call: Callable[[Peers], None], members: int) -> None:  # noqa: ARG002 - 1
+    def together(self, call: Callable[[Peers], None], members: int) -> None:  # noqa: ARG002 - `Runner`
         """Run the function once."""
-        call(_Alone(self.threads or os.cpu_count() or 1))
+        call(_OnlyPeer(self.threads or os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
-class _Alone:
+class _OnlyPeer:
+    """See `Peers`."""
+
     threads: int
     number: int = 0
     count: int = 1
@@ -77,7 +80,9 @@ class _Alone:
 
 
 @dataclass(frozen=True)
-class _Here(Generic[M]):
+class _HeldHere(Generic[M]):
+    """See `Held`."""
+
     things: Sequence[M]
 
     def ask(self, question: Callable[[M], T]) -> Sequence[T]:
@@ -90,5 +95,5 @@ def _submit(
     return [pool.submit(stage, row) for row in rows]
 
 
-def _as_it_is(table: pa.Table) -> pa.Table:
+def _unchanged(table: pa.Table) -> pa.Table:
     return table

@@ -1,12 +1,12 @@
-"""What the nodes of a Ray cluster have, may have, and are called.
+"""The nodes of a Ray cluster: their resources now, those that may be started, and their names.
 
-A cluster that `ray up` has just started, or that was idle overnight, is a head without CPUs and
-nothing else: what a job can use is not what is there, but what the autoscaler may start. Ray 2.60
-does not say (its `get_cluster_config` is for others to fill), but `ray up` leaves its configuration
-on the head, where `ray job submit` runs the driver.
+A cluster that `ray up` has just started, or that was idle overnight, is only a head without CPUs.
+What a job can use then is not what is there, but what the autoscaler may start. Ray 2.60 does not
+say what that is (its `get_cluster_config` is left for others to fill). But `ray up` leaves its
+configuration on the head, and there `ray job submit` runs the driver.
 
-Nodes are told apart by a custom resource: older than Ray's labels, which are in beta, and counted
-like CPUs by everything that schedules.
+Nodes for decode are marked by a custom resource. Ray's labels would do, too, but are in beta; the
+custom resource is older, and everything that schedules counts it like CPUs.
 """
 
 import os
@@ -19,35 +19,35 @@ import yaml
 
 from patchlake.pipeline.record.runs import NODE_VARIABLE
 
-# CPU nodes that offer it decode; a node has as many of it as CPUs.
+# The custom resource of the CPU nodes that decode; a node has as many of it as it has CPUs.
 DECODE = "decode"
 
-# What Ray gives the head, and only the head.
+# A resource that Ray gives to the head, and only to the head.
 _HEAD = "node:__internal_head__"
 _CONFIGURATION = Path("~/ray_bootstrap_config.yaml")
-# The label by which a node that `ray up` has started tells its type.
+# The label with the node type, of nodes that `ray up` has started.
 _TYPE = "ray.io/node-group"
 
-# As `ray.nodes` tells of a node: names, resources, labels.
+# What `ray.nodes` returns for a node: names, resources, labels.
 _Node = Mapping[str, Any]
 
 
 def present(resource: str) -> int:
-    """Return how much of a resource the nodes have that are there now."""
+    """Return how much of a resource the nodes that are there now have."""
     return int(ray.cluster_resources().get(resource, 0))  # type: ignore[no-untyped-call]
 
 
 def stores() -> list[int]:
-    """Return the bytes of the object store of each node with CPUs."""
+    """Return the size of the object store, in bytes, of each node with CPUs."""
     every = (node["Resources"] for node in _nodes())
     return [int(own.get("object_store_memory", 0)) for own in every if own.get("CPU")]
 
 
 def offered(resource: str) -> int:
-    """Return how much of a resource there is, or may be once the autoscaler has started nodes.
+    """Return how much of a resource there can be once the autoscaler has started all its nodes.
 
-    Node types of equal resources stand in for one another, as on-demand nodes do for spot nodes:
-    the larger number counts, not the sum.
+    It is never less than what is there now. Of node types with equal resources one replaces the
+    other, as on-demand nodes replace spot nodes, so that the larger number counts, not the sum.
     """
     numbers: dict[frozenset[tuple[str, int]], int] = {}
     for resources, most in _node_types():
@@ -58,17 +58,19 @@ def offered(resource: str) -> int:
 
 
 def decode_request() -> dict[str, float] | None:
-    """Return what decode asks for beside a CPU, so that it stays on nodes that are meant for it.
+    """Return the resource that a decode task requests beside a CPU, to stay on decode nodes.
 
-    Without GPUs there are no nodes to keep free of it, and infer could take the last CPU of those.
+    None in a cluster without GPUs, which has no nodes to be kept free of decode. There, the infer
+    actors could take the last CPU of the decode nodes.
     """
     return {DECODE: 1} if offered("GPU") and offered(DECODE) else None
 
 
 def not_an_idle_head() -> dict[str, str]:
-    """Return the label selector of what asks for no CPU and is not meant for a head without any.
+    """Return the label selector that keeps work without a CPU request off a head without CPUs.
 
-    None while the head is alone: no node would be started for what asks for nothing.
+    It is empty while the head is alone, because no node would be started for work that requests
+    nothing.
     """
     head = _head()
     if head is None or head["Resources"].get("CPU") or len(_nodes()) == 1:
@@ -77,7 +79,7 @@ def not_an_idle_head() -> dict[str, str]:
 
 
 def announce() -> None:
-    """Tell the stages of this worker process which node they run on: see `runs.here`."""
+    """Set the variable from which `runs.here` reads the node that this worker process is on."""
     if NODE_VARIABLE not in os.environ:
         own = ray.get_runtime_context().get_node_id()
         names = {node["NodeID"]: node["NodeName"] for node in _nodes()}
@@ -85,7 +87,7 @@ def announce() -> None:
 
 
 def _node_types() -> Iterable[tuple[Mapping[str, int], int]]:
-    """Yield resources and largest number of each type of worker that `ray up` was told of."""
+    """Yield the resources and the largest number of nodes of each worker type of `ray up`."""
     path, head = _CONFIGURATION.expanduser(), _head()
     if head is None or not path.exists():
         return

@@ -1,4 +1,4 @@
-"""What Ray's tasks and actors return, waited for, and their faults, told like those raised here."""
+"""Wait for what Ray's tasks and actors return, and raise their errors as the worker raised them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +16,17 @@ Reference = Any
 
 
 def get(reference: Reference) -> Any:  # noqa: ANN401 - as the reference says no more
-    """Return what a task returns, or raise what a signal's handler does, meanwhile.
+    """Return what a task returns.
 
-    `ray.get` waits in C++, where any exception but KeyboardInterrupt becomes a SystemError.
+    A signal handler may raise an exception while this waits, and it is raised here. `ray.get` waits
+    in C++, where any exception but KeyboardInterrupt becomes a SystemError.
     """
-    with told():
+    with unwrapped_errors():
         return reference.future().result()
 
 
 def run(call: Callable[[], T]) -> T:
-    """Run a function as a task, which leaves no freed memory behind in its process."""
+    """Call a function in a task, and give the memory that it has freed back to the machine."""
     try:
         return call()
     finally:
@@ -33,17 +34,21 @@ def run(call: Callable[[], T]) -> T:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Tell a fault of the whole job, raised in a worker, like one raised here."""
+def unwrapped_errors() -> Iterator[None]:
+    """Raise errors of ours, which Ray wraps in errors of its own, as they were in the worker.
+
+    Raises:
+        WorkersLost: where a process or a node died more often than Ray tries again.
+    """
     try:
         yield
     except ray.exceptions.RayTaskError as error:
         cause = error.cause.fault if isinstance(error.cause, JobFault) else error.cause
-        is_told = isinstance(cause, PatchlakeError | StorageError)
-        raise (cause if is_told else error) from None
+        is_ours = isinstance(cause, PatchlakeError | StorageError)
+        raise (cause if is_ours else error) from None
     except _DEATHS as error:
         raise WorkersLost(
-            f"a process of the job, or what it held, was lost once too often: {error}\n"
+            f"a process of the job, or data in its memory, was lost too often: {error}\n"
             "What is done stays done; the same command goes on from there"
         ) from error
 

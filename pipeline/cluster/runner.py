@@ -14,7 +14,7 @@ Stage = Callable[[pa.Table], pa.Table]
 
 
 class Startable(Protocol):
-    """Settings of a stage that is expensive to start: a worker starts it once."""
+    """The settings of a stage that is expensive to start. Each worker starts it once."""
 
     def start(self) -> Stage:
         """Return the stage."""
@@ -22,73 +22,79 @@ class Startable(Protocol):
 
 @dataclass(frozen=True)
 class Poison:
-    """What becomes of a row over which workers die: tried so often, then given up."""
+    """How rows are treated that kill their workers: how often they are tried, and what then."""
 
     attempts: int
-    # The name of a row, the same before every stage.
+    # Returns a name for a row that is the same before every stage.
     key_of: Callable[[pa.Table], str]
-    # (row, reason) -> a row that every stage passes on.
+    # Given a row and a reason, returns a row without a result, which every stage passes on.
     given_up: Callable[[pa.Table, str], pa.Table]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """decode, then a stage that holds models, then what is left to do, if anything.
+    """The stages of a job: decode, a stage that holds models, and one that writes, if any.
 
-    decode is given a row of the plan; every other stage what the one before it returned.
+    `decode` is called with a row of the plan, each other stage with what the one before returned.
     """
 
     decode: Stage
     infer: Startable
     publish: Stage | None = None
-    # None: a row is tried for ever.
+    # None: a row that kills its worker is tried again without limit.
     poison: Poison | None = None
 
 
 class Sharing(Protocol):
-    """Where things are in memory once a node, however many workers it has."""
+    """Holds things in memory once on each node, for all workers of the node."""
 
-    # How much there is room for.
+    # How many bytes all of them may take on a node.
     bytes: int
 
     def share(self, make: Callable[[], M]) -> Shared[M]:
-        """Make a thing, whose arrays workers read in place."""
+        """Have a function make a thing, whose arrays the workers read in place."""
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """Where work is done. What is passed to it must be settings, paths and small arrays."""
+    """Runs the work of a job, in this process or on a cluster.
+
+    Functions that are passed to it may be sent to other machines: they must hold no more than
+    settings, paths and small arrays.
+    """
 
     @property
     def processes(self) -> int:
-        """Processes that can hold something in memory at the same time."""
+        """The number of processes that can hold something in memory at the same time."""
 
     def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
-        """Yield the last stage's row for each row of the plan, as they are done."""
+        """Yield what the last stage returns for each row of the plan, as the rows are done."""
 
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
-        """Yield one stage's row for each row, as they are done."""
+        """Yield what a stage returns for each row, as the rows are done."""
 
     def each(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
-        """Yield the result of each call, in their order."""
+        """Yield what each function returns, in the order of the functions."""
 
     def everywhere(self, call: Callable[[], T]) -> Mapping[str, T]:
-        """Return what a function returns in one worker of each node, by the node's name.
+        """Call a function in one worker of each node, and return the results by the node's name.
 
-        Empty where the only worker is this process.
+        The mapping is empty where this process is the only worker.
         """
 
     def members(self, starts: Sequence[Callable[[], M]]) -> AbstractContextManager[Held[M]]:
-        """Start a thing in a worker each; they go when the block ends.
+        """Call each function in a worker of its own, which holds what it returns.
 
-        One whose process dies is started again from its `start`, and asked again.
+        They are gone when the block ends. If a worker dies, its function is called again in another
+        one, which is then asked again.
         """
 
     def sharing(self) -> "Sharing | None":
-        """Return where workers can have things in common; None where no two share a machine."""
+        """Return what holds things once a node for all its workers; None if no two share a node."""
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
-        """Run a function in at most `members` workers in step, until all have returned.
+        """Run a function in at most `members` workers that exchange data, until all have returned.
 
-        Where a worker dies it is started again in all of them, and must go on from what it wrote.
+        If a worker dies, the function is started again in all workers. It has to go on from what it
+        has written.
         """

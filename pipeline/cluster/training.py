@@ -1,10 +1,10 @@
-"""Functions that run in step on several Ray workers, by Ray Train.
+"""Run a function on several Ray workers that exchange data, by Ray Train.
 
 Ray Train starts the workers together, connects them (torch.distributed, gloo), and starts all of
-them again when one dies. What is to outlive that is the function's own business: nothing is
-reported to Ray, so its storage path, which other nodes do not see, holds nothing.
+them again when one dies. The function itself has to save what must outlive that. Nothing is
+reported to Ray, so that its storage path, which other nodes cannot see, stays empty.
 
-To be imported in workers only, see `RayRunner.together`.
+Only workers may import this module: see `RayRunner.together`.
 """
 
 import logging
@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from patchlake.pipeline.errors import PatchlakeError
 from patchlake.pipeline.methods.workers import Peers
 
-# Restarts after a worker's death; a node that is announced to be taken away is not counted.
+# Restarts after the death of a worker. Nodes that are taken away with notice are not counted.
 _MAX_FAILURES = 3
 
 
@@ -31,7 +31,8 @@ def run_together(call: Callable[[Peers], None], workers: int) -> None:
     """Run a function on that many workers of one CPU each, until all have returned.
 
     Raises:
-        PatchlakeError: if the function does; other errors of it are tried again like a death.
+        PatchlakeError: if the function does. After other errors of it all workers are started
+            again, as after the death of one.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="patchlake-train-") as folder:
@@ -61,7 +62,7 @@ def _run_one(call: Callable[[Peers], None]) -> None:
 
 
 class _EndAtFault(UserCallback):
-    """Ends the run at an error of ours, which would come again however often it is tried."""
+    """Ends the run at a `PatchlakeError`, which another attempt would only raise again."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401, ARG002
         for error in worker_exceptions.values():
@@ -71,7 +72,7 @@ class _EndAtFault(UserCallback):
 
 @dataclass(frozen=True)
 class _Rank:
-    """One of the workers, as it sees the others."""
+    """One of the workers, and how it exchanges data with the others: see `Peers`."""
 
     number: int
     count: int

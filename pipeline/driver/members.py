@@ -45,7 +45,7 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
         return members
     runs_ = {member.manifest.run for member in members}
     if len(runs_) < len(members):
-        raise ConfigError(f"of {len(members)} models two are the same: name each once")
+        raise ConfigError(f"two of the {len(members)} models are the same: name each once")
     names = sorted({member.manifest.backbone.name for member in members})
     if settings.backbone.weights and len(names) > 1:
         raise ConfigError(
@@ -175,7 +175,11 @@ def place_large_banks(
                 log.info("the bank of group '%s' is spread over %d processes", group, len(starts))
                 holders[group] = stack.enter_context(runner.members(starts))
             elif sharing and record.index == "exact" and _LARGE <= size <= left:
-                log.info("the bank of group '%s', %.3g MiB, is once a node", group, size / 2**20)
+                log.info(
+                    "the bank of group '%s', %.3g MiB, is in memory once on each node",
+                    group,
+                    size / 2**20,
+                )
                 banks[group] = sharing.share(partial(load_dense, member.model, record))
                 left -= size
         placed.append(replace(member, holders=holders, banks=banks))

@@ -102,7 +102,7 @@ def say_expired(rule: str, expired: Sequence[str], every: int) -> None:
     """Log how many parts go, and the first of them."""
     named = ", ".join(expired[:_NAMED]) + (", ..." if len(expired) > _NAMED else "")
     told = f": {named}" if expired else ""
-    log.warning("--expire %s: %d of %d parts go%s", rule, len(expired), every, told)
+    log.warning("--expire %s: %d of %d parts are removed%s", rule, len(expired), every, told)
 
 
 @dataclass(frozen=True)

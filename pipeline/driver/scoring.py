@@ -141,9 +141,9 @@ def superseded_of(
     if unknown:
         forget_cuts(target, settings)
         told = (
-            f"{unknown[0].path} is not cut as it was planned ({len(unknown)} fragments of "
-            f"{len(paths)} files): it has changed since, or what was remembered of it was wrong, "
-            "and is forgotten"
+            f"{unknown[0].path} has other fragments than were planned ({len(unknown)} fragments of "
+            f"{len(paths)} files): it has changed since, or its remembered plan was wrong and is "
+            "now forgotten"
         )
         if unknown.without_keys(done.sorted_keys).without_keys(in_ledger):
             raise FragmentsFailed(f"{told}; the same command scores what is left")

@@ -222,7 +222,7 @@ def _whole(corpus: StoredCorpus, images: int) -> StoredCorpus:
     found = corpus.images if corpus.fragments else 0
     if found != images:
         raise ConfigError(
-            f"of {images} images to withdraw {found} can be read where they were"
+            f"{found} of {images} images to withdraw can be read where they were"
             f"{f' ({corpus.unusable})' if corpus.fragments else ''}; fit again"
         )
     return corpus

@@ -1,6 +1,10 @@
-"""The frozen backbone: feature maps of a timm network at chosen layers, with the weights named.
+"""The frozen backbone: a timm network that gives feature maps at chosen layers.
 
-timm is imported where it is used: it takes three seconds, and `status` needs none of it.
+Its weights come from the timm hub, from a safetensors file, or are random ("untrained"). Their
+digest is kept with every model, so that images are scored with the weights that it was fitted with.
+
+timm is imported in the functions that use it: that takes three seconds, and `status` needs none of
+it.
 """
 
 import hashlib
@@ -28,7 +32,11 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network in inference mode; `weights_sha256` covers every parameter that is used."""
+    """A network in inference mode.
+
+    `mean` and `std` are of the three colours, as fractions of 255, and pixels are standardised by
+    them. `weights_sha256` is a digest of all parameters and buffers that feature maps depend on.
+    """
 
     network: torch.nn.Module
     mean: tuple[float, ...]
@@ -37,7 +45,9 @@ class Backbone:
     device: torch.device
 
     def feature_maps(self, pixels: UInt8[Tensor, "images h w 3"]) -> list[Tensor]:
-        """Return (images, channels, rows, columns) for each layer, the finest grid first.
+        """Return the feature maps (images, channels, rows, columns) of each layer, on the device.
+
+        The layer with the finest grid comes first, whatever the order in which layers were named.
 
         Raises:
             ConfigError: if the network does not take images of this size.
@@ -48,7 +58,7 @@ class Backbone:
         try:
             maps: list[Tensor] = self.network(scaled.permute(0, 3, 1, 2))
         except AssertionError as error:
-            # How timm says that a transformer's patches do not fit.
+            # timm asserts that the sides of an image are multiples of a transformer's patches.
             height, width = pixels.shape[1:3]
             raise ConfigError(
                 f"image.resize and image.crop give {height} x {width} pixels, which backbone.name "
@@ -62,12 +72,12 @@ class Backbone:
 def load_backbone(
     settings: BackboneSettings, *, seed: int = 0, storage: StorageSettings | None = None
 ) -> Backbone:
-    """Return the backbone with weights from the timm hub, a safetensors file, or untrained.
+    """Return the backbone with its weights, on the GPU if there is one.
 
     Args:
-        settings: Name, weights and layers.
-        seed: Of the random weights when they are untrained.
-        storage: How S3 is reached, for weights that are there.
+        settings: Name, weights and layers. Without `weights`, they come from the timm hub.
+        seed: For the random weights of an untrained network.
+        storage: How S3 is reached, for a weights file that is there.
 
     Raises:
         ConfigError: on an unknown name or layer, absent weights, or weights of another network.
@@ -86,8 +96,8 @@ def load_backbone(
         located = split_uri(settings.weights, storage or StorageSettings())
         network = _from_file(settings, located, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # TF32, torch's default for convolutions, has 10 bits: features of a GPU would be off by 1e-3
-    # from those of a CPU, by which an image may be fitted or scored just as well.
+    # By default torch convolves in TF32 on a GPU, which has 10 bits. Features would differ by 1e-3
+    # from those of a CPU, and one model may be fitted on a GPU and used on a CPU.
     torch.backends.cudnn.allow_tf32 = False
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parameter in network.parameters():
@@ -108,7 +118,7 @@ def _from_hub(settings: BackboneSettings, seed: int) -> torch.nn.Module:
         return create_network(settings, seed, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"the weights of '{settings.name}' could not be had from the timm hub "
+            f"the weights of '{settings.name}' could not be loaded from the timm hub "
             f"({type(error).__name__}); name a safetensors file with --weights"
         ) from error
 
@@ -116,6 +126,16 @@ def _from_hub(settings: BackboneSettings, seed: int) -> torch.nn.Module:
 def _from_file(
     settings: BackboneSettings, located: tuple[Folder, str], seed: int
 ) -> torch.nn.Module:
+    """Return the network with the weights of a safetensors file, none of which may be missing.
+
+    Args:
+        settings: Name, weights and layers.
+        located: The folder of the file, and its name in there.
+        seed: For a second network, to which the weights are compared.
+
+    Raises:
+        ConfigError: if the file is absent or damaged, or not one of weights for this network.
+    """
     uri = str(settings.weights)
     if not uri.endswith(".safetensors"):
         raise ConfigError(
@@ -124,7 +144,7 @@ def _from_file(
     with _as_local_file(*located) as path:
         try:
             with safe_open(path, "pt") as file:
-                held = set(map(_plain, file.keys()))
+                in_file = set(map(_normalised, file.keys()))
             network = create_network(
                 settings, seed, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
             )
@@ -133,7 +153,8 @@ def _from_file(
         except (RuntimeError, KeyError) as error:
             first = str(error).strip().splitlines()[-1].strip()
             raise ConfigError(f"'{uri}' is not weights of '{settings.name}': {first}") from None
-    # timm loads feature extractors leniently: what the file lacks stays as it was, without a word.
+    # timm does not complain of tensors that the file lacks: they keep their first values. So the
+    # values after loading are compared with those of a network that nothing was loaded into.
     fresh = create_network(settings, seed, pretrained=False).state_dict()
     learned = {name for name, _ in network.named_parameters()}
     used = {
@@ -141,12 +162,15 @@ def _from_file(
         for name, tensor in state_in_use(network).items()
         if name in learned or "running_" in name
     }
-    # A new matrix is random, of this very seed. A new vector may be what the trained one is, too:
-    # of those the name tells, which timm may change, but not of matrices and vectors alike.
+    # The first values of a matrix are random and depend on the seed: if they are still there, the
+    # matrix was not loaded. Those of a vector are zeros or ones, which a trained vector may have,
+    # too, so that its name must also be absent from the file. timm renames some tensors as it loads
+    # them, so that names alone would not do: but then the values of matrices tell.
     absent = [
         name
         for name, tensor in used.items()
-        if torch.equal(tensor, fresh[name]) and (tensor.ndim > 1 or _plain(name) not in held)
+        if torch.equal(tensor, fresh[name])
+        and (tensor.ndim > 1 or _normalised(name) not in in_file)
     ]
     if absent:
         raise ConfigError(
@@ -156,14 +180,18 @@ def _from_file(
     return network
 
 
-def _plain(name: str) -> str:
-    """Return a tensor's name as it is the same in a file, a network, and one cut to its layers."""
+def _normalised(name: str) -> str:
+    """Return a tensor's name in a form that files, whole networks and networks of layers share."""
     return name.removeprefix("network.").replace("_", ".")
 
 
 @contextmanager
 def _as_local_file(folder: Folder, name: str) -> Iterator[Path]:
-    """Yield the file itself if it is local, else a copy that goes when the block ends."""
+    """Yield the path of the file if it is local, else of a copy that exists until the block ends.
+
+    Raises:
+        ConfigError: if the file does not exist or cannot be read.
+    """
     absent = ConfigError(f"backbone.weights '{folder.path(name)}' does not exist")
     if folder.is_local:
         if not folder.exists(name):
@@ -173,7 +201,7 @@ def _as_local_file(folder: Folder, name: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as copy:
         path = Path(copy) / name
         try:
-            # Another file under the same URI has another version.
+            # The version is part of the key of the cache: the URI may name another file one day.
             named = f"{folder.path(name)} {folder.entry(name).version}"
             version = hashlib.sha256(named.encode()).hexdigest()
             path.write_bytes(cache.read(version, partial(folder.read, name)))
@@ -185,6 +213,7 @@ def _as_local_file(folder: Folder, name: str) -> Iterator[Path]:
 
 
 def _digest(network: torch.nn.Module) -> str:
+    """Return a SHA-256 of the names, types, shapes and values of all tensors in use."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_in_use(network).items()):
         array = tensor.detach().cpu().contiguous().numpy()
@@ -194,7 +223,7 @@ def _digest(network: torch.nn.Module) -> str:
 
 
 def hub_has(name: str, *, timeout_s: float = 5.0) -> bool:
-    """Return, within seconds, whether the weights are in the local cache or the hub answers."""
+    """Return whether the weights are in the local cache, or the timm hub answers in time."""
     import huggingface_hub
     import timm
     from huggingface_hub import constants

@@ -1,10 +1,13 @@
-"""timm's networks, cut to the layers that are read. Only `pipeline.features` knows timm.
+"""timm's networks, cut to the layers that are read. Only `pipeline.features` uses timm.
 
-    layers [2, 3]           timm's `out_indices`: the stages of a convolutional network
-    layers [11]             of a vision transformer: its blocks, as grids of patch tokens
-    layers [bn1, blocks.0]  modules by name, of which there are more than stages
+The setting `layers` names them in one of three ways:
 
-timm is imported where it is used: it takes three seconds, and `status` needs none of it.
+    [2, 3]           stages of a convolutional network, by number: timm's `out_indices`
+    [11]             blocks of a vision transformer, by number: grids of its patch tokens
+    [bn1, blocks.0]  any modules of a network, by name
+
+timm is imported in the functions that use it: that takes three seconds, and `status` needs none of
+it.
 """
 
 import threading
@@ -21,21 +24,21 @@ from torch.func import functional_call
 from patchlake.pipeline.config import BackboneSettings, Layers, nearest
 from patchlake.pipeline.errors import ConfigError
 
-# timm's modules whose models are plain vision transformers, for `TokenGrids`.
+# Modules of timm whose models are plain vision transformers, which `TokenGrids` takes.
 _TRANSFORMERS = ("vision_transformer", "deit", "eva")
 
 
 class NamedLayers(torch.nn.Module):
-    """A network that returns the outputs of named modules, and stops behind the last of them.
+    """A network that returns the outputs of named modules, and stops after the last of them.
 
-    Several threads may call it at a time: what a call has found belongs to its thread.
+    Several threads may call it at the same time: outputs are kept for each thread by itself.
     """
 
     def __init__(self, network: torch.nn.Module, names: Layers) -> None:
         """Add a hook to each named module of `network`.
 
         Raises:
-            ConfigError: on a name that no module has; it says the nearest one.
+            ConfigError: on a name that no module has; the message suggests the nearest one.
         """
         super().__init__()
         self.network = network
@@ -45,13 +48,18 @@ class NamedLayers(torch.nn.Module):
         modules = {name: module for name, module in network.named_modules() if name}
         for name in self._names:
             if name not in modules:
-                # Modules as deep as the name: a network has hundreds deeper down.
+                # Only modules that are nested no deeper than the name: a network has hundreds
+                # below.
                 known = [other for other in modules if other.count(".") <= name.count(".")]
                 raise ConfigError(f"backbone.layers: no module is '{name}'{nearest(name, known)}")
             modules[name].register_forward_hook(partial(self._keep, name))
 
     def forward(self, images: Float32[Tensor, "images 3 h w"]) -> list[Tensor]:
-        """Return the modules' outputs, each of 4 axes, in the order of computation."""
+        """Return the modules' outputs, each of 4 axes, in the order in which they are computed.
+
+        Raises:
+            ConfigError: if a module is not run, or its output has not 4 axes.
+        """
         found: dict[str, Tensor] = {}
         self._call.found = found
         with suppress(_AllFoundError):
@@ -59,11 +67,13 @@ class NamedLayers(torch.nn.Module):
         absent = self._names - found.keys()
         if absent:
             raise ConfigError(
-                f"backbone.layers: modules {sorted(absent)} are not run for features; name others"
+                f"backbone.layers: modules {sorted(absent)} are not run when computing features; "
+                "name others"
             )
         return list(found.values())
 
     def _keep(self, name: str, _module: object, _inputs: object, output: object) -> None:
+        """Keep an output; torch calls this whenever the module of that name has been run."""
         if not isinstance(output, Tensor) or output.ndim != 4:  # noqa: PLR2004 - see the message
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ConfigError(
@@ -71,23 +81,24 @@ class NamedLayers(torch.nn.Module):
                 "layers of a vision transformer are named by the numbers of its blocks"
             )
         found: dict[str, Tensor] = self._call.found
-        # A copy, as the next module may work in place: a ResNet's act1 does, on what bn1 gives.
+        # A copy, because the next module may overwrite it: in a ResNet, act1 overwrites the output
+        # of bn1.
         found.setdefault(name, output.clone())
         if len(found) == len(self._names):
             raise _AllFoundError
 
 
 class _AllFoundError(Exception):
-    """Ends a forward pass: every named module has been run."""
+    """Ends a forward pass once every named module has been run."""
 
 
 class TokenGrids(torch.nn.Module):
-    """A vision transformer that returns the patch tokens behind numbered blocks, as grids.
+    """A vision transformer that returns the patch tokens after numbered blocks, as grids.
 
-    Class and register tokens are left out, and blocks behind the last number are dropped. The final
-    norm, where the network has one for tokens, is applied to each of the blocks, as
-    `get_intermediate_layers` of DINOv2 does (Oquab et al., "DINOv2", TMLR 2024); of the last block
-    that is the `x_norm_patchtokens` of AnomalyDINO (Damm et al., "AnomalyDINO", WACV 2025).
+    Class and register tokens are left out, and blocks after the last number are dropped. The final
+    norm, where the network has one for tokens, is applied to the tokens of each block, as
+    `get_intermediate_layers` of DINOv2 does (Oquab et al., "DINOv2", TMLR 2024). For the last block
+    that gives the `x_norm_patchtokens` of AnomalyDINO (Damm et al., "AnomalyDINO", WACV 2025).
     """
 
     def __init__(self, network: torch.nn.Module, blocks: Layers) -> None:
@@ -107,9 +118,9 @@ def create_network(settings: BackboneSettings, seed: int, **options: Any) -> tor
     """Return the network in inference mode: a batch of images -> a list of feature maps.
 
     Args:
-        settings: Name and layers; where the user names none, a method's have been put there.
-        seed: Of the weights that are not loaded.
-        options: timm's, which say what is loaded.
+        settings: Name and layers. Where the user names no layers, the method's must be there.
+        seed: For the random values of weights that are not loaded.
+        options: Of `timm.create_model`; they say which weights are loaded.
 
     Raises:
         ValueError: without layers.
@@ -129,7 +140,8 @@ def create_network(settings: BackboneSettings, seed: int, **options: Any) -> tor
             if _are_names(layers):
                 network = NamedLayers(make(num_classes=0), layers)
             elif is_model_in_modules(settings.name, _TRANSFORMERS):
-                # Position embeddings follow the image, whose sides may be any multiple of a patch.
+                # Position embeddings are resampled to the size of the image, whose sides may be any
+                # multiple of a patch.
                 network = TokenGrids(make(num_classes=0, dynamic_img_size=True), layers)
             else:
                 network = make(features_only=True, out_indices=layers)
@@ -147,8 +159,8 @@ def _are_names(layers: Layers) -> bool:
 def state_in_use(network: torch.nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers that the feature maps depend on, by name.
 
-    Numbered layers leave no others. With named layers the network is whole, and its end may be
-    random where the weights' file has none.
+    A network with numbered layers has no others. With named layers the network is whole, and the
+    weights of its end may be random, where the weights file has none for it.
 
     Raises:
         ConfigError: on named modules that are not run, or do not give feature maps.
@@ -161,7 +173,11 @@ def state_in_use(network: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _parameters_in_use(network: NamedLayers) -> Sequence[str]:
-    """Names of the parameters that have a gradient, from a pass of shapes without numbers."""
+    """Return the names of the parameters that the feature maps depend on.
+
+    They are those for which the sum of the maps has a gradient. On torch's "meta" device nothing is
+    computed but shapes.
+    """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     names = [name for name, _ in network.named_parameters()]

@@ -2,8 +2,9 @@
 
     phi(layer, y, x) = mean of the layer's features in the p x p neighbourhood of (y, x)     (Eq. 3)
 
-Deeper layers are brought to the first layer's grid bilinearly, and the layers are joined, by
-`concat` (channels side by side) or `official` (what the authors' code does, 1024 dimensions).
+Deeper layers are resampled bilinearly to the first layer's grid. Then the layers are joined, either
+by `concat` (their channels side by side) or by `official` (as the authors' code does it, in 1024
+dimensions).
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def concat_embedding(feature_maps: Sequence[Tensor], neighbourhood: int = 3) -> 
     """
     grid = feature_maps[0].shape[-2:]
     pooled = [_pool(maps, neighbourhood) for maps in feature_maps]
-    return torch.cat([_align(maps, grid) for maps in pooled], dim=1).permute(0, 2, 3, 1)
+    return torch.cat([_resample(maps, grid) for maps in pooled], dim=1).permute(0, 2, 3, 1)
 
 
 def official_embedding(feature_maps: Sequence[Tensor]) -> Tensor:
@@ -43,7 +44,8 @@ def official_embedding(feature_maps: Sequence[Tensor]) -> Tensor:
       with 0.2 at the centre;
     * layer3: 9 values a window is the 3 x 3 mean, then the mean of channels 2j and 2j + 1.
 
-    All of it is linear, so aligning layer3 last gives the same numbers, at a ninth of the memory.
+    All of it is linear, so layer3 can be resampled last, which gives the same numbers and takes a
+    ninth of the memory.
 
     Raises:
         ConfigError: for other channels than 512 and 1024, where this closed form does not hold.
@@ -61,11 +63,11 @@ def official_embedding(feature_maps: Sequence[Tensor]) -> Tensor:
     near = functional.conv2d(fine, weights, padding=1, groups=channels[0])
     pooled = _pool(coarse, 3)
     pairs = (pooled[:, 0::2] + pooled[:, 1::2]) / 2
-    return torch.cat([near, _align(pairs, fine.shape[-2:])], dim=1).permute(0, 2, 3, 1)
+    return torch.cat([near, _resample(pairs, fine.shape[-2:])], dim=1).permute(0, 2, 3, 1)
 
 
 def pooled(feature_map: Tensor) -> Tensor:
-    """Return the spatial mean (images, channels) of a feature map (images, channels, ...)."""
+    """Return the mean over rows and columns (images, channels) of a feature map."""
     return feature_map.mean(dim=(-2, -1))
 
 
@@ -73,7 +75,7 @@ def _pool(maps: Tensor, neighbourhood: int) -> Tensor:
     return functional.avg_pool2d(maps, neighbourhood, stride=1, padding=neighbourhood // 2)
 
 
-def _align(maps: Tensor, grid: torch.Size) -> Tensor:
+def _resample(maps: Tensor, grid: torch.Size) -> Tensor:
     if maps.shape[-2:] == grid:
         return maps
     return functional.interpolate(maps, size=grid, mode="bilinear", align_corners=False)

@@ -91,7 +91,7 @@ class Described:
         usable = Counter(self.statuses)["ok"]
         if not len(self.image_ids) == len(self.source_rows) == usable:
             counts = len(self.image_ids), len(self.source_rows), usable
-            raise ValueError(f"of {counts} images each is said")
+            raise ValueError(f"ids, rows and statuses are of different numbers of images: {counts}")
 
 
 @runtime_checkable

@@ -171,7 +171,7 @@ def _as_written(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _require_rows(provenance: pa.Table, record: GroupRecord) -> None:
     rows = provenance.column("bank_row").to_numpy()
     if not np.array_equal(rows, np.arange(len(rows))):
-        raise ValueError("its rows are not those of a bank, from 0")
+        raise ValueError("its rows are not numbered as those of a bank, from 0")
     require_bank(len(rows), record)
 
 

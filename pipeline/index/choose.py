@@ -1,7 +1,8 @@
-"""The fastest exact search over a bank.
+"""The fastest exact search over a bank: the dense one, or a pruned one.
 
-How it prunes is found by timing a few hundred queries when the bank is loaded; whether it does, by
-timing those that come (`pipeline.index.pace`).
+How many components the pruned search uses is decided when the bank is loaded, by timing a few
+hundred queries. Which of the two searches takes a call is decided call by call, from the times of
+earlier calls (`pipeline.index.pace`).
 """
 
 from collections import defaultdict
@@ -16,37 +17,41 @@ from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.pace import Pace
 from patchlake.pipeline.index.pruned import PrunedSearch
 
-# 0 is dense; more directions prune more and cost more.
+# Numbers of components that are tried. More of them rule out more rows and cost more.
 COMPONENTS = (32, 64, 128, 256)
-# Queries timed, and bank rows that they are timed on: 512 x 8192 x 384 x 2 flop = 3.2 GFLOP,
-# 35 ms on one core.
+# Queries in the trial, and bank rows that they are searched in: 512 x 8192 x 384 x 2 flop = 3.2
+# GFLOP for the dense search, 35 ms on one core.
 _QUERIES, _ROWS = 512, 8192
-# Below, a search takes less than a millisecond a hundred queries whatever is chosen.
+# In a smaller bank, a hundred queries take less than a millisecond whatever is chosen.
 _FEWEST_ROWS = 512
-_REPEATS = 5
-# What takes twice as long as the fastest is left out after two turns; the first is slow for all,
-# with threads to start and kernels to be made. Less than that the queries to come may make up for.
+# Each search is timed so often, all in turns, and its least time counts.
+_TURNS = 5
+# A search that takes more than twice as long as the fastest is not timed again after two turns, of
+# which the first is slow for all because it starts threads and makes kernels. And a pruned search
+# that takes twice as long as the dense one is not used. If it is slower by less than that, it may
+# still be the faster one on the queries to come.
 _HOPELESS, _TURNS_OF_ALL = 2, 2
-# Of what is about as fast in the trial the most components are taken: too many cost a fifth more,
-# too few let too much of a defective image through, which then takes as long as the dense search.
+# Searches within this factor of the fastest count as equally fast, and the one with the most
+# components is taken. Too many components cost a fifth more time; with too few, too many pairs of a
+# defective image are left, so that it takes as long as in the dense search.
 _CLOSE = 1.15
 
 
 @dataclass(frozen=True)
 class ChosenSearch:
-    """The dense search and a pruned one, whichever has been the faster. Build with `search_over`.
+    """Gives each call to the dense search or to a pruned one. Build it with `search_over`.
 
-    Both give the same results to the bit.
+    Both give the same results to the bit; the one that has been faster takes the call.
     """
 
     dense: ExactSearch
     pruned: PrunedSearch | None
-    # By the number of neighbours, which changes what can be pruned.
+    # By k, the number of neighbours: on it depends how much is ruled out.
     _paces: defaultdict[int, Pace] = field(default_factory=lambda: defaultdict(Pace), repr=False)
 
     @property
     def components(self) -> int:
-        """Principal directions of the pruned search, 0 where there is only the dense one."""
+        """Components of the pruned search; 0 where there is only the dense one."""
         return self.pruned.components if self.pruned else 0
 
     @property
@@ -82,39 +87,43 @@ def search_over(
     *,
     threads: int | None = None,
 ) -> ChosenSearch:
-    """Return a search over a dense one's bank, with the components that were fastest in a trial.
+    """Return a search over the bank of a dense search.
 
-    All give the same results to the bit. Where not even the best is near the dense search in the
-    trial, there is only that.
+    Pruned searches with several numbers of components are timed in a trial, and the fastest is kept
+    beside the dense search. Where even that takes twice as long as the dense search, only the dense
+    search is kept. All give the same results to the bit.
 
     Args:
-        dense: What the others are held against; its arrays are read only.
-        sample: Queries as they will come, at least one. Without, bank rows that are left out of the
-            bank: a row of a greedy coreset is at least the covering radius from all others, so it
-            is a patch that is harder to search for than normal ones. A row with some noise would be
-            its own neighbour, so near that everything else is pruned.
-        threads: Blocks of queries at a time; None is as many as torch would use.
+        dense: The dense search; it is not changed.
+        sample: Queries for the trial, at least one, like those that will come. None: rows of the
+            bank, which are left out of it for the trial. A row of a greedy coreset is at least the
+            covering radius away from all others, so such a query is harder than a normal patch. A
+            bank row with some noise would not do: its own row would be so near that all others
+            were ruled out.
+        threads: Blocks of queries searched at a time; None is as many as torch would use.
     """
     bank = dense.bank
     candidates = [count for count in COMPONENTS if count < bank.shape[1]]
     if len(bank) < _FEWEST_ROWS or not candidates or not products_are_exact():
         return ChosenSearch(dense, None)
     principal, _ = principal_directions(bank)
-    best = _most_hopeful(bank, sample, candidates, threads, principal)
+    best = _fastest_components(bank, sample, candidates, threads, principal)
     if best == 0:
         return ChosenSearch(dense, None)
     pruned = PrunedSearch.over(dense, best, threads=threads, principal=principal)
     return ChosenSearch(dense, pruned)
 
 
-def _most_hopeful(
+def _fastest_components(
     bank: np.ndarray,
     sample: np.ndarray | None,
     candidates: list[int],
     threads: int | None,
     principal: np.ndarray,
 ) -> int:
-    # A part of the bank: a larger one prunes a larger share, so what wins here wins there too.
+    """Return the number of components that is fastest in a trial; 0 for the dense search alone."""
+    # Some rows of the bank: of a larger bank a larger share is ruled out, so that a pruned search
+    # that is fast here is faster there.
     rows = np.ascontiguousarray(bank[:: -(-len(bank) // _ROWS)])
     ignore = None
     if sample is None:
@@ -126,9 +135,9 @@ def _most_hopeful(
         count: PrunedSearch.over(dense, count, threads=threads, principal=principal)
         for count in (0, *candidates)
     }
-    # In turns, and the least of each, so that another process delays all alike.
+    # In turns, and the least time of each, so that another process delays all of them alike.
     seconds = dict.fromkeys(searches, np.inf)
-    for turn in range(_REPEATS):
+    for turn in range(_TURNS):
         for count, search in searches.items():
             if turn >= _TURNS_OF_ALL and seconds[count] > _HOPELESS * min(seconds.values()):
                 continue

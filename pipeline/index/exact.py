@@ -1,9 +1,10 @@
 """Exact nearest neighbours in a memory bank, by one matrix product and a direct check.
 
-The product |q|^2 + |c|^2 - 2 q.c ranks the bank; every row that could be among the nearest, given
-the product's rounding, is then measured by direct differences in float64, and ties go to the
-lowest row. So the answer does not depend on block sizes, threads or the BLAS kernel, and a query
-that is in the bank has distance 0, where the product alone would say up to 4e-3.
+The squared distances |q|^2 + |c|^2 - 2 q.c, computed by a matrix product, rank the rows of the
+bank. Each row that may be among the nearest, given the product's rounding, is then measured by
+direct differences in float64, and ties go to the lowest row. So the answer does not depend on block
+sizes, threads or the BLAS kernel. And a query that is in the bank has distance 0, where the product
+alone would give up to 4e-3.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 # Queries x bank of one product: 16 M float32 = 64 MiB.
 _PRODUCT = 16 * 2**20
-# Pairs measured at once: 256 x 1024 float64 = 2 MiB, which stay in a cache.
+# Pairs measured at once: 256 x 1024 float64 = 2 MiB, which stay in the cache.
 _PAIRS = 256
 
 
@@ -28,7 +29,7 @@ class ExactSearch:
 
     @classmethod
     def over(cls, bank: Float32[np.ndarray, "bank dim"]) -> "ExactSearch":
-        """Return a search over the bank, which is kept beside one centred copy."""
+        """Return a search over the bank. It keeps the bank and one centred copy."""
         bank = np.ascontiguousarray(bank)
         mean = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
         augmented = np.empty((bank.shape[0], bank.shape[1] + 1), np.float32)
@@ -83,15 +84,17 @@ class ExactSearch:
         ranked = centred @ self._augmented.T
         if ignore is not None:
             ranked[:, ignore] = np.inf
-        # A dot product of length d errs by at most d 2^-24 |q||c|; 2 q.c and |c|^2 are one each. Of
-        # rows that are small beside the query, what is measured in the end errs by more than that.
-        # 1e-35 is too small for float32.
+        # A dot product of d terms errs by at most d 2^-24 |q||c|, and both q.c, twice, and |c|^2
+        # are such products. For rows that are short in comparison with the query, the float64
+        # distances that decide in the end err by more than that: the term with 2^-51. The 1e-35 is
+        # for what float32 cannot represent.
         norms = np.linalg.norm(centred[:, :-1], axis=1)
         largest = np.sqrt(self._augmented[:, -1].max())
         error = 2**-24 * largest * (2 * norms + largest) + 2**-51 * norms * norms
         error = queries.shape[1] * error + 1e-35
         limit = ranked.min(axis=1) if k == 1 else np.partition(ranked, k - 1, axis=1)[:, k - 1]
-        # Flat, then divided: np.nonzero of two axes takes half as long as the product itself.
+        # Flat indices are divided, because np.nonzero of two axes takes half as long as the
+        # product.
         near = np.flatnonzero(ranked <= (limit + 2 * error)[:, None])
         query, row = np.divmod(near, len(self.bank))
         return measured(queries, self.bank, query, row, k)
@@ -107,7 +110,8 @@ def check_asked(
     left = len(bank) - (0 if ignore is None else len(np.unique(ignore)))
     if k > left or queries.shape[1] != bank.shape[1]:
         raise ValueError(
-            f"{k} neighbours of {queries.shape[1]} dimensions from {left} rows of {bank.shape[1]}"
+            f"{k} neighbours of queries of {queries.shape[1]} dimensions cannot be found among "
+            f"{left} rows of {bank.shape[1]} dimensions"
         )
 
 
@@ -120,17 +124,17 @@ def measured(
 ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
     """Return distances and rows of the k nearest among candidate pairs, by direct differences.
 
-    Every exact search ends here, so that they agree to the bit whatever proposed the candidates.
+    All exact searches end here. So they agree to the bit, whatever proposed the candidates.
 
     Args:
         queries: In the units of the bank.
-        bank: The rows.
-        query: Of each pair; rising, and every query with at least k pairs.
-        row: Of each pair.
-        k: Neighbours of each query; ties go to the lowest row.
+        bank: All rows of the bank.
+        query: The number of each pair's query, in rising order. Each query has at least k pairs.
+        row: The bank row of each pair.
+        k: The number of neighbours of each query; ties go to the lowest row.
 
     Raises:
-        ValueError: if a query has fewer pairs, as where it or the bank is not finite.
+        ValueError: if a query has fewer than k pairs, as happens where values are not finite.
     """
     squared = np.empty(len(query))
     for begin in range(0, len(query), _PAIRS):
@@ -142,6 +146,6 @@ def measured(
     order = np.lexsort((row, squared, query))
     first = np.searchsorted(query, np.arange(len(queries)))
     if (np.diff(first, append=len(query)) < k).any():
-        raise ValueError(f"no {k} rows can be compared: some values are not finite")
+        raise ValueError(f"fewer than {k} rows can be compared: some values are not finite")
     chosen = order[first[:, None] + np.arange(k)]
     return np.sqrt(squared[chosen]).astype(np.float32), row[chosen]

@@ -1,15 +1,18 @@
 """Exact nearest neighbours among the pixels of chosen images.
 
-In SPADE each query image has a bank of its own, the feature maps of the training images nearest to
-it, so that no search can be built once for all. What is kept is the work on single images: each is
-decoded and projected (`pipeline.index.bounds`) into a slot, where the next query images find it; of
-more images than there are slots, those that were wanted last stay. A block of queries goes through
-its own slots tile by tile as through any bank (`pipeline.index.sieve`), the limit found in one
-image ruling out most of the next, and ends in `exact.measured`. So the distances are those of
-`ExactSearch` over the chosen images, to the bit, whatever else is in the slots.
+SPADE searches for the pixels of each query image in a bank of its own: the feature maps of the
+training images that are nearest to the query image. So no search can be built once for all queries.
+What can be kept is the work on single images: each is loaded into a slot and projected there
+(`pipeline.index.bounds`), so that the next query images find it. Where there are more images than
+slots, those that were used last stay.
+
+A block of queries goes through the slots of its images, tile by tile, as through any bank
+(`pipeline.index.sieve`): the limit that one image gives rules out most of the next. It ends in
+`exact.measured`. So the distances are to the bit those of an `ExactSearch` over the chosen images,
+whatever else is in the slots.
 
 Among 50 images at 224 x 224 (benchmarks/spade.py), a search takes 0.25 to 0.3 s with ResNet-18, a
-quarter of the dense product; to load an image takes 10 ms.
+quarter of what the dense product takes; to load an image takes 10 ms.
 """
 
 from collections import OrderedDict
@@ -25,19 +28,24 @@ from patchlake.pipeline.index.sieve import QUERIES
 from patchlake.pipeline.index.slots import Slots
 from patchlake.pipeline.index.threads import BlockThreads
 
-# One image's vectors, float32 (pixels, dim) of each layer.
+# The vectors of one image: a float32 array (pixels, dim) for each layer.
 Maps = Sequence[np.ndarray]
 
-# Three layers at 224 x 224 are 2.6 MiB an image of ResNet-18 and 8.1 of DenseNet-169: 393 and 127.
+# At 224 x 224, the three layers of an image take 2.6 MiB with ResNet-18 and 8.1 MiB with
+# DenseNet-169, so that 393 and 127 images fit.
 SLOTS_BYTES = 2**30
-# Images from which a layer's directions are taken; any would bound correctly.
+# Images from which a layer's projection is learned. Any images would give correct bounds.
 _SAMPLED_IMAGES = 8
 
+# From a layer, queries, slots and k to the distances.
 _SlotSearch = Callable[[Slots, np.ndarray, Sequence[int], int], np.ndarray]
 
 
 class Galleries:
-    """Images by number, and searches over the pixels of any of them, layer by layer."""
+    """Searches the pixels of any chosen images, for each layer by itself.
+
+    Images are known by number, from 0. Calls from several threads wait for each other.
+    """
 
     def __init__(
         self,
@@ -48,14 +56,14 @@ class Galleries:
         budget: int = SLOTS_BYTES,
         threads: int | None = None,
     ) -> None:
-        """Load a few images to learn from.
+        """Load a few images, and learn the projections from them.
 
         Args:
-            load: From an image's number to its vectors; several threads call it.
-            images: How many there are.
-            is_pruned: False if `nearest` will not be called, for which more is kept of an image.
-            budget: Bytes that the slots may fill; one image always fits.
-            threads: Of a search; None is as many as torch would use. They change no bit.
+            load: Returns the vectors of an image, given its number; several threads call it.
+            images: The number of images.
+            is_pruned: Whether `nearest` may be called, for which more is kept of each image.
+            budget: Bytes that the slots may take; one image always fits.
+            threads: Threads of a search; None is as many as torch would use. They change no bit.
         """
         chosen = np.unique(np.linspace(0, images - 1, _SAMPLED_IMAGES).astype(int))
         samples = zip(*(load(number) for number in chosen.tolist()), strict=True)
@@ -65,7 +73,7 @@ class Galleries:
         self._capacity = min(images, max(1, budget // per_image))
         for layer in self._layers:
             layer.reserve(self._capacity)
-        # The slot of each image that is in one, the last wanted last.
+        # Image number -> slot, of the images that are in one; the one used last comes last.
         self._slots: OrderedDict[int, int] = OrderedDict()
         self._lock = Lock()
         self._threads = BlockThreads(threads or torch.get_num_threads())
@@ -73,37 +81,45 @@ class Galleries:
     def nearest(
         self, queries: Maps, images: Sequence[int], k: int
     ) -> list[Float32[np.ndarray, "queries k"]]:
-        """Return, for each layer, the L2 distances to the k nearest pixels of the images, rising.
+        """Return for each layer the L2 distances to the k nearest pixels of the images.
 
-        O(queries * images * pixels) a layer, times components in bytes or dim in floats.
+        A query's distances are in rising order. For a layer it takes O(queries * images * pixels)
+        times components, in bytes, or times dim, in floats, where it has to search densely.
 
         Args:
-            queries: Rows of each layer, at least one, in the units of the images.
-            images: Their numbers, each once.
-            k: Of fewer pixels in all, every one counts.
+            queries: Vectors of each layer, at least one, in the units of the images.
+            images: The numbers of the images, each once.
+            k: Where the images have fewer pixels, the distances to all of them are returned.
         """
-        return self._found(_nearest_of(self._threads), queries, images, k)
+        return self._search(_nearest_of(self._threads), queries, images, k)
 
     def same_place(
         self, queries: Maps, images: Sequence[int], k: int
     ) -> list[Float32[np.ndarray, "pixels k"]]:
-        """Return the same, comparing only pixels at the same place: k of one an image."""
-        return self._found(partial(_same_place, self._threads), queries, images, k)
+        """Return for each layer the k smallest L2 distances between pixels at the same place.
 
-    def _found(
+        As `nearest`, but each query meets only the one pixel of each image that has its number.
+        """
+        return self._search(partial(_same_place, self._threads), queries, images, k)
+
+    def _search(
         self, search: _SlotSearch, queries: Maps, images: Sequence[int], k: int
     ) -> list[np.ndarray]:
-        parts = []
+        # As many images at a time as there are slots; the smallest distances of all are kept.
+        rounds = []
         with self._lock:
             for begin in range(0, len(images), self._capacity):
-                slots = self._hold(images[begin : begin + self._capacity])
-                asked = zip(self._layers, queries, strict=True)
-                parts.append([search(layer, rows, slots, k) for layer, rows in asked])
-        joined = (np.concatenate(of_layer, axis=1) for of_layer in zip(*parts, strict=True))
+                slots = self._load_slots(images[begin : begin + self._capacity])
+                by_layer = zip(self._layers, queries, strict=True)
+                rounds.append([search(layer, rows, slots, k) for layer, rows in by_layer])
+        joined = (np.concatenate(of_layer, axis=1) for of_layer in zip(*rounds, strict=True))
         return [np.sort(distances, axis=1)[:, :k] for distances in joined]
 
-    def _hold(self, images: Sequence[int]) -> list[int]:
-        """Return the slots of at most as many images as there are, loading what is in none."""
+    def _load_slots(self, images: Sequence[int]) -> list[int]:
+        """Return the slots of the images, loading those that are in none.
+
+        There must not be more images than slots.
+        """
         absent = [number for number in images if number not in self._slots]
         for number in images:
             if number in self._slots:
@@ -115,7 +131,7 @@ class Galleries:
         try:
             self._threads.map(self._fill, absent)
         except BaseException:
-            # Some slots hold what they should not.
+            # Some slots may not hold what `_slots` says.
             self._slots.clear()
             raise
         return [self._slots[number] for number in images]
@@ -127,21 +143,24 @@ class Galleries:
 
 
 def _nearest_of(threads: BlockThreads) -> _SlotSearch:
+    """Return the function that searches some slots of a layer, with blocks on these threads."""
+
     def nearest(layer: Slots, queries: np.ndarray, slots: Sequence[int], k: int) -> np.ndarray:
         k = min(k, len(slots) * layer.pixels)
         search = layer.search(slots, k)
         if search is None:
             return layer.dense(queries, slots, k)
-        # As many for each thread. One that cannot be pruned goes to the dense search as a whole.
+        # Each thread gets as many blocks. Blocks for which the bounds rule out too little are then
+        # searched densely, all together.
         count = -(-len(queries) // (threads.count * QUERIES)) * threads.count
         blocks = np.array_split(queries, min(count, len(queries)))
         found = threads.map(search, blocks)
-        left = [block for block, part in zip(blocks, found, strict=True) if part is None]
+        left = [block for block, near in zip(blocks, found, strict=True) if near is None]
         if left:
             dense = layer.dense(np.concatenate(left), slots, k)
-            parts = iter(np.split(dense, np.cumsum([len(block) for block in left])[:-1]))
-            found = [next(parts) if part is None else part for part in found]
-        return np.concatenate([part for part in found if part is not None])
+            answers = iter(np.split(dense, np.cumsum([len(block) for block in left])[:-1]))
+            found = [next(answers) if near is None else near for near in found]
+        return np.concatenate([near for near in found if near is not None])
 
     return nearest
 

@@ -1,15 +1,18 @@
 """Exact nearest neighbours with most of the bank ruled out by lower bounds.
 
-For a block of queries and a tile of the bank:
+The queries go through the bank in blocks, and the bank is taken in tiles. For a block and a tile
+(`pipeline.index.sieve`):
 
 1. *Bound*: one product of bytes gives lower bounds on all distances (`pipeline.index.bounds`).
-2. *Limit*: the rows with the lowest bounds are measured; the k-th smallest distance of a query so
-   far is its limit, and pairs with a bound above it are out.
-3. *Sieve*: the others are bounded again, by coordinates that are not rounded to bytes.
-4. After the last tile what is left is measured in float32, and what can be among the nearest ends
-   in `exact.measured`, as in the dense search: the results are the same to the bit.
+2. *Limit*: the rows with the lowest bounds are measured. The k-th smallest distance of a query that
+   has been measured so far is its limit: pairs whose bound is above it are ruled out.
+3. *Sieve*: the pairs that are left are bounded again, by coordinates that are not rounded to bytes.
 
-A block of which too many pairs survive goes to the dense search. The number of components, the
+After the last tile, the pairs that are left are measured in float32. Those that may be among the
+nearest are measured in float64 by `exact.measured`, where the dense search ends, too: the results
+are the same to the bit.
+
+A block of which too many pairs are left goes to the dense search. The number of components, the
 blocks and the threads can change the time and nothing else.
 """
 
@@ -25,9 +28,9 @@ from patchlake.pipeline.index.exact import ExactSearch, check_asked, measured
 from patchlake.pipeline.index.sieve import QUERIES, TILE, Block
 from patchlake.pipeline.index.threads import BlockThreads
 
-# Of a block's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 100 ns when it is
-# measured, so at this share 2 ns.
-_MANY = 1 / 50
+# The largest share of a block's pairs that may be left to be measured. A pair costs 8 ns in the
+# dense product of 384 dimensions and 100 ns when it is measured: at this share, 2 ns on average.
+_MAX_LEFT = 1 / 50
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,13 @@ class PrunedSearch:
     ) -> "PrunedSearch":
         """Return a search over the bank of a dense one.
 
-        Beside that it holds 5 bytes a bank row and component, and 7 MB a thread.
+        Beside the dense search it takes 5 bytes for each bank row and component, and 7 MB a thread.
 
         Args:
-            dense: For the blocks that cannot be pruned.
-            components: Principal directions of the bound, at most dim; 0 is the dense search.
-            threads: Blocks at a time; None is as many as torch would use.
+            dense: Takes the blocks of which the bounds rule out too little.
+            components: Principal directions that the bound uses, at most dim; with 0 every block
+                goes to the dense search.
+            threads: Blocks searched at a time; None is as many as torch would use.
             principal: The `principal_directions` of the bank, if they are known.
         """
         block_threads = BlockThreads(threads or torch.get_num_threads())
@@ -85,7 +89,8 @@ class PrunedSearch:
     ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
         """Return what `ExactSearch.nearest` returns, to the bit.
 
-        O(queries * bank * components) bytes, and O(dim) for each pair that survives the bound.
+        Takes O(queries * bank * components) products of bytes, and O(dim) for each pair that the
+        bounds do not rule out.
 
         Args:
             queries: In the units of the bank.
@@ -120,7 +125,10 @@ class PrunedSearch:
     def _survivors(
         self, queries: np.ndarray, k: int, ignore: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the pairs that can be among the nearest, by query; None if they are too many."""
+        """Return the pairs that may be among the k nearest, ordered by query, as (query, row).
+
+        None if too many pairs are left, so that the block is better searched densely.
+        """
         assert self._bank is not None
         assert self._projection is not None
         block = Block(self._projection, self._bank, self.dense.bank, queries, k)
@@ -136,14 +144,17 @@ class PrunedSearch:
                 return None
             found.append(pairs)
             count += len(pairs[0])
-            if count > _MANY * len(queries) * self.size + 8 * k * len(queries):
+            if count > _MAX_LEFT * len(queries) * self.size + 8 * k * len(queries):
                 return None
-        query, row, bound = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        query, row, bound = (np.concatenate(column) for column in zip(*found, strict=True))
         return block.nearest(query, row, bound)
 
 
 def _blocks(queries: int, threads: int) -> list[slice]:
-    """Return equal blocks, a multiple of the threads, none larger than `QUERIES`."""
+    """Return blocks of about equal size, at most `QUERIES` queries each.
+
+    Their number is a multiple of that of the threads where there are queries enough.
+    """
     count = -(-queries // (threads * QUERIES)) * threads
     edges = np.unique(np.linspace(0, queries, count + 1).astype(np.int64))
     return [slice(int(a), int(b)) for a, b in pairwise(edges)]

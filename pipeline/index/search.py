@@ -1,4 +1,4 @@
-"""What every search of this package offers, and all that a method knows of it."""
+"""The interface of every search of this package, and all that a method knows of one."""
 
 from typing import Protocol, runtime_checkable
 
@@ -21,7 +21,10 @@ class Search(Protocol):
         *,
         ignore: Int64[np.ndarray, " ignored"] | None = None,
     ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
-        """Return L2 distances and bank rows of the k nearest, nearest first."""
+        """Return L2 distances and bank rows of the k nearest neighbours, nearest first.
+
+        `ignore` are bank rows to leave out.
+        """
 
     def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
         """Return bank rows."""

@@ -1,11 +1,12 @@
-"""Exact search over a bank that is spread over several processes, by a min-merge.
+"""Exact search over a bank whose shards are spread over several processes.
 
-Each shard answers with float64 squared distances of its own k nearest. Those are the numbers by
-which `ExactSearch` orders a whole bank, and float32 distances are not: rows that differ in float64
-may tie in float32, and the merge would then take another row than the whole bank gives, which
-Eq. 7 of PatchCore would show. So distances and rows are those of the unsharded search, bit for bit.
+Each shard answers with its own k nearest rows, and the nearest of all answers are taken. The
+answers have squared distances in float64, because these are the numbers by which `ExactSearch`
+orders the rows of a whole bank. Rows that differ in float64 may tie in float32, so that with
+float32 the merge might take another row than the search of the whole bank, and Eq. 7 of PatchCore
+another score. As it is, distances and rows are bit for bit those of the search without shards.
 
-How the shards are asked is the caller's: nothing here knows of processes.
+How the shards are asked is up to the caller: nothing in this module knows of processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +19,12 @@ from jaxtyping import Float32, Float64, Int64
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.search import Search
 
-# Squared distances and global rows (queries, k) of one shard, nearest first; where a shard has
-# fewer than k rows: inf, -1. 16 bytes a neighbour: an image of 784 patches moves 12.5 KB a shard.
+# Squared distances and global rows (queries, k) of one shard, nearest first, and inf and -1 where a
+# shard has fewer than k rows. A neighbour takes 16 bytes: an image of 784 patches, 12.5 KB a shard.
 Answer = tuple[Float64[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]
 # (queries, k, ignored global rows) -> an answer of every shard.
 Ask = Callable[[np.ndarray, int, np.ndarray | None], Sequence[Answer]]
-# Shard number -> global rows, to shard number -> those rows' vectors.
+# From a mapping of shard number to global rows, to one of shard number to the rows' vectors.
 Fetch = Callable[[Mapping[int, np.ndarray]], Mapping[int, np.ndarray]]
 
 
@@ -36,7 +37,12 @@ class ShardMember:
 
     @classmethod
     def over(cls, rows: Float32[np.ndarray, "rows dim"], offset: int) -> "ShardMember":
-        """Return a shard that is searched by dense products. At least one row."""
+        """Return a shard that is searched by dense products.
+
+        Args:
+            rows: At least one.
+            offset: The global row of the first of them.
+        """
         return cls(offset, ExactSearch.over(rows))
 
     def answer(
@@ -45,12 +51,12 @@ class ShardMember:
         k: int,
         ignore: Int64[np.ndarray, " ignored"] | None = None,
     ) -> Answer:
-        """Return the k nearest of this shard's rows, by global row; see `Answer`.
+        """Return the k nearest rows of this shard, with global row numbers; see `Answer`.
 
         Args:
             queries: In the units of the bank.
-            k: May exceed the shard's rows.
-            ignore: Global rows; those of other shards do not matter here.
+            k: May exceed the number of the shard's rows.
+            ignore: Global rows to leave out; they may be in other shards.
         """
         own = None if ignore is None else np.unique(ignore) - self.offset
         if own is not None:
@@ -104,19 +110,21 @@ class ShardedSearch:
         """
         left = self.size - (0 if ignore is None else len(np.unique(ignore)))
         if k > left:
-            raise ValueError(f"{k} neighbours from {left} rows in {len(self.sizes)} shards")
+            raise ValueError(
+                f"{k} neighbours cannot be found among {left} rows in {len(self.sizes)} shards"
+            )
         return merge_nearest(self.ask(queries, k, ignore))
 
     def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
         """Return bank rows, fetched from the shards that hold them and from no other."""
         flat = rows.ravel()
         shard = np.searchsorted(list(accumulate(self.sizes)), flat, side="right")
-        # Without rows, shard 0 is asked for none: only a shard knows the dimension.
-        wanted = {int(one): flat[shard == one] for one in np.unique(shard)} or {0: flat}
-        fetched = self.fetch(wanted)
+        # Without rows, shard 0 is asked for an empty array, as only a shard knows the dimension.
+        by_shard = {int(one): flat[shard == one] for one in np.unique(shard)} or {0: flat}
+        fetched = self.fetch(by_shard)
         dim = next(iter(fetched.values())).shape[-1]
         vectors = np.empty((len(flat), dim), np.float32)
-        for one in wanted:
+        for one in by_shard:
             vectors[shard == one] = fetched[one]
         return vectors.reshape(*rows.shape, dim)
 
@@ -129,7 +137,7 @@ def merge_nearest(
     Ties go to the lowest row. The order of the answers does not matter.
 
     Args:
-        answers: Of at least one shard, all to the same queries and k.
+        answers: Those of all shards, at least one, to the same queries and k.
     """
     k = answers[0][0].shape[1]
     squared, rows = lowest(

@@ -1,12 +1,14 @@
-"""The memory bank as faiss files: global row ids in shard order, float32 rows in every kind.
+"""Write a memory bank as faiss index files, the shards, and read it again.
 
+The rows of all shards one after the other are the bank. In every kind of file they are float32:
 "flat" is the rows alone. "hnsw" adds a graph (Malkov and Yashunin, "Efficient and robust
 approximate nearest neighbor search using HNSW graphs", TPAMI 2020), 2 x 32 links x 4 bytes = 256
-bytes a row. "ivf" groups the rows by the nearest of about 4 sqrt(rows) centroids. Neither encodes
-the rows, so the exact bank comes back from all three.
+bytes a row. "ivf" groups the rows by the nearest of about 4 sqrt(rows) centroids. No kind
+compresses the rows, so the exact bank can be read from all three.
 
-A file depends on its rows only, not on the number of threads. CPU seconds of one thread for 10,000
-and 100,000 rows of 384 dimensions: flat 0.0 and 0.4, hnsw 2 and 40, ivf 0.4 and 14.
+A file depends on its rows only, not on the number of threads. To write 10,000 and 100,000 rows of
+384 dimensions takes one thread 0.0 and 0.4 CPU seconds for flat, 2 and 40 for hnsw, and 0.4 and 14
+for ivf.
 """
 
 from collections.abc import Mapping
@@ -24,18 +26,19 @@ Kind = Literal["flat", "hnsw", "ivf"]
 
 _CLASSES = {"flat": faiss.IndexFlat, "hnsw": faiss.IndexHNSWFlat, "ivf": faiss.IndexIVFFlat}
 
-# One shard stays well under what object stores take in a single put.
+# A shard is well below the size that object stores accept in a single put.
 _SHARD_BYTES = 256 * 2**20
 # 8 shards x 256 MiB x 2 (an index and its file) = 4 GiB while shards are built.
 _BUILDERS = 8
 # M of the paper: links a row, twice as many in the lowest layer.
 _LINKS = 32
-# Separate clusters are what a graph loses. 100,000 rows in 64 of them, efSearch 64: recall at 1 is
-# 0.987 with 80 (19 s to build) and 0.998 with 200 (40 s). faiss's own 40 gives 0.97 at 20,000 rows.
+# efConstruction. A graph is worst at finding rows in separate clusters. For 100,000 rows in 64 of
+# them and efSearch 64, recall at 1 is 0.987 with 80 (19 s to build) and 0.998 with 200 (40 s).
+# faiss's own 40 gives 0.97 at 20,000 rows.
 _CONSTRUCTION = 200
 _EF_SEARCH = 64
 _NPROBE = 16
-# k-means on fewer rows a centroid fits noise; faiss warns below the same number.
+# With fewer rows a centroid, k-means would fit noise; faiss warns below the same number.
 _ROWS_PER_CENTROID = 39
 
 
@@ -54,13 +57,13 @@ def to_shards(
     Args:
         bank: At least one row.
         kind: How each shard is stored.
-        effort: efSearch of "hnsw" (64) or nprobe of "ivf" (16), kept in the file: more is slower
-            and finds more. "flat" has none.
-        shard_bytes: Of vectors; the graph of "hnsw" comes on top.
+        effort: efSearch of "hnsw" (by default 64) or nprobe of "ivf" (16), which is kept in the
+            file: more is slower and finds more. "flat" has none.
+        shard_bytes: The size of a shard's rows; the graph of "hnsw" comes on top.
     """
     count = max(1, min(len(bank), -(-bank.nbytes // shard_bytes)))
     build = partial(_file, kind=kind, effort=effort)
-    # As many as faiss would use by itself, which heeds OMP_NUM_THREADS.
+    # No more threads than faiss would use by itself, which follows OMP_NUM_THREADS.
     builders = min(count, _BUILDERS, faiss.omp_get_max_threads())
     with ThreadPoolExecutor(builders) as pool:
         files = list(pool.map(build, np.array_split(bank, count)))
@@ -70,14 +73,16 @@ def to_shards(
 def load_shards(contents: Mapping[str, bytes], *, kind: Kind = "flat") -> list[faiss.Index]:
     """Return the indexes of the files that `to_shards` wrote, in the order of their rows.
 
-    All can reconstruct rows by number, which costs "ivf" 8 bytes a row.
+    All of them can return rows by number, for which "ivf" takes 8 bytes a row.
 
     Raises:
         ModelError: if a shard is missing or of another kind.
     """
     count = next(iter(contents), "").rpartition("-")[2].removesuffix(".faiss")
     if not count.isdecimal() or sorted(contents) != _names(int(count)):
-        raise ModelError(f"the memory bank has {len(contents)} of its shards: {sorted(contents)}")
+        raise ModelError(
+            f"of the memory bank's shards {len(contents)} are there: {sorted(contents)}"
+        )
     return [_loaded(name, contents[name], kind) for name in sorted(contents)]
 
 
@@ -98,10 +103,10 @@ def _names(count: int) -> list[str]:
 
 
 def _file(rows: Float32[np.ndarray, "rows dim"], *, kind: Kind, effort: int | None) -> bytes:
-    """Return one shard's file. Runs in a thread of its own pool."""
-    # OpenMP keeps a number for each thread, so this one is gone with the pool, and the caller's
-    # stays. faiss 1.15.1 built equal files with more threads too, but promises that for one only:
-    # links depend on the order of insertion, and sums of k-means on how they are split.
+    """Return one shard's file. To be called in a thread of the pool of `to_shards`."""
+    # OpenMP keeps this number for each thread, so that the caller's stays as it is. faiss 1.15.1
+    # has built equal files with more threads, too, but promises that for one thread only: links
+    # depend on the order of insertion, and the sums of k-means on how they are split.
     faiss.omp_set_num_threads(1)
     index = _empty(rows, kind, effort)
     index.add(np.ascontiguousarray(rows))
@@ -121,11 +126,11 @@ def _empty(rows: Float32[np.ndarray, "rows dim"], kind: Kind, effort: int | None
 
 
 def _trained(rows: Float32[np.ndarray, "rows dim"], nprobe: int) -> faiss.IndexIVFFlat:
-    wanted = round(4 * len(rows) ** 0.5)
-    nlist = max(1, min(wanted, len(rows) // _ROWS_PER_CENTROID))
+    lists = round(4 * len(rows) ** 0.5)
+    nlist = max(1, min(lists, len(rows) // _ROWS_PER_CENTROID))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(rows.shape[1]), rows.shape[1], nlist)
     index.nprobe = min(nprobe, nlist)
-    # A shard of a few rows has one centroid, and no need of a warning on stderr.
+    # A shard of a few rows has a single centroid, of which faiss need not warn on stderr.
     index.cp.min_points_per_centroid = 1
     index.train(np.ascontiguousarray(rows))
     return index

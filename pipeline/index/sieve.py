@@ -1,4 +1,13 @@
-"""One block of queries on its way through the bank, tile by tile: see `pipeline.index.pruned`."""
+"""Rule out bank rows for one block of queries, one tile of the bank after the other.
+
+`pipeline.index.pruned` describes the steps, `pipeline.index.bounds` the lower bound that they use.
+The integer that decides first is a pair's *estimate*, which a product of bytes gives:
+
+    estimate(q, c) = |b(c)|^2 / 2 - b(q).b(c) - half_offset
+
+with b(x) the bytes of x, and the half rounded down. For one query it rises with the bound: step^2
+times (|b(q)|^2 + 2 (estimate + half_offset)) is (step |b(q) - b(c)|)^2, or a little less.
+"""
 
 from threading import local
 
@@ -8,22 +17,26 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from patchlake.pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
 
-# Queries of a block, of which 784 are an image of 28 x 28 patches, and bank rows of a tile: with
-# tiles of half as many, 10,000 rows take 1.06 times as long.
+# Queries of a block (an image of 28 x 28 patches has 784), and bank rows of a tile. With tiles of
+# half as many rows, a search among 10,000 rows takes 1.06 times as long.
 QUERIES, TILE = 784, 10240
-# Scores of one product, each of which is read twice: 128 x 10240 int32 = 5 MB a thread. Those of a
-# whole block would not stay in the cache that a machine's processes share.
-_SCORES = 128 * TILE
-# Where k > 1, one of so many columns is a candidate for the limit.
+# Estimates computed by one product: 128 x 10240 int32 = 5 MB a thread. Each is read twice, and the
+# estimates of a whole block would not stay in the cache that all processes of a machine share.
+_ESTIMATES = 128 * TILE
+# Where k > 1, only the lowest estimate of so many columns is a candidate for the limit.
 _GROUP = 16
-# Of a tile's pairs: a pair costs 8 ns in the dense product of 384 dimensions and 15 ns in the
-# sieve, so at this share 4 ns.
-_MANY = 1 / 4
+# The largest share of a tile's pairs that the bytes may leave. A pair costs 8 ns in the dense
+# product of 384 dimensions, and 15 ns once the bytes have left it: at this share, 4 ns on average.
+_MAX_LEFT = 1 / 4
+# Half the distance from 1 to the next float32: the relative error of one operation.
 _UNIT = 2.0**-24
 
 
 class Block:
-    """A block of queries on its way through the tiles of the bank."""
+    """The search for the k nearest bank rows of a block of queries.
+
+    Call `tile` for each tile of the bank, then `nearest` once with all pairs that the tiles left.
+    """
 
     def __init__(
         self,
@@ -39,52 +52,76 @@ class Block:
         self._queries = queries
         self._k = k
         self._coordinates = projection.of_queries(queries)
-        # Times the bank's bytes: half the row's squared length less the product, in one product.
+        # The product with the bank's bytes is the estimate: -b(q), and the factors of the extra
+        # bytes (see `Coordinates`).
         self._bytes = np.full((len(queries), bank.bytes.shape[1]), 127, np.int8)
-        np.negative(self._coordinates.bytes, out=self._bytes[:, : bank.exact.shape[1]])
+        np.negative(self._coordinates.bytes, out=self._bytes[:, : bank.floats.shape[1]])
         self._bytes[:, -1] = 1
-        drift = self._coordinates.drift + bank.drift.max()
-        self._drift = drift
-        self._slack = drift + self._coordinates.error + bank.error.max()
-        # Upper bounds on the k smallest squared distances so far.
+        # By how much the distances of a query's floats, and of its bytes, from those of any row may
+        # exceed the true distance.
+        float_error = self._coordinates.float_error + bank.float_error.max()
+        self._float_error = float_error
+        self._byte_error = float_error + self._coordinates.byte_error + bank.byte_error.max()
+        # Upper bounds on the k smallest squared distances of each query so far.
         self._best = np.full((len(queries), k), np.inf)
-        # The largest scores of a row within the limit.
-        self._threshold = self._highest_within(slice(None))
+        # Rows whose estimates are higher than this, for a query, are farther than its limit.
+        self._threshold = self._highest_estimate(slice(None))
 
     @property
     def _limit(self) -> Float64[np.ndarray, " queries"]:
+        """An upper bound on the squared distance to the k-th nearest row of each query."""
         return self._best[:, -1]
 
     def tile(
         self, begin: int, end: int, ignore: Int64[np.ndarray, " ignored"] | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Return (query, row, bound) of what a tile leaves, by query; None if it is too much."""
+        """Return the pairs that a tile leaves, ordered by query; None if they are too many.
+
+        Args:
+            begin: The tile's first bank row.
+            end: The row behind its last.
+            ignore: Rows to leave out, counted from `begin`.
+
+        Returns:
+            Of each pair: the number of the query in the block, the bank row, and the lower bound on
+            the squared distance that the coordinates give as floats.
+        """
         queries, width = len(self._queries), end - begin
-        parts = -(-queries // (_SCORES // width))
-        step = -(-queries // parts)
+        chunks = -(-queries // (_ESTIMATES // width))
+        step = -(-queries // chunks)
         found: list[np.ndarray] = []
         count = 0
         for first in range(0, queries, step):
-            near = self._part(slice(first, first + step), begin, end, ignore)
+            near = self._near(slice(first, first + step), begin, end, ignore)
             count += len(near)
-            if count > _MANY * queries * width + 8 * self._k * queries:
+            if count > _MAX_LEFT * queries * width + 8 * self._k * queries:
                 return None
             found.append(near + first * width)
         near = np.concatenate(found)
         query = near // width
         row = near - query * width + begin
-        bound = _squared(self._coordinates.exact, query, self._bank.exact, row)
-        kept = np.flatnonzero(bound <= self._sieve()[query])
+        bound = _squared(self._coordinates.floats, query, self._bank.floats, row)
+        kept = np.flatnonzero(bound <= self._largest_bound()[query])
         return query[kept], row[kept], bound[kept]
 
     def nearest(
         self, query: np.ndarray, row: np.ndarray, bound: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the pairs, by query, that float32 cannot tell from the k nearest."""
+        """Return the pairs that may be among the k nearest, ordered by query, as (query, row).
+
+        The pairs are measured in float32. Those are left whose distance, given its rounding, may be
+        one of the k smallest; `exact.measured` decides among them. None if a query has met fewer
+        than k rows that can be compared.
+
+        Args:
+            query: Of each pair that the tiles left, in any order.
+            row: Its bank row.
+            bound: Its lower bound.
+        """
         if not np.isfinite(self._limit).all():
             return None
-        # The limits are lower now than when the first tiles were sieved.
-        kept = np.flatnonzero(bound <= self._sieve()[query])
+        # The limits are lower now than they were at the first tiles.
+        kept = np.flatnonzero(bound <= self._largest_bound()[query])
         kept = kept[np.argsort(query[kept], kind="stable")]
         query, row = query[kept], row[kept]
         distance = _squared(self._queries, query, self._vectors, row)
@@ -96,61 +133,66 @@ class Block:
         near = np.flatnonzero(distance <= (limit * rounding)[query])
         return query[near], row[near]
 
-    def _part(
-        self, part: slice, begin: int, end: int, ignore: np.ndarray | None
+    def _near(
+        self, chunk: slice, begin: int, end: int, ignore: np.ndarray | None
     ) -> Int64[np.ndarray, " pairs"]:
-        """Return the pairs of some queries and a tile within the limit, as flat indices."""
-        shape = len(self._bytes[part]), end - begin
-        scores, mask = _buffers(shape)
-        # |s i(q) - s i(c)|^2 = s^2 (|i(q)|^2 + |i(c)|^2 - 2 i(q) i(c)), of which this is half the
-        # last two, rounded down, less what is usual.
-        multiply(self._bytes[part], self._bank.bytes[begin:end], scores)
+        """Return the pairs of some queries and a tile whose estimates are within the threshold.
+
+        They are indices into the flattened estimates of those queries and the tile.
+        """
+        shape = len(self._bytes[chunk]), end - begin
+        estimates, mask = _buffers(shape)
+        multiply(self._bytes[chunk], self._bank.bytes[begin:end], estimates)
         if ignore is not None:
-            scores[:, ignore] = NEVER
-        self._lower_limit(part, scores, begin)
-        np.less_equal(scores, self._threshold[part, None], out=mask)
-        return _few(mask)
+            estimates[:, ignore] = NEVER
+        self._lower_limit(chunk, estimates, begin)
+        np.less_equal(estimates, self._threshold[chunk, None], out=mask)
+        return _flatnonzero(mask)
 
     def _lower_limit(
-        self, part: slice, scores: Int32[np.ndarray, "queries tile"], begin: int
+        self, chunk: slice, estimates: Int32[np.ndarray, "queries tile"], begin: int
     ) -> None:
-        """Measure the rows with the lowest bounds, where that can lower the limit."""
-        candidates = _lowest(scores, self._k)
-        lowest = np.take_along_axis(scores, candidates, axis=1)
-        near = np.flatnonzero(lowest <= self._threshold[part, None])
+        """Measure rows of low estimates, and lower the limits and thresholds accordingly."""
+        candidates = _low_columns(estimates, self._k)
+        lowest = np.take_along_axis(estimates, candidates, axis=1)
+        near = np.flatnonzero(lowest <= self._threshold[chunk, None])
         query, number = np.divmod(near, lowest.shape[1])
         row = candidates[query, number] + begin
-        # A sum of d squares of differences errs by at most (d + 2) 2^-24 of itself, and by less
-        # than 1e-35 where it underflows.
+        # A float32 sum of the squares of d differences errs by at most (d + 2) 2^-24 of itself, and
+        # by less than 1e-35 where it underflows.
         rounding = 1 + (self._queries.shape[1] + 3) * _UNIT
         distances = np.full(candidates.shape, np.inf)
-        direct = _squared(self._queries[part], query, self._vectors, row)
+        direct = _squared(self._queries[chunk], query, self._vectors, row)
         distances[query, number] = direct * rounding + 1e-35
-        best = self._best[part]
+        best = self._best[chunk]
         if self._k == 1:
             np.minimum(best, distances, out=best)
         else:
             best[:] = np.sort(np.concatenate([best, distances], axis=1), axis=1)[:, : self._k]
-        self._threshold[part] = self._highest_within(part)
+        self._threshold[chunk] = self._highest_estimate(chunk)
 
-    def _highest_within(self, part: slice) -> Int32[np.ndarray, " queries"]:
-        """Return the largest score of a row within the limit, of some queries."""
-        reach = (np.sqrt(self._limit[part]) + self._slack[part]) / self._projection.step
-        score = (reach * reach * (1 + 1e-9) - self._coordinates.squared[part]) / 2 + 1
-        score -= self._projection.usual
-        capped: np.ndarray = np.minimum(score, NEVER - 1).astype(np.int32)
+    def _highest_estimate(self, chunk: slice) -> Int32[np.ndarray, " queries"]:
+        """Return the highest estimate that a row within the limit can have, for some queries."""
+        reach = (np.sqrt(self._limit[chunk]) + self._byte_error[chunk]) / self._projection.step
+        # The 1e-9 is for the rounding of this in float64, the 1 for the cut to an integer.
+        estimate = (reach * reach * (1 + 1e-9) - self._coordinates.squared[chunk]) / 2 + 1
+        estimate -= self._projection.half_offset
+        capped: np.ndarray = np.minimum(estimate, NEVER - 1).astype(np.int32)
         return capped
 
-    def _sieve(self) -> Float64[np.ndarray, " queries"]:
-        """Return the largest squared distance, in coordinates, of a row within the limit."""
-        reach = np.sqrt(self._limit) + self._drift
-        rounding = 1 + (self._coordinates.exact.shape[1] + 3) * _UNIT
-        sieve: np.ndarray = reach * reach * rounding + 1e-35
-        return sieve
+    def _largest_bound(self) -> Float64[np.ndarray, " queries"]:
+        """Return the largest squared distance that a row within the limit can have in floats."""
+        reach = np.sqrt(self._limit) + self._float_error
+        rounding = 1 + (self._coordinates.floats.shape[1] + 3) * _UNIT
+        bound: np.ndarray = reach * reach * rounding + 1e-35
+        return bound
 
 
-def _few(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
-    """Return `np.flatnonzero` of a mask with few True, in half of the time."""
+def _flatnonzero(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
+    """Return what `np.flatnonzero` does, in half the time where few values of the mask are True.
+
+    Eight of them are looked at together, as one integer.
+    """
     flat = mask.reshape(-1)
     whole = len(flat) - len(flat) % 8
     words = flat[:whole].view(np.uint64)
@@ -162,16 +204,20 @@ def _few(mask: np.ndarray) -> Int64[np.ndarray, " found"]:
     return found
 
 
-def _lowest(scores: np.ndarray, k: int) -> Int64[np.ndarray, "queries candidates"]:
-    """Return columns of low scores, at most k different ones of each query."""
+def _low_columns(estimates: np.ndarray, k: int) -> Int64[np.ndarray, "queries candidates"]:
+    """Return columns of low estimates, at most k different ones of each query.
+
+    For k = 1 it is the column of the lowest estimate. For more, the columns are divided into
+    groups, and of the lowest of each group the k lowest are taken: any k rows give a correct limit.
+    """
     if k == 1:
-        best: np.ndarray = scores.argmin(axis=1)[:, None]
+        best: np.ndarray = estimates.argmin(axis=1)[:, None]
         return best
-    # A partition of all columns takes as long as the dense search.
-    queries, width = scores.shape
+    # To find the k lowest of all columns (np.partition) takes as long as the dense search.
+    queries, width = estimates.shape
     group = min(_GROUP, max(1, width // k))
     groups = width // group
-    grouped = scores[:, : groups * group].reshape(queries, group, groups)
+    grouped = estimates[:, : groups * group].reshape(queries, group, groups)
     lowest = grouped.min(axis=1)
     few = min(k, groups)
     chosen = np.argpartition(lowest, few - 1, axis=1)[:, :few]
@@ -183,9 +229,16 @@ def _lowest(scores: np.ndarray, k: int) -> Int64[np.ndarray, "queries candidates
 def _squared(
     left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_rows: np.ndarray
 ) -> Float32[np.ndarray, " pairs"]:
-    """Return squared distances of pairs of float32 rows, by direct differences.
+    """Return the squared distances of pairs of float32 rows, by direct differences.
 
-    faiss takes 10 ns a pair of 65 dimensions and 100 ns of 384; numpy's gather 10 times that.
+    faiss takes 10 ns for a pair of 65 dimensions and 100 ns for one of 384; numpy, which has to
+    gather the rows first, takes 10 times as long.
+
+    Args:
+        left: Rows.
+        left_rows: The number of each pair's row in `left`.
+        right: Rows of as many dimensions.
+        right_rows: The number of each pair's row in `right`.
     """
     squared = np.empty(len(left_rows), np.float32)
     faiss.pairwise_indexed_L2sqr(  # type: ignore[attr-defined] # it is added when faiss is loaded
@@ -196,13 +249,13 @@ def _squared(
     return squared
 
 
-# Memory that is new costs a page fault every 4 KB.
+# Each thread uses its buffers again, because new memory costs a page fault for every 4 KB.
 _local = local()
 
 
 def _buffers(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return this thread's scores and mask of a part and a tile, 7 MB in all."""
+    """Return this thread's memory for estimates and a mask of a shape; it has 7 MB in all."""
     if not hasattr(_local, "buffers"):
-        _local.buffers = np.empty(_SCORES, np.int32), np.empty(_SCORES, bool)
-    scores, mask = (buffer[: shape[0] * shape[1]].reshape(shape) for buffer in _local.buffers)
-    return scores, mask
+        _local.buffers = np.empty(_ESTIMATES, np.int32), np.empty(_ESTIMATES, bool)
+    estimates, mask = (buffer[: shape[0] * shape[1]].reshape(shape) for buffer in _local.buffers)
+    return estimates, mask

@@ -1,4 +1,8 @@
-"""Blocks of work in threads of ours, one thread each: faiss's and torch's own would fight."""
+"""Blocks of work in parallel threads of ours, in each of which faiss and torch use one thread.
+
+faiss and torch would otherwise start threads of their own for each block, and those of blocks that
+run at the same time would compete for the processor's cores.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -13,22 +17,27 @@ _Result = TypeVar("_Result")
 
 
 class BlockThreads:
-    """Runs a function on the blocks of a call, `count` at a time."""
+    """Calls a function with each of several blocks, with `count` blocks at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        # One thread is the caller's: another one wakes on another core, whose caches hold nothing
-        # of the search and which may have slept. An image and 10,000 rows took 14 to 17 ms there,
-        # and take 13 ms here.
+        # A single thread is the caller's own. Another one would wake on another core, which may
+        # have slept and whose caches hold nothing of the search: to search for an image in 10,000
+        # rows took 14 to 17 ms there, and takes 13 ms in the caller's thread.
         self._pool = ThreadPoolExecutor(count, initializer=_use_one_thread) if count > 1 else None
 
     def map(self, function: Callable[[_Block], _Result], blocks: Iterable[_Block]) -> list[_Result]:
-        """Return the function's results, in the order of the blocks; its errors are raised."""
+        """Return the function's results in the order of the blocks.
+
+        Where it raises an error for one block, no other block is begun, and the error is raised
+        when those that run have ended.
+        """
         if self._pool is not None:
             futures = [self._pool.submit(function, block) for block in blocks]
-            _, left = wait(futures, return_when=FIRST_EXCEPTION)
-            # Where one has failed: what others still write to would be somebody else's by then.
-            wait([future for future in left if not future.cancel()])
+            _, unfinished = wait(futures, return_when=FIRST_EXCEPTION)
+            # After an error, wait for the blocks that are running: they may write to memory that
+            # the caller uses for something else once the error has reached it.
+            wait([future for future in unfinished if not future.cancel()])
             return [future.result() for future in futures]
         with _one_thread():
             return [function(block) for block in blocks]
@@ -36,6 +45,7 @@ class BlockThreads:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
+    """Let faiss and torch use one thread until the block ends."""
     before = faiss.omp_get_max_threads(), torch.get_num_threads()
     _use_one_thread()
     try:
@@ -46,6 +56,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _use_one_thread() -> None:
-    # Of the thread that calls this; torch's is, too, what threads get that first use it meanwhile.
+    """Let faiss and torch use one thread when this thread calls them.
+
+    torch's number is also taken over by threads that use torch for the first time after this.
+    """
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)

@@ -87,7 +87,7 @@ class Source:
         if version != fragment.version:
             raise InputChanged(
                 f"{where} changed since it was planned: its version was {fragment.version}, and is "
-                f"{version}; the same command plans it anew"
+                f"{version}; the same command plans it again"
             )
 
     def _read(self, fragment: Fragment, ours: tuple[str, ...]) -> pa.Table:

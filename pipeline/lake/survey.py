@@ -249,7 +249,7 @@ def _values(found: Counter[str], what: str) -> str:
     """Return "195 of split 'test', 3 of split 'val'", the most frequent ones by name."""
     named = [f"{n} {what} '{value}'" for value, n in found.most_common(NAMED)]
     rest = sum(found.values()) - sum(n for _, n in found.most_common(NAMED))
-    return ", ".join([*named, *([f"{rest} {what}s besides"] if rest else [])])
+    return ", ".join([*named, *([f"{rest} {what}s not listed here"] if rest else [])])
 
 
 def _names(found: Counter[str]) -> str:

@@ -95,7 +95,7 @@ def read_trained(scores: Folder, model_id: str, lake: str) -> Known | None:
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise ConfigError(
             f"{scores.path(name)} is damaged ({error}); remove it, and run `patchlake score` "
-            "again: that writes it, and scores nothing anew"
+            "again, which writes it without scoring any image again"
         ) from None
 
 

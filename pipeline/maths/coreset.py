@@ -5,16 +5,19 @@ Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985: its 
 at most twice the smallest possible one. Differences from the paper: distances are taken in the
 full space, not in a random projection, and the first centre is given.
 
-Plain greedy measures every row against each new centre, one matrix-vector product a step, and is
-bound by memory. Here each row keeps its distance to the first `seen` centres, which can only fall
-as centres are added. Why the sequence is that of plain greedy:
+The next centre is always the row that is farthest from all centres so far. Plain greedy measures
+every row against each new centre, in one matrix-vector product a step, and is bound by memory. Here
+each row keeps an upper bound on its distance to the nearest centre: the distance to the centres
+with which it has been compared so far, which further centres can only make smaller. The selection
+repeats three steps:
 
-1. *Flush* (`pipeline.maths.shard`): rows whose bound exceeds a threshold are measured against the
-   centres that they have not seen, many at once, in a matrix product. All others are nearer.
-2. *Pool*: the farthest rows, whose bounds are now their distances. Every row outside the pool is
-   at most `tau` away, now and for ever.
-3. *Local greedy* (`_pick`): while the farthest row of the pool is farther than `tau`, no row
-   outside can be the next centre, so the pool alone decides. When it is not, flush again.
+1. *Flush* (`pipeline.maths.shard`): rows whose bounds exceed a threshold are compared with the
+   centres that are new to them, many at once, in a matrix product. All other rows are nearer.
+2. *Pool*: the farthest rows are collected, whose bounds are now their distances. Every row outside
+   of the pool is at most `tau` away, now and for ever.
+3. *Pick* (`_pick`): while the farthest row of the pool is farther than `tau`, no row outside can be
+   the next centre. So plain greedy within the pool picks what it would pick among all rows. When
+   the farthest row is not farther than `tau`, the next round begins with a flush.
 
 A matrix product only proposes: where its rounding leaves several centres possible as the nearest,
 they are measured by direct differences, and so is every candidate before it is compared. So the
@@ -22,9 +25,10 @@ order does not depend on blocks, threads, the BLAS kernel or how the rows are sh
 to the lowest index.
 
 *Continuation* (`extend`): the same from any centres that are given and need not be rows, such as a
-memory bank whose rows were selected from images that are gone. If those gone are within r of the
-given centres and the rows here within r' of all centres in the end, all of them are within
-max(r, r'). While r' exceeds r, each pick is what greedy over all rows, old and new, would pick.
+memory bank whose rows were selected from images that are gone. If the rows that are gone are within
+r of the given centres, and the rows here are within r' of all centres in the end, then all of them
+are within max(r, r'). While r' exceeds r, each pick is what greedy over all rows, old and new,
+would pick.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,13 +49,14 @@ from patchlake.pipeline.maths.shard import (
     squared_norms,
 )
 
+# Called with the numbers of rows selected so far and in all.
 Progress = Callable[[int, int], None]
 
-# Centres between two looks at what has left a pool.
+# After so many picks, rows that can no longer be picked are removed from the pool.
 _TRIM_EVERY = 32
-# Least and largest part of the front's distance that is the next threshold. Rows below it are
-# spared: a high one costs rounds, of a few ms each, a low one products with rows that would never
-# have come near the front. Of 0.9 to 0.99, these measured best.
+# The threshold of the next round is `tau` times a share between these two. Rows below the threshold
+# are not compared. A high share costs more rounds, of a few ms each; a low one costs products with
+# rows that would never become candidates. Of shares from 0.9 to 0.99, these measured best.
 _SHARES = 0.95, 0.98
 
 
@@ -71,7 +76,8 @@ class Coreset:
 class Extension:
     """Rows selected after centres that were given, in order of selection.
 
-    `radii[i]` is the covering radius of the rows after `i` of them: one more than there are rows.
+    `radii[i]` is the covering radius after the given centres and `i` of these rows; there is one
+    radius more than there are rows.
     """
 
     indices: Int64[np.ndarray, " picked"]
@@ -79,8 +85,8 @@ class Extension:
 
 
 @runtime_checkable
-class Rows(Protocol):
-    """Shards of the rows, wherever they are."""
+class ShardedRows(Protocol):
+    """All rows, in shards, wherever these are."""
 
     def farthest(
         self, centres: Float32[np.ndarray, "new dim"], threshold: float
@@ -129,10 +135,10 @@ def extend(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Extension:
-    """Return `size` rows more, each the farthest from the centres given and those before it.
+    """Return `size` rows, each the farthest from the centres given and the rows before it.
 
-    As `greedy`, which it continues: fewer where all rows coincide with centres. `size` may be 0,
-    for the radius alone.
+    It continues `greedy`, and takes the same time and memory. It ends early, with fewer rows, when
+    every row coincides with a centre. `size` may be 0, for the radius alone.
 
     Raises:
         ValueError: if there are no rows or no centres, or `size` exceeds the rows.
@@ -145,7 +151,7 @@ def extend(
 
 
 def select(
-    shards: Rows,
+    shards: ShardedRows,
     first: Float32[np.ndarray, " dim"],
     start: int,
     size: int,
@@ -154,24 +160,24 @@ def select(
     """Return the greedy coreset of sharded rows: the same for any sharding.
 
     Args:
-        shards: All rows; a round of this function asks each shard once.
+        shards: All rows; each round of the selection asks each shard once.
         first: The row of index `start`.
         start: Index of the first centre.
         size: At most the number of rows.
         progress: Called with (selected, size) after each round.
     """
-    picked = _Picked([start], [], radii=size, size=size)
-    _pick_on(shards, first[None], picked, progress)
-    return Coreset(*picked.arrays())
+    selection = _Selection([start], [], radii=size, size=size)
+    _complete(selection, shards, first[None], progress)
+    return Coreset(*selection.arrays())
 
 
 def select_further(
-    shards: Rows,
+    shards: ShardedRows,
     centres: Float32[np.ndarray, "given dim"],
     size: int,
     progress: Progress | None = None,
 ) -> Extension:
-    """Return the rows that greedy picks after the centres given: the same for any sharding.
+    """Return the rows that greedy picks after given centres: the same for any sharding.
 
     Args:
         shards: All rows, none of which need be a centre.
@@ -179,44 +185,57 @@ def select_further(
         size: Rows to pick, 0 to all of them.
         progress: Called with (selected, size) after each round.
     """
-    picked = _Picked([], [], radii=size + 1, size=size)
-    _pick_on(shards, centres, picked, progress)
-    return Extension(*picked.arrays())
+    selection = _Selection([], [], radii=size + 1, size=size)
+    _complete(selection, shards, centres, progress)
+    return Extension(*selection.arrays())
 
 
-def _pick_on(
-    shards: Rows, centres: np.ndarray, picked: "_Picked", progress: Progress | None
+def _complete(
+    selection: "_Selection", shards: ShardedRows, centres: np.ndarray, progress: Progress | None
 ) -> None:
-    """Pick until there are as many radii as are wanted, or nothing is left to be covered."""
+    """Pick rows until the selection is done.
+
+    Args:
+        selection: What has been selected so far; it is added to.
+        shards: All rows.
+        centres: Those that the shards do not know yet.
+        progress: Called after each round.
+    """
     threshold, share = -1.0, _SHARES[0]
     while True:
         answers = shards.farthest(centres, threshold)
         tau = max(*(answer.tau for answer in answers), threshold, 0.0)
         largest = max(float(answer.distances.max(initial=0)) for answer in answers)
         if largest <= threshold:
-            # Nothing is that far any more; a reach of 0 means that nothing is anywhere.
+            # No row is farther than the threshold any more, so that it has to be lowered. A reach
+            # of 0 means that all rows coincide with centres.
             reach = max(answer.reach for answer in answers)
             threshold = share * min(reach, threshold)
             centres = centres[:0]
             if threshold > 0:
                 continue
-        centres = _pick(answers, tau, picked)
-        if picked.is_done:
+        centres = _pick(answers, tau, selection)
+        if selection.is_done:
             return
         candidates = sum(len(answer.indices) for answer in answers)
         share += 0.02 if candidates >= POOL else -0.02
         share = min(max(share, _SHARES[0]), _SHARES[1])
         threshold = share * tau
         if progress is not None:
-            progress(len(picked.indices), picked.size)
+            progress(len(selection.indices), selection.size)
 
 
 @dataclass
-class _Picked:
+class _Selection:
+    """The rows picked so far, and the squared covering radii known so far.
+
+    It is done when it has `radii` radii, or when the last radius is 0. The radius after a centre is
+    the distance of the row that is picked next, so it is known only then.
+    """
+
     indices: list[int]
-    # The radius after a centre is known when the next one is.
     squared_radii: list[float]
-    # How many radii are wanted, and indices.
+    # How many radii, and how many indices, there are to be.
     radii: int
     size: int
 
@@ -230,15 +249,17 @@ class _Picked:
 
 
 def _pick(
-    answers: Sequence[Farthest], tau: float, picked: _Picked
+    answers: Sequence[Farthest], tau: float, selection: _Selection
 ) -> Float32[np.ndarray, "new dim"]:
-    """Greedy among the candidates while one is farther than `tau`; return the new centres.
+    """Pick among the candidates, greedily, while one is farther than `tau`; return the new centres.
 
-    The first of them is the farthest row of all, also when it is not farther than `tau`.
+    At least one is picked: the farthest candidate is the farthest row of all, even where it is not
+    farther than `tau`.
     """
     distances = np.concatenate([answer.distances for answer in answers])
     indices = np.concatenate([answer.indices for answer in answers])
-    # By index, so that the first of equals is the lowest; and only what can be picked.
+    # In the order of the indices, so that the first of equally far ones is the lowest. Candidates
+    # that are too near to be picked are left out.
     order = np.argsort(indices)
     order = order[distances[order] >= min(tau, distances.max(initial=0.0))]
     rows = np.concatenate([answer.rows for answer in answers])[order]
@@ -246,13 +267,14 @@ def _pick(
     chosen: list[np.ndarray] = []
     while True:
         farthest, largest = pool.farthest()
-        # At 0 with tau at 0 every row is a centre's equal, and that is the last radius.
+        # If the largest distance and tau are both 0, all rows coincide with centres, and 0 is the
+        # last radius: it has to be noted.
         if chosen and largest <= tau and tau > 0:
             break
-        picked.squared_radii.append(largest)
-        if picked.is_done:
+        selection.squared_radii.append(largest)
+        if selection.is_done:
             break
-        picked.indices.append(int(pool.indices[farthest]))
+        selection.indices.append(int(pool.indices[farthest]))
         chosen.append(pool.rows[farthest])
         pool.lower(farthest)
         if len(chosen) % _TRIM_EVERY == 0:
@@ -262,14 +284,18 @@ def _pick(
 
 @dataclass(frozen=True)
 class _Pool:
-    """Candidates about their mean, as (x, 1): one product with (-2c, |c|^2) ranks distances."""
+    """Candidates, with their distances to the nearest centres.
+
+    `augmented` has (x, 1) for each candidate x about their mean: the product with (-2 c, |c|^2) is
+    the squared distance less |x|^2, which is in `norms`. `error` bounds the product's rounding for
+    any candidate as the centre c.
+    """
 
     rows: Float32[np.ndarray, "pool dim"]
     indices: Int64[np.ndarray, " pool"]
     distances: Float32[np.ndarray, " pool"]
     augmented: Float32[np.ndarray, "pool dim_1"]
     norms: Float32[np.ndarray, " pool"]
-    # Of the product, for any of these as the centre.
     error: Float32[np.ndarray, " pool"]
 
     @classmethod
@@ -281,14 +307,21 @@ class _Pool:
         return cls(rows, indices, distances, augmented, norms, error)
 
     def farthest(self) -> tuple[int, float]:
-        """Return the position of the farthest candidate, the first of equals, and its distance."""
+        """Return the position of the farthest candidate and its squared distance.
+
+        Of equally far ones it is the first; without candidates the answer is -1 and 0.
+        """
         if len(self.distances) == 0:
             return -1, 0.0
         position = int(self.distances.argmax())
         return position, float(self.distances[position])
 
     def lower(self, centre: int) -> None:
-        """Lower the distances to those to the new centre, where it is nearer."""
+        """Lower the distances of the candidates to which the new centre is nearer.
+
+        Args:
+            centre: The position of the new centre among the candidates.
+        """
         negative = self.augmented[centre] * -2
         negative[-1] = self.norms[centre]
         product = self.augmented @ negative
@@ -298,7 +331,10 @@ class _Pool:
         self.distances[near] = np.minimum(self.distances[near], direct)
 
     def trimmed(self, tau: float) -> "_Pool":
-        """Return the pool without what can no longer be picked, once that is a quarter of it."""
+        """Return the pool without the candidates within `tau`, which can no longer be picked.
+
+        Where these are less than a quarter, it is not worth while: the pool itself is returned.
+        """
         keep = self.distances > tau
         if np.count_nonzero(keep) > 0.75 * len(keep):
             return self
@@ -307,7 +343,7 @@ class _Pool:
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards in this process."""
+    """Shards in this process, asked one after the other."""
 
     shards: Sequence[Shard] = field(default_factory=list)
 

@@ -1,8 +1,8 @@
-"""Mean and covariance of images in parts, at many positions at once, and their Cholesky whitening.
+"""Mean and covariance of some images at a time, at many positions, and their Cholesky whitening.
 
 Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-Variances", Stanford STAN-CS-79-773, 1979. A part is centred on its own mean, so digits do not
-depend on how far from zero the features lie, as they do with sums of x and x x^T.
+Variances", Stanford STAN-CS-79-773, 1979. The rows that are added together are centred on their own
+mean. So no digits are lost where features lie far from zero, as they are with sums of x and x x^T.
 
 No covariance is inverted: with Sigma = L L^T, the Mahalanobis distance is the length of
 L^-1 (x - mean).
@@ -18,11 +18,13 @@ from threadpoolctl import threadpool_limits
 
 from patchlake.pipeline.errors import ConfigError
 
-# Of a block's rows or scatter, whichever is more, unless one position has more. 256 images x 100
-# dims x 8 B = 205 kB a position: ten stay in the cache, where 160 (32 MiB) are half as fast.
+# Bytes of a block's rows or of its scatter, whichever is more; a block has at least one position.
+# 256 images x 100 dims x 8 B = 205 kB a position: ten stay in the cache; 160 (32 MiB) are half as
+# fast.
 _BLOCK_BYTES = 2 * 2**20
 
-# Dimensions that LAPACK inverts at once: of 7, 13, 25 and 50 the fastest, for 100 dimensions.
+# Triangles of at most so many dimensions are inverted by LAPACK. For 100 dimensions, 13 was the
+# fastest of 7, 13, 25 and 50.
 _SMALL_TRIANGLE = 13
 
 # A feature that is a function of others keeps some variance by rounding: (2^-24)^2 = 4e-15 of its
@@ -32,7 +34,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Moments:
-    """Statistics of some images at each position; `...` are no axis, or one of positions.
+    """Statistics of some images at each position; `...` stands for an axis of positions, or none.
 
     `scatter` is the sum over images of (x - mean) (x - mean)^T.
     """
@@ -45,18 +47,19 @@ class Moments:
     def of(cls, rows: Float32[np.ndarray, "rows ... dim"], *, threads: int = 1) -> "Moments":
         """Return the moments of rows over their first axis, which is images.
 
-        Temporary memory is some 4 MiB a thread, or a position's rows in float64 and its scatter.
+        Temporary memory is some 4 MiB a thread, or a position's rows in float64 and its scatter if
+        these are more.
 
         Args:
-            rows: Not changed.
-            threads: Change no bit.
+            rows: At least one; not changed.
+            threads: They change no bit.
 
         Raises:
             ValueError: if there are no rows.
         """
         count, *positions, dim = rows.shape
         if count == 0:
-            raise ValueError(f"rows of shape {rows.shape} are no rows, which have no mean")
+            raise ValueError(f"an array of shape {rows.shape} has no rows, and so no mean")
         flat = rows.reshape(count, -1, dim)
         mean = np.empty((flat.shape[1], dim))
         scatter = np.empty((flat.shape[1], dim, dim))
@@ -82,11 +85,11 @@ def merge(left: Moments, right: Moments, *, threads: int = 1, reuse: bool = Fals
     """Return the moments of the rows of both.
 
     Args:
-        left: Of some rows.
-        right: Of others.
-        threads: Change no bit.
-        reuse: Take the memory of `left`, which is worth nothing then, if it can be written: new
-            memory takes longer than the sums.
+        left: Those of some rows.
+        right: Those of other rows.
+        threads: They change no bit.
+        reuse: Write the result into the memory of `left`, which must not be used afterwards, where
+            it can be written: new memory takes longer than the sums.
 
     Raises:
         ValueError: if the two have different positions or dimensions.
@@ -142,21 +145,22 @@ def merge_rows(
     )
 
 
-def without(whole: Moments, part: Moments, *, threads: int = 1) -> Moments:
-    """Return the moments of the rows of `whole` that are not in `part`: what undoes `merge`.
+def without(whole: Moments, some: Moments, *, threads: int = 1) -> Moments:
+    """Return the moments of the rows of `whole` that are not in `some`; this undoes `merge`.
 
-    Digits are lost as the part nears the whole: of 1 row left of n, some log10(n).
+    The fewer rows are left, the more digits are lost: some log10(n) where 1 row of n is left.
 
     Raises:
         ValueError: if nothing is left, or the two have different positions or dimensions.
     """
-    if part.count >= whole.count:
-        raise ValueError(f"of {whole.count} rows, {part.count} leave none")
-    count = whole.count - part.count
-    mean = whole.mean + (whole.mean - part.mean) * (part.count / count)
-    # The scatter of what is left, if its scatter is added to by the part's as in `merge`.
+    if some.count >= whole.count:
+        raise ValueError(f"without {some.count} of {whole.count} rows none is left")
+    count = whole.count - some.count
+    mean = whole.mean + (whole.mean - some.mean) * (some.count / count)
+    # `merge` adds the scatters of the rows left and of the others, and a term for their means. With
+    # a scatter of zeros for the rows left it gives what has to be subtracted from the whole.
     left = Moments(count, mean, np.zeros_like(whole.scatter))
-    added = merge(left, part, threads=threads, reuse=True).scatter
+    added = merge(left, some, threads=threads, reuse=True).scatter
     return Moments(count, mean, np.subtract(whole.scatter, added, out=added))
 
 
@@ -165,9 +169,9 @@ def covariance_of(
 ) -> Float64[np.ndarray, "... dim dim"]:
     """Return the covariance L L^T whose `whitener` is W = L^-1, in float64.
 
-    Of a W that was rounded to float32 it is the covariance but for 2^-24 times the condition of L,
-    relative to the covariance itself in every direction (W' Sigma W'^T = I + (W' - W) L + ...):
-    far less than rounding the covariance would cost, whose condition is the square of that.
+    If W was rounded to float32, the result errs by 2^-24 times the condition of L, relative to the
+    covariance itself in every direction (W' Sigma W'^T = I + (W' - W) L + ...). That is far less
+    than rounding the covariance would cost, whose condition is the square of that of L.
     """
     flat = whitening.reshape(-1, *whitening.shape[-2:])
     covariance = np.empty_like(flat)
@@ -183,17 +187,18 @@ def covariance_of(
 def whitener(
     covariance: Float64[np.ndarray, "... dim dim"], *, threads: int = 1, reuse: bool = False
 ) -> Float64[np.ndarray, "... dim dim"]:
-    """Return lower triangular W = L^-1, with covariance = L L^T: its inverse is W^T W.
+    """Return the lower triangular W = L^-1 of each position, with covariance = L L^T.
 
-    |W (x - mean)| is the Mahalanobis distance of x. Time is dim^3 a position.
+    The inverse of the covariance is W^T W, and |W (x - mean)| is the Mahalanobis distance of x.
+    Takes O(dim^3) time a position.
 
     Args:
-        covariance: Of each position, symmetric.
-        threads: Change no bit.
-        reuse: Take the memory of the covariance, which is worth nothing then.
+        covariance: That of each position, symmetric.
+        threads: They change no bit.
+        reuse: Write the result into the memory of the covariance, which must not be used then.
 
     Raises:
-        ConfigError: where a covariance is not positive definite, and what can be done about it.
+        ConfigError: if a covariance is not positive definite; the message says what can be done.
     """
     flat = covariance.reshape(-1, *covariance.shape[-2:])
     whitening = flat if reuse else np.empty_like(flat)
@@ -222,7 +227,7 @@ def unpacked(
     rows, columns = np.tril_indices(dim)
     if entries.shape[-1] != len(rows):
         raise ValueError(
-            f"{entries.shape[-1]} entries are no triangle of {dim} dimensions, which has "
+            f"{entries.shape[-1]} entries are not a triangle of {dim} dimensions, which has "
             f"{len(rows)}"
         )
     lower = np.zeros((*entries.shape[:-1], dim, dim), np.float32)
@@ -236,8 +241,8 @@ def _mean_and_scatter(
     centred = rows.astype(np.float64)
     mean = centred.mean(axis=0)
     centred -= mean
-    # Of an array with itself: numpy computes half of it (BLAS syrk), and takes it as it lies; to
-    # gather each position's rows first takes as long as the product.
+    # numpy computes only half of the product of an array with itself (BLAS syrk), and takes the
+    # array as it lies in memory. To gather each position's rows first takes as long as the product.
     by_position = centred.transpose(1, 0, 2)
     return mean, by_position.transpose(0, 2, 1) @ by_position
 
@@ -248,7 +253,10 @@ def _add_scatter(
     shift: Float64[np.ndarray, "positions dim"],
     weight: float,
 ) -> None:
-    """Add another scatter in place, about a mean that is `shift` away: Chan et al., (2.1b)."""
+    """Add to a scatter, in place, another one about a mean that is `shift` away.
+
+    Chan et al., (2.1b).
+    """
     outer = shift[:, :, np.newaxis] * shift[:, np.newaxis, :]
     outer *= weight
     scatter += outer
@@ -266,7 +274,7 @@ def _inverse(
     """
     dim = lower.shape[-1]
     if dim <= _SMALL_TRIANGLE:
-        # The transpose is not pivoted: what is below its diagonal is zero.
+        # LAPACK does not pivot the transpose, because all values below its diagonal are zero.
         return np.linalg.inv(lower.transpose(0, 2, 1)).transpose(0, 2, 1)
     half = dim // 2
     inverse = np.zeros_like(lower)
@@ -285,12 +293,13 @@ def _factors(
     try:
         lower = np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
-        # Of one among several: which one is seen by taking each alone.
+        # One of the positions has failed: take each alone to see which.
         if len(covariance) > 1:
             each = (_factors(one[np.newaxis], first + n) for n, one in enumerate(covariance))
             return np.concatenate(list(each))
         lower = np.zeros_like(covariance)
-    # What the features before it leave of each feature's variance. NaN is not above anything.
+    # What the features before it do not explain of each feature's variance. A NaN is not above
+    # anything, and so it is not enough.
     pivots = np.diagonal(lower, axis1=1, axis2=2) ** 2
     is_enough = pivots > _ROUNDING * np.diagonal(covariance, axis1=1, axis2=2)
     if is_enough.all():
@@ -304,10 +313,18 @@ def _factors(
 
 
 def in_blocks(work: Callable[[slice], None], total: int, *, bytes_each: int, threads: int) -> None:
-    """Do the work on blocks of positions, the same for any number of threads."""
+    """Call `work` with blocks of positions, which are the same for any number of threads.
+
+    Args:
+        work: Called with the slice of positions of a block.
+        total: The number of positions.
+        bytes_each: The memory that the work takes for a position.
+        threads: Blocks at a time.
+    """
     step = max(1, _BLOCK_BYTES // bytes_each)
     blocks = [slice(begin, begin + step) for begin in range(0, total, step)]
-    # A BLAS with threads of its own would only fight ours, and round as their number is.
+    # A BLAS with threads of its own would compete with ours, and its rounding would depend on their
+    # number.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, blocks):
             pass

@@ -7,7 +7,7 @@ Johnson and Lindenstrauss, 1984, in the dense Gaussian form: distances are kept 
 import numpy as np
 from jaxtyping import Float32
 
-# Of a row's largest value: two more than float32 has.
+# A row's largest value is rounded to so many bits: two more than float32 has.
 _ROW_BITS = 26
 # Rows at once: 4096 x 1024 float64 are 32 MiB.
 _ROWS = 4096
@@ -31,13 +31,14 @@ def gaussian_projection(
 def projected(
     rows: Float32[np.ndarray, "rows dim_in"], projection: Float32[np.ndarray, "dim_in dim_out"]
 ) -> Float32[np.ndarray, "rows dim_out"]:
-    """Return rows @ projection; the bits of a row do not depend on the others, or on the BLAS.
+    """Return rows @ projection, where no bit of a row depends on the other rows or on the BLAS.
 
-    Those of a plain product do, on how many rows there are and where the row is among them: equal
-    patches would be some way apart, and the coreset would hang on fragments. Here both factors are
-    rounded to whole numbers, so few bits of each that float64 adds all products up exactly: 26 of a
-    row's largest value, and of the largest entry of the projection what 53 leave, 17 for 1024
-    dimensions. Distances are kept to some 1e-5 beside what the projection keeps them to.
+    In a plain product the bits depend on how many rows there are and on the place of a row among
+    them. Equal patches would be some way apart, and a coreset would depend on the fragments. Here
+    both factors are rounded to whole numbers of so few bits that float64 adds all products up
+    exactly: 26 bits for a row's largest value, and for the largest entry of the projection what is
+    left of 53 (17 bits for 1024 dimensions). This changes distances by some 1e-5 of themselves, in
+    addition to what the projection does.
     """
     bits = 53 - _ROW_BITS - (len(projection) - 1).bit_length()
     scale = int(np.frexp(np.abs(projection).max())[1]) - bits

@@ -1,7 +1,13 @@
-"""Rows of a greedy selection, each with its nearest centre so far and how far that is at most.
+"""One shard of the rows of a greedy selection: which of its rows are farthest from all centres?
 
-The part of `pipeline.maths.coreset` that is done where the rows are: its docstring says why it is
-exact. Matrix products propose, direct differences decide.
+This is the part of `pipeline.maths.coreset` that is done where the rows are; the docstring there
+says why the selection is exact. For each row a shard keeps the number of its nearest centre so far,
+an upper bound on the distance to that centre, and how many centres it has been compared with.
+
+All distances here are squared. They are computed in two ways. A matrix product compares many rows
+with many centres at once, as |x|^2 + |c|^2 - 2 x.c, with an error by rounding that is known
+(`product_error`). Wherever that error leaves open which centre is nearer, and for every distance
+that is answered, the differences x - c are squared and added up instead.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,24 +17,26 @@ from queue import SimpleQueue
 import numpy as np
 from jaxtyping import Float32, Int64
 
-# Rows in a pool: 2048 x 384 float32 are 3 MB, which stays in the cache for all of its picks.
+# Rows in a pool: 2048 x 384 float32 are 3 MB, which stay in the cache while centres are picked.
 POOL = 2048
-# Rows x centres of one product of a flush: 1024 x 256 float32 = 1 MiB a thread, in the cache.
+# Rows x centres of one product: 1024 x 256 float32 = 1 MiB a thread, which stays in the cache.
 _BLOCK_ROWS, _BLOCK_CENTRES = 1024, 256
-# Rows whose numbers are sorted at once: 2^18 x 36 bytes = 9 MB.
+# Rows of which the outdated ones are looked up and sorted at once: 2^18 x 36 bytes = 9 MB.
 _FLUSHED_ROWS = 2**18
-# Rows whose mean is near enough to that of all.
+# So many rows have a mean that is near enough to that of all.
 _AVERAGED = 4096
-# Copying a block's rows costs as much as some ten centres.
+# A block is reduced to the rows that still need comparing once these are fewer than this share of
+# it. Copying them costs as much as some ten centres.
 _WORTH_DROPPING = 0.9
 
 
 @dataclass(frozen=True)
 class Farthest:
-    """A shard's answer: its farthest rows, and how far its other rows are at most.
+    """A shard's answer: its rows that are farthest from all centres, and a bound on the others.
 
-    Distances are squared. `tau` is 0 or more, and -1 where there are no others. `reach` bounds
-    the distance of every row, for choosing a threshold.
+    Distances are squared. No row of the shard that is farther than the threshold that was asked for
+    and is not in `rows` is farther than `tau`; `tau` is -1 where there is no such row, and else 0
+    or more. `reach` is an upper bound on the distances of all rows, for choosing a threshold.
     """
 
     rows: Float32[np.ndarray, "pool dim"]
@@ -39,7 +47,7 @@ class Farthest:
 
 
 class Shard:
-    """Some of the rows, each with its nearest centre so far and how far that is at most."""
+    """Some of the rows, each with its nearest centre so far and a bound on the distance to it."""
 
     def __init__(
         self,
@@ -49,29 +57,45 @@ class Shard:
         offset: int = 0,
         threads: int = 1,
     ) -> None:
-        """Hold `rows`, whose global indices begin at `offset`; answer at most `pool` of them."""
+        """Hold some rows, without centres yet.
+
+        Args:
+            rows: Not copied, not changed.
+            pool: The most rows that an answer contains.
+            offset: The index of the first of them among the rows of all shards.
+            threads: Change no result.
+        """
         self._rows = rows
         self._offset = offset
         self._pool = pool
         self._threads = threads
-        # Centred, because |x|^2 + |c|^2 - 2 x.c loses digits where the mean is far from zero. Any
-        # point amid the rows will do.
+        # Rows and centres are centred for the product, because |x|^2 + |c|^2 - 2 x.c loses digits
+        # where the mean is far from zero. Any point amid the rows will do for the mean.
         some = rows[:: 1 + len(rows) // _AVERAGED]
         self._mean = some.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._centres = _Centres(self._mean)
         self._scratch: SimpleQueue[_Scratch] = SimpleQueue()
         for _ in range(threads):
             self._scratch.put(_Scratch(rows.shape[1]))
-        # 12 bytes a row. `bound` exceeds the distance to `nearest` by rounding at most, never less.
+        # 12 bytes a row. A bound is never less than the distance to the centre number `_nearest`,
+        # and exceeds it by twice the product's error at most. `_seen` is how many centres, from the
+        # first on, a row has been compared with.
         self._bound = np.full(len(rows), np.inf, np.float32)
         self._nearest = np.zeros(len(rows), np.int32)
         self._seen = np.zeros(len(rows), np.int32)
 
     def farthest(self, centres: Float32[np.ndarray, "new dim"], threshold: float) -> Farthest:
-        """Add centres; return the rows that are farther than the threshold, at most `pool`."""
+        """Add centres, and return the rows that are farther from all centres than a threshold.
+
+        Where these are more than `pool`, it returns the farthest of them.
+
+        Args:
+            centres: New ones; there may be none.
+            threshold: A squared distance. Below 0, all rows are farther.
+        """
         self._centres.extend(centres)
         self._flush(threshold)
-        # In the first rounds these are nearly all rows: a mask takes less memory than numbers do.
+        # In the first rounds these are nearly all rows: a mask takes less memory than indices do.
         above = self._bound > threshold
         chosen, tau = None, -1.0
         if np.count_nonzero(above) > self._pool:
@@ -82,8 +106,9 @@ class Shard:
             chosen = np.flatnonzero(self._bound > tau)
             largest = float(self._measure(chosen).max(initial=0))
             if largest <= tau:
-                # More rows than a pool are equally far, within rounding: measure all of them.
-                # The lowest of the farthest is the next to be picked, and one is enough.
+                # More rows than a pool holds are equally far, within rounding. All of them are
+                # measured, and the answer is one row: the farthest, or the first of those that are
+                # farthest, which is the next to be picked.
                 near = np.flatnonzero(above & (self._bound >= largest))
                 measured = self._measure(near)
                 chosen, tau = near[measured.argmax()][None], float(measured.max())
@@ -99,22 +124,26 @@ class Shard:
     def farthest_since(
         self, first: int, centres: Float32[np.ndarray, "new dim"], threshold: float
     ) -> Farthest | None:
-        """As `farthest`, and may be asked again: `centres` are those from number `first` on.
+        """Return what `farthest` does, in a way that may be asked again after a lost answer.
 
-        None where earlier ones are lacking: this shard was started again.
+        `centres` are those from number `first` on; those that the shard has already are skipped.
+        None if it lacks earlier ones, because its process died and it was started again.
         """
         known = self._centres.count - first
         return None if known < 0 else self.farthest(centres[known:], threshold)
 
     def take(self, index: int) -> Float32[np.ndarray, "found dim"]:
-        """Return the row of a global index, or no row where it is another shard's."""
+        """Return the row of a global index, as an array of one row; of none if it is not here."""
         local = index - self._offset
         is_here = 0 <= local < len(self._rows)
         row: np.ndarray = self._rows[local : local + 1] if is_here else self._rows[:0]
         return row
 
     def _measure(self, rows: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, " some"]:
-        """Replace bounds by direct differences to the nearest centre, and return them."""
+        """Replace the bounds of some rows by their distances, and return those.
+
+        The distances to the nearest centres so far are computed by direct differences.
+        """
         for begin in range(0, len(rows), _BLOCK_ROWS):
             block = rows[begin : begin + _BLOCK_ROWS]
             nearest = self._centres.plain[self._nearest[block]]
@@ -123,20 +152,22 @@ class Shard:
         return measured
 
     def _flush(self, threshold: float) -> None:
+        """Compare all rows whose bounds exceed the threshold with the centres new to them."""
         with ThreadPoolExecutor(self._threads) as pool:
             for begin in range(0, len(self._bound), _FLUSHED_ROWS):
-                part = slice(begin, begin + _FLUSHED_ROWS)
-                seen = self._seen[part]
-                stale = (self._bound[part] > threshold) & (seen < self._centres.count)
+                some = slice(begin, begin + _FLUSHED_ROWS)
+                seen = self._seen[some]
+                stale = (self._bound[some] > threshold) & (seen < self._centres.count)
                 numbers = np.flatnonzero(stale)
-                # Rows that have seen the same centres share a product.
+                # So sorted, a block has rows that lack about the same centres.
                 numbers = numbers[np.argsort(seen[numbers], kind="stable")] + begin
                 size = _BLOCK_ROWS
                 blocks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-                for _ in pool.map(self._flush_with_any, blocks, [threshold] * len(blocks)):
+                for _ in pool.map(self._flush_with_buffers, blocks, [threshold] * len(blocks)):
                     pass
 
-    def _flush_with_any(self, block: Int64[np.ndarray, " block"], threshold: float) -> None:
+    def _flush_with_buffers(self, block: Int64[np.ndarray, " block"], threshold: float) -> None:
+        """Call `_flush_block` with buffers that no other thread is using."""
         scratch = self._scratch.get()
         try:
             self._flush_block(block, threshold, scratch)
@@ -146,10 +177,10 @@ class Shard:
     def _flush_block(
         self, block: Int64[np.ndarray, " block"], threshold: float, scratch: "_Scratch"
     ) -> None:
-        """Measure rows against the centres that they have not seen, until they are near enough."""
+        """Compare some rows with the centres new to them, until no bound exceeds the threshold."""
         rows = scratch.take(self._rows, block)
         if self._centres.count == 1:
-            # Nothing to choose between: the distance itself, without the detour of a product.
+            # With a single centre there is nothing to choose: the distance itself is the bound.
             rows -= self._centres.plain[0]
             self._bound[block] = squared_lengths(rows)
             self._seen[block] = 1
@@ -159,9 +190,9 @@ class Shard:
         for begin in range(int(self._seen[block].min()), self._centres.count, _BLOCK_CENTRES):
             end = min(begin + _BLOCK_CENTRES, self._centres.count)
             product = scratch.product(augmented, self._centres.augmented[begin:end].T)
-            self._lower(block, product, norms, begin)
+            self._take_nearer(block, product, norms, begin)
             self._seen[block] = end
-            # Most fall below the threshold on the way, and are spared the other centres.
+            # Most rows fall below the threshold on the way, and need no further centres.
             above = np.flatnonzero(self._bound[block] > threshold)
             if len(above) == 0:
                 return
@@ -169,17 +200,38 @@ class Shard:
                 block, norms = block[above], norms[above]
                 augmented = scratch.take(augmented, above)
 
-    def _lower(self, block: np.ndarray, product: np.ndarray, norms: np.ndarray, begin: int) -> None:
-        """Lower a block's bounds by the distances to centres `begin` onwards.
+    def _take_nearer(
+        self, block: np.ndarray, product: np.ndarray, norms: np.ndarray, begin: int
+    ) -> None:
+        """Give each row of a block the nearest of its centre so far and some new ones.
 
-        `product` is |c|^2 - 2 x.c, so that with `norms` it is the squared distance.
+        1. The product proposes a squared distance for each row and new centre, wrong by at most the
+           row's `error`. A new centre can be nearer only where the proposal is not above the row's
+           bound by more than that. Most rows have no such centre, and are done.
+        2. For each of the other rows, `limit` is a distance within which the nearest centre lies
+           for certain: the least proposal plus the error, or the bound if that is less. Only new
+           centres whose proposals are at most `limit` plus the error remain possible. So does the
+           centre so far, unless its bound is above the limit by more than twice the error.
+        3. Where one centre remains, it is the nearest. If it is a new one, the bound becomes the
+           proposal plus the error.
+        4. Where several remain, the row is measured against each by direct differences. The nearest
+           is taken, and of equally near ones that of the lowest number.
+
+        Args:
+            block: Numbers of the rows within the shard.
+            product: |c|^2 - 2 x.c for each of them (rows) and each new centre (columns), about the
+                mean. With |x|^2 added, it is the squared distance.
+            norms: |x|^2 of the rows, about the mean.
+            begin: The number of the first new centre.
         """
         before = self._bound[block]
         error = product_error(norms, before, self._centres.largest_norm, len(self._mean))
         near = np.flatnonzero(product <= (before + error - norms)[:, None])
         if len(near) == 0:
             return
-        # Most rows are far from all of some new centres: what follows is about the few others.
+        # From here on, only about the rows that have a new centre that can be nearer. There are
+        # arrays with a value for each such row, and others with one for each pair of a row and a
+        # centre, in which `row` counts those rows.
         row, centre = np.divmod(near, product.shape[1])
         proposed = product.ravel()[near] + norms[row]
         first = np.flatnonzero(np.diff(row, prepend=-1))
@@ -189,50 +241,57 @@ class Shard:
         limit = np.minimum(np.minimum.reduceat(proposed, first) + error, before)
         possible = proposed <= (limit + error)[row]
         row, centre, proposed = row[possible], centre[possible], proposed[possible]
-        # One candidate, new or old, is the nearest for certain. Several are measured.
-        old = np.isfinite(before) & (before - 2 * error <= limit)
-        contested = np.bincount(row, minlength=len(block)) + old > 1
+        is_old_possible = np.isfinite(before) & (before - 2 * error <= limit)
+        contested = np.bincount(row, minlength=len(block)) + is_old_possible > 1
         sure = ~contested[row]
         self._bound[block[row[sure]]] = (proposed + error[row])[sure]
         self._nearest[block[row[sure]]] = centre[sure] + begin
-        kept = np.flatnonzero(contested & old)
-        row = np.concatenate([kept, row[~sure]])
-        centre = np.concatenate([self._nearest[block[kept]], centre[~sure] + begin])
+        with_old = np.flatnonzero(contested & is_old_possible)
+        row = np.concatenate([with_old, row[~sure]])
+        centre = np.concatenate([self._nearest[block[with_old]], centre[~sure] + begin])
         direct = squared_distances(self._rows[block[row]], self._centres.plain[centre])
-        # The last write to a row counts: sort so that it is the nearest, and the first of equals.
+        # numpy writes in this order, and the last write to a row stays: it must be the nearest
+        # centre, and of equally near ones the first.
         order = np.lexsort((-centre, -direct, row))
         self._bound[block[row[order]]] = direct[order]
         self._nearest[block[row[order]]] = centre[order]
 
 
 class _Scratch:
-    """Buffers of one thread: new arrays of this size are new pages, which cost as much again."""
+    """Buffers of one thread, used again and again.
+
+    Arrays of this size would otherwise be new memory each time, and its page faults would cost as
+    much as the work itself.
+    """
 
     def __init__(self, dim: int) -> None:
         self._flat = [np.empty(_BLOCK_ROWS * (dim + 1), np.float32) for _ in range(2)]
         self._product = np.empty(_BLOCK_ROWS * _BLOCK_CENTRES, np.float32)
 
     def take(self, rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Return some rows, until the next call after this one."""
+        """Return some of the rows, valid until the call after the next one."""
         self._flat.reverse()
         out = self._flat[0][: len(indices) * rows.shape[1]].reshape(len(indices), -1)
         return np.take(rows, indices, axis=0, out=out, mode="clip")
 
     def augment(self, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        """Return `augment` of what `take` returned last."""
+        """Return what the function `augment` does, given the rows that `take` returned last."""
         self._flat.reverse()
         out = self._flat[0][: len(rows) * (rows.shape[1] + 1)].reshape(len(rows), -1)
         return augment(rows, mean, out)
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Return left @ right, until the next call."""
+        """Return left @ right, valid until the next call."""
         shape = len(left), right.shape[1]
         out = self._product[: shape[0] * shape[1]].reshape(shape)
         return np.matmul(left, right, out=out)
 
 
 class _Centres:
-    """The centres so far, as they are and as (-2 (c - mean), |c - mean|^2)."""
+    """The centres so far, as they are (`plain`) and as (-2 (c - mean), |c - mean|^2).
+
+    The arrays have room for more than `count` centres.
+    """
 
     def __init__(self, mean: Float32[np.ndarray, " dim"]) -> None:
         self.count = 0
@@ -242,6 +301,7 @@ class _Centres:
         self._mean = mean
 
     def extend(self, centres: Float32[np.ndarray, "new dim"]) -> None:
+        """Add centres, which get the next numbers."""
         count = self.count + len(centres)
         while count > len(self.plain):
             self.plain = np.concatenate([self.plain, np.empty_like(self.plain)])
@@ -259,7 +319,10 @@ class _Centres:
 def augment(
     rows: np.ndarray, mean: np.ndarray, out: np.ndarray | None = None
 ) -> Float32[np.ndarray, "rows dim_1"]:
-    """Return (x - mean, 1) of each row x: times (-2 c, |c|^2) it gives |x - c|^2 - |x|^2."""
+    """Return (x - mean, 1) for each row x.
+
+    Its product with (-2 c, |c|^2) is |x - c|^2 - |x|^2, for x and c about the mean.
+    """
     augmented = np.empty((len(rows), rows.shape[1] + 1), np.float32) if out is None else out
     np.subtract(rows, mean, out=augmented[:, :-1])
     augmented[:, -1] = 1
@@ -280,7 +343,7 @@ def squared_distances(left: np.ndarray, right: np.ndarray) -> Float32[np.ndarray
 def squared_lengths(differences: np.ndarray) -> Float32[np.ndarray, " rows"]:
     """Return |x - y|^2 of each row x - y."""
     squared = squared_norms(differences)
-    # Below the normal numbers a square has few digits or none: rows that near are equal.
+    # Subnormal float32 numbers have few digits, or none: rows that are so near count as equal.
     squared[squared < np.finfo(np.float32).tiny] = 0
     return squared
 
@@ -288,13 +351,22 @@ def squared_lengths(differences: np.ndarray) -> Float32[np.ndarray, " rows"]:
 def product_error(
     norms: np.ndarray, bounds: np.ndarray, largest_norm: float, dim: int
 ) -> Float32[np.ndarray, " rows"]:
-    """Return what rounding can change in |x|^2 + |c|^2 - 2 x.c, for any c that can be nearer.
+    """Return how much |x|^2 + |c|^2 - 2 x.c may be wrong by rounding, for any c that can be nearer.
 
-    A float32 dot product of length d errs by at most d 2^-24 |x||c|, so the three terms together
-    by d 2^-24 (|x| + |c|)^2, and their sums by less than 3 more; as much again is for the direct
-    difference that it is held against.
-    A centre nearer than the bound has |c| <= |x| + sqrt(bound); one that is longer is so far
-    beyond that its own rounding cannot bring it back. So one outlier does not blur all others.
+    A float32 dot product of d terms errs by at most d 2^-24 |x||c|. So the three terms err by at
+    most d 2^-24 (|x| + |c|)^2 together, and adding them up by less than 3 2^-24 (|x| + |c|)^2 more.
+    All of that counts twice, because the direct difference with which the sum is compared errs,
+    too.
+
+    What counts is the longest c that can be nearer than the bound, |c| <= |x| + sqrt(bound). A
+    longer one is so much farther away that its own rounding cannot make it seem near. So a single
+    outlier among the centres does not make the error large for all rows.
+
+    Args:
+        norms: |x|^2 of each row.
+        bounds: The squared distance within which a centre is nearer; it may be infinite.
+        largest_norm: The largest |c|^2 of all centres.
+        dim: d.
     """
     lengths = np.sqrt(norms)
     reach = lengths + np.minimum(lengths + np.sqrt(bounds), np.sqrt(np.float32(largest_norm)))

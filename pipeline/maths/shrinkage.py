@@ -1,16 +1,16 @@
-"""Covariances shrunk towards a multiple of the identity, from statistics of images in parts.
+"""Covariances shrunk towards a multiple of the identity, from statistics of some images at a time.
 
     Sigma = (1 - s) S + s mu I,   S = scatter / count,   mu = trace(S) / dim
 
 Two choices of s: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
 matrices", Journal of Multivariate Analysis 88, 2004 (lemma 3.2 to 3.5); Chen, Wiesel, Eldar and
 Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal Processing
-58, 2010, Eq. 23 (OAS). Both as scikit-learn computes them, whose OAS leaves out the factor 2 / dim
-of Eq. 23, and whose Ledoit-Wolf is of centred rows.
+58, 2010, Eq. 23 (OAS). Both are computed as scikit-learn does it: its OAS leaves out the factor
+2 / dim of Eq. 23, and its Ledoit-Wolf takes centred rows.
 
-Ledoit-Wolf needs the fourth powers of the distances to the final mean: a second pass over the rows.
-Where rows join or leave later, the passes need not be made again: `Powers` can be moved to another
-mean, exactly, for which a vector of third powers is kept beside the fourth.
+Ledoit-Wolf needs the sum of the fourth powers of the distances to the final mean, which takes a
+second pass over the rows. When rows join or leave later, no pass has to be made again: `Powers` can
+be moved to another mean, exactly. For that, a vector of third powers is kept beside the fourth.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from patchlake.pipeline.maths.gaussian import Moments
 
 @dataclass(frozen=True)
 class Powers:
-    """Sums over rows about their mean: `third` of |u|^2 u, `fourth` of |u|^4, with u = x - mean."""
+    """Sums over rows, with u = x - mean: `third` is that of |u|^2 u, `fourth` that of |u|^4."""
 
     third: Float64[np.ndarray, " dim"]
     fourth: float
@@ -36,32 +36,33 @@ class Powers:
         return cls(np.einsum("n,nd->d", squared, centred), float(squared @ squared))
 
     def __add__(self, other: "Powers") -> "Powers":
-        """Return the sums of the rows of both; they must be about one mean."""
+        """Return the sums of the rows of both; they must be about the same mean."""
         return Powers(self.third + other.third, self.fourth + other.fourth)
 
     def __sub__(self, other: "Powers") -> "Powers":
-        """Return the sums of the rows that are not among the other's; about one mean."""
+        """Return the sums without the rows of the other; they must be about the same mean."""
         return Powers(self.third - other.third, self.fourth - other.fourth)
 
     def about(self, moments: Moments, mean: Float64[np.ndarray, " dim"]) -> "Powers":
-        """Return the same rows' sums about another mean.
+        """Return the sums of the same rows about another mean.
 
-        |u - d|^2 (u - d) and |u - d|^4 multiplied out; the sums of u are zero.
+        With d the difference of the means, |u - d|^2 (u - d) and |u - d|^4 are multiplied out; the
+        terms with the sum of u vanish, because that is zero.
 
         Args:
-            moments: Of these rows: their own mean is what the sums are about.
-            mean: The other one.
+            moments: Those of the rows, whose mean is the one that these sums are about.
+            mean: The other mean.
         """
         shift = mean - moments.mean
         length = float(shift @ shift)
         turned = np.einsum("de,e->d", moments.scatter, shift)
-        spread = float(np.trace(moments.scatter))
-        third = self.third - 2 * turned - (spread + moments.count * length) * shift
+        trace = float(np.trace(moments.scatter))
+        third = self.third - 2 * turned - (trace + moments.count * length) * shift
         fourth = (
             self.fourth
             - 4 * float(self.third @ shift)
             + 4 * float(shift @ turned)
-            + 2 * spread * length
+            + 2 * trace * length
             + moments.count * length**2
         )
         return Powers(third, fourth)
@@ -71,7 +72,7 @@ def ledoit_wolf(moments: Moments, fourth: float) -> tuple[Float64[np.ndarray, "d
     """Return the covariance and its shrinkage, 0..1, of Ledoit and Wolf.
 
     Args:
-        moments: Without positions.
+        moments: Those of all rows, without an axis of positions.
         fourth: That of `Powers`, of all rows about the mean of `moments`.
     """
     empirical = moments.covariance(ddof=0)
@@ -82,7 +83,7 @@ def ledoit_wolf(moments: Moments, fourth: float) -> tuple[Float64[np.ndarray, "d
     distance = (squared - dim * mu**2) / dim
     noise = (fourth / moments.count - squared) / (dim * moments.count)
     noise = max(0.0, min(noise, distance))
-    # One feature is its own target, and so are features that are one multiple of the identity.
+    # A single feature needs no shrinking, nor does a covariance that is a multiple of the identity.
     shrinkage = noise / distance if dim > 1 and noise > 0 else 0.0
     return _shrunk(empirical, mu, shrinkage), shrinkage
 
@@ -91,7 +92,7 @@ def oas(moments: Moments) -> tuple[Float64[np.ndarray, "dim dim"], float]:
     """Return the covariance and its shrinkage, 0..1, of oracle approximating shrinkage.
 
     Args:
-        moments: Without positions.
+        moments: Those of all rows, without an axis of positions.
     """
     empirical = moments.covariance(ddof=0)
     dim = len(empirical)
@@ -100,7 +101,7 @@ def oas(moments: Moments) -> tuple[Float64[np.ndarray, "dim dim"], float]:
     distance = (moments.count + 1) * (squared - mu**2 / dim)
     shrinkage = min(1.0, (squared + mu**2) / distance) if distance > 0 else 1.0
     if dim == 1:
-        # The target is the covariance itself: scikit-learn calls that no shrinkage.
+        # The target is the covariance itself; scikit-learn returns 0 for that.
         shrinkage = 0.0
     return _shrunk(empirical, mu, shrinkage), shrinkage
 

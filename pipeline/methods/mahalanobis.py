@@ -119,7 +119,9 @@ class Mahalanobis:
         assert corpus.images == len(images)
         self._require_statistics(earlier)
         if corpus.images >= earlier.images:
-            raise ConfigError(f"of {earlier.images} images none is left; fit again on others")
+            raise ConfigError(
+                f"none of the {earlier.images} images would be left; fit again on others"
+            )
         before, sums = _stored(earlier)
         gone = corpus.reduce(_moments, _merged)
         levels = {name: without(before[name], moments) for name, moments in gone.items()}

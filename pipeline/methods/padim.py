@@ -140,8 +140,8 @@ class PaDiM:
         left = earlier.images - corpus.images
         if left < _LEAST_LEFT * earlier.images:
             raise ConfigError(
-                f"of {earlier.images} images {left} would be left: too few for what float32 knows "
-                "of all; fit again on these, or on others"
+                f"{left} of {earlier.images} images would be left: too few to compute their "
+                "statistics from those of all in float32; fit again on these, or on others"
             )
         return self._whitened(corpus, earlier, without, None)
 

@@ -288,8 +288,8 @@ def require_whole(model: Folder, manifest: Manifest) -> None:
         found = group_digest(identity, record.files)
         if found != record.digest:
             raise ModelError(
-                f"{model.path(MANIFEST)}: group '{group}' has digest {record.digest[:12]}, what it "
-                f"names for it has {found[:12]}: it was changed by hand; {_AGAIN}"
+                f"{model.path(MANIFEST)}: group '{group}' has digest {record.digest[:12]}, but the "
+                f"files listed for it have {found[:12]}: it was changed by hand; {_AGAIN}"
             )
 
 

@@ -53,7 +53,7 @@ def live_files(
         where = images.path(prefix.rstrip("/"))
         inside = {e.name.removeprefix(prefix): e for e in left if e.name.startswith(prefix)}
         live = _live(images, kind, where, inside)
-        log.info("%s is a %s table: %d files of it are live", where, kind, len(live))
+        log.info("%s is a %s table, in which %d files are live", where, kind, len(live))
         dead = {e.name for e in inside.values()} - {e.name for e in live}
         if images.only in dead:
             raise TableError(

@@ -55,7 +55,9 @@ class Layout:
             TableError: if the file or its path has it twice.
         """
         if self.schema.names.count(name) > 1:
-            raise TableError(f"{self.where} has the column '{name}' twice; name them apart")
+            raise TableError(
+                f"{self.where} has the column '{name}' twice; give them different names"
+            )
         kind, key = type_of(self.schema, name), self._key(name)
         # A column of nulls without a type says nothing against the path.
         is_absent = kind is None or (bool(key) and pa.types.is_null(kind))

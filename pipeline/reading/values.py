@@ -154,7 +154,9 @@ def _whole(values: pa.ChunkedArray) -> pa.ChunkedArray:
         return values.cast(pa.int64())
     except _ARROW:
         odd = next(v for v in values.to_pylist() if v is not None and not _is_whole(v))
-        raise ValueError(f"{odd}, which is no whole number and has no one spelling") from None
+        raise ValueError(
+            f"{odd}, which is not a whole number and may be spelled in several ways"
+        ) from None
 
 
 def _is_whole(value: float) -> bool:

@@ -141,7 +141,7 @@ def build(scores: Folder, target: Folder, file: CompactedFile) -> None:
         rows = pa.concat_tables(tables, promote_options="permissive")
     except FileNotFoundError as error:
         raise FragmentsFailed(
-            f"a part of {scores.root} went while it was read ({error}); run compact again"
+            f"a part of {scores.root} was removed while it was read ({error}); run compact again"
         ) from None
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise TableError(

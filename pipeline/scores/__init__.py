@@ -1,1 +1,1 @@
-"""Heatmaps and what they are scaled by."""
+"""Heatmaps, and the calibration of scores by those of normal images."""

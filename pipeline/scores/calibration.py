@@ -1,4 +1,8 @@
-"""What normal images of a group score: the unit in which members of an ensemble are compared."""
+"""How normal images of a group score: the unit in which models of an ensemble are compared.
+
+Its members' scores are distances in different feature spaces. They are made comparable by the mean
+and the standard deviation of the scores of normal images, which are measured at fitting.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,22 +15,24 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
 
 from patchlake.pipeline.scores.heatmap import ColourScale
 
-# An ensemble's unit is a deviation: of two images it may be 1e-8, of five it is known to a third.
+# The unit of an ensemble is a standard deviation. That of two images may be 1e-8 by chance; from
+# five images on it is known to about a third of itself.
 _FEWEST_IMAGES = 5
-# Float32 has 6e-8; a search and a mean over patches add some more.
+# Values that differ by less than this, relative to their mean, differ by rounding only. Float32 has
+# 6e-8; a search and a mean over patches add some more.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation."""
+class MeanStd:
+    """The mean and the standard deviation of some values."""
 
     mean: FiniteFloat
     std: Annotated[FiniteFloat, Field(gt=0)]
 
     @classmethod
-    def of(cls, values: Float32[np.ndarray, " values"]) -> "Spread":
-        """Return those of the values; of none, or of equal ones, a deviation of 1."""
+    def of(cls, values: Float32[np.ndarray, " values"]) -> "MeanStd":
+        """Return those of the values. The deviation of no values, or of equal ones, is set to 1."""
         if len(values) == 0:
             return cls(0.0, 1.0)
         return cls(float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)) or 1.0)
@@ -34,7 +40,7 @@ class Spread:
     @property
     def is_rounding(self) -> bool:
         """Whether the values are equal but for the rounding of float32."""
-        # `of` gives 1 to equal ones; no other deviation is 1 to the bit.
+        # `of` sets the deviation of equal values to 1; no other deviation is 1 to the bit.
         return self.std == 1.0 or self.std <= _ROUNDING * abs(self.mean)
 
     def standardise(self, values: Float32[np.ndarray, "*axes"]) -> Float32[np.ndarray, "*axes"]:
@@ -45,12 +51,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Sample:
-    """How one training image scored, measured without its own part in the model."""
+    """How one training image scores if the model is used without what that image gave to it."""
 
     # Its number in the model.
     image: int
     score: float
-    # Of its map: the highest point once smoothed, mean and standard deviation of the patches.
+    # Of its anomaly map: the highest point after smoothing, and mean and standard deviation of the
+    # patches. None where the method has no maps.
     peak: float | None = None
     patch_mean: float | None = None
     patch_std: float | None = None
@@ -58,25 +65,30 @@ class Sample:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of training images, each measured without its own part in the model.
+    """The scores of training images, each measured without what that image gave to the model.
 
-    `patches` and `scale` are of the anomaly maps; None where the method has none.
+    `images` is their number, `scores` are theirs. `patches` and `scale` are those of the anomaly
+    maps; None where the method has none.
     """
 
     images: NonNegativeInt
-    scores: Spread
-    patches: Spread | None
+    scores: MeanStd
+    patches: MeanStd | None
     scale: ColourScale | None
     # The score above which an image is anomalous, where the method knows one.
     threshold: FiniteFloat | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], threshold: float | None) -> "Calibration":
-        """Return what the samples say together; all maps are of one size.
+        """Return the calibration by some images, whose maps must be of one size.
 
-        Without a sample, scores are taken as they are.
+        Without samples, the mean is 0 and the deviation 1, which leave scores as they are.
+
+        Args:
+            samples: One for each image.
+            threshold: The score above which an image is anomalous, where the method knows one.
         """
-        scores = Spread.of(np.array([one.score for one in samples], np.float32))
+        scores = MeanStd.of(np.array([one.score for one in samples], np.float32))
         known = [one for one in samples if one.peak is not None]
         if samples and not known:
             return cls(len(samples), scores, None, None, threshold)
@@ -84,19 +96,19 @@ class Calibration:
         means = np.array([one.patch_mean for one in known] or [0.0], np.float64)
         within = np.array([one.patch_std for one in known] or [0.0], np.float64)
         std = float(np.sqrt(np.mean(within**2) + means.var())) or 1.0
-        patches = Spread(float(means.mean()), std)
+        patches = MeanStd(float(means.mean()), std)
         return cls(len(samples), scores, patches, ColourScale.of_normal(peaks), threshold)
 
     @property
     def unit_fault(self) -> str | None:
-        """Why scores and maps cannot be compared in these deviations; None where they can."""
+        """Why these deviations cannot serve as a unit, in words; None where they can."""
         if self.images < _FEWEST_IMAGES:
-            return f"calibrated on {self.images} images, of {_FEWEST_IMAGES} at least"
-        for what, spread in (("scores", self.scores), ("patches", self.patches)):
-            if spread is not None and spread.is_rounding:
+            return f"calibrated on {self.images} images, but {_FEWEST_IMAGES} are needed"
+        for what, values in (("scores", self.scores), ("patches", self.patches)):
+            if values is not None and values.is_rounding:
                 return (
-                    f"calibrated on {self.images} images whose {what} ({spread.mean:.6g}) differ "
-                    f"by no more than rounding ({spread.std:.2g})"
+                    f"calibrated on {self.images} images whose {what} ({values.mean:.6g}) differ "
+                    f"by no more than rounding ({values.std:.2g})"
                 )
         return None
 
@@ -109,7 +121,7 @@ class Calibration:
         """Return the calibration that `to_json` wrote.
 
         Raises:
-            ValueError: if it is none: a number that is not finite, a deviation of 0 or less.
+            ValueError: if it is not one: if a number is not finite, or a deviation is 0 or less.
         """
         calibration = _READER.validate_json(content)
         scale = calibration.scale
@@ -122,10 +134,10 @@ _READER = TypeAdapter(Calibration)
 
 
 def mean_scale(members: Sequence[Calibration]) -> ColourScale | None:
-    """Return the colour scale of an ensemble: the mean of its members', in their units.
+    """Return the colour scale of an ensemble: the mean of its members' scales, each in its unit.
 
-    A spot that all members see as clearly as their own scale's low end begins to be coloured.
-    None if no member has a map.
+    So colour begins where all members see a spot as clearly as their own scales begin. None if no
+    member has a map.
     """
     scales = [(one.patches, one.scale) for one in members if one.patches and one.scale]
     if not scales:

@@ -1,9 +1,9 @@
-"""Scores of several models as one: means of standardised scores.
+"""Combine the scores of several models, the members of an ensemble: means of standardised scores.
 
-Each member's scores and maps are brought to its own unit, the spread of normal images
-(`pipeline.scores.calibration`), which was measured when it was fitted. So a score does not depend
-on the images that are scored with it, as it would with the min-max over a test set that ensembles
-are published with.
+Each member's scores and maps are standardised by the mean and standard deviation of normal images
+(`pipeline.scores.calibration`), which were measured when it was fitted. So a score does not depend
+on the other images that are scored in the same run. It would with min-max scaling over a test set,
+by which published ensembles are combined.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ def ensemble_scores(
 
 
 def ensemble_maps(maps: Sequence[Maps | None], members: Sequence[Calibration]) -> Maps | None:
-    """Return the mean of the members' standardised maps on the finest of their grids.
+    """Return the mean of the members' standardised maps, on the finest of their grids.
 
-    Members without maps have no say in it; None if none has.
+    Members without maps are left out; None if no member has maps.
     """
     present = [
         member.patches.standardise(grid)

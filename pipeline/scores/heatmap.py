@@ -1,7 +1,7 @@
-"""Heatmaps: the anomaly map as colour over the picture, on one fixed scale per group.
+"""Heatmaps: the anomaly map as colour over the picture, on one fixed scale for each group.
 
-The scale comes from the training images, each measured against the bank without its own rows, so
-that a heatmap's colours mean the same every night and good parts stay uncoloured.
+The scale comes from the training images, each measured against the bank without its own rows. So
+the colours mean the same every night, and good products stay uncoloured.
 """
 
 import io
@@ -21,27 +21,30 @@ _COLOURS = np.array(
         (1.0, 255, 245, 150),
     ]
 )
-# At full strength the colour still lets the picture through.
+# Below 1, so that the picture can be seen through the strongest colour, too.
 _OPACITY = 0.75
 
 
 @dataclass(frozen=True)
 class ColourScale:
-    """Distances at which colour begins (`low`) and is full (`high`), of the smoothed map."""
+    """The values of the smoothed map at which colour begins (`low`) and is full (`high`)."""
 
     low: float
     high: float
 
     @classmethod
     def of_normal(cls, peaks: Float32[np.ndarray, " images"]) -> "ColourScale":
-        """Return the scale from the highest point of each training image's smoothed map.
+        """Return the scale for a group.
 
-        Colour begins at the peak of the 95th percentile, so that one normal image in twenty has a
-        coloured spot, and is full at one and a half times that distance. On real tiles the
-        clearest defects reach 1.6 times.
+        Colour begins at the 95th percentile of the peaks, so that one normal image in twenty has a
+        coloured spot, and is full at one and a half times that value. On real tiles the clearest
+        defects reach 1.6 times.
+
+        Args:
+            peaks: The highest point of the smoothed map of each training image.
         """
         low = float(np.quantile(peaks, 0.95))
-        # All-equal images have distance 0 to one another; any positive width will do.
+        # If all images are equal, all distances are 0. Any scale of positive width will do then.
         return cls(low, 1.5 * low if low > 0 else 1.0)
 
     def strength(self, frame: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:

@@ -77,7 +77,7 @@ def _require_once(headers: Sequence[str], path: str) -> None:
     if twice:
         raise TableError(
             f"{path}: column '{twice[0]}' is there {headers.count(twice[0])} times, and which one "
-            "counts nobody can say; remove or rename the others"
+            "counts is not known; remove or rename the others"
         )
 
 

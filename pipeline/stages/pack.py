@@ -99,7 +99,7 @@ def _read(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome
     try:
         content = folder.read(source.name, at_most=limits.max_bytes + 1)
     except FileNotFoundError:
-        outcome.skipped.append(f"{source.uri}: is gone since it was listed")
+        outcome.skipped.append(f"{source.uri}: was removed after it was listed")
         return None
     if len(content) > limits.max_bytes:
         outcome.skipped.append(f"{source.uri}: more than image.max_bytes, {limits.max_bytes}")
@@ -133,7 +133,9 @@ def _mask(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome
     try:
         content = folder.read(source.mask, at_most=limits.max_bytes + 1)
     except FileNotFoundError:
-        outcome.notes.append(f"{folder.path(source.mask)}: a mask that is gone since it was listed")
+        outcome.notes.append(
+            f"{folder.path(source.mask)}: a mask that was removed after it was listed"
+        )
         return None
     if len(content) <= limits.max_bytes and is_image(content, limits):
         return content

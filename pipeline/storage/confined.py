@@ -63,7 +63,7 @@ def _require_below(place: str, roots: Sequence[str], path: str) -> None:
     if not any(place.startswith(root.rstrip("/") + "/") for root in roots):
         raise ImageError(
             "missing",
-            f"{shown(path)} lies, links followed, below none of image.uri_prefixes {listed(roots)}",
+            f"{shown(path)} lies below none of image.uri_prefixes {listed(roots)}, links followed",
         )
 
 

@@ -49,7 +49,7 @@ def fetch(
         raise ImageError("missing", str(error)) from None
     except UnicodeEncodeError:
         raise ImageError(
-            "missing", f"{shown(uri)} is no text that a store has a name for"
+            "missing", f"{shown(uri)} cannot be the name of a file in any store"
         ) from None
 
 
@@ -113,7 +113,7 @@ def _read_s3(uri: str, prefixes: Sequence[str], storage: StorageSettings, at_mos
         raise _outside(uri, prefixes)
     key = match["key"]
     if not key or key.endswith("/") or len(key.encode()) > _KEY_BYTES or "\0" in key:
-        raise ImageError("missing", f"{shown(uri)} is the key of no object")
+        raise ImageError("missing", f"there is no object with the key {shown(uri)}")
     try:
         return Bucket(match["bucket"], storage).get(key, at_most=at_most).content
     except FileNotFoundError:

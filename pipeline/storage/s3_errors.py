@@ -59,7 +59,7 @@ def translated(error: Exception, where: str, attempts: int) -> OSError:
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
         return StorageRefused(f"{where}: nothing answers (tries: {attempts}): {error}")
     if may_pass(error):
-        return StorageError(f"{where}: no whole answer (tries: {attempts}): {error}")
+        return StorageError(f"{where}: the answer is incomplete (tries: {attempts}): {error}")
     return StorageRefused(f"{where}: {error}")  # no credentials, no such profile
 
 

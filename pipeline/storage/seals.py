@@ -47,7 +47,7 @@ def unsealed(table: pa.Table, of: str) -> pa.Table:
     """Return a table without its digest. Raises `ValueError` if it has none, or another one."""
     found = (table.schema.metadata or {}).get(_SEAL)
     if found != _digest(table, of).encode():
-        raise ValueError("its contents are not those of its digest")
+        raise ValueError("its contents do not have its digest")
     return table.replace_schema_metadata(None)
 
 

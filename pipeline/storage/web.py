@@ -128,7 +128,7 @@ class Web:
                 said = str(error)
             except HTTPError as error:
                 # Its text may have the whole URL in it.
-                said = f"no whole answer: {type(error).__name__}"
+                said = f"the answer is incomplete: {type(error).__name__}"
             if attempt < self.storage.retries:
                 wait_after(attempt)
         raise StorageError(f"{shown(url)}: {said} (tries: {self.storage.retries + 1})")

@@ -196,7 +196,7 @@ def _text(value: Value) -> str:
         return str(value.numerator)
     if isinstance(value, date) and not isinstance(value, datetime):
         return value.isoformat()
-    raise ConfigError(f"--where: {_told(value)} has no one spelling as a text")
+    raise ConfigError(f"--where: {_told(value)} may be spelled as a text in several ways")
 
 
 def _rounded(number: Fraction) -> int:

@@ -91,7 +91,7 @@ def test_a_fragment_that_kills_every_worker_is_given_up_and_the_others_are_not(
     faults.plan(stage="infer", place=_file(images, "woven_cloth", 3), do="kill")
     code, said = scoring().end()
     assert code == 3, said
-    assert "its worker died 3 times over it" in said
+    assert "its worker died 3 times while processing it" in said
     [run] = status.read(str(scores))
     assert (run.state, run.failed, run.pending) == ("finished", 1, 0)
     assert run.done == run.fragments - 1

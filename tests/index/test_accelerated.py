@@ -31,7 +31,7 @@ def rows(count: int, *, rank: int, offset: float, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("rank", "offset"), [(5, 0.0), (64, 0.0), (20, 1000.0)])
 def test_results_equal_the_dense_search_to_the_bit(device, k, rank, offset, monkeypatch):
     # Blocks of 25 queries, so that there are several.
-    monkeypatch.setattr(accelerated, "_SCORES", 50_000)
+    monkeypatch.setattr(accelerated, "_ESTIMATES", 50_000)
     bank = rows(2000, rank=rank, offset=offset, seed=0)
     # As a bank is that the workers of a node have in common.
     bank.flags.writeable = False
@@ -123,8 +123,8 @@ def test_the_product_alone_would_find_other_neighbours():
     queries = rows(300, rank=64, offset=0.0, seed=1)
     search = AcceleratedSearch.over(bank, torch.device("cpu"))
     centred = torch.from_numpy(queries - bank.mean(axis=0)).bfloat16()
-    scores = search._squared - 2 * (centred @ search._rounded.T).float()
-    assert (scores.argmin(dim=1).numpy() != search.nearest(queries, 1)[1][:, 0]).any()
+    estimates = search._squared - 2 * (centred @ search._rounded.T).float()
+    assert (estimates.argmin(dim=1).numpy() != search.nearest(queries, 1)[1][:, 0]).any()
 
 
 def test_too_many_neighbours_are_refused():

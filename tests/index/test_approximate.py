@@ -210,9 +210,9 @@ def test_no_queries_give_no_rows(searches):
 
 def test_what_cannot_be_answered_is_refused(searches):
     search = searches["ivf"]
-    with pytest.raises(ValueError, match="4001 neighbours of 48 dimensions from 4000 rows of 48"):
+    with pytest.raises(ValueError, match=r"4001 neighbours of queries of 48 .* 4000 rows of 48"):
         search.nearest(np.zeros((1, 48), np.float32), 4001)
-    with pytest.raises(ValueError, match="1 neighbours of 5 dimensions from 3999 rows of 48"):
+    with pytest.raises(ValueError, match=r"1 neighbours of queries of 5 .* 3999 rows of 48"):
         search.nearest(np.zeros((1, 5), np.float32), 1, ignore=np.array([7, 7]))
 
 

@@ -55,7 +55,7 @@ def test_distances_are_those_of_the_dense_search_to_the_bit(budget, k):
 
 def test_these_images_are_pruned_and_not_searched_densely():
     galleries = Galleries(TRAIN.__getitem__, 30)
-    slots = galleries._hold([2, 11, 29])
+    slots = galleries._load_slots([2, 11, 29])
     for layer, queries in zip(galleries._layers, QUERIES[0], strict=True):
         assert layer.search(slots, 1)(queries) is not None
 
@@ -122,7 +122,7 @@ def test_noise_that_cannot_be_pruned_is_searched_densely():
     rng = np.random.default_rng(0)
     noise = [[rng.standard_normal((200, 400)).astype(np.float32)] for _ in range(6)]
     galleries = Galleries(noise.__getitem__, 6)
-    assert galleries._layers[0].search(galleries._hold([1, 2]), 1)(noise[0][0]) is None
+    assert galleries._layers[0].search(galleries._load_slots([1, 2]), 1)(noise[0][0]) is None
     (ours,) = galleries.nearest(noise[0], [1, 2, 5], 3)
     rows = np.concatenate([noise[n][0] for n in (1, 2, 5)])
     np.testing.assert_array_equal(ours, ExactSearch.over(rows).nearest(noise[0][0], 3)[0])
@@ -220,8 +220,8 @@ def test_bounds_allow_for_the_largest_error_of_each_image():
     """Random images hardly come near it: the errors of queries and rows seldom point one way."""
     galleries = Galleries(TRAIN.__getitem__, 30, budget=1)
     for number in (4, 9):
-        (slot,) = galleries._hold([number])
+        (slot,) = galleries._load_slots([number])
         for layer, rows in zip(galleries._layers, TRAIN[number], strict=True):
             found = layer._projection.of_bank(rows)
-            assert layer._errors[slot] == found.error.max() > 0
-            assert layer._drifts[slot] == found.drift.max() > 0
+            assert layer._byte_errors[slot] == found.byte_error.max() > 0
+            assert layer._float_errors[slot] == found.float_error.max() > 0

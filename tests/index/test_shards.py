@@ -54,12 +54,12 @@ def test_plain_faiss_finds_the_bank_rows_in_shard_order():
 def test_a_missing_shard_is_refused(missing):
     contents = to_shards(random_bank(100, 8), shard_bytes=1000)
     del contents[f"index-{missing:05d}-of-00004.faiss"]
-    with pytest.raises(ModelError, match="has 3 of its shards"):
+    with pytest.raises(ModelError, match="shards 3 are there"):
         from_shards(contents)
 
 
 def test_no_shards_at_all_are_refused():
-    with pytest.raises(ModelError, match="has 0 of its shards"):
+    with pytest.raises(ModelError, match="shards 0 are there"):
         from_shards({})
 
 

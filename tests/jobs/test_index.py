@@ -235,12 +235,12 @@ def test_banks_that_are_held_once_a_node_score_the_same(
     small = load_settings(flags=TINY | {"memory_budget": bank + bank // 2, "workers": 2})
     ray = Execution("ray", None)
     score.run(str(images), str(model), str(tmp_path / "scores"), small, ray)
-    assert [m for m in caplog.messages if "once a node" in m] == [
-        f"the bank of group 'brushed_plate', {bank / 2**20:.3g} MiB, is once a node"
+    assert [m for m in caplog.messages if "once on each node" in m] == [
+        f"the bank of group 'brushed_plate', {bank / 2**20:.3g} MiB, is in memory once on each node"
     ]
     assert output_files(tmp_path / "scores") == output_files(scores)
     # One process has nobody to share with.
     caplog.clear()
     score.run(str(images), str(model), str(tmp_path / "local"), small, LOCAL)
-    assert "once a node" not in caplog.text
+    assert "once on each node" not in caplog.text
     assert output_files(tmp_path / "local") == output_files(scores)

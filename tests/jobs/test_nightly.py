@@ -176,7 +176,7 @@ def test_what_would_expire_is_listed_and_what_expires_is_said(
     assert output_files(table) == before
     real = patchlake(*command)
     assert real.code == 0
-    assert "--expire dt < '2026-11-01': 3 of 6 parts go: version=" in real.err
+    assert "--expire dt < '2026-11-01': 3 of 6 parts are removed: version=" in real.err
     assert _dates(table) == {f"dt={DATES[1]}"}
 
 

@@ -168,13 +168,13 @@ def test_packing_keeps_a_triangle(positions, dim):
 
 
 def test_a_callers_mistake_is_told_with_both_values():
-    with pytest.raises(ValueError, match=r"\(0, 3\) are no rows"):
+    with pytest.raises(ValueError, match=r"\(0, 3\) has no rows"):
         Moments.of(np.empty((0, 3), np.float32))
     with pytest.raises(ValueError, match=r"1 rows have no covariance with ddof 1"):
         Moments.of(normal((1, 3))).covariance()
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(5, 3\)"):
         merge(Moments.of(normal((2, 4, 3))), Moments.of(normal((2, 5, 3))))
-    with pytest.raises(ValueError, match=r"5 entries are no triangle of 3 dimensions, .* 6"):
+    with pytest.raises(ValueError, match=r"5 entries are not a triangle of 3 dimensions, .* 6"):
         unpacked(np.zeros(5, np.float32), 3)
 
 

@@ -88,7 +88,7 @@ def test_moments_and_powers_of_a_union_come_apart_again(counts, dim, offset, see
 
 def test_nothing_cannot_be_left():
     moments = Moments.of(np.ones((3, 2), np.float32))
-    with pytest.raises(ValueError, match="of 3 rows, 3 leave none"):
+    with pytest.raises(ValueError, match="without 3 of 3 rows none is left"):
         left_of(moments, moments)
 
 
@@ -176,7 +176,7 @@ def test_mahalanobis_says_what_its_statistics_cannot_give():
 def test_no_gaussian_is_left_of_no_image(method):
     embeddings = {"patches": random_patches(3)} if isinstance(method, PaDiM) else features(3)
     found = method.fit(corpus(embeddings), seed=3)
-    with pytest.raises(ConfigError, match=r"of 3 images (none is left|0 would be left)"):
+    with pytest.raises(ConfigError, match=r"(none|0) of (the )?3 images would be left"):
         left(method, found, embeddings, [0, 1, 2])
 
 
@@ -286,7 +286,7 @@ def test_too_few_images_of_a_gaussian_cannot_be_had_back():
     embeddings = {"patches": np.random.default_rng(0).normal(size=(41, 2, 2, 3)).astype("f4")}
     method = PaDiM(dimensions=3)
     found = method.fit(corpus(embeddings), seed=3)
-    with pytest.raises(ConfigError, match="of 41 images 2 would be left: too few"):
+    with pytest.raises(ConfigError, match="2 of 41 images would be left: too few"):
         left(method, found, embeddings, range(39))
     stays = left(method, found, embeddings, range(38)).state
     alone = method.fit(corpus(take(embeddings, slice(38, 41))), seed=3).state

@@ -5,24 +5,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchlake.pipeline.scores.calibration import Calibration, Spread, mean_scale
+from patchlake.pipeline.scores.calibration import Calibration, MeanStd, mean_scale
 from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from patchlake.pipeline.scores.heatmap import ColourScale
 
-ONE = Calibration(9, Spread(10.0, 2.0), Spread(1.0, 0.5), ColourScale(2.0, 3.0))
-OTHER = Calibration(9, Spread(-1.0, 4.0), Spread(0.0, 2.0), ColourScale(8.0, 12.0), threshold=5.0)
-MAPLESS = Calibration(9, Spread(0.0, 1.0), None, None)
+ONE = Calibration(9, MeanStd(10.0, 2.0), MeanStd(1.0, 0.5), ColourScale(2.0, 3.0))
+OTHER = Calibration(9, MeanStd(-1.0, 4.0), MeanStd(0.0, 2.0), ColourScale(8.0, 12.0), threshold=5.0)
+MAPLESS = Calibration(9, MeanStd(0.0, 1.0), None, None)
 
 floats = st.floats(-1e3, 1e3, width=32)
 
 
 def test_a_spread_is_of_the_population():
-    assert Spread.of(np.array([1, 3], np.float32)) == Spread(2.0, 1.0)
+    assert MeanStd.of(np.array([1, 3], np.float32)) == MeanStd(2.0, 1.0)
 
 
 @pytest.mark.parametrize("values", [[], [7.0], [7.0, 7.0]])
 def test_what_has_no_spread_is_only_shifted(values):
-    spread = Spread.of(np.array(values, np.float32))
+    spread = MeanStd.of(np.array(values, np.float32))
     assert spread.std == 1.0
     assert spread.standardise(np.array([9.0], np.float32))[0] == 9 - spread.mean
 
@@ -33,8 +33,8 @@ def test_a_member_in_other_units_changes_no_standard_score(values, shift, scale)
     if rows.std() < 1e-2:
         return
     moved = rows * scale + shift
-    one = Spread.of(rows).standardise(rows)
-    other = Spread.of(moved).standardise(moved)
+    one = MeanStd.of(rows).standardise(rows)
+    other = MeanStd.of(moved).standardise(moved)
     np.testing.assert_allclose(one, other, atol=1e-4)
 
 

@@ -314,5 +314,5 @@ def test_an_answer_of_an_error_that_breaks_off_is_asked_for_again():
     assert Bucket("bucket", once)._ask("key", call) == "answer"
     broken = [ProtocolError("Connection broken")]
     never = storage.model_copy(update={"retries": 0})
-    with pytest.raises(StorageError, match=r"s3://bucket/key: no whole answer"):
+    with pytest.raises(StorageError, match=r"s3://bucket/key: the answer is incomplete"):
         Bucket("bucket", never)._ask("key", call)
