@@ -276,4 +276,5 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = names["found"]
     assert isinstance(found, patchlake.Detection)
     assert found.heatmap().size == (256, 256)
-    assert min(values["image_auroc"] for values in names["metrics"].values()) > 0.5
+    # Of an untrained network: how good they are says nothing.
+    assert set(names["metrics"]) == {"brushed_plate", "woven_cloth"}
