@@ -23,9 +23,14 @@ from patchlake.pipeline.images.masks import decode_mask
 from patchlake.pipeline.maths.resampling import bilinear_matrix
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
 from patchlake.pipeline.methods.cfa import CFA, by_layer, described, grid_of, softmin_scores
-from patchlake.pipeline.methods.contract import Arrays
-from patchlake.pipeline.methods.descent import AdamW
-from patchlake.pipeline.methods.hyperspheres import Hyperspheres, Loss, Parameters, search_among
+from patchlake.pipeline.methods.shared.contract import Arrays
+from patchlake.pipeline.methods.shared.descent import AdamW
+from patchlake.pipeline.methods.shared.hyperspheres import (
+    Hyperspheres,
+    Loss,
+    Parameters,
+    search_among,
+)
 from patchlake.pipeline.stages.compare import FRAME
 
 METHOD = CFA()

@@ -31,7 +31,7 @@ from patchlake.pipeline.cluster import held, nodes, results
 from patchlake.pipeline.cluster.attempts import UNLOSABLE, Attempts, Guarded
 from patchlake.pipeline.cluster.heap import trim
 from patchlake.pipeline.cluster.runner import Pipeline, Stage, Startable
-from patchlake.pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 
 # Of a decode task: 256 images of 224 x 224 x 3 are 38 MB, its process has 400 MB of libraries, and
 # one 100-megapixel image is 300 MB in the process that decodes it. Declared, it also keeps Ray from

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.methods.contract import Arrays, Fitted, Method, Model, Scores
+from patchlake.pipeline.methods.shared.contract import Arrays, Fitted, Method, Model, Scores
 from patchlake.pipeline.scores.calibration import Sample
 
 # Images scored at once where none has rows of its own in the memory bank: a product of PaDiM takes

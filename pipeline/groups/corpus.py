@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.methods.contract import Arrays, Fold, Notes, Reader, S
-from patchlake.pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.methods.shared.contract import Arrays, Fold, Notes, Reader, S
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 from patchlake.pipeline.model_store.slices import SlicedFile
 from patchlake.pipeline.reading.fragments import Fragment

@@ -17,8 +17,8 @@ from patchlake.pipeline.groups.membership import Membership
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
-from patchlake.pipeline.methods.contract import Fitted, MemoryBank, Method, Model, Progress
-from patchlake.pipeline.methods.selection import gather_rows
+from patchlake.pipeline.methods.shared.contract import Fitted, MemoryBank, Method, Model, Progress
+from patchlake.pipeline.methods.shared.selection import gather_rows
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord, group_digest
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.storage.folder import Folder

@@ -26,7 +26,7 @@ from patchlake.pipeline.index.files import require_index
 from patchlake.pipeline.index.galleries import SLOTS_BYTES
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.index.shards import Kind, from_shards, load_shards, to_shards
-from patchlake.pipeline.methods.contract import MemoryBank, Model
+from patchlake.pipeline.methods.shared.contract import MemoryBank, Model
 from patchlake.pipeline.model_store.models import (
     NOT_SCORED_WITH,
     FileRecord,

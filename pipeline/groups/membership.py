@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from patchlake.pipeline.groups.corpus import StoredCorpus
-from patchlake.pipeline.methods.contract import closed_up
+from patchlake.pipeline.methods.shared.contract import closed_up
 from patchlake.pipeline.scores.calibration import Sample
 from patchlake.pipeline.tables import PROVENANCE, TRAINING_IMAGES
 

@@ -15,7 +15,13 @@ from patchlake.pipeline.groups.fit import Made, bank_and_facts, calibrator_of, s
 from patchlake.pipeline.groups.gallery import gallery_files, without_images, write_gallery
 from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
-from patchlake.pipeline.methods.contract import Earlier, MemoryBank, Method, Progress, Updatable
+from patchlake.pipeline.methods.shared.contract import (
+    Earlier,
+    MemoryBank,
+    Method,
+    Progress,
+    Updatable,
+)
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
 from patchlake.pipeline.scores.calibration import Sample
 from patchlake.pipeline.storage.folder import Folder

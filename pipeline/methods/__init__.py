@@ -13,15 +13,13 @@ from patchlake.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     # It imports torch, which a worker that only decodes or writes never needs.
-    from patchlake.pipeline.methods.contract import Method
-
-# Modules of this package that are not a paper.
-_SHARED = {"contract", "descent", "hyperspheres", "selection", "workers"}
+    from patchlake.pipeline.methods.shared.contract import Method
 
 
 def names() -> list[str]:
-    """Return the methods there are: the modules of this package."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED]
+    """Return the methods there are: the modules of this package, of which none is imported."""
+    # What methods have in common is a package in this one, `shared`.
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
 
 
 def build(name: str, options: Mapping[str, Scalar]) -> "Method":

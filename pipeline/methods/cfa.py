@@ -19,7 +19,7 @@ Deliberate differences from the paper and the authors' code:
   spread says little, none is, and calibration is on the training images themselves;
 * a batch is at most the training set, which would otherwise train nothing;
 * images are shuffled within a few fragments at a time, so that memory is bounded
-  (`pipeline.methods.descent`); the last epoch counts, not the best one on a test set.
+  (`pipeline.methods.shared.descent`); the last epoch counts, not the best one on a test set.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.index.choose import ChosenSearch
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
-from patchlake.pipeline.methods.contract import (
+from patchlake.pipeline.methods.shared.contract import (
     Arrays,
     Corpus,
     Fitted,
@@ -51,15 +51,15 @@ from patchlake.pipeline.methods.contract import (
     Reader,
     Scores,
 )
-from patchlake.pipeline.methods.descent import Descent, Trained, one_thread_each
-from patchlake.pipeline.methods.hyperspheres import (
+from patchlake.pipeline.methods.shared.descent import Descent, Trained, one_thread_each
+from patchlake.pipeline.methods.shared.hyperspheres import (
     Hyperspheres,
     Loss,
     Parameters,
     describe,
     search_among,
 )
-from patchlake.pipeline.methods.workers import Peers
+from patchlake.pipeline.methods.shared.workers import Peers
 
 _LEAST_HELD_OUT = 5
 # r before the first step, of the authors' code.

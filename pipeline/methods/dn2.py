@@ -21,7 +21,7 @@ from torch import Tensor
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.features.patches import pooled
-from patchlake.pipeline.methods.contract import (
+from patchlake.pipeline.methods.shared.contract import (
     Arrays,
     Corpus,
     Earlier,

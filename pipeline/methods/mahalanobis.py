@@ -35,7 +35,7 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.patches import pooled
 from patchlake.pipeline.maths.gaussian import Moments, merge, merge_rows, whitener, without
 from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
-from patchlake.pipeline.methods.contract import (
+from patchlake.pipeline.methods.shared.contract import (
     Arrays,
     Corpus,
     Earlier,

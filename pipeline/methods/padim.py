@@ -50,7 +50,7 @@ from patchlake.pipeline.maths.gaussian import (
     without,
 )
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
-from patchlake.pipeline.methods.contract import (
+from patchlake.pipeline.methods.shared.contract import (
     Arrays,
     Corpus,
     Earlier,

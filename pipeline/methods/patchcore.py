@@ -33,7 +33,7 @@ from patchlake.pipeline.features import patches
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.maths.projection import projected
-from patchlake.pipeline.methods.contract import (
+from patchlake.pipeline.methods.shared.contract import (
     Arrays,
     Corpus,
     Earlier,
@@ -43,7 +43,7 @@ from patchlake.pipeline.methods.contract import (
     Progress,
     Scores,
 )
-from patchlake.pipeline.methods.selection import Projection, Selector, Strategy, gather_rows
+from patchlake.pipeline.methods.shared.selection import Projection, Selector, Strategy, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.galleries import Galleries
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.maths.resampling import bilinear_matrix
-from patchlake.pipeline.methods.contract import (
+from patchlake.pipeline.methods.shared.contract import (
     Arrays,
     Corpus,
     Earlier,
@@ -55,7 +55,7 @@ from patchlake.pipeline.methods.contract import (
     Scores,
     closed_up,
 )
-from patchlake.pipeline.methods.selection import Selector, gather_rows
+from patchlake.pipeline.methods.shared.selection import Selector, gather_rows
 
 Dtype = Literal["float16", "float32"]
 

@@ -22,7 +22,7 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.recent import Recent
 from patchlake.pipeline.images.geometry import Geometry, split_inputs
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.contract import Arrays, Method, Model, Scores
+from patchlake.pipeline.methods.shared.contract import Arrays, Method, Model, Scores
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores

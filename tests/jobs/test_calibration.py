@@ -19,7 +19,7 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.images.files import decode_image
 from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.contract import Scores
+from patchlake.pipeline.methods.shared.contract import Scores
 from patchlake.pipeline.model_store.models import GroupRecord, Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY

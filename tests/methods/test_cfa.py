@@ -16,9 +16,9 @@ from patchlake.pipeline.index.bounds import products_are_exact
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.cfa import CFA, compressed, held_out, softmin_scores
-from patchlake.pipeline.methods.contract import Model
-from patchlake.pipeline.methods.descent import AdamW, Descent, Trained
-from patchlake.pipeline.methods.hyperspheres import (
+from patchlake.pipeline.methods.shared.contract import Model
+from patchlake.pipeline.methods.shared.descent import AdamW, Descent, Trained
+from patchlake.pipeline.methods.shared.hyperspheres import (
     Hyperspheres,
     Loss,
     Parameters,

@@ -6,8 +6,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from patchlake.pipeline.index.exact import ExactSearch
-from patchlake.pipeline.methods.contract import Model
 from patchlake.pipeline.methods.dn2 import DN2
+from patchlake.pipeline.methods.shared.contract import Model
 from tests.methods.corpus import FakeCorpus, split
 
 

@@ -9,8 +9,8 @@ from scipy.stats import chi2
 from sklearn.covariance import OAS, LedoitWolf
 from sklearn.decomposition import PCA
 
-from patchlake.pipeline.methods.contract import Model
 from patchlake.pipeline.methods.mahalanobis import Mahalanobis
+from patchlake.pipeline.methods.shared.contract import Model
 from tests.methods.corpus import FakeCorpus, split
 
 DIMS = {"level0": 3, "level1": 8}

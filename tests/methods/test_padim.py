@@ -10,8 +10,8 @@ from threadpoolctl import threadpool_limits
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.methods import build, padim
-from patchlake.pipeline.methods.contract import Model
 from patchlake.pipeline.methods.padim import PaDiM, chosen_channels, without_itself
+from patchlake.pipeline.methods.shared.contract import Model
 from tests.methods.corpus import FakeCorpus, split
 
 

@@ -12,8 +12,8 @@ from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.maths.coreset import greedy
 from patchlake.pipeline.maths.projection import gaussian_projection, projected
 from patchlake.pipeline.methods import build, names, options_of
-from patchlake.pipeline.methods.contract import Model
 from patchlake.pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.methods.shared.contract import Model
 from tests.methods.corpus import FakeCorpus, split
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.maths.resampling import bilinear_matrix
-from patchlake.pipeline.methods.contract import Model
+from patchlake.pipeline.methods.shared.contract import Model
 from patchlake.pipeline.methods.spade import SPADE, chained, joined
 from tests.methods.corpus import FakeCorpus, split
 

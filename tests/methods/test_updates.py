@@ -16,11 +16,11 @@ from patchlake.pipeline.maths.gaussian import (
 )
 from patchlake.pipeline.maths.gaussian import without as left_of
 from patchlake.pipeline.maths.shrinkage import Powers
-from patchlake.pipeline.methods.contract import Earlier, Model, Updatable, closed_up
 from patchlake.pipeline.methods.dn2 import DN2
 from patchlake.pipeline.methods.mahalanobis import Mahalanobis
 from patchlake.pipeline.methods.padim import PaDiM
 from patchlake.pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.methods.shared.contract import Earlier, Model, Updatable, closed_up
 from patchlake.pipeline.methods.spade import SPADE
 from tests.methods.corpus import FakeCorpus, split
 from tests.methods.test_mahalanobis import features

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.index.search import Search
-from patchlake.pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 
 if TYPE_CHECKING:
     # They import torch, 3 s of a process that only reads or writes tables.
