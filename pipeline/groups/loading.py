@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,8 +27,10 @@ from patchlake.pipeline.index.files import require_index
 from patchlake.pipeline.index.galleries import SLOTS_BYTES
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.index.shards import Kind, from_shards, load_shards, to_shards
-from patchlake.pipeline.methods.shared.contract import MemoryBank, Model
+from patchlake.pipeline.methods.shared.bank import MemoryBank
+from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import (
+    MANIFEST,
     NOT_SCORED_WITH,
     FileRecord,
     GroupRecord,
@@ -125,27 +128,37 @@ def held_bytes(record: GroupRecord) -> int:
     return 2 * files + (SLOTS_BYTES if galleries else 0)
 
 
-def load_group(
-    model: Folder, record: GroupRecord, threads: int, search: Search | None = None
-) -> Model:
-    """Return what scoring needs of a group, each file checked.
+@dataclass(frozen=True)
+class StoredGroup:
+    """A fitted group in its model folder: what a method asks for is read then, and checked.
 
-    An exact bank is searched in whichever way is fastest here; all ways give the same numbers.
-
-    Args:
-        model: The model folder.
-        record: The group's.
-        threads: Of a search.
-        search: Over the bank, where others hold it.
-
-    Raises:
-        ModelError: if a file is missing or damaged.
+    However a bank is searched, its search gives the same numbers. What is asked for raises
+    `ModelError` where a file is missing or damaged.
     """
-    if search is None and record.index is not None:
-        search = _search(read_bank(model, record), record.index, threads)
-    state = load_state(model, record)
-    files = gallery_files(record.files)
-    return Model(state, search, StoredGallery.open(model, files) if files else None)
+
+    model: Folder
+    record: GroupRecord
+    # Of a search.
+    threads: int
+    # Over the bank, where others hold it.
+    held_search: Search | None = None
+
+    def state(self) -> Arrays:
+        """Return the arrays of the method."""
+        return load_state(self.model, self.record)
+
+    def search(self) -> Search:
+        """Return the search over the bank, loaded unless others hold it."""
+        if self.held_search is not None:
+            return self.held_search
+        kind = self.record.index
+        if kind is None:
+            raise ModelError(f"{self.model.path(MANIFEST)} names no bank of a group; {_AGAIN}")
+        return _search(read_bank(self.model, self.record), kind, self.threads)
+
+    def gallery(self) -> StoredGallery:
+        """Return what is kept of the images, mapped where the model is local."""
+        return StoredGallery.open(self.model, gallery_files(self.record.files))
 
 
 def read_bank(

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from patchlake.pipeline.methods.shared.contract import Arrays, Notes, Progress, Reader
+from patchlake.pipeline.methods.shared.contract import Progress
+from patchlake.pipeline.methods.shared.corpus import Arrays, Notes, Reader
 from patchlake.pipeline.methods.shared.workers import Peers
 
 Flat = Float32[np.ndarray, " parameters"]
