@@ -30,7 +30,6 @@ from patchlake.pipeline.index.shards import Kind, from_shards, load_shards, to_s
 from patchlake.pipeline.methods.shared.bank import MemoryBank
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import (
-    MANIFEST,
     NOT_SCORED_WITH,
     FileRecord,
     GroupRecord,
@@ -129,36 +128,51 @@ def held_bytes(record: GroupRecord) -> int:
 
 
 @dataclass(frozen=True)
-class StoredGroup:
-    """A fitted group in its model folder: what a method asks for is read then, and checked.
+class LoadedGroup:
+    """A fitted group from its model folder. Build it with `load_group`."""
 
-    However a bank is searched, its search gives the same numbers. What is asked for raises
-    `ModelError` where a file is missing or damaged.
-    """
-
-    model: Folder
-    record: GroupRecord
-    # Of a search.
-    threads: int
-    # Over the bank, where others hold it.
-    held_search: Search | None = None
+    arrays: Arrays
+    bank: Search | None
+    maps: StoredGallery | None
 
     def state(self) -> Arrays:
         """Return the arrays of the method."""
-        return load_state(self.model, self.record)
+        return self.arrays
 
     def search(self) -> Search:
-        """Return the search over the bank, loaded unless others hold it."""
-        if self.held_search is not None:
-            return self.held_search
-        kind = self.record.index
-        if kind is None:
-            raise ModelError(f"{self.model.path(MANIFEST)} names no bank of a group; {_AGAIN}")
-        return _search(read_bank(self.model, self.record), kind, self.threads)
+        """Return the search over the bank. Raises `LookupError` where the model has none."""
+        if self.bank is None:
+            raise LookupError("there is no memory bank among them")
+        return self.bank
 
     def gallery(self) -> StoredGallery:
-        """Return what is kept of the images, mapped where the model is local."""
-        return StoredGallery.open(self.model, gallery_files(self.record.files))
+        """Return what is kept of the images. Raises `LookupError` where nothing is."""
+        if self.maps is None:
+            raise LookupError("there is no gallery among them")
+        return self.maps
+
+
+def load_group(
+    model: Folder, record: GroupRecord, threads: int, search: Search | None = None
+) -> LoadedGroup:
+    """Return a group, each file read and checked, also those that its method does not ask for.
+
+    An exact bank is searched in whichever way is fastest here; all ways give the same numbers.
+
+    Args:
+        model: The model folder.
+        record: The group's.
+        threads: Of a search.
+        search: Over the bank, where others hold it.
+
+    Raises:
+        ModelError: if a file is missing or damaged.
+    """
+    if search is None and record.index is not None:
+        search = _search(read_bank(model, record), record.index, threads)
+    state = load_state(model, record)
+    files = gallery_files(record.files)
+    return LoadedGroup(state, search, StoredGallery.open(model, files) if files else None)
 
 
 def read_bank(

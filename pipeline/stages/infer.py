@@ -17,7 +17,7 @@ from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ModelError
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.files import load_calibration
-from patchlake.pipeline.groups.loading import StoredGroup
+from patchlake.pipeline.groups.loading import load_group
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.recent import Recent
 from patchlake.pipeline.images.geometry import Geometry, split_inputs
@@ -202,10 +202,9 @@ class Infer:
         detectors = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
             record, threads = member.manifest.groups[group], self._scorer.threads
-            held = member.search(group, threads)
+            loaded = load_group(member.model, record, threads, member.search(group, threads))
             with _fitting(member, group):
-                stored = StoredGroup(member.model, record, threads, held)
-                detectors.append(method.prepare(stored))
+                detectors.append(method.prepare(loaded))
         members = self._scorer.members
         # One model's scores are in no need of a common unit.
         joined = members if len(members) > 1 else ()

@@ -14,7 +14,7 @@ from patchlake.jobs import fit
 from patchlake.pipeline.config import load_settings
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.files import Accounts, load_accounts
-from patchlake.pipeline.groups.loading import StoredGroup
+from patchlake.pipeline.groups.loading import load_group
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.images.files import decode_image
 from patchlake.pipeline.images.formats import Limits
@@ -73,7 +73,7 @@ class Model:
     def scorer(self) -> Callable[[Row, OwnPart | None], Scores]:
         """What scores an image of the lake, compared with all of the model but its own part."""
         method = build(self.manifest.method, self.manifest.method_options)
-        detector = method.prepare(StoredGroup(self.folder, self.record, 1))
+        detector = method.prepare(load_group(self.folder, self.record, 1))
         member = Member(self.folder, self.manifest, self.manifest.backbone.weights)
         embed = partial(method.embed, seed=self.manifest.settings.seed)
         extract = Extractor(member.checked_backbone(), embed)

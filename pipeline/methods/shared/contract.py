@@ -58,10 +58,7 @@ class Gallery(Protocol):
 
 
 class FittedGroup(Protocol):
-    """A group that has been fitted, now or long ago: of it a method takes what its fit has stored.
-
-    Each is read when it is asked for, and anew each time.
-    """
+    """A group that has been fitted, now or long ago: a method takes of it what its fit stored."""
 
     def state(self) -> Arrays:
         """Return `FitResult.state`."""
