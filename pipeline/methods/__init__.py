@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from patchlake.pipeline.config import Scalar, nearest
+# A method that is imported becomes an attribute of this package, in the place of any that has its
+# name: what a paper may be called is imported under another one.
+from patchlake.pipeline.config import Scalar
+from patchlake.pipeline.config import nearest as nearest_name
 from patchlake.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,13 +32,13 @@ def build(name: str, options: Mapping[str, Scalar]) -> "Method":
         ConfigError: on an unknown method or setting, or a value of the wrong type.
     """
     if name not in names():
-        raise ConfigError(f"method.name '{name}' is unknown{nearest(name, names())}")
+        raise ConfigError(f"method.name '{name}' is unknown{nearest_name(name, names())}")
     kind = importlib.import_module(f"{__name__}.{name}").METHOD
     known = [field.name for field in fields(kind)]
     for option, value in options.items():
         if option not in known:
             raise ConfigError(
-                f"setting 'method.{option}' is unknown{nearest(option, [*known, 'name'])}"
+                f"setting 'method.{option}' is unknown{nearest_name(option, [*known, 'name'])}"
             )
         # No setting of a method is a switch, and pydantic takes true for 1.
         if isinstance(value, bool):

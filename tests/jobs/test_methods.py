@@ -28,14 +28,14 @@ HAS_MAP = {
 }
 # What it sees of the images is shuffled fragment by fragment.
 DEPENDS_ON_FRAGMENTS = {"cfa"}
-# One of each way through a cluster: workers in step, sums over fragments and verdicts, a bank that
-# is selected, galleries. DN2 gathers as PatchCore does; PaDiM is fitted on Ray below, and in
+# One of each way through a cluster: workers in step, sums over fragments, a bank that is selected,
+# galleries. DN2 gathers as PatchCore does; PaDiM is fitted on Ray below, and in
 # test_update.py.
 ON_RAY, SOAKED = ("mahalanobis", "patchcore"), ("cfa", "spade")
 
 
-def settings_of(method: str, **changed: object) -> Settings:
-    own = {"method": {"name": method} | SMALL[method]}
+def settings_of(name: str, /, **changed: object) -> Settings:
+    own = {"method": {"name": name} | SMALL[name]}
     return load_settings(flags=TINY | own | changed)
 
 
