@@ -22,10 +22,15 @@ from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.images.masks import decode_mask
 from patchlake.pipeline.maths.resampling import bilinear_matrix
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
-from patchlake.pipeline.methods.cfa import CFA, by_layer, described, grid_of, softmin_scores
-from patchlake.pipeline.methods.contract import Arrays
-from patchlake.pipeline.methods.descent import AdamW
-from patchlake.pipeline.methods.hyperspheres import Hyperspheres, Loss, Parameters, search_among
+from patchlake.pipeline.methods.cfa import CFA, by_layer, descriptors, grid_of, softmin_scores
+from patchlake.pipeline.methods.shared.corpus import Arrays
+from patchlake.pipeline.methods.shared.descent import AdamW
+from patchlake.pipeline.methods.shared.hyperspheres import (
+    Hyperspheres,
+    Loss,
+    Parameters,
+    search_among,
+)
 from patchlake.pipeline.stages.compare import FRAME
 
 METHOD = CFA()
@@ -46,7 +51,7 @@ def main() -> None:
     means = {name: maps.mean(axis=0, dtype=np.float64) for name, maps in train.items()}
     dim = sum(maps.shape[-1] for maps in train.values())
     start = Parameters.drawn(dim, dim, 1e-5, np.random.default_rng(0))
-    centres = described({name: mean.astype(np.float32) for name, mean in means.items()}, start)
+    centres = descriptors({name: mean.astype(np.float32) for name, mean in means.items()}, start)
     state = AdamW.start(start.flat())
     for epoch in range(max(arguments.epochs) + 1):
         if epoch in arguments.epochs:
@@ -80,7 +85,7 @@ def _figures(
     maps = np.empty((len(masks), *grid), np.float32)
     nearest = np.empty_like(maps)
     for number in range(len(masks)):
-        patches = described(_image(test, number), parameters)
+        patches = descriptors(_image(test, number), parameters)
         distances, _ = search.nearest(patches, METHOD.neighbours)
         maps[number] = softmin_scores(distances).reshape(grid)
         nearest[number] = distances[:, 0].reshape(grid)
@@ -94,7 +99,7 @@ def _figures(
     on_grid = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(masks).float(), grid)
     near, far = np.median(nearest[~is_anomalous]), np.median(nearest[on_grid.numpy() > 0])
     some = range(0, len(train["layer0"]), max(1, len(train["layer0"]) // 20))
-    found = np.stack([described(_image(train, number), parameters) for number in some])
+    found = np.stack([descriptors(_image(train, number), parameters) for number in some])
     return (
         f"image AUROC {image:.3f}, pixel {curves.auroc():.3f}, AUPRO {curves.aupro():.3f}; "
         f"distance {near:.2f} normal, {far:.2f} defect, ratio {far / near:.2f}; spread over images "

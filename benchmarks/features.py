@@ -17,8 +17,9 @@ from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.images.files import decode_image
 from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.methods.contract import Arrays, Method
 from patchlake.pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.methods.shared.contract import Method
+from patchlake.pipeline.methods.shared.corpus import Arrays
 
 
 def extractor_of(

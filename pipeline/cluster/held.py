@@ -13,7 +13,7 @@ import ray
 from patchlake.pipeline.cluster import nodes
 from patchlake.pipeline.cluster.results import Reference, get, run
 from patchlake.pipeline.errors import PatchlakeError
-from patchlake.pipeline.methods.workers import Held, M, M_co, Shared, T
+from patchlake.pipeline.methods.shared.workers import Held, M, M_co, Shared, T
 
 
 @contextmanager

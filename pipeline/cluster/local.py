@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchlake.pipeline.cluster.runner import Pipeline, Stage
-from patchlake.pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from patchlake.pipeline.cluster import held, nodes, results
 from patchlake.pipeline.cluster.attempts import FATAL, Attempts, GuardedStage
 from patchlake.pipeline.cluster.heap import trim
 from patchlake.pipeline.cluster.runner import Pipeline, Stage, Startable
-from patchlake.pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 
 # The memory that a decode task requests: 256 images of 224 x 224 x 3 are 38 MB, its process has 400
 # MB of libraries, and one image of 100 megapixels is 300 MB in the process that decodes it. The

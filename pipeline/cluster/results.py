@@ -9,7 +9,7 @@ import ray
 from patchlake.pipeline.cluster.attempts import JobFault
 from patchlake.pipeline.cluster.heap import trim
 from patchlake.pipeline.errors import PatchlakeError, StorageError, WorkersLost
-from patchlake.pipeline.methods.workers import T
+from patchlake.pipeline.methods.shared.workers import T
 
 # Ray's own types for tasks and actors say less than `Any`: what a task returns is not in them.
 Reference = Any

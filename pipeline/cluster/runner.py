@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from patchlake.pipeline.methods.workers import Held, M, Peers, Shared, T
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, Shared, T
 
 # A function of one one-row table.
 Stage = Callable[[pa.Table], pa.Table]

@@ -21,7 +21,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from patchlake.pipeline.errors import PatchlakeError
-from patchlake.pipeline.methods.workers import Peers
+from patchlake.pipeline.methods.shared.workers import Peers
 
 # Restarts after the death of a worker. Nodes that are taken away with notice are not counted.
 _MAX_FAILURES = 3

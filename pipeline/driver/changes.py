@@ -16,7 +16,7 @@ from patchlake.pipeline.groups.files import load_images
 from patchlake.pipeline.groups.membership import Membership, with_roots
 from patchlake.pipeline.lake.changed import changed_images
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.contract import Updatable
+from patchlake.pipeline.methods.shared.contract import Updatable
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import TRAINING_IMAGES

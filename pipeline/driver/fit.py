@@ -29,7 +29,7 @@ from patchlake.pipeline.lake.plan import Plan, keyed, output_digest, plan_fragme
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.methods import build, options_of
-from patchlake.pipeline.methods.contract import Method
+from patchlake.pipeline.methods.shared.contract import Method
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.listing import open_lake
 from patchlake.pipeline.record import runs

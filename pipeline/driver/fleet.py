@@ -14,7 +14,7 @@ from patchlake.pipeline.driver.observer import Observer, fraction
 from patchlake.pipeline.errors import ConfigError, PatchlakeError, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus, embedded_bytes
 from patchlake.pipeline.groups.fit import fit_group
-from patchlake.pipeline.methods.contract import Method, Progress
+from patchlake.pipeline.methods.shared.contract import Method, Progress
 from patchlake.pipeline.model_store.models import GroupRecord
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.storage.folder import Folder

@@ -22,7 +22,7 @@ from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.contract import Updatable
+from patchlake.pipeline.methods.shared.contract import Updatable
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.record import runs

@@ -11,7 +11,7 @@ from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from patchlake.pipeline.index.shards import from_shards
-from patchlake.pipeline.methods.workers import Held, Shared
+from patchlake.pipeline.methods.shared.workers import Held, Shared
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
 from patchlake.pipeline.storage.folder import Folder
 

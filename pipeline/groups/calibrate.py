@@ -9,7 +9,9 @@ from jaxtyping import Int64
 
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.methods.contract import Arrays, Fitted, Method, Model, Scores
+from patchlake.pipeline.methods.shared.bank import OwnPart
+from patchlake.pipeline.methods.shared.contract import Detector, FitResult, Scores
+from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.scores.calibration import Sample
 
 # Images scored at once where none has rows of its own in the memory bank: a product of PaDiM takes
@@ -21,10 +23,9 @@ _IMAGES_AT_ONCE = 16
 class Calibrator:
     """A fitted group, and how its training images are measured."""
 
-    method: Method
-    fitted: Fitted
-    # Loaded from `fitted`, and prepared.
-    model: Model
+    result: FitResult
+    # Prepared from the result.
+    detector: Detector
     geometry: Geometry
 
     def measure(
@@ -39,16 +40,17 @@ class Calibrator:
             chosen: Numbers of images in the corpus.
             before: Images of the model that are not of the corpus; their numbers come first.
         """
-        bank = self.fitted.bank
-        origin = None if bank is None else bank.origin
+        bank = self.result.bank
+        at_once = _IMAGES_AT_ONCE if bank is None or bank.origin is None else 1
         some = corpus.some(chosen.tolist())
-        while batch := list(islice(some, _IMAGES_AT_ONCE if origin is None else 1)):
+        while batch := list(islice(some, at_once)):
             images = [before + image for image, _ in batch]
-            own = np.flatnonzero([] if origin is None else origin[:, 0] == images[0])
-            if self.model.search is None or len(own) < self.model.search.size:
-                ignore = None if self.fitted.unseen is not None else own
+            own = OwnPart.of(images, bank)
+            if bank is None or len(own.rows) < len(bank.rows):
                 embeddings = _joined([arrays for _, arrays in batch])
-                scores = self.method.score(embeddings, self.model, ignore=ignore)
+                # Images that the fit has not seen have no part in the model.
+                is_new = self.result.unseen is not None
+                scores = self.detector.score(embeddings, None if is_new else own)
                 yield from (self._sample(scores, at, image) for at, image in enumerate(images))
 
     def _sample(self, scores: Scores, at: int, image: int) -> Sample:

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.methods.contract import Arrays, Fold, Notes, Reader, S
-from patchlake.pipeline.methods.workers import Held, M, Peers, T
+from patchlake.pipeline.methods.shared.corpus import Arrays, Fold, Notes, Reader, S
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 from patchlake.pipeline.model_store.slices import SlicedFile
 from patchlake.pipeline.reading.fragments import Fragment
@@ -67,17 +67,17 @@ def intact_keys(model: Folder, partials: str) -> pa.StringArray:
 
 def _is_whole(model: Folder, partials: str, key: str, size: int) -> bool:
     try:
-        described = _described(model, partials, key)
+        embedded = _load_images(model, partials, key)
         name = f"{partials}{key}{EMBEDDINGS}"
         with _opened(model, name) as sliced:
-            return size == sliced.bytes and sliced.images == len(described.image_ids)
+            return size == sliced.bytes and sliced.images == len(embedded.image_ids)
     except (ConfigError, FileNotFoundError):
         return False
 
 
 @dataclass(frozen=True)
-class Described:
-    """What a fragment's embeddings are of."""
+class EmbeddedImages:
+    """The images that a fragment's embeddings are of."""
 
     # Of the usable images.
     image_ids: list[str]
@@ -137,18 +137,18 @@ class StoredCorpus:
         found = {}
         for number, wanted in self._by_fragment(images).items():
             fragment, first = self.fragments[number], int(self._firsts[number])
-            described = self._describe(fragment.key)
+            embedded = self._images_of(fragment.key)
             for image in wanted:
                 at = image - first
-                place = (described.image_ids[at], fragment.path, described.source_rows[at])
+                place = (embedded.image_ids[at], fragment.path, embedded.source_rows[at])
                 found[image] = place
         return found
 
-    def described(self) -> Iterator[tuple[Fragment, Described]]:
+    def embedded_images(self) -> Iterator[tuple[Fragment, EmbeddedImages]]:
         """Yield each fragment and what its embeddings are of."""
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
             keys = (fragment.key for fragment in self.fragments)
-            yield from zip(self.fragments, pool.map(self._describe, keys), strict=True)
+            yield from zip(self.fragments, pool.map(self._images_of, keys), strict=True)
 
     @property
     def unusable(self) -> dict[str, int]:
@@ -263,10 +263,10 @@ class StoredCorpus:
         """Counts by status, of each fragment: all that is kept of an image is that it is there."""
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
             keys = (fragment.key for fragment in self.fragments)
-            return list(pool.map(lambda key: Counter(self._describe(key).statuses), keys))
+            return list(pool.map(lambda key: Counter(self._images_of(key).statuses), keys))
 
-    def _describe(self, key: str) -> Described:
-        return _described(self.model, self.partials, key)
+    def _images_of(self, key: str) -> EmbeddedImages:
+        return _load_images(self.model, self.partials, key)
 
 
 @dataclass(frozen=True)
@@ -306,13 +306,13 @@ class RunNotes:
         self.model.write(f"{self.prefix}{name}{EMBEDDINGS}", to_bytes(arrays))
 
 
-_DESCRIBED = TypeAdapter(Described)
+_EMBEDDED_IMAGES = TypeAdapter(EmbeddedImages)
 
 
-def _described(model: Folder, partials: str, key: str) -> Described:
+def _load_images(model: Folder, partials: str, key: str) -> EmbeddedImages:
     name = f"{partials}{key}.json"
     with reading(model.path(name), _AGAIN):
-        return _DESCRIBED.validate_json(model.read(name))
+        return _EMBEDDED_IMAGES.validate_json(model.read(name))
 
 
 @contextmanager

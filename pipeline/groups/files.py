@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchlake.pipeline.errors import ConfigError, ModelError
-from patchlake.pipeline.methods.contract import Arrays
+from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 from patchlake.pipeline.model_store.models import (
     MANIFEST,
@@ -45,7 +45,7 @@ class Accounts:
     images: pa.Table
     # Of the bank's rows, schema `PROVENANCE`, where they are of images.
     provenance: pa.Table | None
-    # `Fitted.statistics`.
+    # `FitResult.statistics`.
     statistics: Arrays
 
 

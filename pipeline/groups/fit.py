@@ -17,8 +17,11 @@ from patchlake.pipeline.groups.membership import Membership
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
-from patchlake.pipeline.methods.contract import Fitted, MemoryBank, Method, Model, Progress
-from patchlake.pipeline.methods.selection import gather_rows
+from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.methods.shared.bank import MemoryBank
+from patchlake.pipeline.methods.shared.contract import FitResult, Method, Progress
+from patchlake.pipeline.methods.shared.corpus import Arrays
+from patchlake.pipeline.methods.shared.selection import gather_rows
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord, group_digest
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.storage.folder import Folder
@@ -48,49 +51,54 @@ def fit_group(
             f"group '{corpus.group}' has no usable training image (label good, split not test); "
             f"unusable: {corpus.unusable or 'none'}"
         )
-    fitted = method.fit(corpus, seed=settings.seed, progress=progress)
-    gallery = write_gallery(corpus, fitted.gallery) if fitted.gallery else []
-    bank, facts = bank_and_facts(corpus, fitted, settings)
-    calibrator = calibrator_of(method, corpus.model, fitted, gallery, identity)
-    candidates = np.arange(corpus.images) if fitted.unseen is None else fitted.unseen
+    result = method.fit(corpus, seed=settings.seed, progress=progress)
+    gallery = write_gallery(corpus, result.to_gallery) if result.to_gallery else []
+    bank, facts = bank_and_facts(corpus, result, settings)
+    calibrator = calibrator_of(method, corpus.model, result, gallery, identity)
+    candidates = np.arange(corpus.images) if result.unseen is None else result.unseen
     chosen = spread(candidates, len(candidates), method.calibration_images)
-    members = Membership.of(corpus, 0).measured(list(calibrator.measure(corpus, chosen)))
-    made = Made(fitted, bank, facts, gallery, members, corpus.unusable)
-    return store(corpus.model, corpus.group, made, identity, settings)
+    membership = Membership.of(corpus, 0).measured(list(calibrator.measure(corpus, chosen)))
+    contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
+    return store(corpus.model, corpus.group, contents, identity, settings)
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a group's files are made of."""
+class GroupContents:
+    """What a group's files and its record are made of."""
 
-    fitted: Fitted
+    result: FitResult
     # From `bank_and_facts`.
     bank: Mapping[str, bytes]
     facts: dict[str, float | str]
     gallery: list[FileRecord]
-    members: Membership
+    membership: Membership
+    # The number of images that could not be used, by status.
     unusable: dict[str, int]
 
 
 def store(
-    model: Folder, group: str, made: Made, identity: Mapping[str, object], settings: Settings
+    model: Folder,
+    group: str,
+    contents: GroupContents,
+    identity: Mapping[str, object],
+    settings: Settings,
 ) -> GroupRecord:
     """Write a group's files; return the record for `model.json`."""
-    fitted = made.fitted
-    origin = None if fitted.bank is None else fitted.bank.origin
+    result, membership = contents.result, contents.membership
+    origin = None if result.bank is None else result.bank.origin
     accounts = Accounts(
-        calibration=Calibration.of(made.members.samples(), fitted.threshold),
-        images=made.members.table,
-        provenance=None if origin is None else made.members.provenance(origin),
-        statistics=fitted.statistics,
+        calibration=Calibration.of(membership.samples(), result.threshold),
+        images=membership.table,
+        provenance=None if origin is None else membership.provenance(origin),
+        statistics=result.statistics,
     )
-    files = store_group(model, group, fitted.state, made.bank, accounts) + made.gallery
+    files = store_group(model, group, result.state, contents.bank, accounts) + contents.gallery
     return GroupRecord(
         digest=group_digest(identity, files),
-        images=made.members.count,
-        unusable_images=made.unusable,
-        index=settings.index.kind if made.bank else None,
-        facts=made.facts,
+        images=membership.count,
+        unusable_images=contents.unusable,
+        index=settings.index.kind if contents.bank else None,
+        facts=contents.facts,
         files=files,
     )
 
@@ -98,37 +106,54 @@ def store(
 def calibrator_of(
     method: Method,
     model: Folder,
-    fitted: Fitted,
+    result: FitResult,
     gallery: list[FileRecord],
     identity: Mapping[str, object],
 ) -> Calibrator:
     """Return what measures the training images of a group that was just fitted."""
     geometry = identity["geometry"]
     assert isinstance(geometry, dict)
-    search = None if fitted.bank is None else search_over(ExactSearch.over(fitted.bank.rows))
-    opened = StoredGallery.open(model, gallery) if gallery else None
-    prepared = method.prepare(Model(fitted.state, search, opened))
-    return Calibrator(method, fitted, prepared, Geometry(**geometry))
+    detector = method.prepare(_UnstoredGroup(result, model, gallery))
+    return Calibrator(result, detector, Geometry(**geometry))
+
+
+@dataclass(frozen=True)
+class _UnstoredGroup:
+    """A group that was just fitted: of its files only the gallery's are written."""
+
+    result: FitResult
+    model: Folder
+    gallery_files: list[FileRecord]
+
+    def state(self) -> Arrays:
+        return self.result.state
+
+    def search(self) -> Search:
+        assert self.result.bank is not None, "asked for by a method whose fit returns one"
+        return search_over(ExactSearch.over(self.result.bank.rows))
+
+    def gallery(self) -> StoredGallery:
+        return StoredGallery.open(self.model, self.gallery_files)
 
 
 def bank_and_facts(
-    corpus: StoredCorpus, fitted: Fitted, settings: Settings, *, before: int = 0
+    corpus: StoredCorpus, result: FitResult, settings: Settings, *, before: int = 0
 ) -> tuple[dict[str, bytes], dict[str, float | str]]:
     """Return the memory bank as files, if there is one, and the facts with its index's quality.
 
     Of the model's images, `before` come before those of the corpus.
     """
-    if fitted.bank is None:
-        return {}, fitted.facts
-    files = bank_files(fitted.bank, settings.index)
+    if result.bank is None:
+        return {}, result.facts
+    files = bank_files(result.bank, settings.index)
     if settings.index.kind == "exact":
-        return files, fitted.facts
-    queries = _held_out(corpus, fitted.bank, before)
-    quality = measured_quality(fitted.bank, files, settings.index, queries)
-    return files, fitted.facts | asdict(quality)
+        return files, result.facts
+    queries = _queries_outside(corpus, result.bank, before)
+    quality = measured_quality(result.bank, files, settings.index, queries)
+    return files, result.facts | asdict(quality)
 
 
-def _held_out(
+def _queries_outside(
     corpus: StoredCorpus, bank: MemoryBank, before: int
 ) -> Float32[np.ndarray, "queries dim"] | None:
     """Return normal patches that are not in the bank, evenly spread; None if all are in it."""

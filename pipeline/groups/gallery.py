@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from patchlake.pipeline.errors import ModelError
 from patchlake.pipeline.groups.corpus import StoredCorpus
-from patchlake.pipeline.methods.contract import Arrays
+from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 from patchlake.pipeline.model_store.models import FileRecord, read_file, verify_file, write_files
 from patchlake.pipeline.storage.folder import Folder

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,7 +27,8 @@ from patchlake.pipeline.index.files import require_index
 from patchlake.pipeline.index.galleries import SLOTS_BYTES
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.index.shards import Kind, from_shards, load_shards, to_shards
-from patchlake.pipeline.methods.contract import MemoryBank, Model
+from patchlake.pipeline.methods.shared.bank import MemoryBank
+from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import (
     NOT_SCORED_WITH,
     FileRecord,
@@ -125,10 +127,35 @@ def held_bytes(record: GroupRecord) -> int:
     return 2 * files + (SLOTS_BYTES if galleries else 0)
 
 
+@dataclass(frozen=True)
+class LoadedGroup:
+    """A fitted group from its model folder. Build it with `load_group`."""
+
+    arrays: Arrays
+    bank: Search | None
+    maps: StoredGallery | None
+
+    def state(self) -> Arrays:
+        """Return the arrays of the method."""
+        return self.arrays
+
+    def search(self) -> Search:
+        """Return the search over the bank. Raises `LookupError` where the model has none."""
+        if self.bank is None:
+            raise LookupError("there is no memory bank among them")
+        return self.bank
+
+    def gallery(self) -> StoredGallery:
+        """Return what is kept of the images. Raises `LookupError` where nothing is."""
+        if self.maps is None:
+            raise LookupError("there is no gallery among them")
+        return self.maps
+
+
 def load_group(
     model: Folder, record: GroupRecord, threads: int, search: Search | None = None
-) -> Model:
-    """Return what scoring needs of a group, each file checked.
+) -> LoadedGroup:
+    """Return a group, each file read and checked, also those that its method does not ask for.
 
     An exact bank is searched in whichever way is fastest here; all ways give the same numbers.
 
@@ -145,7 +172,7 @@ def load_group(
         search = _search(read_bank(model, record), record.index, threads)
     state = load_state(model, record)
     files = gallery_files(record.files)
-    return Model(state, search, StoredGallery.open(model, files) if files else None)
+    return LoadedGroup(state, search, StoredGallery.open(model, files) if files else None)
 
 
 def read_bank(

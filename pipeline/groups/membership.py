@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from patchlake.pipeline.groups.corpus import StoredCorpus
-from patchlake.pipeline.methods.contract import closed_up
+from patchlake.pipeline.methods.shared.bank import closed_up
 from patchlake.pipeline.scores.calibration import Sample
 from patchlake.pipeline.tables import PROVENANCE, TRAINING_IMAGES
 
@@ -44,15 +44,15 @@ class Membership:
     def of(cls, corpus: StoredCorpus, step: int) -> "Membership":
         """Return the images of a corpus, which join at a step."""
         tables = []
-        for fragment, described in corpus.described():
-            count = len(described.image_ids)
+        for fragment, images in corpus.embedded_images():
+            count = len(images.image_ids)
             columns = {
-                "image_id": described.image_ids,
+                "image_id": images.image_ids,
                 "source_path": [fragment.path] * count,
-                "source_row": described.source_rows,
+                "source_row": images.source_rows,
                 "source_version": [fragment.version] * count,
                 "joined": np.full(count, step, np.int32),
-                "sha256": described.sha256s,
+                "sha256": images.sha256s,
             }
             tables.append(_table(columns, count))
         return cls(pa.concat_tables(tables).combine_chunks())

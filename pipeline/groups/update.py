@@ -11,11 +11,12 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.calibrate import spread
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.files import load_accounts, load_state
-from patchlake.pipeline.groups.fit import Made, bank_and_facts, calibrator_of, store
+from patchlake.pipeline.groups.fit import GroupContents, bank_and_facts, calibrator_of, store
 from patchlake.pipeline.groups.gallery import gallery_files, without_images, write_gallery
 from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
-from patchlake.pipeline.methods.contract import Earlier, MemoryBank, Method, Progress, Updatable
+from patchlake.pipeline.methods.shared.bank import MemoryBank
+from patchlake.pipeline.methods.shared.contract import EarlierModel, Method, Progress, Updatable
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
 from patchlake.pipeline.scores.calibration import Sample
 from patchlake.pipeline.storage.folder import Folder
@@ -69,7 +70,7 @@ class Standing:
         """The files of its gallery, if there are any."""
         return gallery_files(self.record.files)
 
-    def load(self) -> Earlier:
+    def load(self) -> EarlierModel:
         """Return what the method needs to go on from. Raises `ModelError`."""
         accounts = load_accounts(self.model, self.record)
         rows, bank = load_bank_rows(self.model, self.record), None
@@ -78,7 +79,7 @@ class Standing:
             bank = MemoryBank(rows, origin=origin)
         state = load_state(self.model, self.record)
         facts = self.record.facts
-        return Earlier(self.members.count, facts, state, accounts.statistics, bank)
+        return EarlierModel(self.members.count, facts, state, accounts.statistics, bank)
 
 
 def update_group(
@@ -104,19 +105,19 @@ def update_group(
         ConfigError: if the method cannot, or the index is below the recall asked.
     """
     settings, before = standing.settings, standing.members.count
-    fitted = method.update(standing.load(), corpus, seed=settings.seed, progress=progress)
+    result = method.update(standing.load(), corpus, seed=settings.seed, progress=progress)
     gallery = standing.gallery
-    if fitted.gallery is not None:
-        gallery = gallery + write_gallery(corpus, fitted.gallery, before=before)
-    bank, facts = bank_and_facts(corpus, fitted, settings, before=before)
-    calibrator = calibrator_of(method, standing.model, fitted, gallery, standing.identity)
+    if result.to_gallery is not None:
+        gallery = gallery + write_gallery(corpus, result.to_gallery, before=before)
+    bank, facts = bank_and_facts(corpus, result, settings, before=before)
+    calibrator = calibrator_of(method, standing.model, result, gallery, standing.identity)
     at_most = method.calibration_images
     chosen = spread(np.arange(corpus.images), before + corpus.images, at_most)
     new = list(calibrator.measure(corpus, chosen, before=before))
     old = _thinned(standing.members.samples(), at_most - len(new))
-    members = standing.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
-    made = Made(fitted, bank, facts, gallery, members, corpus.unusable)
-    return store(standing.model, standing.group, made, standing.identity, settings)
+    membership = standing.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
+    contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
+    return store(standing.model, standing.group, contents, standing.identity, settings)
 
 
 def withdraw_group(
@@ -143,16 +144,16 @@ def withdraw_group(
     """
     settings = standing.settings
     earlier = standing.load()
-    fitted = method.withdraw(earlier, numbers, corpus, seed=settings.seed)
-    bank = {} if fitted.bank is None else bank_files(fitted.bank, settings.index)
+    result = method.withdraw(earlier, numbers, corpus, seed=settings.seed)
+    bank = {} if result.bank is None else bank_files(result.bank, settings.index)
     group, files = standing.group, standing.gallery
     gallery = without_images(standing.model, group, files, numbers.tolist()) if files else []
     quality = {n: v for n, v in earlier.facts.items() if n in _QUALITY}
     samples = samples_left(standing.members.samples(), numbers)
-    members = standing.members.left_by(numbers, step).measured(samples)
+    membership = standing.members.left_by(numbers, step).measured(samples)
     unusable = standing.record.unusable_images
-    made = Made(fitted, bank, fitted.facts | quality, gallery, members, unusable)
-    return store(standing.model, group, made, standing.identity, settings)
+    contents = GroupContents(result, bank, result.facts | quality, gallery, membership, unusable)
+    return store(standing.model, group, contents, standing.identity, settings)
 
 
 _QUALITY = {"queries", "recall_at_1", "mean_score_error_relative", "max_score_error_relative"}

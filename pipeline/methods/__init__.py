@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from patchlake.pipeline.config import Scalar, nearest
+# A method that is imported becomes an attribute of this package, in the place of any that has its
+# name: what a paper may be called is imported under another one.
+from patchlake.pipeline.config import Scalar
+from patchlake.pipeline.config import nearest as nearest_name
 from patchlake.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     # It imports torch, which a worker that only decodes or writes never needs.
-    from patchlake.pipeline.methods.contract import Method
-
-# Modules of this package that are not a paper.
-_SHARED = {"contract", "descent", "hyperspheres", "selection", "workers"}
+    from patchlake.pipeline.methods.shared.contract import Method
 
 
 def names() -> list[str]:
-    """Return the methods there are: the modules of this package."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED]
+    """Return the methods there are: the modules of this package, of which none is imported."""
+    # What methods have in common is a package in this one, `shared`.
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
 
 
 def build(name: str, options: Mapping[str, Scalar]) -> "Method":
@@ -31,13 +32,13 @@ def build(name: str, options: Mapping[str, Scalar]) -> "Method":
         ConfigError: on an unknown method or setting, or a value of the wrong type.
     """
     if name not in names():
-        raise ConfigError(f"method.name '{name}' is unknown{nearest(name, names())}")
+        raise ConfigError(f"method.name '{name}' is unknown{nearest_name(name, names())}")
     kind = importlib.import_module(f"{__name__}.{name}").METHOD
     known = [field.name for field in fields(kind)]
     for option, value in options.items():
         if option not in known:
             raise ConfigError(
-                f"setting 'method.{option}' is unknown{nearest(option, [*known, 'name'])}"
+                f"setting 'method.{option}' is unknown{nearest_name(option, [*known, 'name'])}"
             )
         # No setting of a method is a switch, and pydantic takes true for 1.
         if isinstance(value, bool):

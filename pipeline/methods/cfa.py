@@ -19,11 +19,11 @@ Deliberate differences from the paper and the authors' code:
   spread says little, none is, and calibration is on the training images themselves;
 * a batch is at most the training set, which would otherwise train nothing;
 * images are shuffled within a few fragments at a time, so that memory is bounded
-  (`pipeline.methods.descent`); the last epoch counts, not the best one on a test set.
+  (`pipeline.methods.shared.descent`); the last epoch counts, not the best one on a test set.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -39,27 +39,26 @@ from torch.nn import functional
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.index.choose import ChosenSearch
+from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
-from patchlake.pipeline.methods.contract import (
-    Arrays,
-    Corpus,
-    Fitted,
-    MemoryBank,
-    Model,
-    Notes,
+from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart
+from patchlake.pipeline.methods.shared.contract import (
+    FitResult,
+    FittedGroup,
+    Method,
     Progress,
-    Reader,
     Scores,
 )
-from patchlake.pipeline.methods.descent import Descent, Trained, one_thread_each
-from patchlake.pipeline.methods.hyperspheres import (
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus, Notes, Reader
+from patchlake.pipeline.methods.shared.descent import Descent, Trained, one_thread_each
+from patchlake.pipeline.methods.shared.hyperspheres import (
     Hyperspheres,
     Loss,
     Parameters,
     describe,
     search_among,
 )
-from patchlake.pipeline.methods.workers import Peers
+from patchlake.pipeline.methods.shared.workers import Peers
 
 _LEAST_HELD_OUT = 5
 # r before the first step, of the authors' code.
@@ -99,7 +98,7 @@ class CFA:
             for number, maps in enumerate(feature_maps)
         }
 
-    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:
         """Return the trained descriptor, and the centres as the memory bank.
 
         O(epochs * images * locations^2 * dim / gamma_c) time: for 3136 locations of 448 dimensions
@@ -113,7 +112,7 @@ class CFA:
         start = self._start(corpus, seed)
         centres = self._centres(corpus, start, unseen, seed)
         descent = self._descent(seed, unseen)
-        training = _Training(self, centres, start, descent, _Told(progress))
+        training = _Training(self, centres, start, descent, _LocalProgress(progress))
         # More workers than images in a batch would have nothing to do.
         trained = Trained.noted(corpus.together(training, self.training_batch))
         parameters = Parameters.of(trained.flat, start.dim)
@@ -124,45 +123,23 @@ class CFA:
             "radius": float(parameters.radius),
             "bank_rows": float(len(centres)),
         }
-        return Fitted(
+        return FitResult(
             facts=facts,
             state=dict(vars(parameters)),
             bank=MemoryBank(centres, embedding="descriptor", origin=None),
             unseen=unseen if len(unseen) else None,
         )
 
-    def prepare(self, model: Model) -> Model:
-        """Return the model with the exact search that is fast for its queries.
+    def prepare(self, group: FittedGroup) -> "CFADetector":
+        """Return the descriptor, and the exact search that is fast for its queries.
 
         The general choice is made by searching for rows of the bank. These lie nearly in a few
         dimensions, descriptors of images do not: what is chosen may take six times as long.
         """
-        if isinstance(model.search, ChosenSearch):
-            return replace(model, search=search_among(model.search.dense.bank))
-        return model
-
-    def score(
-        self,
-        embeddings: Arrays,
-        model: Model,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,  # noqa: ARG002 - no row is an image's
-    ) -> Scores:
-        """Return of each patch softmin(d)_1 d_1, d its distances to the K nearest centres."""
-        assert model.search is not None
-        parameters = Parameters(**model.state)
-        images = len(embeddings["layer0"])
-        found = []
-        # One by one and on one thread: the last bits of a product depend on rows and threads.
-        with one_thread_each(1) as pool:
-            for number in range(images):
-                image = {name: array[number] for name, array in embeddings.items()}
-                patches = pool.submit(described, image, parameters).result()
-                distances, _ = model.search.nearest(patches, self.neighbours)
-                found.append(softmin_scores(distances))
-        rows, columns = grid_of(embeddings)
-        maps = np.array(found, np.float32).reshape(images, rows, columns)
-        return Scores(smoothed_peaks(maps), maps)
+        search = group.search()
+        if isinstance(search, ChosenSearch):
+            search = search_among(search.dense.bank)
+        return CFADetector(self, Parameters(**group.state()), search)
 
     def _descent(self, seed: int, unseen: np.ndarray) -> Descent:
         return Descent(
@@ -191,7 +168,7 @@ class CFA:
         count = corpus.images - len(unseen)
         means = {name: (total / count).astype(np.float32) for name, total in sums.items()}
         with one_thread_each(1) as pool:
-            centres: np.ndarray = pool.submit(described, means, start).result()
+            centres: np.ndarray = pool.submit(descriptors, means, start).result()
         wanted, least = len(centres) // self.gamma_c, self.neighbours + self.hard_negatives
         if wanted < least:
             raise ConfigError(
@@ -202,7 +179,34 @@ class CFA:
 
 
 @dataclass(frozen=True)
-class _Told:
+class CFADetector:
+    """A group's trained descriptor, and its centres."""
+
+    method: CFA
+    parameters: Parameters
+    search: Search
+
+    def score(
+        self,
+        embeddings: Arrays,
+        own: OwnPart | None = None,  # noqa: ARG002 - nothing in the model is of single images
+    ) -> Scores:
+        """Return of each patch softmin(d)_1 d_1, d its distances to the K nearest centres."""
+        found = []
+        # One by one and on one thread: the last bits of a product depend on rows and threads.
+        with one_thread_each(1) as pool:
+            for number in range(len(embeddings["layer0"])):
+                image = {name: array[number] for name, array in embeddings.items()}
+                patches = pool.submit(descriptors, image, self.parameters).result()
+                distances, _ = self.search.nearest(patches, self.method.neighbours)
+                found.append(softmin_scores(distances))
+        rows, columns = grid_of(embeddings)
+        maps = np.array(found, np.float32).reshape(len(found), rows, columns)
+        return Scores(smoothed_peaks(maps), maps)
+
+
+@dataclass(frozen=True)
+class _LocalProgress:
     """Progress in this process; a copy elsewhere is silent, as what shows it does not travel."""
 
     tell: Progress | None
@@ -211,8 +215,8 @@ class _Told:
         if self.tell is not None:
             self.tell(done, total)
 
-    def __reduce__(self) -> tuple[type["_Told"], tuple[None]]:
-        return _Told, (None,)
+    def __reduce__(self) -> tuple[type["_LocalProgress"], tuple[None]]:
+        return _LocalProgress, (None,)
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ class _Training:
     centres: Float32[np.ndarray, "bank dim"]
     start: Parameters
     descent: Descent
-    progress: _Told
+    progress: _LocalProgress
 
     def __call__(self, peers: Peers, reader: Reader, notes: Notes) -> None:
         method = self.method
@@ -259,7 +263,7 @@ def grid_of(embeddings: Arrays) -> tuple[int, int]:
     return rows, columns
 
 
-def described(image: Arrays, parameters: Parameters) -> Float32[np.ndarray, "locations dim"]:
+def descriptors(image: Arrays, parameters: Parameters) -> Float32[np.ndarray, "locations dim"]:
     """Return the descriptor of each location of an image."""
     weight, bias = torch.tensor(parameters.weight), torch.tensor(parameters.bias)
     found: np.ndarray = describe(by_layer(image), weight, bias).numpy()
@@ -301,4 +305,4 @@ def compressed(
     return means
 
 
-METHOD = CFA
+METHOD: type[Method] = CFA

@@ -21,16 +21,17 @@ from torch import Tensor
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.features.patches import pooled
-from patchlake.pipeline.methods.contract import (
-    Arrays,
-    Corpus,
-    Earlier,
-    Fitted,
-    MemoryBank,
-    Model,
+from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart, nearest_others
+from patchlake.pipeline.methods.shared.contract import (
+    EarlierModel,
+    FitResult,
+    FittedGroup,
     Progress,
     Scores,
+    Updatable,
 )
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,58 +56,58 @@ class DN2:
         *,
         seed: int,  # noqa: ARG002 - nothing is drawn
         progress: Progress | None = None,  # noqa: ARG002 - one pass over a few KB an image
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the features of all training images: 8 KB an image of 2048 channels."""
         bank = MemoryBank.of_images(corpus, "pooled")
-        return Fitted(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
+        return FitResult(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
 
     def update(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         corpus: Corpus,
         *,
         seed: int,  # noqa: ARG002 - as in `fit`
         progress: Progress | None = None,  # noqa: ARG002
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the features of all images: what `fit` makes of them in this order."""
         assert earlier.bank is not None
         bank = earlier.bank.joined(MemoryBank.of_images(corpus, "pooled"), earlier.images)
-        return Fitted(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
+        return FitResult(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
 
     def withdraw(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         images: Int64[np.ndarray, " withdrawn"],
         corpus: Corpus | None,  # noqa: ARG002 - a row is an image
         *,
         seed: int,  # noqa: ARG002
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the features of the images that stay."""
         assert earlier.bank is not None
         bank = earlier.bank.without(images)
-        return Fitted(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
+        return FitResult(facts={"bank_rows": float(len(bank.rows))}, bank=bank)
 
-    def prepare(self, model: Model) -> Model:
-        """Return the model as it is."""
-        return model
+    def prepare(self, group: FittedGroup) -> "DN2Detector":
+        """Return the search among the features of all training images."""
+        return DN2Detector(self, group.search())
 
-    def score(
-        self,
-        embeddings: Arrays,
-        model: Model,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,
-    ) -> Scores:
+
+@dataclass(frozen=True)
+class DN2Detector:
+    """The features of a group's training images, a row each."""
+
+    method: DN2
+    search: Search
+
+    def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
         """Return each image's mean distance to its nearest training images.
 
         Of fewer training images than `neighbours`, all count.
         """
-        assert model.search is not None
-        left = model.search.size - (0 if ignore is None else len(ignore))
-        distances, _ = model.search.nearest(
-            embeddings["pooled"], min(self.neighbours, left), ignore=ignore
+        distances, _ = nearest_others(
+            self.search, embeddings["pooled"], self.method.neighbours, own
         )
         return Scores(distances.mean(axis=1, dtype=np.float64).astype(np.float32), None)
 
 
-METHOD = DN2
+METHOD: type[Updatable] = DN2

@@ -18,7 +18,7 @@ variance is kept (`_with_floor`), where the paper's inverse would not exist. Of 
 augmentation and the baselines with other distances are left out; OAS is not in the paper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -35,15 +35,16 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.patches import pooled
 from patchlake.pipeline.maths.gaussian import Moments, merge, merge_rows, whitener, without
 from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
-from patchlake.pipeline.methods.contract import (
-    Arrays,
-    Corpus,
-    Earlier,
-    Fitted,
-    Model,
+from patchlake.pipeline.methods.shared.bank import OwnPart
+from patchlake.pipeline.methods.shared.contract import (
+    EarlierModel,
+    FitResult,
+    FittedGroup,
     Progress,
     Scores,
+    Updatable,
 )
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
 
 Directions = Float64[np.ndarray, "dim kept"]
 Summand = TypeVar("Summand", float, Powers)
@@ -71,7 +72,7 @@ class Mahalanobis:
         """Return the pooled features (images, channels) of each level."""
         return {f"level{number}": pooled(maps) for number, maps in enumerate(feature_maps)}
 
-    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:  # noqa: ARG002
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:  # noqa: ARG002
         """Return mean and whitening of each level, in two passes over a few KB an image."""
         levels = corpus.reduce(_moments, _merged)
         means = {name: moments.mean for name, moments in levels.items()}
@@ -85,12 +86,12 @@ class Mahalanobis:
 
     def update(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         corpus: Corpus,
         *,
         seed: int,  # noqa: ARG002 - nothing is drawn
         progress: Progress | None = None,  # noqa: ARG002 - as in `fit`
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the Gaussians of all images: those that a fit of all gives, to rounding."""
         self._require_statistics(earlier)
         before, sums = _stored(earlier)
@@ -108,12 +109,12 @@ class Mahalanobis:
 
     def withdraw(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         images: Int64[np.ndarray, " withdrawn"],
         corpus: Corpus | None,
         *,
         seed: int,  # noqa: ARG002
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the Gaussians without the images of the corpus, which are those withdrawn."""
         assert corpus is not None
         assert corpus.images == len(images)
@@ -133,7 +134,7 @@ class Mahalanobis:
         fourths = {name: of_level.fourth for name, of_level in powers.items()}
         return self._fitted(levels, powers, self._all_directions(levels), fourths)
 
-    def _require_statistics(self, earlier: Earlier) -> None:
+    def _require_statistics(self, earlier: EarlierModel) -> None:
         if self.covariance == "ledoit_wolf" and self.directions != "all":
             raise ConfigError(
                 f"method.directions={self.directions} with covariance=ledoit_wolf takes fourth "
@@ -153,7 +154,7 @@ class Mahalanobis:
         powers: dict[str, Powers],
         directions: dict[str, Directions],
         fourths: dict[str, float],
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the whitenings of the levels, and the statistics that they come from."""
         with threadpool_limits(1, "blas"):
             projected = {name: _project(levels[name], directions[name]) for name in levels}
@@ -173,43 +174,18 @@ class Mahalanobis:
             facts[f"{name}.dimensions"] = float(len(whitening))
             facts[f"{name}.shrinkage"] = shrinkage
             threshold += self._threshold(len(whitening))
-        return Fitted(
+        return FitResult(
             facts=facts,
             state=state,
             statistics=_statistics(levels, powers),
             threshold=threshold or None,
         )
 
-    def prepare(self, model: Model) -> Model:
-        """Return the model as it is."""
-        return model
-
-    def score(
-        self,
-        embeddings: Arrays,
-        model: Model,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,
-    ) -> Scores:
-        """Return the sum over levels of each image's distance.
-
-        A training image (`ignore` is given) is measured against the Gaussians without itself.
-        """
-        count = int(model.state["count"][0])
-        total = np.zeros(len(next(iter(embeddings.values()))))
-        # In one order, whatever order the arrays come in: a sum has other last bits in another.
-        for name in sorted(embeddings):
-            centred = embeddings[name] - model.state[f"{name}.mean"]
-            whitening = model.state[f"{name}.whitening"].astype(np.float64)
-            # Image by image and without BLAS: the last bits of a product can depend on what is
-            # multiplied beside it, and on threads.
-            whitened = (np.einsum("wd,d->w", whitening, row) for row in centred)
-            squared = np.array([np.sum(row**2) for row in whitened])
-            if ignore is not None:
-                shrinkage = float(model.state[f"{name}.shrinkage"][0])
-                squared = _without_itself(squared, count, shrinkage)
-            total += np.sqrt(squared)
-        return Scores(total.astype(np.float32), None)
+    def prepare(self, group: FittedGroup) -> "MahalanobisDetector":
+        """Return the Gaussian of each level, in float64, twice the size."""
+        state = group.state()
+        levels = {name: _Level.of(state, name) for name in _names(state)}
+        return MahalanobisDetector(levels, int(state["count"][0]))
 
     def _directions(self, moments: Moments) -> Directions:
         dim = len(moments.mean)
@@ -235,6 +211,52 @@ class Mahalanobis:
         if self.false_positive_rate is None:
             return 0.0
         return float(np.sqrt(chi2.ppf(1 - self.false_positive_rate, dimensions)))
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The Gaussian of one level of the network."""
+
+    mean: Float64[np.ndarray, " dim"]
+    whitening: Float64[np.ndarray, "kept dim"]
+    # s of (1 - s) scatter / N + s mu I.
+    shrinkage: float
+
+    @classmethod
+    def of(cls, state: Arrays, name: str) -> "_Level":
+        """Return a level of a stored model."""
+        # Stored in float32; products with float64 rows are float64.
+        whitening = state[f"{name}.whitening"].astype(np.float64)
+        return cls(state[f"{name}.mean"], whitening, float(state[f"{name}.shrinkage"][0]))
+
+
+@dataclass(frozen=True)
+class MahalanobisDetector:
+    """The Gaussians of a group's images, by the name of the level."""
+
+    levels: Mapping[str, _Level]
+    # Training images.
+    count: int
+
+    def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
+        """Return the sum over levels of each image's distance.
+
+        Training images (`own`) are measured against the Gaussians without themselves, each without
+        its own.
+        """
+        total = np.zeros(len(next(iter(embeddings.values()))))
+        # In one order, whatever order the arrays come in: a sum has other last bits in another.
+        for name in sorted(embeddings):
+            level = self.levels[name]
+            centred = embeddings[name] - level.mean
+            # Image by image and without BLAS: the last bits of a product can depend on what is
+            # multiplied beside it, and on threads.
+            whitened = (np.einsum("wd,d->w", level.whitening, row) for row in centred)
+            squared = np.array([np.sum(row**2) for row in whitened])
+            if own is not None:
+                squared = _without_itself(squared, self.count, level.shrinkage)
+            total += np.sqrt(squared)
+        return Scores(total.astype(np.float32), None)
 
 
 def _moments(
@@ -276,9 +298,14 @@ def _statistics(levels: dict[str, Moments], powers: dict[str, Powers]) -> Arrays
     return kept
 
 
-def _stored(earlier: Earlier) -> tuple[dict[str, Moments], dict[str, Powers]]:
+def _names(state: Arrays) -> list[str]:
+    """Return the names of a stored model's levels."""
+    return [name.removesuffix(".mean") for name in state if name.endswith(".mean")]
+
+
+def _stored(earlier: EarlierModel) -> tuple[dict[str, Moments], dict[str, Powers]]:
     levels, powers = {}, {}
-    for name in (n.removesuffix(".mean") for n in earlier.state if n.endswith(".mean")):
+    for name in _names(earlier.state):
         mean = earlier.state[f"{name}.mean"]
         scatter = np.zeros((len(mean), len(mean)))
         scatter[np.tril_indices(len(mean))] = earlier.statistics[f"{name}.scatter"]
@@ -335,4 +362,4 @@ def _without_itself(
     return without
 
 
-METHOD = Mahalanobis
+METHOD: type[Updatable] = Mahalanobis

@@ -24,7 +24,7 @@ Deliberate differences from the paper and its implementations:
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
@@ -50,15 +50,16 @@ from patchlake.pipeline.maths.gaussian import (
     without,
 )
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
-from patchlake.pipeline.methods.contract import (
-    Arrays,
-    Corpus,
-    Earlier,
-    Fitted,
-    Model,
+from patchlake.pipeline.methods.shared.bank import OwnPart
+from patchlake.pipeline.methods.shared.contract import (
+    EarlierModel,
+    FitResult,
+    FittedGroup,
     Progress,
     Scores,
+    Updatable,
 )
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
 
 # Images of one product. Their number is fixed, and missing ones are zero: the last bits of a
 # product can depend on how many columns it has.
@@ -105,7 +106,7 @@ class PaDiM:
             first += count
         return {"patches": torch.cat(kept, dim=1).permute(0, 2, 3, 1)}
 
-    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:  # noqa: ARG002
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:  # noqa: ARG002
         """Return mean and whitening of each location.
 
         O(images * locations * dim^2) time. State is locations * dim^2 float64 (250 MB for 56 x 56
@@ -117,23 +118,23 @@ class PaDiM:
 
     def update(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         corpus: Corpus,
         *,
         seed: int,  # noqa: ARG002 - the channels were chosen when images were embedded
         progress: Progress | None = None,
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the Gaussians of all images; costs as the fit of the corpus."""
         return self._whitened(corpus, earlier, merge, progress)
 
     def withdraw(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         images: Int64[np.ndarray, " withdrawn"],
         corpus: Corpus | None,
         *,
         seed: int,  # noqa: ARG002
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the Gaussians without the images of the corpus, which are those withdrawn."""
         assert corpus is not None
         assert corpus.images == len(images)
@@ -146,8 +147,12 @@ class PaDiM:
         return self._whitened(corpus, earlier, without, None)
 
     def _whitened(
-        self, corpus: Corpus, earlier: Earlier | None, change: Change, progress: Progress | None
-    ) -> Fitted:
+        self,
+        corpus: Corpus,
+        earlier: EarlierModel | None,
+        change: Change,
+        progress: Progress | None,
+    ) -> FitResult:
         """Return the model of the corpus' moments, or of what `change` makes of the earlier."""
         height, width, dim = corpus.shapes["patches"]
         locations = height * width
@@ -160,7 +165,7 @@ class PaDiM:
         folds = [partial(_moments, at=at, threads=threads) for at in parts]
         joined = partial(merge, threads=threads, reuse=True)
         end = partial(_model_of, change=change, regularisation=self.regularisation)
-        before = [None if earlier is None else _Before.of(earlier, at) for at in parts]
+        before = [None if earlier is None else _EarlierGaussians.of(earlier, at) for at in parts]
         if count == 1:
             whole = corpus.reduce(folds[0], joined)
             found = iter([end(whole, before=before[0], threads=corpus.threads)])
@@ -177,23 +182,33 @@ class PaDiM:
             if progress is not None:
                 progress(number + 1, count)
         state["count"] = own["count"]
-        return Fitted(facts={"locations": float(locations), "dimensions": float(dim)}, state=state)
+        return FitResult(
+            facts={"locations": float(locations), "dimensions": float(dim)}, state=state
+        )
 
-    def prepare(self, model: Model) -> Model:
-        """Return the model with its triangles unpacked, twice the size."""
-        whitening = unpacked(model.state["whitening"], model.state["mean"].shape[1])
-        return replace(model, state=model.state | {"whitening": whitening})
+    def prepare(self, group: FittedGroup) -> "PaDiMDetector":
+        """Return the Gaussians with their triangles unpacked, twice the size."""
+        state = group.state()
+        mean = state["mean"]
+        return PaDiMDetector(
+            mean, unpacked(state["whitening"], mean.shape[1]), int(state["count"][0])
+        )
 
-    def score(
-        self,
-        embeddings: Arrays,
-        model: Model,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,
-    ) -> Scores:
+
+@dataclass(frozen=True)
+class PaDiMDetector:
+    """The Gaussian of each location of a group's images."""
+
+    mean: Float32[np.ndarray, "locations dim"]
+    whitening: Float32[np.ndarray, "locations dim dim"]
+    # Training images.
+    count: int
+
+    def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
         """Return M of each location, and the maximum of the smoothed map.
 
-        A training image (`ignore` is given) is measured against the Gaussians without itself.
+        Training images (`own`) are measured against the Gaussians without themselves, each without
+        its own.
         """
         images, height, width, dim = embeddings["patches"].shape
         rows = embeddings["patches"].reshape(images, height * width, dim)
@@ -202,13 +217,25 @@ class PaDiM:
         def fill(at: slice) -> None:
             for begin in range(0, images, _IMAGES_AT_ONCE):
                 block = slice(begin, begin + _IMAGES_AT_ONCE)
-                distances[block, at] = _distances(rows[block, at], model.state, at)
+                distances[block, at] = self._distances(rows[block, at], at)
 
         in_blocks(fill, height * width, bytes_each=dim * dim * 4, threads=torch.get_num_threads())
-        if ignore is not None:
-            distances = without_itself(distances, int(model.state["count"][0]))
+        if own is not None:
+            distances = without_itself(distances, self.count)
         maps = distances.reshape(images, height, width)
         return Scores(smoothed_peaks(maps), maps)
+
+    def _distances(
+        self, rows: Float32[np.ndarray, "images locations dim"], at: slice
+    ) -> Float32[np.ndarray, "images locations"]:
+        """Return |W (x - mu)| of at most `_IMAGES_AT_ONCE` images, at some locations."""
+        centred = np.zeros((_IMAGES_AT_ONCE, *rows.shape[1:]), np.float32)
+        np.subtract(rows, self.mean[at], out=centred[: len(rows)])
+        # Of each location (dim, dim) by (dim, images).
+        whitened = self.whitening[at] @ centred.transpose(1, 2, 0)
+        squared = np.einsum("ldi,ldi->il", whitened, whitened)
+        distances: np.ndarray = np.sqrt(squared[: len(rows)])
+        return distances
 
 
 def chosen_channels(total: int, count: int, seed: int) -> Int64[np.ndarray, " chosen"]:
@@ -247,7 +274,7 @@ def without_itself(
 
 
 @dataclass(frozen=True)
-class _Before:
+class _EarlierGaussians:
     """The model of some locations that images join or leave."""
 
     images: int
@@ -255,7 +282,7 @@ class _Before:
     whitening: Float32[np.ndarray, "locations entries"]
 
     @classmethod
-    def of(cls, earlier: Earlier, at: slice) -> "_Before":
+    def of(cls, earlier: EarlierModel, at: slice) -> "_EarlierGaussians":
         return cls(earlier.images, earlier.state["mean"][at], earlier.state["whitening"][at])
 
     def moments(self, regularisation: float, threads: int) -> Moments:
@@ -282,7 +309,12 @@ def _moments(
 
 
 def _model_of(
-    moments: Moments, *, before: _Before | None, change: Change, regularisation: float, threads: int
+    moments: Moments,
+    *,
+    before: _EarlierGaussians | None,
+    change: Change,
+    regularisation: float,
+    threads: int,
 ) -> Arrays:
     """Return the model of some locations from the moments of the corpus."""
     if before is not None:
@@ -299,17 +331,4 @@ def _model_of(
     }
 
 
-def _distances(
-    rows: Float32[np.ndarray, "images locations dim"], state: Arrays, at: slice
-) -> Float32[np.ndarray, "images locations"]:
-    """Return |W (x - mu)| of at most `_IMAGES_AT_ONCE` images, at some locations."""
-    centred = np.zeros((_IMAGES_AT_ONCE, *rows.shape[1:]), np.float32)
-    np.subtract(rows, state["mean"][at], out=centred[: len(rows)])
-    # Of each location (dim, dim) by (dim, images).
-    whitened = state["whitening"][at] @ centred.transpose(1, 2, 0)
-    squared = np.einsum("ldi,ldi->il", whitened, whitened)
-    distances: np.ndarray = np.sqrt(squared[: len(rows)])
-    return distances
-
-
-METHOD = PaDiM
+METHOD: type[Updatable] = PaDiM

@@ -33,17 +33,17 @@ from patchlake.pipeline.features import patches
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.maths.projection import projected
-from patchlake.pipeline.methods.contract import (
-    Arrays,
-    Corpus,
-    Earlier,
-    Fitted,
-    MemoryBank,
-    Model,
+from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart, nearest_others, others
+from patchlake.pipeline.methods.shared.contract import (
+    EarlierModel,
+    FitResult,
+    FittedGroup,
     Progress,
     Scores,
+    Updatable,
 )
-from patchlake.pipeline.methods.selection import Projection, Selector, Strategy, gather_rows
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
+from patchlake.pipeline.methods.shared.selection import Projection, Selector, Strategy, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +93,19 @@ class PatchCore:
             embedded = functional.normalize(embedded, dim=-1)
         return {"patches": embedded}
 
-    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:
         """Return the coreset of all patches (algorithm 1) and where each row is from."""
         height, width, _ = corpus.shapes["patches"]
         size = self._size(corpus.images * height * width)
         selection = self._selector(seed).select(corpus, size, progress)
-        return Fitted(
+        return FitResult(
             facts=selection.facts | {"bank_rows": float(len(selection.indices))},
             bank=_bank(corpus, selection.indices),
         )
 
     def update(
-        self, earlier: Earlier, corpus: Corpus, *, seed: int, progress: Progress | None = None
-    ) -> Fitted:
+        self, earlier: EarlierModel, corpus: Corpus, *, seed: int, progress: Progress | None = None
+    ) -> FitResult:
         """Return the bank and the patches of the corpus that greedy picks after it.
 
         The bank grows to the coreset's share of all patches. `radius_bound` is proven for all
@@ -125,16 +125,16 @@ class PatchCore:
             "added_images_radius": added,
             "bank_rows": float(len(bank.rows)),
         }
-        return Fitted(facts=facts, bank=bank)
+        return FitResult(facts=facts, bank=bank)
 
     def withdraw(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         images: Int64[np.ndarray, " withdrawn"],
         corpus: Corpus | None,  # noqa: ARG002 - the bank knows whose its rows are
         *,
         seed: int,
-    ) -> Fitted:
+    ) -> FitResult:
         """Return the bank without the images' rows; nothing takes their place.
 
         What a row covered is within the old radius of it, and so within that and its distance to
@@ -156,7 +156,7 @@ class PatchCore:
             "radius_bound": _radius_bound(earlier) + farther,
             "bank_rows": float(len(left)),
         }
-        return Fitted(facts=facts, bank=bank)
+        return FitResult(facts=facts, bank=bank)
 
     def _size(self, patches_: int) -> int:
         return min(max(1, int(patches_ * self.coreset_fraction)), self.max_bank_rows)
@@ -164,36 +164,35 @@ class PatchCore:
     def _selector(self, seed: int) -> Selector:
         return Selector(self.coreset, self.projection, seed)
 
-    def prepare(self, model: Model) -> Model:
-        """Return the model as it is."""
-        return model
+    def prepare(self, group: FittedGroup) -> "PatchCoreDetector":
+        """Return the search among the patches of the coreset."""
+        return PatchCoreDetector(self, group.search())
 
-    def score(
-        self,
-        embeddings: Arrays,
-        model: Model,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,
-    ) -> Scores:
+
+@dataclass(frozen=True)
+class PatchCoreDetector:
+    """A group's coreset."""
+
+    method: PatchCore
+    search: Search
+
+    def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
         """Return s* (Eq. 6) or s (Eq. 7) of each image, and every patch's distance to the bank."""
-        assert model.search is not None
         images, height, width, dim = embeddings["patches"].shape
         queries = embeddings["patches"].reshape(-1, dim)
-        distances, rows = model.search.nearest(queries, 1, ignore=ignore)
+        distances, rows = nearest_others(self.search, queries, 1, own)
         by_image = distances.reshape(images, height * width)
         worst = by_image.argmax(axis=1)
         image_scores = by_image.max(axis=1)
-        if self.image_score == "reweighted":
+        if self.method.image_score == "reweighted":
             number = np.arange(images) * height * width + worst
-            image_scores = self._reweighted(
-                queries[number], rows[number, 0], image_scores, model.search, ignore
-            )
+            image_scores = self._reweighted(queries[number], rows[number, 0], image_scores, own)
         maps = by_image.reshape(images, height, width)
-        if self.distance == "cosine":
+        if self.method.distance == "cosine":
             # Of unit vectors, half the squared distance is 1 - cos.
             image_scores, maps = image_scores**2 / 2, maps**2 / 2
-        if self.image_score == "mean_top":
-            image_scores = mean_of_largest(maps, self.top_fraction)
+        if self.method.image_score == "mean_top":
+            image_scores = mean_of_largest(maps, self.method.top_fraction)
         return Scores(image_scores, maps)
 
     def _reweighted(
@@ -201,18 +200,17 @@ class PatchCore:
         test_patches: Float32[np.ndarray, "images dim"],
         nearest_rows: Int64[np.ndarray, " images"],
         distances: Float32[np.ndarray, " images"],
-        search: Search,
-        ignore: Int64[np.ndarray, " ignored"] | None,
+        own: OwnPart | None,
     ) -> Float32[np.ndarray, " images"]:
         """Return Eq. 7: (1 - exp|m_test - m*| / sum over N_b(m*) of exp|m_test - m|) s*.
 
         N_b(m*) are the b bank rows nearest to m*, itself among them. By log-sum-exp, since exp
         overflows float32 at a distance of 88. With b = 1 the formula would give 0; it means s*.
         """
-        b = min(self.reweight_neighbours, search.size - (0 if ignore is None else len(ignore)))
-        if b == 1 or len(test_patches) == 0:
+        search, b = self.search, self.method.reweight_neighbours
+        if min(b, others(search, own)) == 1 or len(test_patches) == 0:
             return distances
-        _, neighbours = search.nearest(search.vectors(nearest_rows), b, ignore=ignore)
+        _, neighbours = nearest_others(search, search.vectors(nearest_rows), b, own)
         around = search.vectors(neighbours).astype(np.float64) - test_patches[:, None, :]
         lengths = np.linalg.norm(around, axis=2)
         largest = lengths.max(axis=1, keepdims=True)
@@ -230,7 +228,7 @@ def _bank(corpus: Corpus, indices: Int64[np.ndarray, " size"]) -> MemoryBank:
     return MemoryBank(gather_rows(corpus, indices), origin=origin)
 
 
-def _radius_bound(earlier: Earlier) -> float:
+def _radius_bound(earlier: EarlierModel) -> float:
     """Return what is known of the covering radius: as it was measured, or a bound."""
     return float(earlier.facts.get("covering_radius", earlier.facts.get("radius_bound", np.inf)))
 
@@ -246,4 +244,4 @@ def mean_of_largest(
     return mean.astype(np.float32)
 
 
-METHOD = PatchCore
+METHOD: type[Updatable] = PatchCore

@@ -25,37 +25,39 @@ A search is 2 K P^2 dim operations a layer of P pixels: for K = 50 at 224 x 224,
 ResNet-18 and 287 with WideResNet-50, of which `pipeline.index.galleries` does a part.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.patches import pooled
-from patchlake.pipeline.index.choose import search_over
-from patchlake.pipeline.index.exact import ExactSearch
-from patchlake.pipeline.index.galleries import Galleries
 from patchlake.pipeline.index.search import Search
-from patchlake.pipeline.maths.resampling import bilinear_matrix
-from patchlake.pipeline.methods.contract import (
-    Arrays,
-    Corpus,
-    Earlier,
-    Fitted,
-    Gallery,
-    MemoryBank,
-    Model,
+from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart, closed_up, nearest_others
+from patchlake.pipeline.methods.shared.contract import (
+    EarlierModel,
+    FitResult,
+    FittedGroup,
     Progress,
     Scores,
-    closed_up,
+    Updatable,
 )
-from patchlake.pipeline.methods.selection import Selector, gather_rows
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
+from patchlake.pipeline.methods.shared.correspondence import (
+    CoresetPixels,
+    Pixels,
+    RetrievedPixels,
+    layer_names,
+    mean_on_finest_grid,
+    order_by_overlap,
+)
+from patchlake.pipeline.methods.shared.selection import Selector, gather_rows
 
 Dtype = Literal["float16", "float32"]
 
@@ -93,7 +95,7 @@ class SPADE:
         }
         return embedded | {"pooled": pooled(feature_maps[-1])}
 
-    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> Fitted:
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:
         """Return the pooled features of all images as the bank, and their maps as the gallery.
 
         Nothing is computed but for gallery=coreset: O(pixels * coreset * dim) a layer at worst.
@@ -101,8 +103,8 @@ class SPADE:
         return self._fitted(corpus, None, seed, progress)
 
     def update(
-        self, earlier: Earlier, corpus: Corpus, *, seed: int, progress: Progress | None = None
-    ) -> Fitted:
+        self, earlier: EarlierModel, corpus: Corpus, *, seed: int, progress: Progress | None = None
+    ) -> FitResult:
         """Return the bank with the features of the corpus, whose maps join the gallery.
 
         Of gallery=coreset each layer's greedy selection goes on from the rows that there are.
@@ -111,18 +113,18 @@ class SPADE:
 
     def withdraw(
         self,
-        earlier: Earlier,
+        earlier: EarlierModel,
         images: Int64[np.ndarray, " withdrawn"],
         corpus: Corpus | None,  # noqa: ARG002 - a row of the bank is an image
         *,
         seed: int,  # noqa: ARG002
-    ) -> Fitted:
+    ) -> FitResult:
         """Return bank and coresets without the images; the gallery loses them as well."""
         assert earlier.bank is not None
         bank = earlier.bank.without(images)
         facts = dict(earlier.facts) | {"bank_rows": float(len(bank.rows))}
         state: Arrays = {}
-        for name in _layers(earlier.state):
+        for name in layer_names(earlier.state):
             owners = earlier.state[f"{name}.images"]
             stays = ~np.isin(owners, images)
             if not stays.any():
@@ -138,11 +140,11 @@ class SPADE:
         facts["gallery_bytes"] = float(facts["gallery_bytes"]) * left
         if "gflop_per_image" in facts:
             facts["gflop_per_image"] = float(facts["gflop_per_image"]) * compared
-        return Fitted(facts, state, bank)
+        return FitResult(facts, state, bank)
 
     def _fitted(
-        self, corpus: Corpus, earlier: Earlier | None, seed: int, progress: Progress | None
-    ) -> Fitted:
+        self, corpus: Corpus, earlier: EarlierModel | None, seed: int, progress: Progress | None
+    ) -> FitResult:
         bank = MemoryBank.of_images(corpus, "pooled")
         if earlier is not None:
             assert earlier.bank is not None
@@ -152,10 +154,10 @@ class SPADE:
             state = self._coresets(corpus, earlier, seed, progress)
             facts["gallery_bytes"] = float(sum(array.nbytes for array in state.values()))
             facts["gflop_per_image"] = sum(
-                _gflop(corpus.shapes[name], len(state[name])) for name in _layers(corpus.shapes)
+                _gflop(corpus.shapes[name], len(state[name])) for name in layer_names(corpus.shapes)
             )
-            return Fitted(facts, state, bank)
-        shapes = [corpus.shapes[name] for name in _layers(corpus.shapes)]
+            return FitResult(facts, state, bank)
+        shapes = [corpus.shapes[name] for name in layer_names(corpus.shapes)]
         values = len(bank.rows) * sum(int(np.prod(shape)) for shape in shapes)
         facts["gallery_bytes"] = float(values * np.dtype(self.gallery_dtype).itemsize)
         if self.gallery == "neighbours":
@@ -163,76 +165,14 @@ class SPADE:
             facts["gflop_per_image"] = sum(
                 _gflop((y, x, dim), images * y * x) for y, x, dim in shapes
             )
-        return Fitted(facts, bank=bank, gallery=partial(_kept, dtype=self.gallery_dtype))
-
-    def prepare(self, model: Model) -> Model:
-        """Return the model with its searches among pixels; they hold a gigabyte at most."""
-        assert model.search is not None
-        if model.gallery is None:
-            layers = _layers(model.state)
-            searches = {name: search_over(ExactSearch.over(model.state[name])) for name in layers}
-            return replace(model, searches=searches)
-        load = partial(_load, model.gallery)
-        is_pruned = self.gallery == "neighbours"
-        return replace(model, pixels=Galleries(load, model.search.size, is_pruned=is_pruned))
-
-    def score(
-        self,
-        embeddings: Arrays,
-        model: Model,
-        *,
-        ignore: Int64[np.ndarray, " ignored"] | None = None,
-    ) -> Scores:
-        """Return the mean squared distance of the images retrieved, and the distances of pixels.
-
-        Of fewer training images than `retrieved`, all count; of fewer pixels than `neighbours`
-        too. A training image (`ignore` is its bank row, and its number) retrieves others only.
-        """
-        assert model.search is not None
-        left = model.search.size - (0 if ignore is None else len(ignore))
-        distances, retrieved = model.search.nearest(
-            embeddings["pooled"], min(self.retrieved, left), ignore=ignore
-        )
-        image_scores = np.square(distances, dtype=np.float64).mean(axis=1).astype(np.float32)
-        maps: dict[int, np.ndarray] = {}
-        for image in chained(retrieved):
-            layers = [embeddings[name][image] for name in _layers(embeddings)]
-            rows = [np.ascontiguousarray(layer.reshape(-1, layer.shape[-1])) for layer in layers]
-            found = self._nearest(rows, retrieved[image].tolist(), model, ignore)
-            means = [one.mean(axis=1, dtype=np.float64) for one in found]
-            maps[image] = joined(
-                [one.reshape(layer.shape[:2]) for one, layer in zip(means, layers, strict=True)]
-            )
-        grid = embeddings["layer0"].shape[1:3]
-        in_order = [maps[image] for image in range(len(retrieved))]
-        return Scores(
-            image_scores, np.stack(in_order) if maps else np.empty((0, *grid), np.float32)
-        )
-
-    def _nearest(
-        self,
-        rows: Sequence[np.ndarray],
-        retrieved: Sequence[int],
-        model: Model,
-        ignore: np.ndarray | None,
-    ) -> list[Float32[np.ndarray, "pixels k"]]:
-        """Return, for each layer, one image's distances to its nearest pixels."""
-        if self.gallery == "coreset":
-            return [
-                _nearest_in_coreset(own, model, f"layer{number}", self.neighbours, ignore)
-                for number, own in enumerate(rows)
-            ]
-        assert model.pixels is not None
-        if self.gallery == "same_location":
-            return model.pixels.same_place(rows, retrieved, self.neighbours)
-        return model.pixels.nearest(rows, retrieved, self.neighbours)
+        return FitResult(facts, bank=bank, to_gallery=partial(_kept, dtype=self.gallery_dtype))
 
     def _coresets(
-        self, corpus: Corpus, earlier: Earlier | None, seed: int, progress: Progress | None
+        self, corpus: Corpus, earlier: EarlierModel | None, seed: int, progress: Progress | None
     ) -> Arrays:
         """Return each layer's coreset by the layer's name, and the images that its rows are of."""
         state: Arrays = {}
-        names = _layers(corpus.shapes)
+        names = layer_names(corpus.shapes)
         before = 0 if earlier is None else earlier.images
         for done, name in enumerate(names, 1):
             height, width, _ = corpus.shapes[name]
@@ -254,48 +194,50 @@ class SPADE:
                 progress(done, len(names))
         return state
 
-
-def chained(retrieved: Int64[np.ndarray, "images k"]) -> list[int]:
-    """Return the images in an order in which each shares many retrieved ones with the next.
-
-    From the first on always to the one that shares most: what one image has brought into memory
-    serves the next. Of 50 retrieved, from 757 with room for 64, 18 are loaded anew, and 39 if 180
-    images are taken as they come. O(images^2 * k).
-    """
-    if len(retrieved) == 0:
-        return []
-    sets = [set(row) for row in retrieved.tolist()]
-    left, order = dict.fromkeys(range(1, len(sets))), [0]
-    while left:
-        last = sets[order[-1]]
-        order.append(max(left, key=lambda image: len(last & sets[image])))
-        del left[order[-1]]
-    return order
+    def prepare(self, group: FittedGroup) -> "SPADEDetector":
+        """Return the search among images, and that among their pixels: a gigabyte at most."""
+        images = group.search()
+        if self.gallery == "coreset":
+            return SPADEDetector(self, images, CoresetPixels.of(group.state(), self.neighbours))
+        is_anywhere = self.gallery == "neighbours"
+        pixels = RetrievedPixels.of(
+            group.gallery(), images.size, self.neighbours, is_anywhere=is_anywhere
+        )
+        return SPADEDetector(self, images, pixels)
 
 
-def joined(grids: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows columns"]:
-    """Return the mean of float64 maps (y, x) on the finest of their grids, bilinearly."""
-    rows, columns = max((grid.shape for grid in grids), key=lambda shape: shape[0] * shape[1])
-    total = np.zeros((rows, columns))
-    for grid in grids:
-        # Without BLAS, whose last bits can depend on the number of threads.
-        tall = np.einsum("yr,rc->yc", bilinear_matrix(rows, grid.shape[0]), grid)
-        total += np.einsum("yc,xc->yx", tall, bilinear_matrix(columns, grid.shape[1]))
-    mean: np.ndarray = (total / len(grids)).astype(np.float32)
-    return mean
+@dataclass(frozen=True)
+class SPADEDetector:
+    """The pooled features of a group's training images, a row each, and their pixels."""
 
+    method: SPADE
+    images: Search
+    pixels: Pixels
 
-def _nearest_in_coreset(
-    rows: np.ndarray, model: Model, name: str, k: int, ignore: np.ndarray | None
-) -> Float32[np.ndarray, "pixels k"]:
-    search: Search = model.searches[name]
-    own = None
-    if ignore is not None:
-        own = np.flatnonzero(np.isin(model.state[f"{name}.images"], ignore))
-        # A coreset of one image's pixels alone: there is nothing else to compare with.
-        own = None if len(own) in {0, search.size} else own
-    left = search.size - (0 if own is None else len(own))
-    return search.nearest(rows, min(k, left), ignore=own)[0]
+    def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
+        """Return the mean squared distance of the images retrieved, and the distances of pixels.
+
+        Of fewer training images than `retrieved`, all count; of fewer pixels than `neighbours`
+        too. A training image (`own`) retrieves others only.
+        """
+        distances, retrieved = nearest_others(
+            self.images, embeddings["pooled"], self.method.retrieved, own
+        )
+        image_scores = np.square(distances, dtype=np.float64).mean(axis=1).astype(np.float32)
+        maps: dict[int, np.ndarray] = {}
+        for image in order_by_overlap(retrieved):
+            layers = [embeddings[name][image] for name in layer_names(embeddings)]
+            rows = [np.ascontiguousarray(layer.reshape(-1, layer.shape[-1])) for layer in layers]
+            found = self.pixels.nearest(rows, retrieved[image].tolist(), own)
+            means = [one.mean(axis=1, dtype=np.float64) for one in found]
+            maps[image] = mean_on_finest_grid(
+                [one.reshape(layer.shape[:2]) for one, layer in zip(means, layers, strict=True)]
+            )
+        grid = embeddings["layer0"].shape[1:3]
+        in_order = [maps[image] for image in range(len(retrieved))]
+        return Scores(
+            image_scores, np.stack(in_order) if maps else np.empty((0, *grid), np.float32)
+        )
 
 
 def _gflop(shape: Sequence[int], compared: int) -> float:
@@ -303,16 +245,10 @@ def _gflop(shape: Sequence[int], compared: int) -> float:
     return 2 * float(np.prod(shape)) * compared / 1e9
 
 
-def _layers(arrays: Mapping[str, object]) -> list[str]:
-    """Return the names of the pixel layers, the finest first."""
-    # Numbered without a gap; what else there is has other names.
-    return [name for name in (f"layer{number}" for number in range(len(arrays))) if name in arrays]
-
-
 def _kept(embeddings: Arrays, *, dtype: Dtype) -> Arrays:
     """Return a fragment's maps as they are stored. Raises `ConfigError` where they do not fit."""
     largest = np.finfo(dtype).max
-    for name in _layers(embeddings):
+    for name in layer_names(embeddings):
         # Not of `np.abs`: a fragment's maps are a gigabyte, and would be there twice.
         reached = max(embeddings[name].max(initial=0), -embeddings[name].min(initial=0))
         if reached > largest:
@@ -320,14 +256,7 @@ def _kept(embeddings: Arrays, *, dtype: Dtype) -> Arrays:
                 f"features of up to {reached:.3g} do not fit method.gallery_dtype={dtype} "
                 f"({largest:.3g}); use method.gallery_dtype=float32"
             )
-    return {name: embeddings[name].astype(dtype, copy=False) for name in _layers(embeddings)}
+    return {name: embeddings[name].astype(dtype, copy=False) for name in layer_names(embeddings)}
 
 
-def _load(gallery: Gallery, number: int) -> list[Float32[np.ndarray, "pixels dim"]]:
-    kept = gallery.of_image(number)
-    return [
-        kept[name].reshape(-1, kept[name].shape[-1]).astype(np.float32) for name in _layers(kept)
-    ]
-
-
-METHOD = SPADE
+METHOD: type[Updatable] = SPADE

@@ -11,7 +11,7 @@ import pyarrow as pa
 from patchlake.pipeline.config import BackboneSettings, Scalar
 from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
-from patchlake.pipeline.groups.corpus import EMBEDDINGS, Described
+from patchlake.pipeline.groups.corpus import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.model_store.slices import write_slices
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
@@ -59,7 +59,7 @@ class Embed:
     def _embed(self, batch: FragmentBatch) -> FragmentBatch:
         is_ok = [status == "ok" for status in batch.statuses()]
         used = batch.rows.filter(pa.array(is_ok, pa.bool_()))
-        described = Described(
+        images = EmbeddedImages(
             image_ids=used.column("image_id").to_pylist(),
             source_rows=used.column("source_row").to_pylist(),
             statuses=batch.statuses(),
@@ -68,7 +68,7 @@ class Embed:
         # The embeddings last: they are the marker of a finished fragment.
         name = f"{self._settings.partials}{batch.fragment.key}"
         model, pixels = self._settings.model, batch.array
-        model.write(f"{name}.json", json.dumps(asdict(described)).encode())
+        model.write(f"{name}.json", json.dumps(asdict(images)).encode())
         embedded = (self._extractor(pixels[i : i + _SLICE]) for i in range(0, len(pixels), _SLICE))
         write_slices(model, f"{name}{EMBEDDINGS}", len(pixels), _SLICE, embedded)
         return replace(batch, array=np.empty(0, np.float32))

@@ -22,7 +22,8 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.recent import Recent
 from patchlake.pipeline.images.geometry import Geometry, split_inputs
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.contract import Arrays, Method, Model, Scores
+from patchlake.pipeline.methods.shared.contract import Detector, Method, Scores
+from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
@@ -173,14 +174,14 @@ class Infer:
 
     def _scored(self, pixels: np.ndarray, group: str) -> list[Scores]:
         """Return the scores of a few images at a time."""
-        models, calibrations = self._models.get(group)
+        detectors, calibrations = self._models.get(group)
         parts: list[Scores] = []
         begin, size = 0, 1
         while begin < len(pixels):
             embeddings = self._embed(pixels[begin : begin + size])
             found = [
-                self._score(number, group, embeddings[number], model)
-                for number, model in enumerate(models)
+                self._score(number, group, embeddings[number], detector)
+                for number, detector in enumerate(detectors)
             ]
             parts.append(found[0] if len(found) == 1 else _together(found, calibrations))
             begin += size
@@ -199,10 +200,10 @@ class Infer:
                 embeddings[int(number)][own] = array
         return embeddings
 
-    def _score(self, number: int, group: str, embeddings: Arrays, model: Model) -> Scores:
+    def _score(self, number: int, group: str, embeddings: Arrays, detector: Detector) -> Scores:
         """Return one member's scores. Raises `ModelError`."""
         with _fitting(self._scorer.members[number], group):
-            found = self._methods[number].score(embeddings, model)
+            found = detector.score(embeddings)
             if not np.isfinite(found.image_scores).all():
                 raise ValueError("the scores are not finite")
         return found
@@ -210,17 +211,17 @@ class Infer:
     def _held_bytes(self, group: str) -> int:
         return sum(member.own_bytes(group) for member in self._scorer.members)
 
-    def _load_group(self, group: str) -> tuple[Sequence[Model], Sequence[Calibration]]:
-        models = []
+    def _load_group(self, group: str) -> tuple[Sequence[Detector], Sequence[Calibration]]:
+        detectors = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
             record, threads = member.manifest.groups[group], self._scorer.threads
             loaded = load_group(member.model, record, threads, member.search(group, threads))
             with _fitting(member, group):
-                models.append(method.prepare(loaded))
+                detectors.append(method.prepare(loaded))
         members = self._scorer.members
         # One model's scores are in no need of a common unit.
         joined = members if len(members) > 1 else ()
-        return models, [load_calibration(m.model, m.manifest.groups[group]) for m in joined]
+        return detectors, [load_calibration(m.model, m.manifest.groups[group]) for m in joined]
 
 
 @contextmanager

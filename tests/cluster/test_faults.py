@@ -14,7 +14,7 @@ from patchlake.pipeline.errors import ConfigError, StorageError, WorkersLost
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.maths.coreset import greedy, select
 from patchlake.pipeline.maths.shard import Shard
-from patchlake.pipeline.methods.selection import HeldRows
+from patchlake.pipeline.methods.shared.selection import HeldRows
 
 # What workers run here are closures, which travel by value: they do not find `tests`.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -14,7 +14,7 @@ import pytest
 from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.cluster.on_ray import RayRunner
 from patchlake.pipeline.errors import ConfigError, Stopped
-from patchlake.pipeline.groups.corpus import EMBEDDINGS, Described, StoredCorpus
+from patchlake.pipeline.groups.corpus import EMBEDDINGS, EmbeddedImages, StoredCorpus
 from patchlake.pipeline.methods.cfa import CFA
 from patchlake.pipeline.model_store.slices import write_slices
 from patchlake.pipeline.reading.fragments import Fragment
@@ -38,12 +38,12 @@ def stored_corpus(root: Path, workers) -> StoredCorpus:
         shapes = {"layer0": (size, 6, 5, 4), "layer1": (size, 3, 3, 8)}
         arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         names = [f"{fragment.key}-{row}" for row in range(size)]
-        described = Described(
+        images = EmbeddedImages(
             names, list(range(size)), ["ok"] * size, [f"{i:064x}" for i in range(size)]
         )
         slices = ({n: a[i : i + 4] for n, a in arrays.items()} for i in range(0, size, 4))
         write_slices(model, f"partials/{fragment.key}{EMBEDDINGS}", size, 4, slices)
-        model.write(f"partials/{fragment.key}.json", json.dumps(asdict(described)).encode())
+        model.write(f"partials/{fragment.key}.json", json.dumps(asdict(images)).encode())
     return StoredCorpus(model, "partials/", fragments, workers, memory_budget=2**30, threads=2)
 
 

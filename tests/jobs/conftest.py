@@ -7,7 +7,8 @@ import pytest
 
 from patchlake.pipeline.driver import fit
 from tests.conftest import LOCAL
-from tests.jobs.test_methods import SMALL, settings_of
+from tests.jobs.test_methods import settings_of
+from tests.small import SMALL
 
 FittedBy = Callable[[str], Path]
 

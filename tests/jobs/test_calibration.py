@@ -19,16 +19,19 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.images.files import decode_image
 from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.contract import Scores
+from patchlake.pipeline.methods.shared.bank import OwnPart
+from patchlake.pipeline.methods.shared.contract import Scores
 from patchlake.pipeline.model_store.models import GroupRecord, Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
 from tests.jobs.conftest import GROUP, TRAINING_IMAGES, WHERE, FittedBy
-from tests.jobs.test_methods import SMALL, WITHOUT_MAP, settings_of
+from tests.jobs.test_methods import settings_of
+from tests.small import SMALL
 
-# In whose models a training image has a part that can be left out, and in whose rows of its own.
-KNOWS_ITS_IMAGES = set(SMALL) - {"cfa"}
-HAS_ROWS_OF_IMAGES = {"dn2", "patchcore", "spade"}
+# In whose models an image has no part that can be left out: they are trained on all at once.
+KNOWS_NO_IMAGE = {"cfa"}
+# In whose models images have rows of their own.
+HAS_ROWS_OF_IMAGES = {name for name in SMALL if build(name, {}).approximable}
 # The number of an image that a model is fitted without.
 LEFT_OUT = 7
 
@@ -60,24 +63,24 @@ class Model:
     def training_images(self) -> list[Row]:
         return self.accounts.images.to_pylist()
 
-    def own_rows(self, image: Row) -> np.ndarray:
-        """The rows of the bank that are of an image."""
+    def own_part(self, number: int, image: Row) -> OwnPart:
+        """What an image has in the model: the rows of the bank that are said to be of it."""
         table = self.accounts.provenance
         rows = [] if table is None else table.to_pylist()
         own = [row["bank_row"] for row in rows if row["image_id"] == image["image_id"]]
-        return np.array(own, np.int64)
+        return OwnPart(np.array([number]), np.array(own, np.int64))
 
-    def scorer(self) -> Callable[[Row, np.ndarray | None], Scores]:
-        """What scores an image of the lake, compared with all rows of the bank but some."""
+    def scorer(self) -> Callable[[Row, OwnPart | None], Scores]:
+        """What scores an image of the lake, compared with all of the model but its own part."""
         method = build(self.manifest.method, self.manifest.method_options)
-        model = method.prepare(load_group(self.folder, self.record, 1))
+        detector = method.prepare(load_group(self.folder, self.record, 1))
         member = Member(self.folder, self.manifest, self.manifest.backbone.weights)
         embed = partial(method.embed, seed=self.manifest.settings.seed)
         extract = Extractor(member.checked_backbone(), embed)
 
-        def score(row: Row, ignore: np.ndarray | None) -> Scores:
+        def score(row: Row, own: OwnPart | None) -> Scores:
             pixels = member.geometry.apply(self._opened(row))
-            return method.score(extract(pixels[None]), model, ignore=ignore)
+            return detector.score(extract(pixels[None]), own)
 
         return score
 
@@ -103,18 +106,19 @@ def test_a_stored_score_is_that_of_the_image_without_its_own_part_in_the_model(
     model = Model.at(fitted_by(method), images)
     score, of_images, differences = model.scorer(), 0, []
     assert len(model.training_images) == TRAINING_IMAGES
-    for row in model.training_images:
-        own = model.own_rows(row)
-        assert_stored(row, score(row, own))
-        assert (row["peak"] is None) == (method in WITHOUT_MAP)
-        of_images += len(own)
+    for number, row in enumerate(model.training_images):
+        own = model.own_part(number, row)
+        found = score(row, own)
+        assert_stored(row, found)
+        assert (row["peak"] is None) == (found.anomaly_maps is None)
+        of_images += len(own.rows)
         differences.append(row["score"] - score(row, None).image_scores[0])
     # Each row of a bank is some image's; and without its own part an image scores higher, or the
     # same where what is farthest from the bank was compared with other images anyway.
     bank_rows = model.record.facts.get("bank_rows")
     assert of_images == (bank_rows if method in HAS_ROWS_OF_IMAGES else 0)
     assert min(differences) >= 0
-    assert (max(differences) > 0) == (method in KNOWS_ITS_IMAGES)
+    assert (max(differences) > 0) == (method not in KNOWS_NO_IMAGE)
 
 
 @pytest.mark.parametrize("method", sorted(SMALL))

@@ -17,7 +17,7 @@ from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files
 from tests.jobs.conftest import WHERE, FittedBy
-from tests.jobs.test_methods import SMALL
+from tests.small import SMALL
 
 
 def settings_of(**changed: object) -> Settings:
@@ -66,7 +66,7 @@ def test_the_scores_are_means_of_the_members_own_in_their_units(
 
 
 def test_all_methods_score_together(images: Path, fitted_by: FittedBy, tmp_path: Path):
-    """Four with maps, of grids of two sizes, and two without."""
+    """Those with maps, of grids of two sizes, and those without."""
     models = {name: fitted_by(name) for name in sorted(SMALL)}
     assert_means_of_members(images, models, tmp_path, where=WHERE)
 

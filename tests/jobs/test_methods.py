@@ -11,32 +11,32 @@ from patchlake.pipeline.driver import evaluate, fit, score
 from patchlake.pipeline.driver.execution import Execution, RunnerName
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.corpus import StoredCorpus
-from patchlake.pipeline.methods import build, names
+from patchlake.pipeline.methods import build
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.presets import PRESETS
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files, soak
+from tests.small import SMALL
 
-# Small enough for a second each. A method that is not here fails the first test.
-SMALL = {
-    "cfa": {"epochs": 2, "gamma_d": 4},
-    "dn2": {},
-    "mahalanobis": {"false_positive_rate": 0.01},
-    "padim": {"dimensions": 20},
-    "patchcore": {"coreset_fraction": 0.1},
-    "spade": {"retrieved": 5},
+# Whether a paper has an anomaly map. Of a method that is not here, images have maps, or none has.
+HAS_MAP = {
+    "cfa": True,
+    "dn2": False,
+    "mahalanobis": False,
+    "padim": True,
+    "patchcore": True,
+    "spade": True,
 }
-WITHOUT_MAP = {"dn2", "mahalanobis"}
 # What it sees of the images is shuffled fragment by fragment.
 DEPENDS_ON_FRAGMENTS = {"cfa"}
-# One of each way through a cluster: workers in step, sums over fragments and verdicts, a bank that
-# is selected, galleries. DN2 gathers as PatchCore does; PaDiM is fitted on Ray below, and in
+# One of each way through a cluster: workers in step, sums over fragments, a bank that is selected,
+# galleries. DN2 gathers as PatchCore does; PaDiM is fitted on Ray below, and in
 # test_update.py.
 ON_RAY, SOAKED = ("mahalanobis", "patchcore"), ("cfa", "spade")
 
 
-def settings_of(method: str, **changed: object) -> Settings:
-    own = {"method": {"name": method} | SMALL[method]}
+def settings_of(name: str, /, **changed: object) -> Settings:
+    own = {"method": {"name": name} | SMALL[name]}
     return load_settings(flags=TINY | own | changed)
 
 
@@ -46,6 +46,11 @@ class Done:
     model: Path
     scores: Path
     manifest: Manifest
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the scores of its first image come with a map."""
+        return next(iter(by_place(self.scores).values()))["anomaly_map"] is not None
 
 
 @pytest.fixture(scope="module", params=sorted(SMALL))
@@ -58,10 +63,6 @@ def done(
     manifest = fit.run(str(images), str(root / "model"), settings, LOCAL)
     score.run(str(images), str(root / "model"), str(root / "scores"), settings, LOCAL)
     return Done(request.param, root / "model", root / "scores", manifest)
-
-
-def test_every_method_is_tested_here():
-    assert names() == sorted(SMALL)
 
 
 @pytest.mark.parametrize("method", sorted(SMALL))
@@ -94,36 +95,44 @@ def test_its_layers_are_those_of_its_paper_unless_they_are_set(done: Done):
 
 
 def test_every_image_has_a_finite_score_and_a_map_or_none(done: Done):
-    rows = by_place(done.scores)
+    rows, has_map = by_place(done.scores), done.has_map
     assert len(rows) == 44
+    assert has_map == HAS_MAP.get(done.method, has_map)
     for row in rows.values():
         assert row["status"] == "ok"
         assert np.isfinite(row["image_score"])
         assert row["image_score"] >= 0
         assert row["model_id"] == done.manifest.groups[row["group"]].digest
-        if done.method in WITHOUT_MAP:
+        if not has_map:
             columns = ("anomaly_map", "map_height", "map_width", "heatmap_path")
             assert [row[name] for name in columns] == [None] * 4
         else:
             assert len(row["anomaly_map"]) == row["map_height"] * row["map_width"]
             assert np.isfinite(row["anomaly_map"]).all()
             assert (done.scores / row["heatmap_path"]).is_file()
-    assert (done.scores / "_heatmaps").exists() == (done.method not in WITHOUT_MAP)
+    assert (done.scores / "_heatmaps").exists() == has_map
 
 
-def test_verdicts_are_there_where_the_method_has_a_threshold(done: Done):
+def test_without_a_threshold_there_are_no_verdicts(done: Done):
+    """None has one unless it is asked for."""
     for row in by_place(done.scores).values():
-        if done.method == "mahalanobis":
-            assert row["is_anomalous"] == (row["image_score"] > row["threshold"])
-        else:
-            assert (row["is_anomalous"], row["threshold"]) == (None, None)
+        assert (row["is_anomalous"], row["threshold"]) == (None, None)
+
+
+def test_verdicts_are_there_where_the_method_has_a_threshold(images: Path, tmp_path: Path):
+    method = {"name": "mahalanobis", "false_positive_rate": 0.01}
+    settings = settings_of("mahalanobis", method=method)
+    fit.run(str(images), str(tmp_path / "model"), settings, LOCAL)
+    score.run(str(images), str(tmp_path / "model"), str(tmp_path / "scores"), settings, LOCAL)
+    for row in by_place(tmp_path / "scores").values():
+        assert row["is_anomalous"] == (row["image_score"] > row["threshold"])
 
 
 def test_metrics_of_maps_are_there_where_maps_are(done: Done, images: Path):
     for values in evaluate.run(str(images), str(done.scores)).values():
         assert 0 <= values["image_auroc"] <= 1
-        assert (values["pixel_auroc"] is None) == (done.method in WITHOUT_MAP)
-        assert (values["aupro"] is None) == (done.method in WITHOUT_MAP)
+        assert (values["pixel_auroc"] is None) == (not done.has_map)
+        assert (values["aupro"] is None) == (not done.has_map)
 
 
 def test_batches_and_threads_change_no_byte(
@@ -207,9 +216,10 @@ def test_gaussians_beyond_the_memory_budget_are_fitted_location_by_location(
     """By workers that hold some locations each, and with the same bytes as by all together."""
     if runner == "ray":
         request.getfixturevalue("local_ray")
-    whole = settings_of("padim", fragment_images=3)
-    # 256 locations of 20 x 20 float64 are 0.8 MB, of which three are held.
-    split = settings_of("padim", fragment_images=3, memory_budget=500_000)
+    # 256 locations of 10 x 10 float64 are 0.2 MB, of which three are held.
+    method = {"name": "padim", "dimensions": 10}
+    whole = settings_of("padim", fragment_images=3, method=method)
+    split = settings_of("padim", fragment_images=3, method=method, memory_budget=125_000)
     expected = fit.run(str(images), str(tmp_path / "whole"), whole, LOCAL)
     apart, once = StoredCorpus.reduce_apart, []
 

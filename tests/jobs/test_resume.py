@@ -17,13 +17,14 @@ from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, output_files
 from tests.jobs.conftest import TRAINING_IMAGES, WHERE, FittedBy
-from tests.jobs.test_methods import SMALL, settings_of
+from tests.jobs.test_methods import settings_of
+from tests.small import SMALL
 
 # After which call a fit is stopped, if not after `Method.fit`, of which nothing is written then:
 # after the notes of the first epoch, and after the first of a gallery's two files.
 STOPPED_AFTER = {"cfa": (RunNotes, "write"), "spade": (gallery._Writer, "__call__")}
-# Epochs that are noted by the start that goes on, of two.
-EPOCHS_LEFT = {"cfa": [2]}
+# Epochs that are noted by the start that goes on, of three.
+EPOCHS_LEFT = {"cfa": [2, 3]}
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import TRAINING_IMAGES
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, soak
-from tests.jobs.test_methods import SMALL, settings_of
+from tests.jobs.test_methods import settings_of
+from tests.small import UPDATABLE
 
-UPDATABLE = sorted(set(SMALL) - {"cfa"})
 # As a refit but for rounding; a coreset that goes on from its centres is another one.
 AS_REFIT = ("dn2", "mahalanobis", "padim", "spade")
 GROUPS = ("brushed_plate", "woven_cloth")

@@ -1,4 +1,4 @@
-"""A corpus in memory, for tests of methods."""
+"""A corpus and a fitted group in memory, for tests of methods."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -6,6 +6,9 @@ from functools import reduce
 
 import numpy as np
 
+from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.methods.shared.bank import OwnPart
+from patchlake.pipeline.methods.shared.contract import FitResult
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 
 
@@ -99,6 +102,40 @@ class FakeCorpus:
     def together(self, work, members):  # noqa: ARG002 - one is at most that many
         work(Alone(self.threads), FakeReader(self.fragments), self.notes)
         return self.notes
+
+
+@dataclass(frozen=True)
+class FakeGallery:
+    fragments: list[dict[str, np.ndarray]]
+
+    def of_image(self, number):
+        for fragment in self.fragments:
+            if number < _images(fragment):
+                return {name: array[number] for name, array in fragment.items()}
+            number -= _images(fragment)
+        raise IndexError(number)
+
+
+@dataclass(frozen=True)
+class FakeGroup:
+    """A fitted group, and what was kept of each fragment for its gallery."""
+
+    result: FitResult
+    kept: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+    def state(self):
+        return self.result.state
+
+    def search(self):
+        return ExactSearch.over(self.result.bank.rows)
+
+    def gallery(self):
+        return FakeGallery(self.kept)
+
+
+def own_part(found: FitResult, image: int) -> OwnPart:
+    """Return what one training image has in the model."""
+    return OwnPart.of([image], found.bank)
 
 
 def split(embeddings: dict[str, np.ndarray], *sizes: int) -> list[dict[str, np.ndarray]]:

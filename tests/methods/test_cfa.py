@@ -16,16 +16,15 @@ from patchlake.pipeline.index.bounds import products_are_exact
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.cfa import CFA, compressed, held_out, softmin_scores
-from patchlake.pipeline.methods.contract import Model
-from patchlake.pipeline.methods.descent import AdamW, Descent, Trained
-from patchlake.pipeline.methods.hyperspheres import (
+from patchlake.pipeline.methods.shared.descent import AdamW, Descent, Trained
+from patchlake.pipeline.methods.shared.hyperspheres import (
     Hyperspheres,
     Loss,
     Parameters,
     describe,
     search_among,
 )
-from tests.methods.corpus import FakeCorpus, FakeNotes, FakeReader, split
+from tests.methods.corpus import FakeCorpus, FakeGroup, FakeNotes, FakeReader, split
 
 # Channels, rows and columns of the layers; the finest is neither square nor of an even factor.
 SHAPES = ((4, 6, 5), (6, 3, 3), (5, 2, 1))
@@ -131,8 +130,8 @@ def fitted(images=10, *sizes, corpus=FakeCorpus, progress=None, embeddings=None,
     return method.fit(corpus(split(embeddings, *sizes), **own), seed=0, progress=progress)
 
 
-def model_of(found):
-    return Model(found.state, ExactSearch.over(found.bank.rows))
+def detector_of(found):
+    return CFA().prepare(FakeGroup(found))
 
 
 def assert_same_bits(found, expected):
@@ -405,7 +404,7 @@ def test_a_score_is_the_nearest_distance_times_its_softmin():
 def test_maps_are_softmin_scores_of_the_trained_descriptor():
     found, maps = fitted(), random_maps(3, seed=1)
     test = {name: array.numpy() for name, array in CFA().embed(maps, seed=0).items()}
-    scores = CFA().score(test, model_of(found))
+    scores = detector_of(found).score(test)
     weight, bias = (torch.tensor(found.state[name]) for name in ("weight", "bias"))
     described = plainly_described(maps, weight, bias)
     d = torch.cdist(described.double(), torch.from_numpy(found.bank.rows).double())
@@ -421,19 +420,19 @@ def test_maps_are_softmin_scores_of_the_trained_descriptor():
 
 
 def test_an_image_scores_the_same_to_the_bit_in_any_company():
-    model, test = model_of(fitted()), embedded(9, seed=1)
-    whole = CFA().score(test, model)
+    detector, test = detector_of(fitted()), embedded(9, seed=1)
+    whole = detector.score(test)
     for number in range(9):
-        alone = CFA().score({name: array[number, None] for name, array in test.items()}, model)
+        alone = detector.score({name: array[number, None] for name, array in test.items()})
         np.testing.assert_array_equal(alone.anomaly_maps[0], whole.anomaly_maps[number])
         assert alone.image_scores[0] == whole.image_scores[number]
 
 
 def test_a_normal_image_scores_lower_than_another_pattern():
-    model, test = model_of(fitted(epochs=10)), embedded(6, seed=1)
+    detector, test = detector_of(fitted(epochs=10)), embedded(6, seed=1)
     strange = {name: array[:, ::-1].copy() for name, array in test.items()}
-    normal = CFA().score(test, model).image_scores
-    assert normal.max() < CFA().score(strange, model).image_scores.min()
+    normal = detector.score(test).image_scores
+    assert normal.max() < detector.score(strange).image_scores.min()
 
 
 # What cannot be.

@@ -5,10 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from patchlake.pipeline.index.exact import ExactSearch
-from patchlake.pipeline.methods.contract import Model
 from patchlake.pipeline.methods.dn2 import DN2
-from tests.methods.corpus import FakeCorpus, split
+from tests.methods.corpus import FakeCorpus, FakeGroup, own_part, split
 
 
 def pooled(images, seed=0, dim=7):
@@ -19,41 +17,41 @@ def pooled(images, seed=0, dim=7):
 def fitted(train, *sizes, **options):
     method = DN2(**options)
     found = method.fit(FakeCorpus(split(train, *sizes)), seed=0)
-    return method, found, Model(found.state, ExactSearch.over(found.bank.rows))
+    return found, method.prepare(FakeGroup(found))
 
 
 @pytest.mark.parametrize("neighbours", [1, 2, 5])
 def test_scores_are_scikit_learns_mean_distances(neighbours):
     train, test = pooled(20), pooled(6, seed=1)
-    method, _, model = fitted(train, 4, 9, neighbours=neighbours)
+    _, detector = fitted(train, 4, 9, neighbours=neighbours)
     oracle = NearestNeighbors(n_neighbors=neighbours).fit(train["pooled"])
     expected = oracle.kneighbors(test["pooled"])[0].mean(axis=1)
-    found = method.score(test, model)
+    found = detector.score(test)
     np.testing.assert_allclose(found.image_scores, expected, rtol=1e-6)
     assert found.anomaly_maps is None
 
 
 def test_a_training_image_is_not_its_own_neighbour():
     train = pooled(20)
-    method, found, model = fitted(train, neighbours=2)
+    found, detector = fitted(train, neighbours=2)
     own = {"pooled": train["pooled"][3, None]}
-    ignore = np.flatnonzero(found.bank.origin[:, 0] == 3)
     oracle = NearestNeighbors(n_neighbors=3).fit(train["pooled"])
     expected = oracle.kneighbors(own["pooled"])[0][0, 1:].mean()
-    assert method.score(own, model, ignore=ignore).image_scores[0] == pytest.approx(expected)
+    scores = detector.score(own, own_part(found, 3)).image_scores
+    assert scores[0] == pytest.approx(expected)
 
 
 def test_of_few_training_images_all_count():
     train, test = pooled(2), pooled(3, seed=1)
-    method, _, model = fitted(train, neighbours=5)
+    _, detector = fitted(train, neighbours=5)
     oracle = NearestNeighbors(n_neighbors=2).fit(train["pooled"])
     expected = oracle.kneighbors(test["pooled"])[0].mean(axis=1)
-    np.testing.assert_allclose(method.score(test, model).image_scores, expected, rtol=1e-6)
+    np.testing.assert_allclose(detector.score(test).image_scores, expected, rtol=1e-6)
 
 
 def test_bank_rows_are_the_images_in_order():
     train = pooled(9)
-    _, found, _ = fitted(train, 4, 2)
+    found, _ = fitted(train, 4, 2)
     np.testing.assert_array_equal(found.bank.rows, train["pooled"])
     assert found.bank.origin[:, 0].tolist() == list(range(9))
 

@@ -10,9 +10,8 @@ from threadpoolctl import threadpool_limits
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.methods import build, padim
-from patchlake.pipeline.methods.contract import Model
 from patchlake.pipeline.methods.padim import PaDiM, chosen_channels, without_itself
-from tests.methods.corpus import FakeCorpus, split
+from tests.methods.corpus import FakeCorpus, FakeGroup, own_part, split
 
 
 def random_patches(images, *, seed=0, height=3, width=4, dim=5):
@@ -26,7 +25,7 @@ def fitted(patches, *sizes, memory_budget=2**30, **options):
     method = PaDiM(**options)
     corpus = FakeCorpus(split({"patches": patches}, *sizes), memory_budget=memory_budget)
     found = method.fit(corpus, seed=0)
-    return method, found, method.prepare(Model(found.state))
+    return found, method.prepare(FakeGroup(found))
 
 
 def written_out(train, test, regularisation=0.01):
@@ -48,9 +47,9 @@ def written_out(train, test, regularisation=0.01):
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 40])
 def test_maps_are_the_papers_formula(images):
     train, test = random_patches(images), random_patches(4, seed=1)
-    method, _, model = fitted(train)
+    _, detector = fitted(train)
 
-    found = method.score({"patches": test}, model)
+    found = detector.score({"patches": test})
 
     np.testing.assert_allclose(found.anomaly_maps, written_out(train, test), rtol=2e-4)
     for score, anomaly_map in zip(found.image_scores, found.anomaly_maps, strict=True):
@@ -60,8 +59,8 @@ def test_maps_are_the_papers_formula(images):
 def test_two_images_by_hand():
     # Features 0 and 2 at one location: mean 1, variance 2, and 2 + 0.01 regularised.
     train = np.array([0, 2], np.float32).reshape(2, 1, 1, 1)
-    method, _, model = fitted(train)
-    found = method.score({"patches": np.array([4], np.float32).reshape(1, 1, 1, 1)}, model)
+    _, detector = fitted(train)
+    found = detector.score({"patches": np.array([4], np.float32).reshape(1, 1, 1, 1)})
     assert found.anomaly_maps[0, 0, 0] == pytest.approx(3 / np.sqrt(2.01))
 
 
@@ -86,8 +85,8 @@ def test_two_images_by_hand():
 )
 def test_two_channels_by_hand(image, squared):
     train = np.array([(1, 2), (3, 8)], np.float32).reshape(2, 1, 1, 2)
-    method, _, model = fitted(train)
-    found = method.score({"patches": np.array(image, np.float32).reshape(1, 1, 1, 2)}, model)
+    _, detector = fitted(train)
+    found = detector.score({"patches": np.array(image, np.float32).reshape(1, 1, 1, 2)})
     # The whitening is rounded to float32, of a Sigma that is 2000 times as wide one way.
     assert found.anomaly_maps[0, 0, 0] == pytest.approx(np.sqrt(squared), rel=1e-4)
     # Smoothing leaves a map of one location as it is.
@@ -97,8 +96,8 @@ def test_two_channels_by_hand(image, squared):
 @given(st.lists(st.integers(1, 6), max_size=4), st.integers(0, 3))
 def test_no_partition_of_the_images_changes_the_statistics(sizes, seed):
     patches = random_patches(13, seed=seed)
-    _, whole, _ = fitted(patches)
-    _, cut, _ = fitted(patches, *sizes)
+    whole, _ = fitted(patches)
+    cut, _ = fitted(patches, *sizes)
     for name, array in whole.state.items():
         np.testing.assert_allclose(cut.state[name], array, rtol=1e-6, atol=1e-6)
 
@@ -106,27 +105,27 @@ def test_no_partition_of_the_images_changes_the_statistics(sizes, seed):
 @pytest.mark.parametrize("memory_budget", [1, 3000, 10_000])
 def test_locations_that_take_turns_give_the_same_bits(memory_budget):
     patches = random_patches(9)
-    _, whole, _ = fitted(patches, 4)
-    _, turns, _ = fitted(patches, 4, memory_budget=memory_budget)
+    whole, _ = fitted(patches, 4)
+    turns, _ = fitted(patches, 4, memory_budget=memory_budget)
     for name, array in whole.state.items():
         np.testing.assert_array_equal(turns.state[name], array)
 
 
 @pytest.mark.parametrize("dim", [5, 100, 550])
 def test_an_image_scores_the_same_to_the_bit_in_any_company(dim, monkeypatch):
-    method, _, model = fitted(random_patches(20, dim=dim))
+    _, detector = fitted(random_patches(20, dim=dim))
     test = random_patches(37, seed=1, dim=dim)
-    together = method.score({"patches": test}, model).anomaly_maps
+    together = detector.score({"patches": test}).anomaly_maps
     # On any number of threads, too, of ours and of the BLAS.
     for threads in (1, 3):
         monkeypatch.setattr(padim.torch, "get_num_threads", lambda threads=threads: threads)
         with threadpool_limits(threads, "blas"):
-            again = method.score({"patches": test}, model).anomaly_maps
+            again = detector.score({"patches": test}).anomaly_maps
         np.testing.assert_array_equal(again, together)
     for image in (0, 1, 15, 16, 36):
-        alone = method.score({"patches": test[image, None]}, model).anomaly_maps[0]
+        alone = detector.score({"patches": test[image, None]}).anomaly_maps[0]
         np.testing.assert_array_equal(alone, together[image])
-    backwards = method.score({"patches": test[::-1].copy()}, model).anomaly_maps
+    backwards = detector.score({"patches": test[::-1].copy()}).anomaly_maps
     np.testing.assert_array_equal(backwards[::-1], together)
 
 
@@ -135,13 +134,14 @@ def test_a_training_image_is_measured_as_if_it_had_not_been_there(images):
     train = random_patches(images)
     # Without regularisation to speak of the formula is exact, where there are images enough.
     dim = train.shape[-1]
-    method, _, model = fitted(train, regularisation=1e-6 if images > dim + 1 else 1.0)
-    own = method.score({"patches": train[2, None]}, model, ignore=np.empty(0, np.int64))
+    regularisation = 1e-6 if images > dim + 1 else 1.0
+    found, detector = fitted(train, regularisation=regularisation)
+    own = detector.score({"patches": train[2, None]}, own_part(found, 2))
     rest = np.delete(train, 2, axis=0)
-    exact = written_out(rest, train[2, None], method.regularisation)
+    exact = written_out(rest, train[2, None], regularisation)
     tolerance = 2e-3 if images > dim + 1 else 0.5
     np.testing.assert_allclose(own.anomaly_maps, exact, rtol=tolerance)
-    assert (own.anomaly_maps > method.score({"patches": train[2, None]}, model).anomaly_maps).all()
+    assert (own.anomaly_maps > detector.score({"patches": train[2, None]}).anomaly_maps).all()
 
 
 def test_two_images_know_no_spread_without_one_of_them():

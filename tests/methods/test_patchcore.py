@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features import patches
-from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.maths.coreset import greedy
 from patchlake.pipeline.maths.projection import gaussian_projection, projected
 from patchlake.pipeline.methods import build, names, options_of
-from patchlake.pipeline.methods.contract import Model
 from patchlake.pipeline.methods.patchcore import PatchCore
-from tests.methods.corpus import FakeCorpus, split
+from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart
+from patchlake.pipeline.methods.shared.contract import FitResult
+from tests.methods.corpus import FakeCorpus, FakeGroup, split
 
 
 def random_embeddings(images, *, seed=0, height=4, width=5, dim=6):
@@ -26,9 +26,12 @@ def fitted(embeddings, *, seed=0, **options):
     return PatchCore(**options).fit(FakeCorpus([{"patches": embeddings}]), seed=seed)
 
 
-def scores(embeddings, bank, *, ignore=None, **options):
-    model = Model({}, ExactSearch.over(bank))
-    return PatchCore(**options).score({"patches": embeddings}, model, ignore=ignore)
+def detector(method, bank):
+    return method.prepare(FakeGroup(FitResult({}, bank=MemoryBank(bank))))
+
+
+def scores(embeddings, bank, *, own=None, **options):
+    return detector(PatchCore(**options), bank).score({"patches": embeddings}, own)
 
 
 @pytest.mark.parametrize("image_score", ["max", "reweighted"])
@@ -202,13 +205,12 @@ def test_a_bank_of_one_row_gives_the_plain_score():
 
 
 @given(st.sets(st.integers(0, 19), max_size=19), st.sampled_from(["max", "reweighted"]))
-def test_ignored_bank_rows_are_as_if_they_were_not_there(ignored, image_score):
+def test_an_images_own_bank_rows_are_as_if_they_were_not_there(rows, image_score):
     embeddings, bank = random_embeddings(2), random_embeddings(1, seed=1).reshape(20, 6)
-    kept = np.delete(bank, sorted(ignored), axis=0)
+    own = OwnPart(np.array([0]), np.array(sorted(rows), np.int64))
+    kept = np.delete(bank, own.rows, axis=0)
 
-    found = scores(
-        embeddings, bank, ignore=np.array(sorted(ignored), np.int64), image_score=image_score
-    )
+    found = scores(embeddings, bank, own=own, image_score=image_score)
 
     expected = scores(embeddings, kept, image_score=image_score)
     np.testing.assert_array_equal(found.anomaly_maps, expected.anomaly_maps)
@@ -303,7 +305,7 @@ def test_cosine_distances_are_of_directions():
     method = PatchCore(embedding="concat", neighbourhood=1, distance="cosine")
     train = method.embed(maps, seed=0)["patches"].numpy()
     queries = method.embed([torch.randn(2, 6, 4, 5)], seed=0)["patches"].numpy()
-    found = method.score({"patches": queries}, Model({}, ExactSearch.over(train.reshape(-1, 6))))
+    found = detector(method, train.reshape(-1, 6)).score({"patches": queries})
     similarities = queries.reshape(-1, 6).astype(np.float64) @ train.reshape(-1, 6).T
     np.testing.assert_allclose(
         found.anomaly_maps.ravel(), 1 - similarities.max(axis=1), rtol=1e-5, atol=1e-7

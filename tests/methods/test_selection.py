@@ -14,8 +14,8 @@ from patchlake.pipeline.driver import fit
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.maths.coreset import greedy, select
 from patchlake.pipeline.maths.shard import Shard
-from patchlake.pipeline.methods import selection
-from patchlake.pipeline.methods.selection import HeldRows, Selector
+from patchlake.pipeline.methods.shared import selection
+from patchlake.pipeline.methods.shared.selection import HeldRows, Selector
 from patchlake.pipeline.model_store.models import GroupRecord, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY

@@ -1,7 +1,5 @@
 """SPADE against what its formulas say, written out."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -9,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.maths.resampling import bilinear_matrix
-from patchlake.pipeline.methods.contract import Model
-from patchlake.pipeline.methods.spade import SPADE, chained, joined
-from tests.methods.corpus import FakeCorpus, split
+from patchlake.pipeline.methods.shared.bank import OwnPart
+from patchlake.pipeline.methods.shared.correspondence import mean_on_finest_grid, order_by_overlap
+from patchlake.pipeline.methods.spade import SPADE, SPADEDetector
+from tests.methods.corpus import FakeCorpus, FakeGroup, split
 
 GRIDS = {"layer0": (4, 4, 6), "layer1": (2, 2, 9)}
 
@@ -27,31 +25,21 @@ def images(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"pooled": rng.standard_normal((count, 8)).astype(np.float32)} | maps
 
 
-@dataclass(frozen=True)
-class FakeGallery:
-    fragments: list
-
-    def of_image(self, number):
-        for fragment in self.fragments:
-            count = len(fragment["layer0"])
-            if number < count:
-                return {name: array[number] for name, array in fragment.items()}
-            number -= count
-        raise IndexError(number)
-
-
-def fitted(method: SPADE, train: dict[str, np.ndarray], *sizes: int) -> Model:
+def fitted(method: SPADE, train: dict[str, np.ndarray], *sizes: int) -> SPADEDetector:
     corpus = FakeCorpus(split(train, *sizes))
     found = method.fit(corpus, seed=0)
-    gallery = None
-    if found.gallery is not None:
-        gallery = FakeGallery([found.gallery(fragment) for fragment in corpus.fragments])
-    search = ExactSearch.over(found.bank.rows)
-    return method.prepare(Model(found.state, search, gallery))
+    keep = found.to_gallery
+    kept = [] if keep is None else [keep(fragment) for fragment in corpus.fragments]
+    return method.prepare(FakeGroup(found, kept))
 
 
 def fitted_score(method, train, test):
-    return method.score(test, fitted(method, train))
+    return fitted(method, train).score(test)
+
+
+def own_part(image: int) -> OwnPart:
+    """Of a training image: its row of the bank has its number."""
+    return OwnPart(np.array([image]), np.array([image]))
 
 
 def retrieved(train, image, count):
@@ -110,7 +98,7 @@ def test_two_images_by_hand():
 def test_scores_and_maps_are_those_of_the_paper(gallery, count, kappa):
     train, test = images(9), images(5, seed=1)
     method = SPADE(retrieved=count, neighbours=kappa, gallery=gallery, gallery_dtype="float32")
-    found = method.score(test, fitted(method, train, 4))
+    found = fitted(method, train, 4).score(test)
     for number in range(5):
         image = one(test, number)
         chosen, squared = retrieved(train, image, count)
@@ -125,31 +113,29 @@ def test_a_pixel_like_the_last_of_the_last_image_scores_nothing():
     for name in GRIDS:
         test[name][0] = train[name][8, -1, -1]
     method = SPADE(gallery_dtype="float32")
-    assert method.score(test, fitted(method, train)).anomaly_maps.max() == 0
+    assert fitted(method, train).score(test).anomaly_maps.max() == 0
 
 
 def test_a_coreset_of_all_pixels_is_the_gallery_of_all_images():
     train, test = images(5), images(3, seed=1)
     whole = SPADE(gallery="coreset", coreset_fraction=1.0)
     other = SPADE(retrieved=5, gallery_dtype="float32")
-    one_way = whole.score(test, fitted(whole, train, 2))
+    one_way = fitted(whole, train, 2).score(test)
     np.testing.assert_array_equal(
-        one_way.anomaly_maps, other.score(test, fitted(other, train)).anomaly_maps
+        one_way.anomaly_maps, fitted(other, train).score(test).anomaly_maps
     )
     smaller = SPADE(gallery="coreset", coreset_fraction=0.2)
-    assert (
-        smaller.score(test, fitted(smaller, train)).anomaly_maps >= one_way.anomaly_maps - 1e-6
-    ).all()
+    assert (fitted(smaller, train).score(test).anomaly_maps >= one_way.anomaly_maps - 1e-6).all()
 
 
 def test_a_training_image_does_not_find_itself():
     train = images(6)
     method = SPADE(retrieved=2, gallery_dtype="float32")
-    model = fitted(method, train)
+    detector = fitted(method, train)
     image = one(train, 3)
     own = {name: array[None] for name, array in image.items()}
-    assert method.score(own, model).anomaly_maps.max() == 0
-    found = method.score(own, model, ignore=np.array([3]))
+    assert detector.score(own).anomaly_maps.max() == 0
+    found = detector.score(own, own_part(3))
     others = {name: np.delete(array, 3, axis=0) for name, array in train.items()}
     chosen, squared = retrieved(others, image, 2)
     assert found.image_scores[0] == pytest.approx(squared, rel=1e-6)
@@ -162,8 +148,8 @@ def test_a_training_image_scores_as_if_it_had_not_been_there(gallery):
     method = SPADE(gallery=gallery, coreset_fraction=1.0, gallery_dtype="float32")
     others = {name: np.delete(array, 3, axis=0) for name, array in train.items()}
     own = {name: array[3, None] for name, array in train.items()}
-    found = method.score(own, fitted(method, train, 2), ignore=np.array([3]))
-    wanted = method.score(own, fitted(method, others, 2))
+    found = fitted(method, train, 2).score(own, own_part(3))
+    wanted = fitted(method, others, 2).score(own)
     np.testing.assert_array_equal(found.image_scores, wanted.image_scores)
     np.testing.assert_array_equal(found.anomaly_maps, wanted.anomaly_maps)
 
@@ -172,7 +158,7 @@ def test_a_coreset_of_one_image_is_all_that_it_can_be_compared_with():
     train = images(2)
     method = SPADE(gallery="coreset", coreset_fraction=1e-9)
     own = {name: array[0, None] for name, array in train.items()}
-    found = method.score(own, fitted(method, train), ignore=np.array([0]))
+    found = fitted(method, train).score(own, own_part(0))
     assert np.isfinite(found.anomaly_maps).all()
 
 
@@ -187,8 +173,8 @@ def test_half_floats_move_distances_by_a_thousandth():
     train, test = images(9), images(4, seed=1)
     full, half = (SPADE(gallery_dtype=dtype) for dtype in ("float32", "float16"))
     np.testing.assert_allclose(
-        half.score(test, fitted(half, train)).anomaly_maps,
-        full.score(test, fitted(full, train)).anomaly_maps,
+        fitted(half, train).score(test).anomaly_maps,
+        fitted(full, train).score(test).anomaly_maps,
         rtol=2e-3,
     )
 
@@ -198,18 +184,20 @@ def test_half_floats_move_distances_by_a_thousandth():
 def test_an_images_bits_do_not_depend_on_the_others(order, cut):
     train, test = images(9), images(6, seed=1)
     method = SPADE(retrieved=3)
-    model = fitted(method, train, 4)
-    whole = method.score(test, model)
+    detector = fitted(method, train, 4)
+    whole = detector.score(test)
     moved = {name: array[order] for name, array in test.items()}
     for part in (slice(0, cut), slice(cut, 6)):
-        found = method.score({name: array[part] for name, array in moved.items()}, model)
+        found = detector.score({name: array[part] for name, array in moved.items()})
         np.testing.assert_array_equal(found.image_scores, whole.image_scores[order][part])
         np.testing.assert_array_equal(found.anomaly_maps, whole.anomaly_maps[order][part])
 
 
 def test_the_mean_over_layers_is_on_the_finest_grid():
     fine = np.arange(16, dtype=np.float32).reshape(4, 4)
-    np.testing.assert_allclose(joined([fine, np.full((2, 2), 3, np.float32)]), (fine + 3) / 2)
+    np.testing.assert_allclose(
+        mean_on_finest_grid([fine, np.full((2, 2), 3, np.float32)]), (fine + 3) / 2
+    )
 
 
 def test_cost_and_size_are_told():
@@ -244,19 +232,19 @@ def test_the_pooled_layer_can_be_a_pixel_layer_too(count, pixel_layers):
 def test_features_that_half_floats_cannot_hold_are_refused():
     train = images(3)
     train["layer1"][2, 0, 1, 4] = -70_000
-    keep = SPADE().fit(FakeCorpus(split(train)), seed=0).gallery
+    keep = SPADE().fit(FakeCorpus(split(train)), seed=0).to_gallery
     with pytest.raises(ConfigError, match=r"7e\+04 do not fit method\.gallery_dtype=float16"):
         keep(train)
-    assert SPADE(gallery_dtype="float32").fit(FakeCorpus(split(train)), seed=0).gallery(train)
+    assert SPADE(gallery_dtype="float32").fit(FakeCorpus(split(train)), seed=0).to_gallery(train)
 
 
 @given(st.integers(0, 12), st.integers(1, 5), st.integers(0, 2**31))
 def test_a_chain_visits_every_image_once(count, k, seed):
     rng = np.random.default_rng(seed)
     retrieved = rng.permuted(np.tile(np.arange(8), (count, 1)), axis=1)[:, :k]
-    assert sorted(chained(retrieved)) == list(range(count))
+    assert sorted(order_by_overlap(retrieved)) == list(range(count))
 
 
 def test_a_chain_goes_on_with_the_image_that_shares_most():
     retrieved = np.array([[1, 2, 3], [7, 8, 9], [3, 2, 4], [9, 4, 8]])
-    assert chained(retrieved) == [0, 2, 3, 1]
+    assert order_by_overlap(retrieved) == [0, 2, 3, 1]

@@ -16,13 +16,14 @@ from patchlake.pipeline.maths.gaussian import (
 )
 from patchlake.pipeline.maths.gaussian import without as left_of
 from patchlake.pipeline.maths.shrinkage import Powers
-from patchlake.pipeline.methods.contract import Earlier, Model, Updatable, closed_up
 from patchlake.pipeline.methods.dn2 import DN2
 from patchlake.pipeline.methods.mahalanobis import Mahalanobis
 from patchlake.pipeline.methods.padim import PaDiM
 from patchlake.pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.methods.shared.bank import closed_up
+from patchlake.pipeline.methods.shared.contract import EarlierModel, Updatable
 from patchlake.pipeline.methods.spade import SPADE
-from tests.methods.corpus import FakeCorpus, split
+from tests.methods.corpus import FakeCorpus, FakeGroup, split
 from tests.methods.test_mahalanobis import features
 from tests.methods.test_padim import random_patches
 from tests.methods.test_patchcore import random_embeddings
@@ -30,7 +31,7 @@ from tests.methods.test_spade import images
 
 
 def earlier_of(found, count):
-    return Earlier(count, found.facts, found.state, found.statistics, found.bank)
+    return EarlierModel(count, found.facts, found.state, found.statistics, found.bank)
 
 
 def take(embeddings, images_):
@@ -116,7 +117,7 @@ def test_padim_is_what_a_fit_of_all_gives(first, memory_budget):
     assert found.state["count"] == 40
     assert found.facts == whole.facts
     test = {"patches": random_patches(6, seed=1)}
-    scores = [method.score(test, method.prepare(Model(f.state))) for f in (found, whole)]
+    scores = [method.prepare(FakeGroup(f)).score(test) for f in (found, whole)]
     np.testing.assert_allclose(*(s.anomaly_maps for s in scores), rtol=2e-5)
 
 
@@ -127,7 +128,7 @@ def test_padim_without_an_image_is_what_a_fit_without_it_gives():
     stay = np.delete(np.arange(40), [3, 25])
     whole = method.fit(corpus(take(patches, stay)), seed=3)
     test = {"patches": random_patches(6, seed=1)}
-    scores = [method.score(test, method.prepare(Model(f.state))) for f in (found, whole)]
+    scores = [method.prepare(FakeGroup(f)).score(test) for f in (found, whole)]
     np.testing.assert_allclose(*(s.anomaly_maps for s in scores), rtol=2e-5)
 
 
@@ -140,7 +141,7 @@ def test_thirty_updates_of_padim_stay_near_a_fit_of_all():
         found = method.update(earlier_of(found, number), new, seed=0)
     whole = method.fit(corpus(patches), seed=0)
     test = {"patches": random_patches(20, seed=1, height=1, width=1, dim=8)}
-    scores = [method.score(test, method.prepare(Model(f.state))) for f in (found, whole)]
+    scores = [method.prepare(FakeGroup(f)).score(test) for f in (found, whole)]
     np.testing.assert_allclose(*(s.anomaly_maps for s in scores), rtol=1e-5)
 
 

@@ -22,8 +22,8 @@ from patchlake.pipeline.maths.coreset import Progress, extend, greedy, select, s
 from patchlake.pipeline.maths.partitioned import extended, partitioned
 from patchlake.pipeline.maths.projection import gaussian_projection, projected
 from patchlake.pipeline.maths.shard import Farthest, Shard
-from patchlake.pipeline.methods.contract import Arrays, Corpus
-from patchlake.pipeline.methods.workers import Held, T
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
+from patchlake.pipeline.methods.shared.workers import Held, T
 
 log = logging.getLogger("patchlake")
 

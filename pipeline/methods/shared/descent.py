@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from patchlake.pipeline.methods.contract import Arrays, Notes, Progress, Reader
-from patchlake.pipeline.methods.workers import Peers
+from patchlake.pipeline.methods.shared.contract import Progress
+from patchlake.pipeline.methods.shared.corpus import Arrays, Notes, Reader
+from patchlake.pipeline.methods.shared.workers import Peers
 
 Flat = Float32[np.ndarray, " parameters"]
 # The loss of one image and its gradient, at some parameters.

@@ -1,0 +1,1 @@
+"""What methods have in common: their contract, and what several may be made of. No paper."""

@@ -1,0 +1,152 @@
+"""What a method is given, and what it gives back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from patchlake.pipeline.config import Layers
+from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
+
+if TYPE_CHECKING:
+    # It imports torch, 3 s of a process that only reads or writes tables.
+    from torch import Tensor
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit, an update or a withdrawal stores. Arrays and numbers only."""
+
+    # For model.json: covering_radius, patches, ...; with a bank also its `bank_rows`.
+    facts: dict[str, float | str]
+    # What scoring needs beside a bank and a gallery.
+    state: Arrays = field(default_factory=dict)
+    bank: MemoryBank | None = None
+    # Returns what of a fragment's embeddings goes into the model's gallery. None: there is none.
+    to_gallery: Callable[[Arrays], Arrays] | None = None
+    # Images that the fit has not seen, by number: scores are calibrated on these. None: on all,
+    # each scored without its own part in the model.
+    unseen: Int64[np.ndarray, " images"] | None = None
+    # The score above which an image is anomalous, if the method knows one.
+    threshold: float | None = None
+    # What is kept beside the state, in float64, for images that join or leave later.
+    statistics: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EarlierModel:
+    """A fitted group which images join or leave: what its files hold, nothing derived from it."""
+
+    images: int
+    facts: Mapping[str, float | str]
+    state: Arrays
+    statistics: Arrays
+    bank: MemoryBank | None = None
+
+
+class Gallery(Protocol):
+    """Feature maps of the training images, kept in the model's files."""
+
+    def of_image(self, number: int) -> Arrays:
+        """Return what the fit kept of one image, in its stored dtype."""
+
+
+class FittedGroup(Protocol):
+    """A group that has been fitted, now or long ago: a method takes of it what its fit stored."""
+
+    def state(self) -> Arrays:
+        """Return `FitResult.state`."""
+
+    def search(self) -> Search:
+        """Return the search over the rows of `FitResult.bank`."""
+
+    def gallery(self) -> Gallery:
+        """Return what `FitResult.to_gallery` has kept of the images."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number an image, and one a patch where the method has a map. Larger is worse."""
+
+    image_scores: Float32[np.ndarray, " images"]
+    anomaly_maps: Float32[np.ndarray, "images rows columns"] | None
+
+
+class Detector(Protocol):
+    """What scores the images of one group: the settings of a method, and what it keeps loaded.
+
+    Each method has a class of its own for it, with fields for what it needs.
+    """
+
+    def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
+        """Return the scores of each image, whatever the other images are.
+
+        `own` is given when images of the training corpus are scored, and says what of the model is
+        theirs; where rows of the memory bank are, there is one image. None: they are new.
+        """
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of settings; one module of `pipeline.methods` each, found by its name."""
+
+    # `backbone.layers` where the user names none.
+    layers: ClassVar[Layers]
+    # Training images that scores are calibrated on, at most.
+    calibration_images: ClassVar[int]
+    # Whether `index.kind` may be other than exact: there is a memory bank with rows of images, and
+    # so others of their images to measure an approximate index with.
+    approximable: ClassVar[bool]
+
+    def embed(self, feature_maps: "Sequence[Tensor]", *, seed: int) -> "dict[str, Tensor]":
+        """Return what is kept of each image, by name, from the backbone's feature maps."""
+
+    def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:
+        """Return what is to be stored."""
+
+    def prepare(self, group: FittedGroup) -> Detector:
+        """Return what scores images of a group, with all that can be derived once."""
+
+
+@runtime_checkable
+class Updatable(Method, Protocol):
+    """A method whose models images can join and leave without being fitted again.
+
+    Images are numbered as they joined; where some leave, the others close up.
+    """
+
+    # Whether what is to leave must be embedded again: nothing of a single image is in the model.
+    leaves_by_embedding: ClassVar[bool]
+
+    def update(
+        self, earlier: EarlierModel, corpus: Corpus, *, seed: int, progress: Progress | None = None
+    ) -> FitResult:
+        """Return what is to be stored of the earlier images and those of the corpus together.
+
+        Of a gallery it is what is to be added.
+
+        Raises:
+            ConfigError: if the settings of the method keep too little for that.
+        """
+
+    def withdraw(
+        self,
+        earlier: EarlierModel,
+        images: Int64[np.ndarray, " withdrawn"],
+        corpus: Corpus | None,
+        *,
+        seed: int,
+    ) -> FitResult:
+        """Return what is to be stored without some of the images, given by number.
+
+        `corpus` are these images, where `leaves_by_embedding` asks for them.
+
+        Raises:
+            ConfigError: if too little would be left.
+        """
