@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from patchlake.jobs.blas import kernels
 from patchlake.jobs.console import log
+from patchlake.pipeline.cluster.kernels import kernels
 from patchlake.pipeline.cluster.runner import Runner
 from patchlake.pipeline.config import Raw, Settings, StorageSettings, load_settings
 from patchlake.pipeline.errors import ConfigError, StorageRefused
