@@ -197,7 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from patchlake.jobs.blas import choose_kernel
-
-    choose_kernel()
     main()

@@ -1,4 +1,4 @@
-"""Entry of `patchlake`: takes the signals, chooses the BLAS kernel, and imports the rest."""
+"""Entry of `patchlake`: takes the signals, and imports the rest."""
 
 import signal
 
@@ -14,10 +14,7 @@ def main() -> None:
 
 def _run() -> int:
     """Return the exit code."""
-    # Imported here: numpy must come after the choice, and all of it after the signals are taken.
-    from patchlake.jobs.blas import choose_kernel
-
-    choose_kernel()
+    # Imported here: all of it comes after the signals are taken.
     from patchlake.jobs import cli
     from patchlake.pipeline import stopping
     from patchlake.pipeline.storage.disk import remove_unfinished

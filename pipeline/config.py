@@ -119,7 +119,7 @@ class IndexSettings(_Frozen):
 class ScoreSettings(_Frozen):
     """What a scoring run writes beside the numbers."""
 
-    heatmaps: Literal["all", "anomalous", "none"] = "all"
+    heatmaps: Literal["all", "none"] = "all"
     # Fixes the rows' time; else it is the time at which the run was first started.
     scored_at: AwareDatetime | None = None
     # catalog.namespace.table that the parts are published in; they do not depend on it.

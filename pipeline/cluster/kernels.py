@@ -1,13 +1,16 @@
-"""The BLAS kernels of a process, on which the last bits of a product depend."""
+"""The BLAS kernels that a process runs: results are equal to the byte for one choice of them.
+
+OpenBLAS chooses by the processor, and OPENBLAS_CORETYPE overrides it. A job names those of each
+node, so that who compares the bytes of two runs can see what was different.
+"""
 
 import importlib
+
+from threadpoolctl import threadpool_info
 
 
 def kernels() -> list[str]:
     """Return the kernels that the BLAS libraries of this process run, as they name them."""
-    # Imported here: a command may choose its kernel before whatever loads a BLAS.
-    from threadpoolctl import threadpool_info
-
     # A worker may have loaded none yet.
     importlib.import_module("numpy")
     found = (info for info in threadpool_info() if info["user_api"] == "blas")

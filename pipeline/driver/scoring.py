@@ -11,7 +11,7 @@ from patchlake.pipeline.cluster.runner import Pipeline
 from patchlake.pipeline.config import Settings, digest
 from patchlake.pipeline.driver.drive import models_budget
 from patchlake.pipeline.driver.members import group_digests, read_members, require_units
-from patchlake.pipeline.errors import ConfigError, FragmentsFailed
+from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import verify_groups
 from patchlake.pipeline.groups.member import Member
@@ -60,11 +60,6 @@ def plan_score(
     since: datetime | None,
 ) -> Planned:
     """Check everything that can be wrong with the command, then cut the work."""
-    if settings.score.heatmaps == "anomalous":
-        raise ConfigError(
-            "--heatmaps anomalous needs a calibrated model, which says what is anomalous; "
-            "this model has none: use all or none"
-        )
     require_names(settings.columns.extra)
     members = read_members(folders, settings)
     # The first member's: heatmaps and metrics need one way from the map to the picture.
@@ -189,7 +184,7 @@ def pipeline_of(
         scores=target,
         version=record.version,
         scored_at=record.started_at,
-        heatmaps="none" if settings.score.heatmaps == "none" else "all",
+        heatmaps=settings.score.heatmaps,
         model_ids={group: planned.digests[group] for group in groups},
         scales={group: scale for group, scale in scales.items() if scale},
         # What is anomalous to one member says nothing of a mean of several.

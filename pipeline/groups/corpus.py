@@ -17,15 +17,17 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.methods.shared.corpus import Arrays, Fold, Notes, Reader, S
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
-from patchlake.pipeline.model_store.slices import SlicedFile
+from patchlake.pipeline.model_store.per_image import PerImageFile
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.owned import reading
 
 _AGAIN = "remove it and start the same command again, which makes it again"
 
-# Not a plain name: partial results of earlier versions are not in slices, and are not found.
-EMBEDDINGS = ".slices.safetensors"
+# Partial results of earlier versions are of another format and name, and are not found.
+EMBEDDINGS = ".embeddings.arrow"
+# What a method notes while it trains.
+_NOTES = ".notes.safetensors"
 
 # Fragments that one call of `reduce` folds: a PaDiM state of 100 channels is 250 MB, the
 # embeddings of 16 fragments of 256 images are 5 GB.
@@ -33,6 +35,8 @@ _FOLDED_AT_ONCE = 16
 # Of a fragment, what is folded at once. 256 images of 56 x 56 locations have 1.8 GB with
 # PaDiM's 550 channels; with 100 they have 321 MB, and are folded whole.
 _PIECE_BYTES = 512 * 2**20
+# Of a file that is read through: in S3 a request each, whose 30 ms are nothing beside 64 MiB.
+_AHEAD_BYTES = 64 * 2**20
 # What fragments are of is a few KB behind the latency of an object store.
 _READ_AT_ONCE = 16
 
@@ -55,22 +59,21 @@ def embedded_bytes(model: Folder, partials: str) -> dict[str, int]:
 
 
 def intact_keys(model: Folder, partials: str) -> pa.StringArray:
-    """Return those of `embedded_keys` whose files are whole, as far as their headers tell.
+    """Return those of `embedded_keys` whose files are whole, as far as their ends tell.
 
     The others are to be embedded again. Two small reads a fragment.
     """
-    sizes = embedded_bytes(model, partials)
+    keys = embedded_keys(model, partials)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        whole = pool.map(lambda key: _is_whole(model, partials, key, sizes[key]), sizes)
-        return pa.array([key for key, is_ in zip(sizes, whole, strict=True) if is_], pa.string())
+        whole = pool.map(lambda key: _is_whole(model, partials, key), keys.to_pylist())
+        return keys.filter(pa.array(whole, pa.bool_()))
 
 
-def _is_whole(model: Folder, partials: str, key: str, size: int) -> bool:
+def _is_whole(model: Folder, partials: str, key: str) -> bool:
     try:
         embedded = _load_images(model, partials, key)
-        name = f"{partials}{key}{EMBEDDINGS}"
-        with _opened(model, name) as sliced:
-            return size == sliced.bytes and sliced.images == len(embedded.image_ids)
+        with _opened(model, f"{partials}{key}{EMBEDDINGS}") as stored:
+            return stored.images == len(embedded.image_ids)
     except (ConfigError, FileNotFoundError):
         return False
 
@@ -166,8 +169,8 @@ class StoredCorpus:
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of one image's arrays, by name."""
-        with _opened(self.model, self._named[0][0]) as sliced:
-            return sliced.shapes
+        with _opened(self.model, self._named[0][0]) as stored:
+            return stored.shapes
 
     @property
     def processes(self) -> int:
@@ -183,10 +186,10 @@ class StoredCorpus:
         """Yield these images' numbers and arrays, one image at a time; reads nothing else."""
         for number, wanted in self._by_fragment(images).items():
             name = f"{self.partials}{self.fragments[number].key}{EMBEDDINGS}"
-            with _opened(self.model, name) as sliced:
+            with _opened(self.model, name) as stored:
                 for image in wanted:
                     at = image - int(self._firsts[number])
-                    yield image, sliced.read(range(at, at + 1))
+                    yield image, stored.read(range(at, at + 1))
 
     def each(self, work: Callable[[Arrays, int], T]) -> Iterator[T]:
         """Yield the results of `work` on each fragment, in order."""
@@ -292,7 +295,7 @@ class RunNotes:
     def read(self, name: str) -> Arrays | None:
         """Return what was written last, or None."""
         try:
-            content = self.model.read(f"{self.prefix}{name}{EMBEDDINGS}")
+            content = self.model.read(f"{self.prefix}{name}{_NOTES}")
         except FileNotFoundError:
             return None
         try:
@@ -303,7 +306,7 @@ class RunNotes:
 
     def write(self, name: str, arrays: Arrays) -> None:
         """Replace what was written, in one atomic put."""
-        self.model.write(f"{self.prefix}{name}{EMBEDDINGS}", to_bytes(arrays))
+        self.model.write(f"{self.prefix}{name}{_NOTES}", to_bytes(arrays))
 
 
 _EMBEDDED_IMAGES = TypeAdapter(EmbeddedImages)
@@ -316,27 +319,27 @@ def _load_images(model: Folder, partials: str, key: str) -> EmbeddedImages:
 
 
 @contextmanager
-def _opened(model: Folder, name: str) -> Iterator[SlicedFile]:
+def _opened(model: Folder, name: str, ahead: int = 0) -> Iterator[PerImageFile]:
     """Open a file of embeddings; whatever is wrong with it is said with its name."""
     with reading(model.path(name), _AGAIN), model.open(name) as file:
-        yield SlicedFile.over(file)
+        yield PerImageFile.over(file, ahead=0 if model.is_local else ahead)
 
 
 def _load(model: Folder, names: Sequence[str]) -> Arrays:
     """Return the embeddings of some files, one after the other: each byte is in memory once."""
     if len(names) == 1:
-        with _opened(model, names[0]) as sliced:
-            return sliced.read(range(sliced.images))
+        with _opened(model, names[0], _AHEAD_BYTES) as stored:
+            return stored.read(range(stored.images))
     # Opened one by one, twice each: a worker's share may be more files than a process may open.
     counts = []
     for name in names:
-        with _opened(model, name) as sliced:
-            counts.append(sliced.images)
-    arrays = sliced.empty(sum(counts))
+        with _opened(model, name) as stored:
+            counts.append(stored.images)
+    arrays = stored.empty(sum(counts))
     for name, first, count in zip(names, np.cumsum([0, *counts]), counts, strict=False):
         part = {key: array[first:][:count] for key, array in arrays.items()}
-        with _opened(model, name) as sliced:
-            sliced.read_into(part)
+        with _opened(model, name, _AHEAD_BYTES) as stored:
+            stored.read_into(part)
     return arrays
 
 
@@ -357,9 +360,9 @@ def _fold(model: Folder, named: Sequence[tuple[str, int]], fold: Fold[S]) -> S:
 
 def _pieces(model: Folder, name: str) -> Iterator[tuple[int, Arrays]]:
     """Yield the number of the first image, and the arrays, of each piece of a file."""
-    with _opened(model, name) as sliced:
-        for piece in sliced.pieces(_PIECE_BYTES):
-            yield piece.start, sliced.read(piece)
+    with _opened(model, name, _AHEAD_BYTES) as stored:
+        for piece in stored.pieces(_PIECE_BYTES):
+            yield piece.start, stored.read(piece)
 
 
 def _fold_all(

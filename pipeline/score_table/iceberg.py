@@ -8,8 +8,9 @@ commit that fails if that snapshot is not the current one any more. So whatever 
 lost its answer, is made up for or found done by the next run, and two runs at once add nothing
 twice.
 
-The table is the score table's own: one that holds other files is refused, since a file that
-somebody has rewritten holds rows of parts that would be added again.
+Where another engine has rewritten files, compacting them, the table's history says which parts are
+published (`iceberg_history`): they are not added again. One whose rows are in a rewritten file
+cannot be taken out of it, which is refused before anything is removed.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchlake.pipeline.errors import ConfigError, PatchlakeError, TableError
+from patchlake.pipeline.score_table.iceberg_history import OURS, published, require_removable
 from patchlake.pipeline.score_table.parts import every_part
 from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.folder import NULL_PARTITION, Folder, hive_keys
@@ -67,7 +69,8 @@ def publish(
         run: Goes into the snapshot's summary.
 
     Raises:
-        ConfigError: if the catalog or the table cannot be used.
+        ConfigError: if the catalog or the table cannot be used, or parts leave whose rows another
+            engine has rewritten.
         PatchlakeError: if others commit to the table all the time.
     """
     from pyiceberg.exceptions import CommitFailedException
@@ -81,14 +84,15 @@ def publish(
         if table is None:
             return None
         files = {task.file.file_path: task.file for task in table.scan().plan_files()}
-        _refuse_foreign(files, scores, name)
-        gone = [file for path, file in files.items() if path not in kept]
-        fresh = sorted(wanted.keys() - files.keys())
+        held = _held(table, files, scores, name)
+        require_removable(held - kept.keys() - files.keys(), name)
+        gone = [files[path] for path in held & files.keys() if path not in kept]
+        fresh = sorted(wanted.keys() - held)
         if not fresh and not gone:
             return None
         added = _data_files(table, scores, {path: wanted[path] for path in fresh})
         try:
-            _commit(table, added, gone, {"patchlake.run": run, "patchlake.version": version})
+            _commit(table, added, gone, {OURS: run, "patchlake.version": version})
         except CommitFailedException:
             continue
         return Snapshot(len(fresh), len(gone))
@@ -171,14 +175,12 @@ def _create(
         raise TableError(f"{scores.path(names[0])} has columns Iceberg lacks: {error}") from None
 
 
-def _refuse_foreign(files: Collection[str], scores: Folder, name: str) -> None:
+def _held(table: "Table", files: Collection[str], scores: Folder, name: str) -> set[str]:
+    """Return the paths of the parts whose rows the table holds."""
     prefix = scores.path("version=")
-    foreign = sorted(path for path in files if not path.startswith(prefix))
-    if foreign:
-        raise ConfigError(
-            f"Iceberg table {name} holds {len(foreign)} files that are not parts of {scores.root} "
-            f"({foreign[0]}): rows of rewritten parts would be added again; use another table"
-        )
+    if all(path.startswith(prefix) for path in files):
+        return set(files)
+    return published(table, name)
 
 
 def _data_files(table: "Table", scores: Folder, parts: Mapping[str, Entry]) -> list["DataFile"]:

@@ -13,7 +13,7 @@ from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.corpus import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.model_store.slices import write_slices
+from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
 from patchlake.pipeline.storage.folder import Folder
 
@@ -70,5 +70,5 @@ class Embed:
         model, pixels = self._settings.model, batch.array
         model.write(f"{name}.json", json.dumps(asdict(images)).encode())
         embedded = (self._extractor(pixels[i : i + _SLICE]) for i in range(0, len(pixels), _SLICE))
-        write_slices(model, f"{name}{EMBEDDINGS}", len(pixels), _SLICE, embedded)
+        write_per_image(model, f"{name}{EMBEDDINGS}", embedded)
         return replace(batch, array=np.empty(0, np.float32))

@@ -16,7 +16,7 @@ from patchlake.pipeline.cluster.on_ray import RayRunner
 from patchlake.pipeline.errors import ConfigError, Stopped
 from patchlake.pipeline.groups.corpus import EMBEDDINGS, EmbeddedImages, StoredCorpus
 from patchlake.pipeline.methods.cfa import CFA
-from patchlake.pipeline.model_store.slices import write_slices
+from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.storage.folder import Folder
 
@@ -42,7 +42,7 @@ def stored_corpus(root: Path, workers) -> StoredCorpus:
             names, list(range(size)), ["ok"] * size, [f"{i:064x}" for i in range(size)]
         )
         slices = ({n: a[i : i + 4] for n, a in arrays.items()} for i in range(0, size, 4))
-        write_slices(model, f"partials/{fragment.key}{EMBEDDINGS}", size, 4, slices)
+        write_per_image(model, f"partials/{fragment.key}{EMBEDDINGS}", slices)
         model.write(f"partials/{fragment.key}.json", json.dumps(asdict(images)).encode())
     return StoredCorpus(model, "partials/", fragments, workers, memory_budget=2**30, threads=2)
 

@@ -9,7 +9,7 @@ import pytest
 from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.groups import corpus as module
 from patchlake.pipeline.groups.corpus import EMBEDDINGS, StoredCorpus
-from patchlake.pipeline.model_store.slices import write_slices
+from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.storage.folder import Folder
 
@@ -26,7 +26,7 @@ def corpus(tmp_path: Path) -> StoredCorpus:
     for number, count in enumerate(USABLE):
         key = f"key{number}"
         values = np.arange(first, first + count, dtype=np.float32)[:, None]
-        write_slices(model, f"{key}{EMBEDDINGS}", count, 2, _slices(values))
+        write_per_image(model, f"{key}{EMBEDDINGS}", _slices(values))
         described = {
             "image_ids": [f"i{n}" for n in range(first, first + count)],
             "source_rows": list(range(count)),

@@ -266,7 +266,7 @@ def test_partial_results_that_are_damaged_are_made_again(images, fitted_by, tmp_
     keys = pa.ipc.open_file((run / "plan.arrow").read_bytes()).read_all().column("key").to_pylist()
     for number, key in enumerate(keys):
         (partials / f"{key}.json").write_bytes(b"{}" if number % 2 else b"\xff")
-        (partials / f"{key}.slices.safetensors").write_bytes(b"\0" * 7)
+        (partials / f"{key}.embeddings.arrow").write_bytes(b"\0" * 7)
     result = patchlake(*command)
     assert result.code == 0, result.err
     assert {p.name: p.read_bytes() for p in model.glob(f"g={GROUP}/*")} == wanted

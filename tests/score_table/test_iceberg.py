@@ -164,10 +164,101 @@ def test_a_run_that_is_overtaken_by_its_twin_adds_nothing_twice(
     assert len(_table().scan().to_arrow()) == 5 * ROWS
 
 
-def test_a_table_with_other_files_is_refused(scores: Folder, tmp_path: Path):
+def _compact() -> None:
+    """Rewrite all files into one, in one transaction, as another engine would."""
+    table = _table()
+    table.overwrite(table.scan().to_arrow())
+
+
+def _files() -> list[str]:
+    return [task.file.file_path for task in _table().scan().plan_files()]
+
+
+def _counted() -> int:
+    return len(_table().scan().to_arrow())
+
+
+def test_a_table_that_another_engine_has_compacted_takes_the_next_parts_once(
+    scores: Folder, tmp_path: Path
+):
+    iceberg.publish(NAME, scores, VERSION, run="r1")
+    _compact()
+    assert not any(path.startswith(scores.path("version=")) for path in _files())
+    assert iceberg.publish(NAME, scores, VERSION, run="r1") is None
+    put(tmp_path / "scores", fragment_of(22, 0))
+    put(tmp_path / "scores", fragment_of(22, 1))
+    assert iceberg.publish(NAME, scores, VERSION, run="r2") == iceberg.Snapshot(2, 0)
+    assert iceberg.publish(NAME, scores, VERSION, run="r2") is None
+    assert _counted() == 6 * ROWS
+    # Of what is still a part of ours, one may leave.
+    leaving = [parts.part_name(VERSION, fragment_of(22, 0))]
+    changed = iceberg.publish(NAME, scores, VERSION, leaving, run="r3")
+    assert changed == iceberg.Snapshot(0, 1)
+    parts.remove(scores, leaving)
+    assert _counted() == 5 * ROWS
+    _compact()
+    # It was taken out by us, and may come again, as after `--restore`.
+    put(tmp_path / "scores", fragment_of(22, 0))
+    assert iceberg.publish(NAME, scores, VERSION, run="r4") == iceberg.Snapshot(1, 0)
+    assert _counted() == 6 * ROWS
+
+
+def test_a_part_whose_rows_were_rewritten_does_not_leave_and_nothing_changes(scores: Folder):
+    iceberg.publish(NAME, scores, VERSION, run="r1")
+    _compact()
+    before = _table().current_snapshot()
+    leaving = [parts.part_name(VERSION, fragment_of(21, 0))]
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"1 parts that leave SCORES .* drop the table"):
+            iceberg.publish(NAME, scores, VERSION, leaving, run="r2")
+    assert _table().current_snapshot() == before
+    # What the message says to do.
+    load_catalog("lake").drop_table("plant.scores")
+    parts.remove(scores, leaving)
+    assert iceberg.publish(NAME, scores, VERSION, run="r2") == iceberg.Snapshot(3, 0)
+    _assert_holds_the_parts(scores)
+
+
+def test_a_compacted_table_without_its_history_is_refused(scores: Folder, tmp_path: Path):
+    iceberg.publish(NAME, scores, VERSION, run="r1")
+    ours = _table().current_snapshot().snapshot_id
+    # Of a later snapshot that is still there, only some parts could be known.
+    put(tmp_path / "scores", fragment_of(22, 0))
+    iceberg.publish(NAME, scores, VERSION, run="r2")
+    _compact()
+    _table().maintenance.expire_snapshots().by_id(ours).commit()
+    with pytest.raises(ConfigError, match="have been expired; drop the table"):
+        iceberg.publish(NAME, scores, VERSION, run="r3")
+
+
+def test_a_run_that_is_overtaken_by_a_compaction_adds_nothing_twice(
+    scores: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    iceberg.publish(NAME, scores, VERSION, run="r1")
+    put(tmp_path / "scores", fragment_of(22, 0))
+    real, calls = SqlCatalog.commit_table, []
+
+    def overtaken(*arguments):
+        calls.append(True)
+        if len(calls) == 1:
+            _compact()
+        return real(*arguments)
+
+    monkeypatch.setattr(SqlCatalog, "commit_table", overtaken)
+    assert iceberg.publish(NAME, scores, VERSION, run="r2") == iceberg.Snapshot(1, 0)
+    assert len(calls) == 3, "ours, which is refused; the compaction's; ours again"
+    assert _counted() == 5 * ROWS
+
+
+def test_a_table_of_others_is_refused(scores: Folder):
     iceberg.publish(NAME, scores, VERSION, run="r")
-    _table().append(_table().scan(limit=3).to_arrow())
-    with pytest.raises(ConfigError, match="files that are not parts of"):
+    copied = _table().scan().to_arrow()
+    catalog = load_catalog("lake")
+    spec = _table().spec()
+    schema = _table().schema()
+    catalog.drop_table("plant.scores")
+    catalog.create_table("plant.scores", schema, partition_spec=spec).append(copied)
+    with pytest.raises(ConfigError, match="patchlake has published none in it"):
         iceberg.publish(NAME, scores, VERSION, run="r")
 
 

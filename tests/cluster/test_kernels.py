@@ -1,0 +1,27 @@
+"""A job says which BLAS kernels it runs: bytes are equal for one choice of them."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from patchlake.jobs.options import Execution
+from patchlake.pipeline.cluster.kernels import kernels
+
+
+def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", logger="patchlake"), Execution("local", None).start(None):
+        pass
+    # By the logger that a command shows.
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "patchlake"]
+    asked = "from patchlake.pipeline.cluster.kernels import kernels; print(kernels())"
+    env = os.environ | {"OPENBLAS_CORETYPE": "HASWELL"}
+    other = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, env=env
+    )
+    assert line == f"BLAS kernels here: {', '.join(kernels())}"
+    # Where there is OpenBLAS for x86: in numpy's wheels for Linux.
+    if platform.machine() == "x86_64":
+        assert "Haswell" in other.stdout
