@@ -36,6 +36,11 @@ _PACKAGES = {
     **dict.fromkeys(("abfs", "abfss", "az"), "adlfs"),
 }
 _S3 = re.compile("^s3a?://")
+# Links of chains that are not opened.
+_REFUSED = {
+    "reference": "what its references name would not be reached as `storage` says",
+    **dict.fromkeys(("blockcache", "cached"), "it mixes blocks of a file that changes"),
+}
 # What opening says to a file that is no archive, or a damaged one.
 _NO_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 # An archive is one open file, and not all kinds read it for several threads at once.
@@ -71,8 +76,16 @@ def opened(uri: str, storage: StorageSettings) -> "FsspecStore":
 
 
 def _by_our_s3(uri: str, storage: StorageSettings) -> tuple[str, dict[str, object]]:
-    """Return a URI whose part in S3, if it has one, is opened by our s3fs, and how."""
+    """Return a URI whose part in S3, if it has one, is opened by our s3fs, and how.
+
+    Raises:
+        ConfigError: if a link of the chain would not obey it, or give something else than is there.
+    """
     links = uri.split("::")
+    for link in links[:-1]:
+        reason = _REFUSED.get(link.partition("://")[0])
+        if reason:
+            raise ConfigError(f"'{uri}' is refused: {reason}")
     if not any(map(_S3.match, links)):
         return uri, {}
     from patchlake.pipeline.storage.s3_filesystem import PROTOCOL, S3

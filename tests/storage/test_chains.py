@@ -44,7 +44,6 @@ CHAINS = (
     "zip://lake/::s3a://{}/a.zip",
     "zip://lake::simplecache::s3://{}/a.zip",
     "zip://lake::filecache::s3://{}/a.zip",
-    "zip://lake::blockcache::s3://{}/a.zip",
     "tar://lake::s3://{}/a.tar",
     "tar://lake::s3://{}/a.tar.gz",
     # (simplecache hides the name, by which tar is known to be compressed.)
@@ -244,6 +243,20 @@ def test_what_is_no_archive_is_refused(name: str, tmp_path):
     kind = "zip" if name == "a.zip" else "tar"
     with pytest.raises(ConfigError, match="cannot be opened: "):
         Folder.at(f"{kind}://::{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("reference://::s3://b/x.json", "its references"),
+        ("zip://::reference://::/x.json", "its references"),
+        ("zip://::blockcache::s3://b/a.zip", "mixes blocks"),
+        ("tar://::cached://::s3://b/a.tar", "mixes blocks"),
+    ],
+)
+def test_links_that_would_give_something_else_are_refused(uri: str, reason: str):
+    with pytest.raises(ConfigError, match=rf"'{uri}' is refused: .*{reason}"):
+        Folder.at(uri)
 
 
 def test_a_store_that_fsspec_does_not_know_is_refused():
