@@ -33,6 +33,8 @@ Answer = dict[str, Any]
 _CONNECT_S = 10.0
 # Footers are read by 16 threads, images by one for each core.
 _CONNECTIONS = 64
+# The least that s3fs takes.
+_AHEAD_BYTES = 5 * 2**20
 # Of a file that a cache of fsspec's takes, in memory.
 _PIECE_BYTES = 64 * 2**20
 
@@ -57,6 +59,8 @@ class S3(S3FileSystem):  # type: ignore[misc]  # it has no types
             session=_session(),
             # Files change under another's hands: nobody may be told of how they were.
             use_listings_cache=False,
+            # What is read ahead in an archive, of which one small picture may be wanted.
+            default_block_size=_AHEAD_BYTES,
             # It looks at the size of what it may fetch in several pieces at once.
             max_concurrency=1,
             # Parts of an upload alike, which some stores (R2) insist on.
