@@ -2,37 +2,105 @@
 
 import contextlib
 import errno
+import io
+import lzma
 import os
+import re
 import stat
+import tarfile
+import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
+from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.config import StorageSettings
+from patchlake.pipeline.errors import ConfigError, StorageError
 from patchlake.pipeline.storage import disk
+from patchlake.pipeline.storage.chains import split_chain
 from patchlake.pipeline.storage.stores import Entry
 from patchlake.pipeline.storage.walking import Found, walk
 
+# What pip installs for a kind of URI that fsspec does not open by itself.
+_PACKAGES = {
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "az"), "adlfs"),
+}
+_S3 = re.compile("^s3a?://")
+# Links of chains that are not opened.
+_REFUSED = {
+    "reference": "what its references name would not be reached as `storage` says",
+    **dict.fromkeys(("blockcache", "cached"), "it mixes blocks of a file that changes"),
+}
+# What opening says to a file that is no archive, or a damaged one.
+_NO_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# An archive is one open file, and not all kinds read it for several threads at once.
+_reading = threading.Lock()
 
-def opened(uri: str) -> "FsspecStore":
+
+def opened(uri: str, storage: StorageSettings) -> "FsspecStore":
     """Return what holds a path, or a folder of any URI that fsspec opens.
+
+    Whatever of a chain (`zip://folder::s3://bucket/archive.zip`) is in S3 is reached as `storage`
+    says. An archive is opened now.
 
     Raises:
         ConfigError: if fsspec does not open it.
+        StorageError: if the store that an archive is in refuses, or gives no answer.
     """
+    ours, options = _by_our_s3(uri, storage)
     try:
-        filesystem, root = fsspec.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"'{uri}' cannot be opened: {error}") from None
+        filesystem, root = fsspec.url_to_fs(ours, **options)
+    except StorageError:
+        raise
+    except (ValueError, ImportError, TypeError, OSError, *_NO_ARCHIVE) as error:
+        if isinstance(error.__context__, StorageError):
+            # zipfile takes any OSError, our own too, for "not a zip file".
+            raise error.__context__ from None
+        raise ConfigError(f"'{uri}' cannot be opened: {_missing(uri) or error}") from None
     is_local = isinstance(filesystem, LocalFileSystem)
-    root = (os.path.normpath(root) if is_local else str(root)).rstrip("/") or "/"
-    return DiskStore(filesystem, root) if is_local else FsspecStore(filesystem, root)
+    root = (os.path.normpath(root) if is_local else str(root)).rstrip("/")
+    root = root or ("/" if is_local else filesystem.root_marker)
+    if is_local:
+        return DiskStore(filesystem, root)
+    return FsspecStore(filesystem, root, split_chain(uri)[1])
+
+
+def _by_our_s3(uri: str, storage: StorageSettings) -> tuple[str, dict[str, object]]:
+    """Return a URI whose part in S3, if it has one, is opened by our s3fs, and how.
+
+    Raises:
+        ConfigError: if a link of the chain would not obey it, or give something else than is there.
+    """
+    links = uri.split("::")
+    for link in links[:-1]:
+        reason = _REFUSED.get(link.partition("://")[0])
+        if reason:
+            raise ConfigError(f"'{uri}' is refused: {reason}")
+    if not any(map(_S3.match, links)):
+        return uri, {}
+    from patchlake.pipeline.storage.s3_filesystem import PROTOCOL, S3
+
+    fsspec.register_implementation(PROTOCOL, S3, clobber=True)
+    links = [_S3.sub(f"{PROTOCOL}://", link) for link in links]
+    return "::".join(links), {PROTOCOL: {"storage": storage}}
+
+
+def _missing(uri: str) -> str:
+    """Return which package has to be installed for a URI, if one has."""
+    schemes = (link.partition("://")[0] for link in uri.split("::"))
+    needed = {_PACKAGES[scheme] for scheme in schemes if scheme in _PACKAGES}
+    absent = [name for name in sorted(needed) if find_spec(name) is None]
+    return f"it takes {absent[0]}: pip install {absent[0]}" if absent else ""
 
 
 @dataclass(frozen=True)
@@ -42,16 +110,21 @@ class FsspecStore:
     filesystem: fsspec.AbstractFileSystem
     # Without a slash at its end, unless it is one.
     inner_root: str
+    # What it is in, if it is in another store: `::s3://bucket/archive.zip`.
+    behind: str = ""
 
     pins_versions = False
 
     @property
     def root(self) -> str:
         """The normalised URI."""
-        return str(self.filesystem.unstrip_protocol(self.inner_root))
+        return f"{self.filesystem.unstrip_protocol(self.inner_root)}{self.behind}"
 
     def open(self, name: str, version: str) -> BinaryIO:  # noqa: ARG002 - it has only the newest
-        """Open a file for reading."""
+        """Open a file for reading; of an archive, the whole of it is in memory."""
+        if isinstance(self.filesystem, AbstractArchiveFileSystem):
+            with _reading:
+                return io.BytesIO(self.filesystem.cat_file(self.inner(name)))
         return cast("BinaryIO", self.filesystem.open(self.inner(name), "rb"))
 
     def read(self, name: str, at_most: int | None) -> bytes:
@@ -76,14 +149,14 @@ class FsspecStore:
         """Yield all files below a sub-folder."""
         self.filesystem.invalidate_cache()
         found = self.filesystem.find(self.inner(below), detail=True)
-        prefix = self.inner("").rstrip("/") + "/"
+        prefix = self.inner("-")[:-1]
         for path, info in found.items():
             if path.startswith(prefix):
                 yield _entry(path.removeprefix(prefix), info)
 
     def names(self, below: str) -> Iterator[str]:
         """Yield their names; the listing is in memory as fsspec returns it, some 1 KB a file."""
-        prefix = self.inner_root.rstrip("/") + "/"
+        prefix = self.inner("-")[:-1]
         self.filesystem.invalidate_cache()
         for path in self.filesystem.find(self.inner(below)):
             if path.startswith(prefix):
@@ -124,7 +197,8 @@ class FsspecStore:
 
     def inner(self, name: str) -> str:
         """Return a file's path in the filesystem."""
-        return f"{self.inner_root.rstrip('/')}/{name}" if name else self.inner_root
+        root = self.inner_root and self.inner_root.rstrip("/") + "/"
+        return f"{root}{name}" if name else self.inner_root
 
 
 class DiskStore(FsspecStore):
@@ -199,6 +273,6 @@ def _entry(name: str, info: dict[str, object]) -> Entry:
     if isinstance(changed, datetime):
         changed = changed.timestamp()
     modified = datetime.fromtimestamp(changed, UTC) if isinstance(changed, int | float) else None
-    etag = info.get("ETag") or info.get("etag")
+    etag = info.get("ETag") or info.get("etag") or info.get("CRC")
     version = str(etag).strip('"') if etag else f"{size}-{changed}"
     return Entry(name, size, version, modified)

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from patchlake.pipeline.config import StorageSettings
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.storage import disk
+from patchlake.pipeline.storage import chains, disk
 from patchlake.pipeline.storage.disk import TEMPORARY
 from patchlake.pipeline.storage.file_stores import DiskStore, opened
 from patchlake.pipeline.storage.s3 import Bucket
@@ -31,6 +31,8 @@ _WEB = re.compile("https?://", re.IGNORECASE)
 # user@ or key:secret@ after any scheme of a chain (simplecache::s3://...). A secret may have
 # slashes, and so is told from a port, which is digits.
 _CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!:|\d+/)[^@]*@")
+# Azure names a container so: abfs://container@account.dfs.core.windows.net/folder.
+_CONTAINER = re.compile(r"abfss?://[^/:@]+@(?=[^/:@]+(?:/|$))")
 
 _DEFAULT = StorageSettings()
 
@@ -39,7 +41,8 @@ _DEFAULT = StorageSettings()
 class Folder:
     """A path, `s3://bucket/prefix`, or any URI that fsspec opens. It need not exist yet.
 
-    `storage` says how S3 is reached, and goes with the folder to the workers.
+    `storage` says how S3 is reached, below a chain of URIs too (`zip://a::s3://b/c.zip`), and goes
+    with the folder to the workers.
     """
 
     uri: str
@@ -56,7 +59,7 @@ class Folder:
         return Folder(self.uri, self.storage, name)
 
     def __post_init__(self) -> None:
-        if _CREDENTIALS.search(self.uri):
+        if _CREDENTIALS.search(_CONTAINER.sub("abfs://", self.uri)):
             shown = self.uri.rpartition("@")[2]
             raise ConfigError(
                 f"the URI ending in '{shown}' carries credentials; "
@@ -70,10 +73,11 @@ class Folder:
 
     @cached_property
     def _store(self) -> Store:
-        match = _S3.fullmatch(self.uri)
+        uri = chains.direct(self.uri)
+        match = _S3.fullmatch(uri)
         if match is None:
-            is_web = _WEB.match(self.uri)
-            return WebStore(self.uri.rstrip("/"), self.storage) if is_web else opened(self.uri)
+            is_web = _WEB.match(uri)
+            return WebStore(uri.rstrip("/"), self.storage) if is_web else opened(uri, self.storage)
         if not match["bucket"]:
             raise ConfigError(f"'{self.uri}' names no bucket")
         return S3Store(Bucket(match["bucket"], self.storage), match["prefix"])
@@ -118,7 +122,7 @@ class Folder:
 
     def path(self, name: str) -> str:
         """Return the full path of a file in the folder, for messages and for other programs."""
-        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+        return chains.below(self.root, name) if name else self.root
 
     def open(self, name: str, version: str = "") -> BinaryIO:
         """Open a file for reading; in S3, the version that a listing named, or reading fails.
@@ -223,8 +227,8 @@ class Folder:
 
 def split_uri(uri: str, storage: StorageSettings = _DEFAULT) -> tuple[Folder, str]:
     """Return the folder and the name of one file's path or URI."""
-    parent, slash, name = uri.rpartition("/")
-    return Folder.at(parent or slash or ".", storage), name
+    parent, name = chains.split_name(uri)
+    return Folder.at(parent, storage), name
 
 
 # What writers of hive partitions call a null.

@@ -1,38 +1,22 @@
 """Objects of S3, or of a store that speaks it: one request for each thing that is asked.
 
-On botocore, which finds credentials as every AWS SDK does, and not on s3fs: s3fs asks for the size
-before it reads, and it retries around botocore's retries, so that nobody could say how often or how
-long a request is tried. Here one loop owns that, and it covers the body, which breaks as often as
-the request does. No credential is ever a setting, and no message carries one.
+Through s3fs's `call_s3`, with bucket and key, and not through its paths: it would look for the size
+and the version before it reads, list all to memory, and read a key as a path. Which object is
+meant (If-Match), and that there be none yet (If-None-Match), goes with the request.
 """
 
-import base64
-import hashlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
-
-import botocore.config
-import botocore.session
-from botocore import UNSIGNED
-from botocore.exceptions import BotoCoreError, ClientError
+from typing import TYPE_CHECKING, NamedTuple
 
 from patchlake.pipeline.config import StorageSettings
-from patchlake.pipeline.errors import StorageRefused
-from patchlake.pipeline.storage.s3_errors import FAILURES, NotKnown, code_of, may_pass, translated
-from patchlake.pipeline.storage.waiting import wait_after
+from patchlake.pipeline.storage.stores import BeyondEnd, NotKnown
 
-T = TypeVar("T")
-# botocore makes its clients at run time: it has no type for them.
-Client = Any
+if TYPE_CHECKING:
+    from patchlake.pipeline.storage.s3_filesystem import S3, Answer
 
-_CONNECT_S = 10.0
-# Footers are read by 16 threads, images by one for each core.
-_CONNECTIONS = 64
 # pyarrow looks for a footer in as many bytes first; what is smaller comes whole.
 TAIL_BYTES = 64 * 2**10
 # Of a listing: what a store gives at most.
@@ -78,22 +62,17 @@ class Bucket:
             FileNotFoundError: if there is no such object.
             StorageError: if it is another one by now, or storage gave no answer.
         """
+        if at_most is not None:
+            span = f"0-{at_most - 1}"
         given = {"Range": f"bytes={span}"} if span else {}
         given |= {"IfMatch": f'"{etag}"'} if etag else {}
-
-        def read(client: Client) -> Piece:
-            try:
-                found = client.get_object(Bucket=self.name, Key=key, **given)
-            except ClientError as error:
-                if code_of(error) in ("416", "InvalidRange"):  # of an empty object, every range
-                    return Piece(b"", 0, etag)
-                raise
-            with closing(found["Body"]) as body:
-                content = body.read(at_most)
-            _, _, total = found.get("ContentRange", "").rpartition("/")
-            return Piece(content, int(total or found["ContentLength"]), _plain(found["ETag"]))
-
-        return self._ask(key, read)
+        try:
+            found = self._ask("get_object", Key=key, **given)
+        except BeyondEnd:  # of an empty object, every range
+            return Piece(b"", 0, etag)
+        content = found["Body"].content
+        _, _, total = found.get("ContentRange", "").rpartition("/")
+        return Piece(content, int(total or len(content)), _plain(found["ETag"]))
 
     def tail(self, key: str, etag: str) -> Piece:
         """Return the last 64 KiB, once in a process for each version of a file."""
@@ -101,7 +80,7 @@ class Bucket:
 
     def put(self, key: str, content: bytes) -> None:
         """Put an object, whole or not at all."""
-        self._ask(key, lambda client: client.put_object(**self._body(key, content)))
+        self._ask("put_object", Key=key, Body=content)
 
     def create(self, key: str, content: bytes) -> bool:
         """Put an object if there is none; return whether this call put it.
@@ -112,9 +91,8 @@ class Bucket:
         """
         if self.head(key) is not None:
             return False
-        body = self._body(key, content)
         try:
-            self._ask(key, lambda client: client.put_object(**body, IfNoneMatch="*"))
+            self._ask("put_object", Key=key, Body=content, IfNoneMatch="*")
         except FileExistsError:
             return False
         except NotKnown:
@@ -125,7 +103,7 @@ class Bucket:
     def head(self, key: str) -> Item | None:
         """Return an object's item, or None if there is none."""
         try:
-            found = self._ask(key, lambda client: client.head_object(Bucket=self.name, Key=key))
+            found = self._ask("head_object", Key=key)
         except FileNotFoundError:
             return None
         return Item(key, found["ContentLength"], _plain(found["ETag"]), found["LastModified"])
@@ -148,10 +126,9 @@ class Bucket:
         for page in self._pages(prefix, Delimiter="/"):
             yield from (found["Prefix"] for found in page.get("CommonPrefixes", ()))
 
-    def _pages(self, prefix: str, **given: object) -> Iterator[dict[str, Any]]:
-        given |= {"Bucket": self.name, "Prefix": prefix}
+    def _pages(self, prefix: str, **given: object) -> Iterator["Answer"]:
         while True:
-            page = self._ask(prefix, lambda client: client.list_objects_v2(**given))
+            page = self._ask("list_objects_v2", Prefix=prefix, **given)
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -159,123 +136,27 @@ class Bucket:
 
     def copy(self, key: str, to: str) -> None:
         """Copy an object of up to 5 GB within the bucket. Raises `FileNotFoundError`."""
-        source = {"Bucket": self.name, "Key": key}
-        self._ask(
-            key, lambda client: client.copy_object(Bucket=self.name, Key=to, CopySource=source)
-        )
+        self._ask("copy_object", Key=to, CopySource={"Bucket": self.name, "Key": key})
 
     def delete(self, key: str) -> None:
         """Remove an object; that there is none is fine."""
-        self._ask(key, lambda client: client.delete_object(Bucket=self.name, Key=key))
+        self._ask("delete_object", Key=key)
 
-    def upload_parts(self, key: str) -> "Parts":
-        """Begin an upload in parts."""
-        begun = self._ask(
-            key, lambda client: client.create_multipart_upload(Bucket=self.name, Key=key)
-        )
-        return Parts(self, key, begun["UploadId"])
+    @property
+    def filesystem(self) -> "S3":
+        """This process's s3fs, which threads share."""
+        # Half a second, which nobody pays who has nothing in S3.
+        from patchlake.pipeline.storage.s3_filesystem import S3
 
-    def _body(self, key: str, content: bytes) -> dict[str, object]:
-        return {"Bucket": self.name, "Key": key, "Body": content, "ContentMD5": md5(content)}
+        return S3(self.storage)
 
-    def _ask(self, key: str, call: Callable[[Client], T]) -> T:
-        """Return what the call returns; try again what may pass."""
-        # A key can be of control characters.
-        where = f"s3://{self.name}/{key if key.isprintable() else repr(key)[1:-1]}"
-        for attempt in range(self.storage.retries + 1):
-            try:
-                return call(client_of(self.storage))
-            except FAILURES as error:
-                if attempt == self.storage.retries or not may_pass(error):
-                    raise translated(error, where, attempt + 1) from None
-            wait_after(attempt)
-        raise AssertionError
-
-
-@dataclass(frozen=True)
-class Parts:
-    """An upload in parts: the object appears when it is completed, never before."""
-
-    bucket: Bucket
-    key: str
-    upload: str
-
-    def put(self, number: int, content: bytes) -> str:
-        """Send one part, counted from 1; return its ETag."""
-        sent = self.bucket._ask(  # noqa: SLF001 - of this module
-            self.key,
-            lambda client: client.upload_part(
-                **self._named(), PartNumber=number, Body=content, ContentMD5=md5(content)
-            ),
-        )
-        return str(sent["ETag"])
-
-    def complete(self, etags: Sequence[str], size: int) -> None:
-        """Make the object of all parts."""
-        parts = [{"PartNumber": i, "ETag": etag} for i, etag in enumerate(etags, start=1)]
-        try:
-            self.bucket._ask(  # noqa: SLF001 - of this module
-                self.key,
-                lambda client: client.complete_multipart_upload(
-                    **self._named(), MultipartUpload={"Parts": parts}
-                ),
-            )
-        except FileNotFoundError:
-            # Completed by a try whose answer was lost: the upload is gone, the object is there.
-            found = self.bucket.head(self.key)
-            if found is None or found.size != size:
-                raise
-
-    def abort(self) -> None:
-        """Give up; what was sent goes."""
-        self.bucket._ask(  # noqa: SLF001 - of this module
-            self.key, lambda client: client.abort_multipart_upload(**self._named())
-        )
-
-    def _named(self) -> dict[str, str]:
-        return {"Bucket": self.bucket.name, "Key": self.key, "UploadId": self.upload}
+    def _ask(self, method: str, **given: object) -> "Answer":
+        return self.filesystem.call_s3(method, Bucket=self.name, **given)
 
 
 @lru_cache(_TAILS)
 def _tail(bucket: Bucket, key: str, etag: str) -> Piece:
     return bucket.get(key, span=f"-{TAIL_BYTES}", etag=etag)
-
-
-_making = threading.Lock()
-
-
-def client_of(storage: StorageSettings) -> Client:
-    """Return this process's client; threads share it."""
-    with _making:  # making one is not safe in threads, using one is
-        return _client(storage)
-
-
-@lru_cache
-def _client(storage: StorageSettings) -> Client:
-    given: dict[str, object] = {"signature_version": UNSIGNED} if storage.anonymous else {}
-    # Other stores than AWS seldom have a name for each bucket.
-    given |= {"s3": {"addressing_style": "path"}} if storage.endpoint else {}
-    config = botocore.config.Config(
-        connect_timeout=min(_CONNECT_S, storage.timeout_s),
-        read_timeout=storage.timeout_s,
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=_CONNECTIONS,
-        # Trailing checksums are newer than most stores; Content-MD5 is as old as S3.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        **given,
-    )
-    try:
-        return botocore.session.Session().create_client(
-            "s3", region_name=storage.region, endpoint_url=storage.endpoint, config=config
-        )
-    except (BotoCoreError, ValueError) as error:
-        raise StorageRefused(f"no S3 client can be made: {error}") from None
-
-
-def md5(content: bytes) -> str:
-    """Return what Content-MD5 says: the store refuses what arrives otherwise."""
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
 def _plain(etag: str) -> str:

@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 
+import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -12,9 +13,9 @@ from botocore.exceptions import (
     IncompleteReadError,
 )
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError
 
 from patchlake.pipeline.errors import StorageError, StorageRefused
+from patchlake.pipeline.storage.stores import BeyondEnd, NotKnown
 
 _TRANSIENT = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
 _DENIED = (
@@ -23,19 +24,18 @@ _DENIED = (
 )
 
 
-# Not made (refused, timed out), or not brought to its end: of an answer that is an error, botocore
-# lets urllib3 say so itself.
-_BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError, HTTPError)
-# What a request can end with.
-FAILURES = (BotoCoreError, ClientError, ResponseParserError, HTTPError)
+# Not made (refused, timed out), or not brought to its end: of a body, and of an answer that is an
+# error, aiohttp says so itself.
+_BROKEN = (
+    *(ConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError),
+    *(aiohttp.ClientError, TimeoutError),
+)
+# What a request can end with. S3's answers are errors of Python's by then, which s3fs makes.
+FAILURES = (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError)
 
 
-class NotKnown(StorageError):  # noqa: N818 - an answer, no fault
-    """The store does not know the request."""
-
-
-def code_of(error: ClientError) -> str:
-    """Return the code of an error answer; of a HEAD, which has no body, the status."""
+def _code(error: ClientError) -> str:
+    # Of a HEAD, which has no body, the status.
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
@@ -43,20 +43,26 @@ def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def may_pass(error: Exception) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Return whether the same request may get another answer."""
     if isinstance(error, ClientError):
-        code, status = code_of(error), _status(error)
+        code, status = _code(error), _status(error)
         passing = status in (408, 429, 500, 502, 503, 504)
         return passing or code in _TRANSIENT or "Throttl" in code
     return isinstance(error, _BROKEN)
 
 
-def translated(error: Exception, where: str, attempts: int) -> OSError:
+def translated(error: BaseException, where: str, attempts: int) -> OSError:
     """Return the error as one of ours, with the object's name and without botocore's."""
     if isinstance(error, ClientError):
         return _translated_answer(error, where, attempts)
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
+        # A connection that was made and broke is of the same class.
+        broke = error.kwargs.get("error")
+        if isinstance(broke, aiohttp.ClientError) and not isinstance(
+            broke, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError
+        ):
+            return StorageError(f"{where}: no whole answer (tries: {attempts}): {broke}")
         return StorageRefused(f"{where}: nothing answers (tries: {attempts}): {error}")
     if may_pass(error):
         return StorageError(f"{where}: the answer is incomplete (tries: {attempts}): {error}")
@@ -64,10 +70,11 @@ def translated(error: Exception, where: str, attempts: int) -> OSError:
 
 
 def _translated_answer(error: ClientError, where: str, attempts: int) -> OSError:
-    code, said = code_of(error), error.response.get("Error", {}).get("Message", "")
+    code, said = _code(error), error.response.get("Error", {}).get("Message", "")
     told: dict[tuple[str, int], OSError] = {
         ("PutObject", 412): FileExistsError(where),  # If-None-Match
         ("GetObject", 412): StorageError(f"{where} has changed since it was listed: start again"),
+        ("GetObject", 416): BeyondEnd(f"{where}: {said}"),
         ("PutObject", 501): NotKnown(f"{where}: {said}"),
     }
     known = told.get((error.operation_name, _status(error)))

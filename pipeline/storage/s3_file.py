@@ -1,13 +1,20 @@
-"""Objects of S3 as files: read by ranges, of which the needed ones can be fetched at once."""
+"""Objects of S3 as files: read by ranges, of which the needed ones can be fetched at once.
+
+s3fs's own file asks for size and version (HEAD) before it reads. This one learns both from the
+first answer, and keeps the end of each file, where Parquet has its footer.
+"""
 
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from typing_extensions import Buffer
 
-from patchlake.pipeline.storage.s3 import Bucket, Parts, Piece
+from patchlake.pipeline.storage.s3 import Bucket, Piece
+
+if TYPE_CHECKING:
+    from s3fs.core import S3File
 
 # Bytes that a reader holds at once; of larger ranges it reads what it wants, when it does.
 HELD_BYTES = 256 * 2**20
@@ -127,58 +134,28 @@ def join_ranges(ranges: Sequence[Range]) -> list[Range]:
 
 @contextlib.contextmanager
 def uploading(bucket: Bucket, key: str) -> Iterator[BinaryIO]:
-    """Write an object as a stream; it appears, whole, when the block ends without an error."""
-    upload = _Upload(bucket, key)
+    """Write an object as a stream; it appears, whole, when the block ends without an error.
+
+    By s3fs: in one request, or in parts where it is larger than one.
+    """
+    file = bucket.filesystem.open(f"{bucket.name}/{key}", "wb", block_size=PART_BYTES)
     try:
-        yield cast("BinaryIO", upload)
+        yield cast("BinaryIO", file)
+        _complete(file, bucket, key)
     except BaseException:
-        upload.give_up()
+        # It must not be sent when the file is forgotten, which s3fs would do.
+        file.closed = True
+        # What stays behind is not an object; a lifecycle rule of the bucket removes it.
+        with contextlib.suppress(OSError):
+            file.discard()
         raise
-    upload.complete()
 
 
-class _Upload(io.RawIOBase):
-    """Sends what is written in parts; a small file in one request, when it is whole."""
-
-    def __init__(self, bucket: Bucket, key: str) -> None:
-        self._bucket = bucket
-        self._key = key
-        self._waiting = bytearray()
-        self._size = 0
-        self._parts: Parts | None = None
-        self._etags: list[str] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Buffer, /) -> int:
-        added = memoryview(content).cast("B")
-        self._waiting += added
-        self._size += len(added)
-        while len(self._waiting) >= PART_BYTES:
-            self._send(bytes(self._waiting[:PART_BYTES]))
-            del self._waiting[:PART_BYTES]
-        return len(added)
-
-    def complete(self) -> None:
-        if self._parts is None:
-            self._bucket.put(self._key, bytes(self._waiting))
-            return
-        try:
-            if self._waiting:
-                self._send(bytes(self._waiting))
-            self._parts.complete(self._etags, self._size)
-        except BaseException:
-            self.give_up()
+def _complete(file: "S3File", bucket: Bucket, key: str) -> None:
+    try:
+        file.close()
+    except FileNotFoundError:
+        # Completed by a try whose answer was lost: the upload is gone, the object is there.
+        found = bucket.head(key)
+        if found is None or found.size != file.tell():
             raise
-
-    def give_up(self) -> None:
-        if self._parts is not None:
-            # What stays behind is not an object; a lifecycle rule of the bucket removes it.
-            with contextlib.suppress(OSError):
-                self._parts.abort()
-
-    def _send(self, content: bytes) -> None:
-        if self._parts is None:
-            self._parts = self._bucket.upload_parts(self._key)
-        self._etags.append(self._parts.put(len(self._etags) + 1, content))

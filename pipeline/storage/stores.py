@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
+from patchlake.pipeline.errors import StorageError
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -66,3 +68,11 @@ class Store(Protocol):
 
     def remove(self, name: str, *, recursive: bool) -> None:
         """Remove a file, or a sub-folder with all below it."""
+
+
+class NotKnown(StorageError):  # noqa: N818 - an answer, no fault
+    """The store does not know the request."""
+
+
+class BeyondEnd(StorageError):  # noqa: N818 - as above
+    """The file has not as many bytes as where the range begins."""

@@ -9,7 +9,12 @@ _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 20.0
 
 
+def wait_s(attempt: int) -> float:
+    """Return how long to wait after an attempt, counted from 0."""
+    wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
+    return random.uniform(0, wait)  # noqa: S311 - spreads clients, guards nothing
+
+
 def wait_after(attempt: int) -> None:
     """Wait after an attempt, counted from 0."""
-    wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
-    time.sleep(random.uniform(0, wait))  # noqa: S311 - spreads clients, guards nothing
+    time.sleep(wait_s(attempt))

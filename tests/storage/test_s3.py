@@ -1,21 +1,27 @@
 """Folders in S3: what a real server and a mock do, and what is refused before a server is asked."""
 
+import asyncio
 import io
+import os
 import pickle  # noqa: TID251 - what Ray does with a folder
+import signal
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 
+import aiohttp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3.exceptions import ProtocolError
+from s3fs import S3FileSystem
 
 from patchlake.pipeline.config import StorageSettings, load_settings
-from patchlake.pipeline.errors import ConfigError, StorageError, StorageRefused
+from patchlake.pipeline.errors import ConfigError, Stopped, StorageError, StorageRefused
 from patchlake.pipeline.reading.columns import fetch_columns
 from patchlake.pipeline.storage import s3, s3_file
 from patchlake.pipeline.storage.folder import Folder
@@ -91,9 +97,8 @@ class TestServers:
         assert not folder.create("run.json", b"second")
         assert folder.read("run.json") == b"first"
         store, late = folder._store, b"of one who has not seen the first"
-        key, s3 = store.key("run.json"), store.bucket
         with pytest.raises(FileExistsError):
-            s3._ask(key, lambda c: c.put_object(**s3._body(key, late), IfNoneMatch="*"))
+            store.bucket._ask("put_object", Key=store.key("run.json"), Body=late, IfNoneMatch="*")
         assert folder.read("run.json") == b"first"
 
     def test_an_upload_in_parts_is_seen_when_it_is_whole(self, bucket, monkeypatch):
@@ -111,6 +116,23 @@ class TestServers:
         with pytest.raises(TypeError), folder.writing("half") as file:
             file.write([file.write(content)])
         assert [entry.name for entry in folder.find()] == ["big"]
+
+    def test_an_upload_whose_last_answer_is_lost_is_complete(self, bucket, monkeypatch):
+        folder, proxy = bucket
+        monkeypatch.setattr(s3_file, "PART_BYTES", PART)
+        note, lost = proxy.note, []
+
+        def lose_the_end(method: str, target: str, span: str) -> str | None:
+            if method == "POST" and "uploadId=" in target and not lost:
+                lost.append(target)
+                return "lost"
+            return note(method, target, span)
+
+        monkeypatch.setattr(proxy, "note", lose_the_end)
+        content = np.random.default_rng(0).bytes(PART + 17)
+        folder.write("big", content)
+        assert lost
+        assert folder.read("big") == content
 
     def test_a_listing_goes_on_behind_its_first_page(self, bucket, monkeypatch):
         folder, proxy = bucket
@@ -202,6 +224,20 @@ class TestServers:
             few.write("x", b"1")
         assert not isinstance(raised.value, StorageRefused)
         assert kinds(proxy) == {"PUT": 4}
+        ways = {
+            "GET": lambda: few.read("x"),
+            "PUT": lambda: few.write("x", b"1"),
+            "LIST": few.find,
+            "HEAD": lambda: few.entry("x"),
+            "DELETE": lambda: few.remove("x"),
+        }
+        for fault in ("reset", "lost"):
+            for kind, ask in ways.items():
+                proxy.faults, proxy.rate = (fault,), 1
+                with pytest.raises(StorageError, match=r"no whole answer \(tries: 4\)") as raised:
+                    ask()
+                assert not isinstance(raised.value, StorageRefused)
+                assert kinds(proxy) == {kind: 4}
 
 
 @on_servers
@@ -227,6 +263,72 @@ def test_a_public_bucket_is_read_without_credentials(moto, monkeypatch):
     with pytest.raises(StorageRefused, match="Unable to locate credentials"):
         Folder("s3://public", signed).read("a")
     assert Folder("s3://public", signed.model_copy(update={"anonymous": True})).read("a") == b"1"
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """The endpoint of a server that takes connections, and no byte from them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("size", [10, 64 * 2**20])
+def test_what_cannot_be_sent_fails_in_time(size: int, deaf: str, monkeypatch):
+    """Of a large one the sending stalls, of a small one the answer does."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    storage = StorageSettings(endpoint=deaf, region="us-east-1", retries=0, timeout_s=1.0)
+    begun = time.monotonic()
+    with pytest.raises(StorageError, match=r"s3://b/x: no whole answer \(tries: 1\)"):
+        Bucket("b", storage).put("x", bytes(size))
+    assert time.monotonic() - begun < 10
+
+
+def test_who_is_interrupted_asks_no_further(deaf: str, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    storage = StorageSettings(endpoint=deaf, region="us-east-1", timeout_s=1.0)
+    s3fs = Bucket("b", storage).filesystem
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(Stopped):
+            Bucket("b", storage).get("x")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    waiting = asyncio.run_coroutine_threadsafe(_tasks_of("_call_s3"), s3fs.loop)
+    assert waiting.result() == 0
+
+
+async def _tasks_of(name: str) -> int:
+    await asyncio.sleep(0.1)
+    return sum(name in repr(task) for task in asyncio.all_tasks())
+
+
+def test_a_fork_has_an_s3fs_of_its_own(deaf: str):
+    """One that runs on a thread which a fork has not would wait for ever."""
+    storage = StorageSettings(endpoint=deaf, region="us-east-1", anonymous=True, retries=0)
+    quick = Bucket("b", storage.model_copy(update={"timeout_s": 0.5}))
+    with pytest.raises(StorageError):
+        quick.get("x")
+    child = os.fork()
+    if child == 0:
+        try:
+            quick.get("x")
+        except StorageError:
+            os._exit(7)
+        os._exit(1)
+    end = time.monotonic() + 20
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**26), st.integers(1, 2**23))))
@@ -300,19 +402,20 @@ def test_what_is_fetched_at_once_is_bounded():
     assert asked == ["0-109"]
 
 
-def test_an_answer_of_an_error_that_breaks_off_is_asked_for_again():
-    """Botocore reads the body of a 404 itself, and lets urllib3's errors through."""
+def test_an_answer_of_an_error_that_breaks_off_is_asked_for_again(monkeypatch):
+    """The body of a 404 is read below s3fs, and aiohttp's errors come through."""
 
-    def call(_client: object) -> str:
+    async def call(_client: object, _method: str, **_: object) -> dict[str, object]:
         if broken:
             raise broken.pop()
-        return "answer"
+        return {"answer": 1}
 
-    broken = [ProtocolError("Connection broken")]
+    monkeypatch.setattr(S3FileSystem, "_call_s3", call)
+    broken = [aiohttp.ClientPayloadError("Connection broken")]
     storage = StorageSettings(endpoint="http://127.0.0.1:9", region="us-east-1", anonymous=True)
     once = storage.model_copy(update={"retries": 1})
-    assert Bucket("bucket", once)._ask("key", call) == "answer"
-    broken = [ProtocolError("Connection broken")]
+    assert Bucket("bucket", once)._ask("get_object", Key="key") == {"answer": 1}
+    broken = [aiohttp.ClientPayloadError("Connection broken")]
     never = storage.model_copy(update={"retries": 0})
-    with pytest.raises(StorageError, match=r"s3://bucket/key: the answer is incomplete"):
-        Bucket("bucket", never)._ask("key", call)
+    with pytest.raises(StorageError, match=r"s3://bucket/key: no whole answer"):
+        Bucket("bucket", never)._ask("get_object", Key="key")
