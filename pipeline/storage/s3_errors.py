@@ -62,7 +62,7 @@ def translated(error: BaseException, where: str, attempts: int) -> OSError:
         if isinstance(broke, aiohttp.ClientError) and not isinstance(
             broke, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError
         ):
-            return StorageError(f"{where}: no whole answer (tries: {attempts}): {broke}")
+            return StorageError(f"{where}: the answer is incomplete (tries: {attempts}): {broke}")
         return StorageRefused(f"{where}: nothing answers (tries: {attempts}): {error}")
     if may_pass(error):
         return StorageError(f"{where}: the answer is incomplete (tries: {attempts}): {error}")

@@ -234,7 +234,7 @@ class TestServers:
         for fault in ("reset", "lost"):
             for kind, ask in ways.items():
                 proxy.faults, proxy.rate = (fault,), 1
-                with pytest.raises(StorageError, match=r"no whole answer \(tries: 4\)") as raised:
+                with pytest.raises(StorageError, match=r"the answer is incomplete \(tries: 4\)") as raised:
                     ask()
                 assert not isinstance(raised.value, StorageRefused)
                 assert kinds(proxy) == {kind: 4}
@@ -280,7 +280,7 @@ def test_what_cannot_be_sent_fails_in_time(size: int, deaf: str, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     storage = StorageSettings(endpoint=deaf, region="us-east-1", retries=0, timeout_s=1.0)
     begun = time.monotonic()
-    with pytest.raises(StorageError, match=r"s3://b/x: no whole answer \(tries: 1\)"):
+    with pytest.raises(StorageError, match=r"s3://b/x: the answer is incomplete \(tries: 1\)"):
         Bucket("b", storage).put("x", bytes(size))
     assert time.monotonic() - begun < 10
 
@@ -417,5 +417,5 @@ def test_an_answer_of_an_error_that_breaks_off_is_asked_for_again(monkeypatch):
     assert Bucket("bucket", once)._ask("get_object", Key="key") == {"answer": 1}
     broken = [aiohttp.ClientPayloadError("Connection broken")]
     never = storage.model_copy(update={"retries": 0})
-    with pytest.raises(StorageError, match=r"s3://bucket/key: no whole answer"):
+    with pytest.raises(StorageError, match=r"s3://bucket/key: the answer is incomplete"):
         Bucket("bucket", never)._ask("get_object", Key="key")
