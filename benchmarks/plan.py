@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from patchlake.jobs import score  # noqa: F401 - with all that a driver imports
 from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import score  # noqa: F401 - with all that a driver imports
 from patchlake.pipeline.lake.plan import Plan, keyed, plan_fragments, read_cuts, write_cuts
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.record import runs

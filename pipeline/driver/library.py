@@ -324,7 +324,7 @@ def open_scores(
     """Return a score table, or a compacted one, as an Arrow dataset: rows are read when asked for.
 
     `.to_table(columns=..., filter=...).to_pandas()` is a pandas frame. Beside the columns of the
-    table (`docs/table.md`) there are those of the hive keys of its paths, as text.
+    table (`docs/tables.md`) there are those of the hive keys of its paths, as text.
 
     Args:
         scores: Its folder.

@@ -18,6 +18,8 @@ from tests.conftest import output_files, soak
 MOMENTS = {"score": 8, "fit": 6, "ingest": 5, "evaluate": 5, "score on Ray": 6}
 # Until it has ended; and until what it has started has.
 _ENDS_S, _GONE_S = 10, 5
+# From a signal to the end of a process that was at its own end.
+_OVER_S = 0.5
 
 
 @pytest.mark.parametrize("verb", ["score", *map(soak, list(MOMENTS)[1:])])
@@ -85,7 +87,14 @@ def _stop(begin: Callable[[], Job], moment_s: float, number: signal.Signals, tar
         _stop(begin, moment_s * 0.7, number, target)
         return
     job.process.send_signal(number)
+    sent = time.monotonic()
     code, said = job.end(timeout_s=_ENDS_S)
+    if code == 0 and time.monotonic() - sent < _OVER_S:
+        # All was done, and the process on its last line: nothing was left to stop. A signal that
+        # is lost in the middle of a job shows at the earlier moment.
+        shutil.rmtree(target, ignore_errors=True)
+        _stop(begin, moment_s * 0.7, number, target)
+        return
     assert code == 4, said
     assert "Traceback" not in said
     assert said.count("stopped by") == 1
