@@ -234,7 +234,9 @@ class TestServers:
         for fault in ("reset", "lost"):
             for kind, ask in ways.items():
                 proxy.faults, proxy.rate = (fault,), 1
-                with pytest.raises(StorageError, match=r"the answer is incomplete \(tries: 4\)") as raised:
+                with pytest.raises(
+                    StorageError, match=r"answer is incomplete \(tries: 4\)"
+                ) as raised:
                     ask()
                 assert not isinstance(raised.value, StorageRefused)
                 assert kinds(proxy) == {kind: 4}
