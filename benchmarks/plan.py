@@ -27,8 +27,9 @@ from fsspec import AbstractFileSystem
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import score  # noqa: F401 - with all that a driver imports
-from patchlake.pipeline.lake.plan import Plan, keyed, plan_fragments, read_cuts, write_cuts
+from patchlake.pipeline.lake.plan import plan_fragments, read_cuts, write_cuts
 from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import parts
 from patchlake.pipeline.storage.folder import Folder
@@ -133,7 +134,7 @@ def main() -> None:
     started = time.perf_counter()
     lake, version = Folder("simulated://lake"), "0" * 12
     plan = timed("footers, cut, where", lambda: plan_fragments(lake, settings, arguments.where))
-    plan = timed("keys", lambda: keyed(plan, {}, otherwise="settings"))
+    plan = timed("keys", lambda: plan.keyed({}, otherwise="settings"))
     run = timed("name of the run", lambda: runs.identify(lake, version, None, plan.kept))
     record = runs.RunRecord(
         run=run,
@@ -174,7 +175,7 @@ def _next_night(lake: Folder, settings: Settings, plan: Plan, new: int) -> None:
         again = timed(
             "footers of the new files", lambda: plan_fragments(lake, settings, None, known)
         )
-        again = timed("keys", lambda: keyed(again, {}, otherwise="settings"))
+        again = timed("keys", lambda: again.keyed({}, otherwise="settings"))
         done = parts.Committed.of(parts.part_name("0" * 12, f) for f in plan.every)
         pending = timed("what is pending", lambda: again.kept.without_keys(done.sorted_keys))
     print(

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from patchlake.pipeline.cluster.runner import Pipeline
-from patchlake.pipeline.config import Scalar, Settings, digest
+from patchlake.pipeline.config import Settings, digest
 from patchlake.pipeline.driver.changes import say_changed
 from patchlake.pipeline.driver.drive import drive, half_of_memory
 from patchlake.pipeline.driver.execution import Execution
@@ -25,13 +25,15 @@ from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.corpus import embedded_keys, intact_keys
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.lake.plan import Plan, keyed, output_digest, plan_fragments
+from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.methods import build, options_of
 from patchlake.pipeline.methods.shared.contract import Method
 from patchlake.pipeline.model_store import models
+from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.runs import Run
 from patchlake.pipeline.stages.decode import Decode
@@ -43,6 +45,19 @@ from patchlake.pipeline.storage.roles import Use
 from patchlake.pipeline.where.condition import read_where
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitWork:
+    """What a fit is going to do."""
+
+    plan: Plan
+    source: Source
+    record: runs.RunRecord
+    # Group -> which of its rows it learns from.
+    selections: Mapping[str, Selection]
+    method: Method
+    identity: Identity
 
 
 def run(
@@ -65,27 +80,27 @@ def run(
     preflight = Preflight([lake], [target], weights, _roles(lake, target))
     preflight.here()
     target.sweep()
-    planned = _plan(lake, target, settings, where)
-    settings = planned.record.settings
-    published = _published(target, planned, overwrite=overwrite)
+    work = _plan(lake, target, settings, where)
+    settings = work.record.settings
+    published = _published(target, work, overwrite=overwrite)
     if published is not None:
         log.info("%s was fitted by this very run; nothing to do", target.root)
         say_changed(target, published, settings.columns)
         return published
-    job = runs.begin(target, planned.record, planned.plan.kept)
+    job = runs.begin(target, work.record, work.plan.kept)
     partials = job.name("partials/")
-    pending = planned.plan.kept.without_keys(intact_keys(target, partials))
-    pipeline = _pipeline(planned, target, partials, execution.threads)
+    pending = work.plan.kept.without_keys(intact_keys(target, partials))
+    pipeline = _pipeline(work, target, partials, execution.threads)
     with beating(job) as heart:
         with execution.start(settings.workers, preflight) as runner:
             tally = drive(heart, runner, pending, pipeline, execution.observer)
-            fitting = _fitting(planned, target, partials, execution.threads)
+            fitting = _fitting(work, target, partials, execution.threads)
             fitted, failed = fit_groups(
-                fitting, planned.plan.kept, list(tally.failed), runner, execution.observer
+                fitting, work.plan.kept, list(tally.failed), runner, execution.observer
             )
         # Another driver of this very run may have been faster, and have cleared the partial results
         # away.
-        published = _published(target, planned, overwrite=overwrite) if failed else None
+        published = _published(target, work, overwrite=overwrite) if failed else None
         if published is not None:
             target.remove(partials, recursive=True)
             log.info(
@@ -93,8 +108,8 @@ def run(
                 target.root,
             )
             return published
-        manifest = _manifest(planned, job, fitted, failed)
-        return publish(job, tally, manifest, planned.plan.kept, overwrite=overwrite)
+        manifest = _manifest(work, job, fitted, failed)
+        return publish(job, tally, manifest, work.plan.kept, overwrite=overwrite)
 
 
 def preview(
@@ -113,46 +128,44 @@ def preview(
     lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = weight_files(settings.backbone.weights, storage)
     Preflight([lake, target], [], weights, _roles(lake, target)).here()
-    planned = _plan(lake, target, settings, where)
-    kept = planned.plan.kept
-    partials = f"_runs/{planned.record.run}/partials/"
-    if _published(target, planned, overwrite=overwrite) is None:
+    work = _plan(lake, target, settings, where)
+    kept = work.plan.kept
+    partials = f"_runs/{work.record.run}/partials/"
+    if _published(target, work, overwrite=overwrite) is None:
         pending = kept.without_keys(embedded_keys(target, partials))
     else:
         pending = kept[:0]
     with scratch("patchlake-dry-run-") as place:
         folder = Folder.at(place, storage)
-        sample = measure(pending, _pipeline(planned, folder, partials, 1), folder, partials)
-    return preview_of("fit", (lake, target), planned.plan, pending, sample)
+        sample = measure(pending, _pipeline(work, folder, partials, 1), folder, partials)
+    return preview_of("fit", (lake, target), work.plan, pending, sample)
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:
     return [Use(lake, "images"), Use(target, "model", is_written=True)]
 
 
-def _pipeline(planned: "_Planned", target: Folder, partials: str, threads: int) -> Pipeline:
-    settings = planned.record.settings
+def _pipeline(work: FitWork, target: Folder, partials: str, threads: int) -> Pipeline:
+    settings = work.record.settings
     embedder = Embedder(
         model=target,
         partials=partials,
         backbone=settings.backbone,
         method=settings.method.name,
-        method_options=planned.options,
+        method_options=work.identity.method_options,
         seed=settings.seed,
         batch_size=settings.batch_size,
         threads=threads,
     )
-    decode = Decode(
-        planned.source, planned.selections, threads, attempts=settings.fragment_attempts
-    )
+    decode = Decode(work.source, work.selections, threads, attempts=settings.fragment_attempts)
     return Pipeline(decode, embedder)
 
 
-def _fitting(planned: "_Planned", target: Folder, partials: str, threads: int) -> Fitting:
-    settings = planned.record.settings
+def _fitting(work: FitWork, target: Folder, partials: str, threads: int) -> Fitting:
+    settings = work.record.settings
     return Fitting(
-        method=planned.method,
-        identity=planned.identity,
+        method=work.method,
+        identity=work.identity,
         settings=settings,
         model=target,
         partials=partials,
@@ -161,20 +174,7 @@ def _fitting(planned: "_Planned", target: Folder, partials: str, threads: int) -
     )
 
 
-@dataclass(frozen=True)
-class _Planned:
-    plan: Plan
-    source: Source
-    selections: Mapping[str, Selection]
-    method: Method
-    options: Mapping[str, Scalar]
-    # What the digest of a group's model covers besides its arrays.
-    identity: Mapping[str, object]
-    record: runs.RunRecord
-    weights_sha256: str
-
-
-def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -> _Planned:
+def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -> FitWork:
     """Check everything that can be wrong with the command, then cut the work."""
     method = build(settings.method.name, settings.method.options())
     if settings.index.kind != "exact" and not method.approximable:
@@ -191,18 +191,23 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     # One black image shows here, not in every worker, whether method and backbone go together.
     embed = partial(method.embed, seed=settings.seed)
     Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
-    weights_sha256 = backbone.weights_sha256
-    identity = {
-        "method": settings.method.name,
-        "options": options_of(method),
-        "geometry": {"resize": settings.image.resize, "crop": settings.image.crop},
-        "backbone": [settings.backbone.name, settings.backbone.layers, weights_sha256],
-        "index": settings.index.model_dump(mode="json"),
-        "seed": settings.seed,
-    }
+    assert settings.backbone.layers is not None  # `_with_layers` has set them.
+    identity = Identity(
+        method=settings.method.name,
+        method_options=options_of(method),
+        geometry=models.GeometryRecord.of(settings.image),
+        network=models.Network(
+            name=settings.backbone.name,
+            layers=settings.backbone.layers,
+            weights=settings.backbone.weights,
+            weights_sha256=backbone.weights_sha256,
+        ),
+        index=settings.index.model_dump(mode="json"),
+        seed=settings.seed,
+    )
     output, vocabulary = output_digest(settings), settings.columns.vocabulary
-    version = digest({**identity, "output": output, "vocabulary": vocabulary})
-    plan = keyed(plan, {}, otherwise=version)
+    version = digest({**identity.covered(), "output": output, "vocabulary": vocabulary})
+    plan = plan.keyed({}, otherwise=version)
     record = runs.RunRecord(
         run=runs.identify(lake, version, where, plan.kept),
         verb="fit",
@@ -212,7 +217,6 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         started_at=runs.now(),
         settings=settings,
     )
-    options_used = options_of(method)
     log.info(
         "fit of %s: %d groups, %d fragments, into %s",
         lake.root,
@@ -220,9 +224,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         len(plan.kept),
         target.root,
     )
-    return _Planned(
-        plan, source, selections, method, options_used, identity, record, weights_sha256
-    )
+    return FitWork(plan, source, record, selections, method, identity)
 
 
 def _with_layers(settings: Settings, method: Method) -> Settings:
@@ -233,16 +235,16 @@ def _with_layers(settings: Settings, method: Method) -> Settings:
     return settings.model_copy(update={"backbone": backbone})
 
 
-def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.Manifest | None:
+def _published(target: Folder, work: FitWork, *, overwrite: bool) -> models.Manifest | None:
     """Return the manifest that this run has published already, if it is complete."""
     if not target.exists(models.MANIFEST):
         return None
     present = models.read_manifest(target)
-    if present.run == planned.record.run:
+    if present.run == work.record.run:
         return None if present.failed_groups else present
     if not overwrite:
         # The lake may have changed under it, which does not take a new fit to mend.
-        say_changed(target, present, planned.source.columns)
+        say_changed(target, present, work.source.columns)
         raise ConfigError(
             f"{target.root} holds a different model (fitted {present.created_at:%Y-%m-%d %H:%M}); "
             "choose another MODEL, replace it with --overwrite, or add new images with --update"
@@ -251,27 +253,21 @@ def _published(target: Folder, planned: _Planned, *, overwrite: bool) -> models.
 
 
 def _manifest(
-    planned: _Planned,
+    work: FitWork,
     job: Run,
     fitted: dict[str, models.GroupRecord],
     failed: dict[str, str],
 ) -> models.Manifest:
-    settings = planned.record.settings
-    assert settings.backbone.layers is not None
+    settings, identity = work.record.settings, work.identity
     return models.Manifest(
         format=models.FORMAT,
         run=job.record.run,
         created_at=job.record.started_at,
         preset=settings.preset,
-        method=settings.method.name,
-        method_options=dict(planned.options),
-        backbone=models.Network(
-            name=settings.backbone.name,
-            layers=settings.backbone.layers,
-            weights=settings.backbone.weights,
-            weights_sha256=planned.weights_sha256,
-        ),
-        geometry=models.Geometry.of(settings.image),
+        method=identity.method,
+        method_options=dict(identity.method_options),
+        backbone=identity.network,
+        geometry=identity.geometry,
         groups=fitted,
         failed_groups=failed,
         libraries=runs.library_versions(),

@@ -1,7 +1,7 @@
 """The groups of a fit: small ones whole in a worker each, large ones by all workers together."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from patchlake.pipeline.errors import ConfigError, PatchlakeError, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus, embedded_bytes
 from patchlake.pipeline.groups.fit import fit_group
 from patchlake.pipeline.methods.shared.contract import Method, Progress
+from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import GroupRecord
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.storage.folder import Folder
@@ -33,7 +34,7 @@ class Fitting:
 
     method: Method
     # What the digest of a group's model covers besides its arrays.
-    identity: Mapping[str, object]
+    identity: Identity
     settings: Settings
     model: Folder
     partials: str

@@ -17,13 +17,14 @@ from patchlake.pipeline.driver.summary import require_success, summarise
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus, intact_keys
 from patchlake.pipeline.groups.member import Member
-from patchlake.pipeline.groups.update import Standing, updatable
+from patchlake.pipeline.groups.update import FittedGroup, updatable
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.contract import Updatable
 from patchlake.pipeline.model_store import models
+from patchlake.pipeline.model_store.identity import Identity, require_whole
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.pulse import read_pulses, state_of
@@ -55,15 +56,10 @@ class PublishedModel:
         """That of the model."""
         return Geometry(self.settings.image.resize, self.settings.image.crop)
 
-    @property
-    def identity(self) -> Mapping[str, object]:
-        """What the digest of a group's model covers besides its arrays, as in its fit."""
-        return models.identity_of(self.manifest)
-
-    def standing(self, group: str) -> Standing:
-        """Return a group as it stands. Raises `ConfigError`, `ModelError`."""
-        record = self.manifest.groups[group]
-        return Standing.of(self.target, group, record, self.identity, self.settings)
+    def group(self, name: str) -> FittedGroup:
+        """Return the model of one group. Raises `ConfigError`, `ModelError`."""
+        record, identity = self.manifest.groups[name], Identity.of(self.manifest)
+        return FittedGroup.of(self.target, name, record, identity, self.settings)
 
     def require_weights(self) -> None:
         """Check that the network is that of the fit. Raises `ModelError`."""
@@ -90,7 +86,7 @@ def open_base(target: Folder, settings: Settings) -> PublishedModel:
     """
     target.sweep()
     manifest = models.read_manifest(target)
-    models.require_whole(target, manifest)
+    require_whole(target, manifest)
     require_unchanged(settings, manifest)
     method = build(manifest.method, manifest.method_options)
     if manifest.lineage and manifest.lineage[-1].verb != "fit":

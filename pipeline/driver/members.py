@@ -19,6 +19,7 @@ from patchlake.pipeline.groups.banks import (
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.model_store import models
+from patchlake.pipeline.model_store.identity import require_whole
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.storage.folder import Folder
 
@@ -37,7 +38,7 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
     members = []
     for folder in folders:
         manifest = models.read_manifest(folder)
-        models.require_whole(folder, manifest)
+        require_whole(folder, manifest)
         require_unchanged(settings, manifest)
         weights = settings.backbone.weights or manifest.backbone.weights
         members.append(Member(folder, manifest, weights))

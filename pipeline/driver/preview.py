@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 
 from patchlake.pipeline.cluster.runner import Pipeline
 from patchlake.pipeline.errors import FragmentsFailed
-from patchlake.pipeline.lake.plan import Plan
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
 from patchlake.pipeline.reading.listing import list_tables
+from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.stages.batch import FragmentResult
 from patchlake.pipeline.storage.folder import Folder
 

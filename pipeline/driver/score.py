@@ -18,7 +18,7 @@ from patchlake.pipeline.driver.preview import Preview, measure
 from patchlake.pipeline.driver.preview import preview as preview_of
 from patchlake.pipeline.driver.retirement import Retired, Retirement
 from patchlake.pipeline.driver.scoring import (
-    Planned,
+    ScoreWork,
     pending_of,
     pipeline_of,
     plan_score,
@@ -27,11 +27,12 @@ from patchlake.pipeline.driver.scoring import (
 from patchlake.pipeline.driver.settings import weight_files
 from patchlake.pipeline.driver.summary import list_damaged, require_success, summarise
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.lake.plan import Plan, read_cuts, write_cuts
+from patchlake.pipeline.lake.plan import read_cuts, write_cuts
 from patchlake.pipeline.lake.trained import write_trained
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import expiry, parts
 from patchlake.pipeline.score_table.ledger import expired_keys
@@ -84,39 +85,39 @@ def run(
     preflight.here()
     target.sweep()
     cuts = read_cuts(target, settings)
-    planned = plan_score(lake, models_, settings, where, cuts, since)
-    _agree(retire, target, planned, confirm)
+    work = plan_score(lake, models_, settings, where, cuts, since)
+    _agree(retire, target, work, confirm)
     parts.bind_source(target, lake)
     if restore is not None:
         restored = expiry.restore(target, restore)
         log.info("--restore %s: %d expired parts may be scored again", restore, len(restored))
-    job = runs.begin(target, planned.record, planned.plan.kept)
+    job = runs.begin(target, work.record, work.plan.kept)
     in_ledger = expired_keys(target, job.record.version)
-    list_damaged(job, planned.plan.damaged)
-    pending = pending_of(target, planned, in_ledger)
-    already_done = len(planned.plan.kept) - len(pending)
+    list_damaged(job, work.plan.damaged)
+    pending = pending_of(target, work, in_ledger)
+    already_done = len(work.plan.kept) - len(pending)
     log.info(
         "score of %s (%d files opened): %d images in %d fragments, %d of them done, into %s",
         lake.root,
-        planned.plan.opened,
-        planned.plan.images,
-        len(planned.plan.kept),
+        work.plan.opened,
+        work.plan.images,
+        len(work.plan.kept),
         already_done,
         target.root,
     )
-    announce_cost(planned.members, pending, planned.digests)
+    announce_cost(work.members, pending, work.digests)
     with beating(job) as heart:
-        earlier = _earlier(target, job, planned.plan)
+        earlier = _earlier(target, job, work.plan)
         with execution.start(settings.workers, preflight) as runner:
             # Once it is known that the workers reach what they need.
-            write_cuts(target, settings, planned.plan, cuts)
-            write_trained(target, planned.members, planned.digests, planned.plan.groups)
-            tally = _drive(heart, (runner, execution), planned, pending)
-        tally.earlier, tally.damaged = earlier, planned.plan.damaged
+            write_cuts(target, settings, work.plan, cuts)
+            write_trained(target, work.members, work.digests, work.plan.groups)
+            tally = _drive(heart, (runner, execution), work, pending)
+        tally.earlier, tally.damaged = earlier, work.plan.damaged
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
-        superseded = partial(superseded_of, target, planned)
+        superseded = partial(superseded_of, target, work)
         retired = retire(target, job, superseded, in_ledger)
-        return _finish(target, planned, job, tally, retired, already_done)
+        return _finish(target, work, job, tally, retired, already_done)
 
 
 def preview(
@@ -135,25 +136,25 @@ def preview(
     weights = weight_files(settings.backbone.weights, settings.storage)
     files = [*((one, MANIFEST) for one in models_), *weights]
     Preflight([lake, target], [], files, _roles(lake, target)).here()
-    planned = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
+    work = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
-    for reason in planned.plan.damaged.values():
+    for reason in work.plan.damaged.values():
         log.warning("%s; it is passed over", reason)
-    pending = pending_of(target, planned, expired_keys(target, planned.record.version))
-    announce_cost(planned.members, pending, planned.digests)
+    pending = pending_of(target, work, expired_keys(target, work.record.version))
+    announce_cost(work.members, pending, work.digests)
     with scratch("patchlake-dry-run-") as place:
         folder = Folder.at(place, settings.storage)
-        pipeline = pipeline_of(planned, folder, planned.record, 1, planned.members)
+        pipeline = pipeline_of(work, folder, work.record, 1, work.members)
         sample = measure(pending, pipeline, folder)
-    found = preview_of("score", (lake, target), planned.plan, pending, sample)
-    expiring = retire.require_names(target, planned.plan.every.paths)
+    found = preview_of("score", (lake, target), work.plan, pending, sample)
+    expiring = retire.require_names(target, work.plan.every.paths)
     rows = parts.count_rows(target, expiring)
     return replace(found, expiring_parts=tuple(expiring), expiring_images=rows)
 
 
-def _agree(retire: Retirement, target: Folder, planned: Planned, confirm: Confirm | None) -> None:
+def _agree(retire: Retirement, target: Folder, work: ScoreWork, confirm: Confirm | None) -> None:
     """Refuse a rule with unknown names; ask, if somebody can be, before one removes every part."""
-    going = retire.require_names(target, planned.plan.every.paths)
+    going = retire.require_names(target, work.plan.every.paths)
     if confirm and going and len(going) == sum(1 for _ in parts.every_part(target)):
         what = f"--expire {retire.rule} removes all {len(going)} parts of {target.root}"
         if not confirm(what):
@@ -175,14 +176,14 @@ def _roles(lake: Folder, target: Folder) -> list[Use]:
 
 
 def _drive(
-    heart: Heart, where: tuple[Runner, Execution], planned: Planned, pending: Fragments
+    heart: Heart, where: tuple[Runner, Execution], work: ScoreWork, pending: Fragments
 ) -> Tally:
     runner, execution = where
-    settings, target = planned.record.settings, heart.run.folder
+    settings, target = work.record.settings, heart.run.folder
     budget = settings.memory_budget or half_of_memory()
     with ExitStack() as stack:
-        members = place_large_banks(planned.members, pending.groups, budget, runner, stack)
-        pipeline = pipeline_of(planned, target, heart.run.record, execution.threads, members)
+        members = place_large_banks(work.members, pending.groups, budget, runner, stack)
+        pipeline = pipeline_of(work, target, heart.run.record, execution.threads, members)
         return drive(heart, runner, pending.by_group(), pipeline, execution.observer)
 
 
@@ -202,19 +203,19 @@ def _earlier(target: Folder, job: runs.Run, plan: Plan) -> Counter[str]:
 
 def _finish(
     target: Folder,
-    planned: Planned,
+    work: ScoreWork,
     job: runs.Run,
     tally: Tally,
     retired: Retired,
     already_done: int,
 ) -> runs.Summary:
-    kept = planned.plan.kept
+    kept = work.plan.kept
     summary = summarise(
         job,
         tally,
         kept,
         already_done,
-        groups=planned.digests,
+        groups=work.digests,
         parts=retired.left(kept),
         removed_parts=retired.removed,
     )

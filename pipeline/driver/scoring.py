@@ -15,13 +15,13 @@ from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import verify_groups
 from patchlake.pipeline.groups.member import Member
-from patchlake.pipeline.lake.plan import Plan, forget_cuts, keyed, output_digest, plan_fragments
+from patchlake.pipeline.lake.plan import forget_cuts, output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import list_tables
 from patchlake.pipeline.reading.passing import extra_schema, require_names
-from patchlake.pipeline.reading.planning import plan
+from patchlake.pipeline.reading.planning import Plan, plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import parts
 from patchlake.pipeline.scores.calibration import Calibration, mean_scale
@@ -36,7 +36,7 @@ _NO_MODEL = "no model"
 
 
 @dataclass(frozen=True)
-class Planned:
+class ScoreWork:
     """What a score is going to do."""
 
     plan: Plan
@@ -58,7 +58,7 @@ def plan_score(
     where: str | None,
     cuts: Fragments,
     since: datetime | None,
-) -> Planned:
+) -> ScoreWork:
     """Check everything that can be wrong with the command, then cut the work."""
     require_names(settings.columns.extra)
     members = read_members(folders, settings)
@@ -88,7 +88,7 @@ def plan_score(
     if len(members) > 1:
         require_units(members, [group for group in plan.groups if group in digests])
     version = digest({"groups": digests, "output": output_digest(settings)})[:12]
-    plan = keyed(plan, *_key_digests(digests, settings))
+    plan = plan.keyed(*_key_digests(digests, settings))
     record = runs.RunRecord(
         run=runs.identify(lake, version, where, plan.kept),
         verb="score",
@@ -102,7 +102,7 @@ def plan_score(
     source = Source(
         *(lake, settings.columns, settings.image, members[0].geometry), labelled=False, extra=extra
     )
-    return Planned(plan, members, digests, source, record)
+    return ScoreWork(plan, members, digests, source, record)
 
 
 def _key_digests(digests: Mapping[str, str], settings: Settings) -> tuple[dict[str, str], str]:
@@ -113,7 +113,7 @@ def _key_digests(digests: Mapping[str, str], settings: Settings) -> tuple[dict[s
 
 
 def superseded_of(
-    target: Folder, planned: Planned, done: parts.Committed, in_ledger: pa.StringArray
+    target: Folder, work: ScoreWork, done: parts.Committed, in_ledger: pa.StringArray
 ) -> list[str]:
     """Return the parts of older contents of the planned files, by what the files say now.
 
@@ -124,36 +124,36 @@ def superseded_of(
     Raises:
         FragmentsFailed: if rows of these files are not scored, because that memory lacked them.
     """
-    every, lake, settings = planned.plan.every, planned.source.images, planned.record.settings
+    every, lake, settings = work.plan.every, work.source.images, work.record.settings
     leaving = parts.superseded(every, done, in_ledger)
     if not leaving:
         return []
     paths = set(parts.paths_of(leaving, every))
     entries = [entry for entry in list_tables(lake) if entry.name in paths]
     cut = plan(lake, settings, entries=entries).every
-    cut = cut.keyed(*_key_digests(planned.digests, settings))
+    cut = cut.keyed(*_key_digests(work.digests, settings))
     unknown = cut.without_keys(every.keys.combine_chunks())
     if unknown:
         forget_cuts(target, settings)
-        told = (
+        message = (
             f"{unknown[0].path} has other fragments than were planned ({len(unknown)} fragments of "
             f"{len(paths)} files): it has changed since, or its remembered plan was wrong and is "
             "now forgotten"
         )
         if unknown.without_keys(done.sorted_keys).without_keys(in_ledger):
-            raise FragmentsFailed(f"{told}; the same command scores what is left")
-        log.warning("%s; nothing of it is removed", told)
+            raise FragmentsFailed(f"{message}; the same command scores what is left")
+        log.warning("%s; nothing of it is removed", message)
     return parts.superseded(cut, done, in_ledger)
 
 
-def pending_of(target: Folder, planned: Planned, in_ledger: pa.StringArray) -> Fragments:
+def pending_of(target: Folder, work: ScoreWork, in_ledger: pa.StringArray) -> Fragments:
     """Return what has neither a part nor an entry in the ledger."""
-    done = parts.committed(target, planned.record.version)
-    return planned.plan.kept.without_keys(done.sorted_keys).without_keys(in_ledger)
+    done = parts.committed(target, work.record.version)
+    return work.plan.kept.without_keys(done.sorted_keys).without_keys(in_ledger)
 
 
 def pipeline_of(
-    planned: Planned,
+    work: ScoreWork,
     target: Folder,
     record: runs.RunRecord,
     threads: int,
@@ -162,40 +162,40 @@ def pipeline_of(
     """Return the stages.
 
     Args:
-        planned: What is done.
+        work: What is done.
         target: Where parts and heatmaps go.
         record: Of the run, which may have been begun before.
         threads: Of one worker.
-        members: Those of `planned`, or with their large banks held elsewhere.
+        members: Those of `work`, or with their large banks held elsewhere.
     """
     settings = record.settings
-    groups = [group for group in planned.plan.groups if group in planned.digests]
+    groups = [group for group in work.plan.groups if group in work.digests]
     without: dict[str, Selection] = {
-        group: "none" for group in planned.plan.groups if group not in groups
+        group: "none" for group in work.plan.groups if group not in groups
     }
-    calibrations = {group: planned.calibrations(group) for group in groups}
+    calibrations = {group: work.calibrations(group) for group in groups}
     scales = {
         group: some[0].scale if len(some) == 1 else mean_scale(some)
         for group, some in calibrations.items()
     }
     thresholds = {group: some[0].threshold for group, some in calibrations.items()}
     publish = Publish(
-        geometry=planned.source.geometry,
+        geometry=work.source.geometry,
         scores=target,
         version=record.version,
         scored_at=record.started_at,
         heatmaps=settings.score.heatmaps,
-        model_ids={group: planned.digests[group] for group in groups},
+        model_ids={group: work.digests[group] for group in groups},
         scales={group: scale for group, scale in scales.items() if scale},
         # What is anomalous to one member says nothing of a mean of several.
         thresholds={
             group: threshold
             for group, threshold in thresholds.items()
-            if threshold is not None and len(planned.members) == 1
+            if threshold is not None and len(work.members) == 1
         },
         threads=threads,
     )
-    geometries = tuple(dict.fromkeys(member.geometry for member in planned.members))
+    geometries = tuple(dict.fromkeys(member.geometry for member in work.members))
     scorer = Scorer(
         members=tuple(members),
         geometries=geometries,
@@ -205,5 +205,5 @@ def pipeline_of(
     )
     pictures = publish.heatmaps == "all" and bool(publish.scales)
     attempts = settings.fragment_attempts
-    decode = Decode(planned.source, without, threads, geometries, attempts, pictures)
+    decode = Decode(work.source, without, threads, geometries, attempts, pictures)
     return Pipeline(decode, scorer, publish)

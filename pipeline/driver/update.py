@@ -32,7 +32,7 @@ from patchlake.pipeline.driver.settings import weight_files
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Known
-from patchlake.pipeline.groups.update import Standing, update_group
+from patchlake.pipeline.groups.update import FittedGroup, update_group
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection, select_rows
 from patchlake.pipeline.lake.source import Source
@@ -78,8 +78,8 @@ def run(
     say_changed(base.target, base.manifest, base.settings.columns)
     groups = list(base.manifest.groups)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        standing = dict(zip(groups, pool.map(base.standing, groups), strict=True))
-    chosen = _choose(lake, base, standing, where)
+        fitted = dict(zip(groups, pool.map(base.group, groups), strict=True))
+    chosen = _choose(lake, base, fitted, where)
     if not chosen.fragments:
         log.info("%s has no image that %s does not know", lake.root, base.target.root)
         return base.manifest
@@ -94,27 +94,27 @@ def run(
                 fragments = chosen.fragments.of_group(group)
                 require_embedded(fragments, tally)
                 corpus = base.corpus(job, fragments, runner)
-                return _update(base, standing[group], corpus, execution.observer)
+                return _update(base, fitted[group], corpus, execution.observer)
 
             outcome = change_groups(chosen.fragments.groups, update)
         return publish_step(base, job, tally, chosen.fragments, outcome)
 
 
 def _choose(
-    lake: Folder, base: PublishedModel, standing: Mapping[str, Standing], where: str | None
+    lake: Folder, base: PublishedModel, fitted: Mapping[str, FittedGroup], where: str | None
 ) -> RowsToEmbed:
     """Return the fragments that hold images which the model does not know, and those images."""
     settings = base.settings
     source = Source(lake, settings.columns, settings.image, base.geometry, read_where(where))
     plan = plan_fragments(lake, settings, where).sound()
     for group in plan.groups:
-        if group not in standing:
+        if group not in fitted:
             log.warning("%s has no group '%s': it is left out; fit it", base.target.root, group)
-    known_groups = pc.is_in(plan.kept.table.column("group"), value_set=pa.array(list(standing)))
+    known_groups = pc.is_in(plan.kept.table.column("group"), value_set=pa.array(list(fitted)))
     fragments = plan.kept.only(known_groups)
     selections = choose_rows(source, fragments, is_update=True)
     roots = [step.images for step in base.manifest.lineage]
-    known = {group: one.members.known(roots, lake.root) for group, one in standing.items()}
+    known = {group: one.members.known(roots, lake.root) for group, one in fitted.items()}
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         by_columns = list(pool.map(partial(_by_columns, source, selections, known), fragments))
     with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
@@ -122,7 +122,7 @@ def _choose(
     # What is unknown depends on who is in the model and on what labels mean, and so do the keys.
     state = digest(
         {
-            "model": _state(base, standing),
+            "model": _state(base, fitted),
             "output": output_digest(settings),
             "vocabulary": settings.columns.vocabulary,
         }
@@ -130,7 +130,7 @@ def _choose(
     keyed = fragments.keyed({}, state)
     keys = keyed.keys.to_pylist()
     taken = {key: one.new for key, one in zip(keys, found, strict=True) if one.new}
-    _say(base, found, sum(one.members.count for one in standing.values()))
+    _say(base, found, sum(one.members.count for one in fitted.values()))
     chosen = keyed.with_keys(pa.array(list(taken), pa.string()))
     return RowsToEmbed(source, selections, chosen, taken)
 
@@ -215,10 +215,10 @@ def _say(base: PublishedModel, found: Sequence[_Recognition], members: int) -> N
     )
 
 
-def _state(base: PublishedModel, standing: Mapping[str, Standing]) -> dict[str, object]:
+def _state(base: PublishedModel, fitted: Mapping[str, FittedGroup]) -> dict[str, object]:
     groups = {
         group: [one.record.digest, sorted(file.sha256 for file in one.record.files)]
-        for group, one in standing.items()
+        for group, one in fitted.items()
     }
     return {"run": base.manifest.run, "groups": groups}
 
@@ -239,7 +239,7 @@ def _record(
 
 
 def _update(
-    base: PublishedModel, before: Standing, corpus: StoredCorpus, observer: Observer
+    base: PublishedModel, before: FittedGroup, corpus: StoredCorpus, observer: Observer
 ) -> Changed | None:
     """Let the images of a corpus join a group; None where none of them can be used."""
     if corpus.images == 0:

@@ -25,7 +25,7 @@ from patchlake.pipeline.driver.lineage import (
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Place
-from patchlake.pipeline.groups.update import Standing, withdraw_group
+from patchlake.pipeline.groups.update import FittedGroup, withdraw_group
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragments
@@ -93,7 +93,7 @@ def run(
 class _Withdrawn:
     """A group, and its images that leave it, by their numbers in the model."""
 
-    standing: Standing
+    fitted: FittedGroup
     numbers: Int64[np.ndarray, " withdrawn"]
 
 
@@ -105,9 +105,9 @@ def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, _Withdra
             f"{base.target.root} has no group '{withdrawal.group}', but "
             f"{list(base.manifest.groups)}"
         )
-    standing = {group: base.standing(group) for group in groups}
+    fitted = {group: base.group(group) for group in groups}
     for image_id in withdrawal.image_ids:
-        holding = [group for group, one in standing.items() if image_id in one.members.image_ids]
+        holding = [group for group, one in fitted.items() if image_id in one.members.image_ids]
         if not holding:
             raise ConfigError(
                 f"no image '{image_id}' was ever in {base.target.root} (groups {groups}); the "
@@ -117,7 +117,7 @@ def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, _Withdra
             raise ConfigError(f"groups {holding} have an image '{image_id}' each; name one --group")
     found = {
         group: _Withdrawn(one, one.members.numbers_of(withdrawal.image_ids))
-        for group, one in standing.items()
+        for group, one in fitted.items()
     }
     return {group: leaving for group, leaving in found.items() if len(leaving.numbers)}
 
@@ -142,7 +142,7 @@ def _choose(
     Raises:
         ConfigError: if they are not where they were, as they were.
     """
-    places = {group: one.standing.members.places(one.numbers) for group, one in leaving.items()}
+    places = {group: one.fitted.members.places(one.numbers) for group, one in leaving.items()}
     every = [place for some in places.values() for place in some]
     roots = sorted({base.manifest.lineage[place.joined].images for place in every})
     if withdrawal.images is None and len(roots) > 1:
@@ -209,10 +209,10 @@ def _withdraw(
     group: str,
 ) -> Changed:
     """Take images out of one group; `corpus_of` has their embeddings where those are needed."""
-    standing, numbers = leaving[group].standing, leaving[group].numbers
-    record = withdraw_group(base.method, standing, numbers, corpus_of(group), base.step)
+    fitted, numbers = leaving[group].fitted, leaving[group].numbers
+    record = withdraw_group(base.method, fitted, numbers, corpus_of(group), base.step)
     change = models.Change(
-        parent=standing.record.digest, digest=record.digest, added=0, withdrawn=len(numbers)
+        parent=fitted.record.digest, digest=record.digest, added=0, withdrawn=len(numbers)
     )
     return Changed(record, change)
 

@@ -22,7 +22,8 @@ from patchlake.pipeline.methods.shared.bank import MemoryBank
 from patchlake.pipeline.methods.shared.contract import FitResult, Method, Progress
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.methods.shared.selection import gather_rows
-from patchlake.pipeline.model_store.models import FileRecord, GroupRecord, group_digest
+from patchlake.pipeline.model_store.identity import Identity
+from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.storage.folder import Folder
 
@@ -30,7 +31,7 @@ from patchlake.pipeline.storage.folder import Folder
 def fit_group(
     method: Method,
     corpus: StoredCorpus,
-    identity: Mapping[str, object],
+    identity: Identity,
     settings: Settings,
     progress: Progress | None = None,
 ) -> GroupRecord:
@@ -39,7 +40,7 @@ def fit_group(
     Args:
         method: With its settings.
         corpus: The group's training images.
-        identity: What the model's digest covers besides its arrays, `geometry` among it.
+        identity: What the model's digest covers besides its arrays.
         settings: Its `seed` and `index`.
         progress: Called with (done, total).
 
@@ -80,7 +81,7 @@ def store(
     model: Folder,
     group: str,
     contents: GroupContents,
-    identity: Mapping[str, object],
+    identity: Identity,
     settings: Settings,
 ) -> GroupRecord:
     """Write a group's files; return the record for `model.json`."""
@@ -94,7 +95,7 @@ def store(
     )
     files = store_group(model, group, result.state, contents.bank, accounts) + contents.gallery
     return GroupRecord(
-        digest=group_digest(identity, files),
+        digest=identity.group_digest(files),
         images=membership.count,
         unusable_images=contents.unusable,
         index=settings.index.kind if contents.bank else None,
@@ -108,13 +109,12 @@ def calibrator_of(
     model: Folder,
     result: FitResult,
     gallery: list[FileRecord],
-    identity: Mapping[str, object],
+    identity: Identity,
 ) -> Calibrator:
     """Return what measures the training images of a group that was just fitted."""
-    geometry = identity["geometry"]
-    assert isinstance(geometry, dict)
+    geometry = Geometry(identity.geometry.resize, identity.geometry.crop)
     detector = method.prepare(_UnstoredGroup(result, model, gallery))
-    return Calibrator(result, detector, Geometry(**geometry))
+    return Calibrator(result, detector, geometry)
 
 
 @dataclass(frozen=True)

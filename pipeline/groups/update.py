@@ -1,6 +1,5 @@
 """update and withdraw: images join a group's model, or leave it, and it is not fitted again."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
 from patchlake.pipeline.methods.shared.bank import MemoryBank
 from patchlake.pipeline.methods.shared.contract import EarlierModel, Method, Progress, Updatable
+from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
 from patchlake.pipeline.scores.calibration import Sample
 from patchlake.pipeline.storage.folder import Folder
@@ -37,14 +37,14 @@ def updatable(method: Method, name: str) -> Updatable:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A group's model as it stands, and how its digest is made."""
+class FittedGroup:
+    """The published model of a group, and how its digest is made."""
 
     model: Folder
     group: str
     record: GroupRecord
     members: Membership
-    identity: Mapping[str, object]
+    identity: Identity
     settings: Settings
 
     @classmethod
@@ -53,9 +53,9 @@ class Standing:
         model: Folder,
         group: str,
         record: GroupRecord,
-        identity: Mapping[str, object],
+        identity: Identity,
         settings: Settings,
-    ) -> "Standing":
+    ) -> "FittedGroup":
         """Return the group; its arrays are not read yet.
 
         Raises:
@@ -84,7 +84,7 @@ class Standing:
 
 def update_group(
     method: Updatable,
-    standing: Standing,
+    fitted: FittedGroup,
     corpus: StoredCorpus,
     step: int,
     progress: Progress | None = None,
@@ -96,7 +96,7 @@ def update_group(
 
     Args:
         method: That of the model, with its settings.
-        standing: The group.
+        fitted: The group.
         corpus: Images that are not in the model, one at least.
         step: Number of this step in the model's lineage.
         progress: Called with (done, total).
@@ -104,25 +104,25 @@ def update_group(
     Raises:
         ConfigError: if the method cannot, or the index is below the recall asked.
     """
-    settings, before = standing.settings, standing.members.count
-    result = method.update(standing.load(), corpus, seed=settings.seed, progress=progress)
-    gallery = standing.gallery
+    settings, before = fitted.settings, fitted.members.count
+    result = method.update(fitted.load(), corpus, seed=settings.seed, progress=progress)
+    gallery = fitted.gallery
     if result.to_gallery is not None:
         gallery = gallery + write_gallery(corpus, result.to_gallery, before=before)
     bank, facts = bank_and_facts(corpus, result, settings, before=before)
-    calibrator = calibrator_of(method, standing.model, result, gallery, standing.identity)
+    calibrator = calibrator_of(method, fitted.model, result, gallery, fitted.identity)
     at_most = method.calibration_images
     chosen = spread(np.arange(corpus.images), before + corpus.images, at_most)
     new = list(calibrator.measure(corpus, chosen, before=before))
-    old = _thinned(standing.members.samples(), at_most - len(new))
-    membership = standing.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
+    old = _thinned(fitted.members.samples(), at_most - len(new))
+    membership = fitted.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
     contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
-    return store(standing.model, standing.group, contents, standing.identity, settings)
+    return store(fitted.model, fitted.group, contents, fitted.identity, settings)
 
 
 def withdraw_group(
     method: Updatable,
-    standing: Standing,
+    fitted: FittedGroup,
     numbers: Int64[np.ndarray, " withdrawn"],
     corpus: StoredCorpus | None,
     step: int,
@@ -134,7 +134,7 @@ def withdraw_group(
 
     Args:
         method: That of the model, with its settings.
-        standing: The group.
+        fitted: The group.
         numbers: The images, one at least.
         corpus: The same images, where the method needs their embeddings.
         step: Number of this step in the model's lineage.
@@ -142,18 +142,18 @@ def withdraw_group(
     Raises:
         ConfigError: if the method cannot, or too little would be left.
     """
-    settings = standing.settings
-    earlier = standing.load()
+    settings = fitted.settings
+    earlier = fitted.load()
     result = method.withdraw(earlier, numbers, corpus, seed=settings.seed)
     bank = {} if result.bank is None else bank_files(result.bank, settings.index)
-    group, files = standing.group, standing.gallery
-    gallery = without_images(standing.model, group, files, numbers.tolist()) if files else []
+    group, files = fitted.group, fitted.gallery
+    gallery = without_images(fitted.model, group, files, numbers.tolist()) if files else []
     quality = {n: v for n, v in earlier.facts.items() if n in _QUALITY}
-    samples = samples_left(standing.members.samples(), numbers)
-    membership = standing.members.left_by(numbers, step).measured(samples)
-    unusable = standing.record.unusable_images
+    samples = samples_left(fitted.members.samples(), numbers)
+    membership = fitted.members.left_by(numbers, step).measured(samples)
+    unusable = fitted.record.unusable_images
     contents = GroupContents(result, bank, result.facts | quality, gallery, membership, unusable)
-    return store(standing.model, group, contents, standing.identity, settings)
+    return store(fitted.model, group, contents, fitted.identity, settings)
 
 
 _QUALITY = {"queries", "recall_at_1", "mean_score_error_relative", "max_score_error_relative"}

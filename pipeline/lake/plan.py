@@ -1,7 +1,5 @@
 """plan: which fragments there are, under which keys, and which of their rows a job uses."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import pyarrow as pa
@@ -11,50 +9,12 @@ from patchlake.pipeline.config import VOCABULARY, Settings, digest
 from patchlake.pipeline.errors import ConfigError, FileDamaged
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import list_tables
-from patchlake.pipeline.reading.planning import Planned, plan
+from patchlake.pipeline.reading.planning import Plan, plan
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.owned import arrow_table, or_none, reading
 from patchlake.pipeline.storage.seals import sealed, unsealed
 from patchlake.pipeline.tables import OUTPUT_VERSION, PLAN
 from patchlake.pipeline.where.condition import read_where
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Fragments in (path, first row, group) order; `kept` are those that `--where` keeps."""
-
-    every: Fragments
-    kept: Fragments
-    # Files that had to be opened; the others are as an earlier plan found them.
-    opened: int
-    # Whether all files of the lake were looked at.
-    is_whole: bool
-    # Path -> why the file cannot be read: it has no fragments.
-    damaged: Mapping[str, str] = field(default_factory=dict)
-
-    def sound(self) -> "Plan":
-        """Return the plan of a job that cannot do without any file.
-
-        Raises:
-            FileDamaged: if there is one that cannot be read.
-        """
-        for path, reason in self.damaged.items():
-            others = f" (and {len(self.damaged) - 1} more)" if len(self.damaged) > 1 else ""
-            raise FileDamaged(
-                f"{reason}{others}; mend or remove it, or leave it out with "
-                f"""--where "path <> '{path}'\""""
-            )
-        return self
-
-    @property
-    def images(self) -> int:
-        """Rows of the kept fragments."""
-        return self.kept.images
-
-    @property
-    def groups(self) -> list[str]:
-        """Groups of the kept fragments."""
-        return self.kept.groups
 
 
 def plan_fragments(
@@ -78,17 +38,17 @@ def plan_fragments(
         TableError: if a file is not an images table.
     """
     rule = read_where(where)
-    entries = list_tables(images)
+    entries = None
     if since is not None:
-        entries = [e for e in entries if e.modified is None or e.modified >= since]
+        listed = list_tables(images)
+        entries = [e for e in listed if e.modified is None or e.modified >= since]
     found = plan(images, settings, entries=entries, where=rule, known=known)
-    if not found.kept and (entries or since is None):
+    if not found.kept and (since is None or entries):
         raise _nothing(images, where, found)
-    is_whole = where is None and since is None and not images.only
-    return Plan(found.every, found.kept, found.opened, is_whole, found.damaged)
+    return found
 
 
-def _nothing(images: Folder, where: str | None, found: Planned) -> ConfigError:
+def _nothing(images: Folder, where: str | None, found: Plan) -> ConfigError:
     """Return the error that says why there is nothing to do."""
     if found.damaged:
         return FileDamaged(next(iter(found.damaged.values())))
@@ -154,14 +114,6 @@ def _sealed_as(name: str) -> str:
 def _cuts_name(settings: Settings) -> str:
     columns = settings.columns.model_dump(mode="json", exclude=set(VOCABULARY))
     return f"_cuts/{digest({'columns': columns, 'images': settings.fragment_images})[:12]}.arrow"
-
-
-def keyed(plan: Plan, settings_digests: Mapping[str, str], otherwise: str) -> Plan:
-    """Return the plan with keys; the digest is the group's, or `otherwise` where it has none."""
-    every = plan.every.keyed(settings_digests, otherwise)
-    same = plan.kept is plan.every
-    kept = every if same else plan.kept.keyed(settings_digests, otherwise)
-    return replace(plan, every=every, kept=kept)
 
 
 def output_digest(settings: Settings) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt
 
-from patchlake.pipeline.config import ImageSettings, Layers, Scalar, Settings, digest
+from patchlake.pipeline.config import ImageSettings, Layers, Scalar, Settings
 from patchlake.pipeline.errors import ConfigError, ModelError
 from patchlake.pipeline.storage import cache
 from patchlake.pipeline.storage.folder import Folder, escape
@@ -32,7 +32,8 @@ MANIFEST = "model.json"
 # Beginnings of the roles of files that no score depends on.
 NOT_SCORED_WITH = ("provenance", "images.", "statistics.")
 
-_AGAIN = "restore it, or fit again"
+# What to do about a model that is damaged.
+AGAIN = "restore it, or fit again"
 
 # Of a file that is only checked; in S3 each is a request.
 _BLOCK = 16 * 2**20
@@ -65,7 +66,7 @@ class GroupRecord(_Record):
     files: list[FileRecord]
 
 
-class Geometry(_Record):
+class GeometryRecord(_Record):
     """`image.resize`, `image.crop` and `image.bits` of the fit."""
 
     resize: PositiveInt | tuple[PositiveInt, PositiveInt]
@@ -74,7 +75,7 @@ class Geometry(_Record):
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
 
     @classmethod
-    def of(cls, settings: ImageSettings) -> "Geometry":
+    def of(cls, settings: ImageSettings) -> "GeometryRecord":
         """Return the part of the image settings that a model fixes."""
         return cls(resize=settings.resize, crop=settings.crop, bits=settings.bits)
 
@@ -123,7 +124,7 @@ class Manifest(_Record):
     method: str
     method_options: dict[str, Scalar]
     backbone: Network
-    geometry: Geometry
+    geometry: GeometryRecord
     groups: dict[str, GroupRecord]
     failed_groups: dict[str, str]
     libraries: dict[str, str]
@@ -140,14 +141,14 @@ def read_manifest(model: Folder) -> Manifest:
         ConfigError: if the folder is another table.
     """
     try:
-        with reading(model.path(MANIFEST), _AGAIN, ModelError):
+        with reading(model.path(MANIFEST), AGAIN, ModelError):
             content = model.read(MANIFEST)
     except FileNotFoundError:
         require([Use(model, "model")])
         raise ModelError(
             f"{model.root} has no {MANIFEST}: no model was published there; run `patchlake fit`"
         ) from None
-    with reading(model.path(MANIFEST), _AGAIN, ModelError):
+    with reading(model.path(MANIFEST), AGAIN, ModelError):
         manifest = Manifest.model_validate_json(content)
     if manifest.format != FORMAT:
         raise ModelError(
@@ -222,7 +223,7 @@ def read_file(model: Folder, record: FileRecord) -> bytes:
     """
     load = partial(model.read, record.name)
     try:
-        with reading(model.path(record.name), _AGAIN, ModelError):
+        with reading(model.path(record.name), AGAIN, ModelError):
             content = load() if model.is_local else cache.read(record.sha256, load)
             found = hashlib.sha256(content).hexdigest()
             if found != record.sha256 and not model.is_local:
@@ -243,7 +244,7 @@ def verify_file(model: Folder, record: FileRecord) -> None:
         ModelError: if it is absent or differs from what was written, by one bit or more.
     """
     try:
-        with reading(model.path(record.name), _AGAIN, ModelError), model.open(record.name) as file:
+        with reading(model.path(record.name), AGAIN, ModelError), model.open(record.name) as file:
             digest_ = hashlib.sha256()
             while block := file.read(_BLOCK):
                 digest_.update(block)
@@ -259,46 +260,3 @@ def _require(model: Folder, record: FileRecord, found: str) -> None:
             f"{record.sha256[:12]}… ({model.entry(record.name).size} of {record.bytes} bytes); "
             "fit again"
         )
-
-
-def identity_of(manifest: Manifest) -> dict[str, object]:
-    """Return what the digest of each group covers besides its arrays."""
-    backbone, geometry = manifest.backbone, manifest.geometry
-    return {
-        "method": manifest.method,
-        "options": manifest.method_options,
-        "geometry": {"resize": geometry.resize, "crop": geometry.crop},
-        "backbone": [backbone.name, backbone.layers, backbone.weights_sha256],
-        # As it was written: what later versions add to it was not there.
-        "index": manifest.settings.index.model_dump(mode="json", exclude_unset=True),
-        "seed": manifest.settings.seed,
-    }
-
-
-def require_whole(model: Folder, manifest: Manifest) -> None:
-    """Refuse a manifest whose groups are not made of the files that it names for them.
-
-    A file of another group or model has a digest of its own, and passes for whole by that alone.
-
-    Raises:
-        ModelError: if a group's digest is not that of its files, method, geometry and weights.
-    """
-    identity = identity_of(manifest)
-    for group, record in manifest.groups.items():
-        found = group_digest(identity, record.files)
-        if found != record.digest:
-            raise ModelError(
-                f"{model.path(MANIFEST)}: group '{group}' has digest {record.digest[:12]}, but the "
-                f"files listed for it have {found[:12]}: it was changed by hand; {_AGAIN}"
-            )
-
-
-def group_digest(identity: Mapping[str, object], files: list[FileRecord]) -> str:
-    """Return the digest of one group's model.
-
-    Args:
-        identity: Method, its settings, geometry, backbone and weights digest.
-        files: All its files; those that scores do not depend on are left out.
-    """
-    arrays = {f.role: f.sha256 for f in files if not f.role.startswith(NOT_SCORED_WITH)}
-    return digest({**identity, "files": arrays})

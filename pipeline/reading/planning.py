@@ -1,7 +1,7 @@
 """From a listing to fragments: footers are read where neither path nor memory tells enough."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import pyarrow as pa
@@ -23,16 +23,53 @@ _BATCH, _PLACES = 16_384, 4096
 
 
 @dataclass(frozen=True)
-class Planned:
-    """Fragments of the files that were looked at, and those of them in which `where` may hold."""
+class Plan:
+    """Fragments of the files that were looked at, in (path, first row, group) order.
+
+    `kept` are those of them in which `where` may hold.
+    """
 
     every: Fragments
     kept: Fragments
-    # Files of the lake, and those of them that had to be opened.
+    # Files of the lake, and those of them that had to be opened: the others are as an earlier plan
+    # found them.
     listed: int
     opened: int
+    # Whether all files of the lake were looked at.
+    is_whole: bool
     # Path -> why the file cannot be read: it has no fragments here.
     damaged: Mapping[str, str]
+
+    def sound(self) -> "Plan":
+        """Return the plan of a job that cannot do without any file.
+
+        Raises:
+            FileDamaged: if there is one that cannot be read.
+        """
+        for path, reason in self.damaged.items():
+            others = f" (and {len(self.damaged) - 1} more)" if len(self.damaged) > 1 else ""
+            raise FileDamaged(
+                f"{reason}{others}; mend or remove it, or leave it out with "
+                f"""--where "path <> '{path}'\""""
+            )
+        return self
+
+    def keyed(self, settings_digests: Mapping[str, str], otherwise: str) -> "Plan":
+        """Return the plan with keys; `otherwise` is the digest of a group that has none."""
+        every = self.every.keyed(settings_digests, otherwise)
+        same = self.kept is self.every
+        kept = every if same else self.kept.keyed(settings_digests, otherwise)
+        return replace(self, every=every, kept=kept)
+
+    @property
+    def images(self) -> int:
+        """Rows of the kept fragments."""
+        return self.kept.images
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups of the kept fragments."""
+        return self.kept.groups
 
 
 def plan(
@@ -42,7 +79,7 @@ def plan(
     entries: Sequence[Entry] | None = None,
     where: Where | None = None,
     known: Fragments | None = None,
-) -> Planned:
+) -> Plan:
     """Return the fragments of the lake, without keys, in (path, first row, group) order.
 
     Reads footers, and the group column of files that mix groups in a row group.
@@ -96,14 +133,15 @@ def plan(
     if damaged and not every:
         raise FileDamaged(next(iter(damaged.values())))
     kept = every.only(pa.chunked_array([may_hold]))
-    return Planned(every, kept, len(listed), len(unseen), damaged)
+    is_whole = entries is None and where is None and not images.only
+    return Plan(every, kept, len(listed), len(unseen), is_whole, damaged)
 
 
 def _require_names(absent: Sequence[Mapping[str, str]]) -> None:
     """Raise `ConfigError` for a name that none of the files has."""
-    for name, told in absent[0].items() if absent else ():
+    for name, message in absent[0].items() if absent else ():
         if all(name in others for others in absent):
-            raise ConfigError(told)
+            raise ConfigError(message)
 
 
 def _cut(
@@ -124,8 +162,8 @@ def _cut_one(images: Folder, settings: Settings, where: Where | None, entry: Ent
     except OSError as error:
         if error.errno is None:
             raise
-        told = f"{images.path(entry.name)} cannot be opened: {error.strerror}"
-        raise FileDamaged(told) from None
+        reason = f"{images.path(entry.name)} cannot be opened: {error.strerror}"
+        raise FileDamaged(reason) from None
 
 
 def _unchanged(known: Fragments, listed: Sequence[Entry], where: Where | None) -> Fragments:

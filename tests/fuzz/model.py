@@ -27,6 +27,7 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.model_store import models
+from patchlake.pipeline.model_store.identity import Identity, require_whole
 from patchlake.pipeline.scores.heatmap import overlay
 from patchlake.pipeline.stages.infer import Infer, Scorer
 from patchlake.pipeline.storage.folder import Folder
@@ -133,15 +134,14 @@ def _mend(model: Path, manifest: dict, role: str, *, whole: bool) -> None:
     (model / "model.json").write_text(json.dumps(manifest))
     if whole:
         read = models.read_manifest(Folder.at(str(model)))
-        identity = models.identity_of(read)
-        group["digest"] = models.group_digest(identity, read.groups[GROUP].files)
+        group["digest"] = Identity.of(read).group_digest(read.groups[GROUP].files)
         (model / "model.json").write_text(json.dumps(manifest))
 
 
 def _use(folder: Folder) -> None:
     """Do what score and withdraw do with a model."""
     manifest = models.read_manifest(folder)
-    models.require_whole(folder, manifest)
+    require_whole(folder, manifest)
     member = Member(folder, manifest, manifest.backbone.weights)
     build(manifest.method, manifest.method_options)
     infer: Infer = Scorer([member], [member.geometry], 8, 2**30).start()

@@ -139,10 +139,11 @@ def swap_in(model: Path, role: str, content: bytes, *, digest: bool) -> str:
     (model / "model.json").write_text(json.dumps(manifest))
     if digest:
         from patchlake.pipeline.model_store import models
+        from patchlake.pipeline.model_store.identity import Identity
         from patchlake.pipeline.storage.folder import Folder
 
         read = models.read_manifest(Folder.at(str(model)))
-        found = models.group_digest(models.identity_of(read), read.groups[GROUP].files)
+        found = Identity.of(read).group_digest(read.groups[GROUP].files)
         record["digest"] = found
         (model / "model.json").write_text(json.dumps(manifest))
     return str(file["name"])

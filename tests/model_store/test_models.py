@@ -1,5 +1,6 @@
 """The model folder: what is published is read back, and damage is named, never parsed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.errors import ModelError
 from patchlake.pipeline.model_store import models
+from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import (
     FileRecord,
-    Geometry,
+    GeometryRecord,
     GroupRecord,
     Manifest,
     Network,
@@ -36,7 +38,7 @@ def _manifest(of_run: Settings, groups: dict[str, GroupRecord], **fields: object
         method=of_run.method.name,
         method_options=of_run.method.options(),
         backbone=Network(name="n", layers=(2, 3), weights=None, weights_sha256="0" * 64),
-        geometry=Geometry.of(of_run.image),
+        geometry=GeometryRecord.of(of_run.image),
         groups=groups,
         failed_groups={"ä/..": "no usable image"},
         libraries={"torch": "2.15.0"},
@@ -160,10 +162,10 @@ def test_the_digest_of_a_group_is_of_its_arrays_and_not_of_where_they_are(model)
         contents = {role: changed.get(role.split(".")[0], b"1") for role in ROLES}
         files = models.write_files(model, "a", contents)
         moved = models.write_files(model, "b", contents)
-        identity = {"method": "m", "seed": seed}
-        reordered = dict(reversed(identity.items()))
-        digest = models.group_digest(identity, files)
-        assert digest == models.group_digest(reordered, moved[::-1])
+        identity = Identity.of(_manifest(Settings(seed=seed), {}))
+        digest = identity.group_digest(files)
+        elsewhere = identity.network.model_copy(update={"weights": "elsewhere"})
+        assert digest == replace(identity, network=elsewhere).group_digest(moved[::-1])
         return digest
 
     assert digest(provenance=b"2") == digest()

@@ -21,7 +21,7 @@ from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading import rows
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
 from patchlake.pipeline.reading.passing import extra_schema
-from patchlake.pipeline.reading.planning import Planned, plan
+from patchlake.pipeline.reading.planning import Plan, plan
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.where.condition import parse_where, read_where
 
@@ -206,7 +206,7 @@ def test_a_value_that_a_column_cannot_have_is_refused(lake, where, said):
         plan(lake, SETTINGS, where=parse_where(where))
 
 
-def _equal(one: Planned, other: Planned) -> bool:
+def _equal(one: Plan, other: Plan) -> bool:
     return one.every == other.every and one.kept == other.kept
 
 
