@@ -237,6 +237,6 @@ def test_the_tree_names_every_module_of_a_room(room: str):
     (told,) = (
         r for r in rows(section("docs/architecture.md", "## The tree")) if r[0] == f"`{room}/`"
     )
-    modules = {path.stem for path in (ROOT / "pipeline" / room).glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / "pipeline" / room).rglob("*.py")} - {"__init__"}
     told_modules = set(re.findall(r"`(\w+)`", told[2]))
     assert told_modules == modules

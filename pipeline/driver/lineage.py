@@ -17,7 +17,7 @@ from patchlake.pipeline.driver.summary import require_success, summarise
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus, intact_keys
 from patchlake.pipeline.groups.member import Member
-from patchlake.pipeline.groups.update import FittedGroup, updatable
+from patchlake.pipeline.groups.update import PublishedGroup, updatable
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
@@ -56,10 +56,10 @@ class PublishedModel:
         """That of the model."""
         return Geometry(self.settings.image.resize, self.settings.image.crop)
 
-    def group(self, name: str) -> FittedGroup:
+    def group(self, name: str) -> PublishedGroup:
         """Return the model of one group. Raises `ConfigError`, `ModelError`."""
         record, identity = self.manifest.groups[name], Identity.of(self.manifest)
-        return FittedGroup.of(self.target, name, record, identity, self.settings)
+        return PublishedGroup.of(self.target, name, record, identity, self.settings)
 
     def require_weights(self) -> None:
         """Check that the network is that of the fit. Raises `ModelError`."""

@@ -32,7 +32,7 @@ from patchlake.pipeline.driver.settings import weight_files
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Known
-from patchlake.pipeline.groups.update import FittedGroup, update_group
+from patchlake.pipeline.groups.update import PublishedGroup, update_group
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection, select_rows
 from patchlake.pipeline.lake.source import Source
@@ -101,7 +101,7 @@ def run(
 
 
 def _choose(
-    lake: Folder, base: PublishedModel, fitted: Mapping[str, FittedGroup], where: str | None
+    lake: Folder, base: PublishedModel, fitted: Mapping[str, PublishedGroup], where: str | None
 ) -> RowsToEmbed:
     """Return the fragments that hold images which the model does not know, and those images."""
     settings = base.settings
@@ -215,7 +215,7 @@ def _say(base: PublishedModel, found: Sequence[_Recognition], members: int) -> N
     )
 
 
-def _state(base: PublishedModel, fitted: Mapping[str, FittedGroup]) -> dict[str, object]:
+def _state(base: PublishedModel, fitted: Mapping[str, PublishedGroup]) -> dict[str, object]:
     groups = {
         group: [one.record.digest, sorted(file.sha256 for file in one.record.files)]
         for group, one in fitted.items()
@@ -239,7 +239,7 @@ def _record(
 
 
 def _update(
-    base: PublishedModel, before: FittedGroup, corpus: StoredCorpus, observer: Observer
+    base: PublishedModel, before: PublishedGroup, corpus: StoredCorpus, observer: Observer
 ) -> Changed | None:
     """Let the images of a corpus join a group; None where none of them can be used."""
     if corpus.images == 0:

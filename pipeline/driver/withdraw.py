@@ -25,7 +25,7 @@ from patchlake.pipeline.driver.lineage import (
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Place
-from patchlake.pipeline.groups.update import FittedGroup, withdraw_group
+from patchlake.pipeline.groups.update import PublishedGroup, withdraw_group
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragments
@@ -93,7 +93,7 @@ def run(
 class _Withdrawn:
     """A group, and its images that leave it, by their numbers in the model."""
 
-    fitted: FittedGroup
+    fitted: PublishedGroup
     numbers: Int64[np.ndarray, " withdrawn"]
 
 

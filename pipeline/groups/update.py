@@ -37,7 +37,7 @@ def updatable(method: Method, name: str) -> Updatable:
 
 
 @dataclass(frozen=True)
-class FittedGroup:
+class PublishedGroup:
     """The published model of a group, and how its digest is made."""
 
     model: Folder
@@ -55,7 +55,7 @@ class FittedGroup:
         record: GroupRecord,
         identity: Identity,
         settings: Settings,
-    ) -> "FittedGroup":
+    ) -> "PublishedGroup":
         """Return the group; its arrays are not read yet.
 
         Raises:
@@ -84,7 +84,7 @@ class FittedGroup:
 
 def update_group(
     method: Updatable,
-    fitted: FittedGroup,
+    fitted: PublishedGroup,
     corpus: StoredCorpus,
     step: int,
     progress: Progress | None = None,
@@ -122,7 +122,7 @@ def update_group(
 
 def withdraw_group(
     method: Updatable,
-    fitted: FittedGroup,
+    fitted: PublishedGroup,
     numbers: Int64[np.ndarray, " withdrawn"],
     corpus: StoredCorpus | None,
     step: int,

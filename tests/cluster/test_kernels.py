@@ -7,15 +7,14 @@ import sys
 
 import pytest
 
-from patchlake.jobs.options import Execution
 from patchlake.pipeline.cluster.kernels import kernels
+from patchlake.pipeline.driver.execution import Execution
 
 
 def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO", logger="patchlake"), Execution("local", None).start(None):
         pass
-    # By the logger that a command shows.
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "patchlake"]
+    (line,) = [record.getMessage() for record in caplog.records]
     asked = "from patchlake.pipeline.cluster.kernels import kernels; print(kernels())"
     env = os.environ | {"OPENBLAS_CORETYPE": "HASWELL"}
     other = subprocess.run(
