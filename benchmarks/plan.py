@@ -151,7 +151,7 @@ def main() -> None:
     half = plan.kept[: len(plan.kept) // 2]
     done = timed(
         "names of half of the parts",
-        lambda: parts.Committed.of(parts.part_name(version, fragment) for fragment in half),
+        lambda: parts.CommittedParts.of(parts.part_name(version, fragment) for fragment in half),
     )
     pending = timed("what is pending", lambda: plan.kept.without_keys(done.sorted_keys))
     timed("summary.json, as of all parts", lambda: len(_summary(run, plan.kept, version)))
@@ -176,7 +176,7 @@ def _next_night(lake: Folder, settings: Settings, plan: Plan, new: int) -> None:
             "footers of the new files", lambda: plan_fragments(lake, settings, None, known)
         )
         again = timed("keys", lambda: again.keyed({}, otherwise="settings"))
-        done = parts.Committed.of(parts.part_name("0" * 12, f) for f in plan.every)
+        done = parts.CommittedParts.of(parts.part_name("0" * 12, f) for f in plan.every)
         pending = timed("what is pending", lambda: again.kept.without_keys(done.sorted_keys))
     print(
         f"next night: {again.opened} of {len(again.every.paths)} files opened, "

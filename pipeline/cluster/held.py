@@ -13,7 +13,7 @@ import ray
 from patchlake.pipeline.cluster import nodes
 from patchlake.pipeline.cluster.results import Reference, get, run
 from patchlake.pipeline.errors import PatchlakeError
-from patchlake.pipeline.methods.shared.workers import Held, M, M_co, Shared, T
+from patchlake.pipeline.methods.shared.workers import Held, M, M_co, SharedArrays, T
 
 
 @contextmanager
@@ -58,7 +58,7 @@ class NodeStores:
         # What the task before the next one returns when it has ended.
         self._before: Reference = None
 
-    def share(self, make: Callable[[], M]) -> Shared[M]:
+    def share(self, make: Callable[[], M]) -> SharedArrays[M]:
         """Have a function called in a task. What it returns stays while this result is kept."""
         thing, self._before = self._task.remote(make, self._before)
         return _SharedInStore(thing)
@@ -101,7 +101,7 @@ class _HeldByActors(Generic[M]):
 
 @dataclass(frozen=True)
 class _SharedInStore(Generic[M_co]):
-    """See `Shared`."""
+    """See `SharedArrays`."""
 
     reference: Reference
 

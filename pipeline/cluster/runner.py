@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from patchlake.pipeline.methods.shared.workers import Held, M, Peers, Shared, T
+from patchlake.pipeline.methods.shared.workers import Held, M, Peers, SharedArrays, T
 
 # A function of one one-row table.
 Stage = Callable[[pa.Table], pa.Table]
@@ -51,7 +51,7 @@ class Sharing(Protocol):
     # How many bytes all of them may take on a node.
     bytes: int
 
-    def share(self, make: Callable[[], M]) -> Shared[M]:
+    def share(self, make: Callable[[], M]) -> SharedArrays[M]:
         """Have a function make a thing, whose arrays the workers read in place."""
 
 

@@ -13,7 +13,7 @@ from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading.listing import open_lake
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import parts
-from patchlake.pipeline.stages.compare import GroupMetrics, Scored, add_part
+from patchlake.pipeline.stages.compare import GroupMetrics, ScoreTable, add_part
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.preflight import Preflight
 from patchlake.pipeline.storage.roles import Use
@@ -76,7 +76,7 @@ def run(
         for f in state.fragments.with_keys(done.sorted_keys)
     }
     metrics: dict[str, GroupMetrics] = {}
-    scored = Scored(table, lake.root)
+    scored = ScoreTable(table, lake.root)
     with (observer or Silent()).task("evaluate", len(found), "parts") as advance:
         for part, fragment in sorted(found.items()):
             if fragment is not None:
@@ -85,7 +85,10 @@ def run(
     require_meaning(metrics, columns)
     labelled = {group: m for group, m in sorted(metrics.items()) if m.scores}
     if not labelled:
-        left = ", ".join(told for m in metrics.values() if (told := left_out(m))) or "no row at all"
+        left = (
+            ", ".join(reason for m in metrics.values() if (reason := left_out(m)))
+            or "no row at all"
+        )
         raise ConfigError(
             f"{table.root} has no scored image with a label and a split other than train that its "
             f"model was not trained on: nothing to compare with (left out: {left})"

@@ -13,7 +13,7 @@ from patchlake.pipeline.config import Settings, digest
 from patchlake.pipeline.driver.changes import say_changed
 from patchlake.pipeline.driver.drive import drive, half_of_memory
 from patchlake.pipeline.driver.execution import Execution
-from patchlake.pipeline.driver.fleet import Fitting, fit_groups
+from patchlake.pipeline.driver.fleet import GroupFits, fit_groups
 from patchlake.pipeline.driver.heartbeat import beating
 from patchlake.pipeline.driver.preview import Preview, measure
 from patchlake.pipeline.driver.preview import preview as preview_of
@@ -161,9 +161,9 @@ def _pipeline(work: FitWork, target: Folder, partials: str, threads: int) -> Pip
     return Pipeline(decode, embedder)
 
 
-def _fitting(work: FitWork, target: Folder, partials: str, threads: int) -> Fitting:
+def _fitting(work: FitWork, target: Folder, partials: str, threads: int) -> GroupFits:
     settings = work.record.settings
-    return Fitting(
+    return GroupFits(
         method=work.method,
         identity=work.identity,
         settings=settings,

@@ -29,7 +29,7 @@ _MEMORY_PER_BYTE = 3
 
 
 @dataclass(frozen=True)
-class Fitting:
+class GroupFits:
     """What the fits of all groups of a job have in common."""
 
     method: Method
@@ -60,7 +60,7 @@ class Fitting:
 
 
 def fit_groups(
-    fitting: Fitting,
+    fitting: GroupFits,
     plan: Fragments,
     broken: Sequence[str],
     runner: Runner,
@@ -105,7 +105,7 @@ def fit_groups(
 
 
 def _fit_small(
-    fitting: Fitting, corpora: Sequence[StoredCorpus], runner: Runner, observer: Observer
+    fitting: GroupFits, corpora: Sequence[StoredCorpus], runner: Runner, observer: Observer
 ) -> dict[str, GroupRecord | str]:
     """Return the outcome of each group; several are fitted at a time."""
     calls = [partial(_outcome, fitting, fitting.alone(corpus)) for corpus in corpora]
@@ -119,13 +119,13 @@ def _fit_small(
     return found
 
 
-def _fit_large(fitting: Fitting, corpus: StoredCorpus, observer: Observer) -> GroupRecord | str:
+def _fit_large(fitting: GroupFits, corpus: StoredCorpus, observer: Observer) -> GroupRecord | str:
     with fraction(observer, f"fit of {corpus.group}") as on_progress:
         return _outcome(fitting, corpus, on_progress)
 
 
 def _outcome(
-    fitting: Fitting, corpus: StoredCorpus, on_progress: Progress | None = None
+    fitting: GroupFits, corpus: StoredCorpus, on_progress: Progress | None = None
 ) -> GroupRecord | str:
     """Fit a group where this is called; a failure is returned, so that it stops no other group."""
     try:

@@ -11,7 +11,7 @@ from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.images.decode import limits_of
-from patchlake.pipeline.lake.resync import Moves, Over, Standing, read_standing
+from patchlake.pipeline.lake.resync import IngestedRows, Moves, SupersededRows, read_ingested
 from patchlake.pipeline.reading.listing import list_tables
 from patchlake.pipeline.shown import printable
 from patchlake.pipeline.sources.manifest import is_manifest, list_manifest
@@ -81,7 +81,7 @@ def run(
     root = folder.root if folder else ""
     moves = Moves(target, root)
     packed = _pack(target, listing, settings, (execution, preflight), moves)
-    over = read_standing(target, _existing(target)).over(listing.images, root, packed.came)
+    over = read_ingested(target, _existing(target)).over(listing.images, root, packed.came)
     over.remove(target)
     moves.done()
     _say(listing, packed, over)
@@ -127,10 +127,10 @@ def _list(folder: Folder, layout: Layout | None, group: str | None, settings: Se
 
 
 @dataclass(frozen=True)
-class _Packed:
+class _PackResult:
     """What was written, and what was said of it."""
 
-    before: Standing
+    before: IngestedRows
     came: AbstractSet[str]
     fresh: Sequence[SourceImage]
     written: int
@@ -144,14 +144,14 @@ def _pack(
     settings: Settings,
     where: tuple[Execution, Preflight],
     moves: Moves,
-) -> _Packed:
+) -> _PackResult:
     """Write the rows that are new, or differ from those that are there."""
     execution, preflight = where
     limits = limits_of(settings.image)
     small = [one for one in listing.images if one.bytes <= limits.max_bytes]
     large = [one for one in listing.images if one.bytes > limits.max_bytes]
     skipped = [f"{o.uri}: {o.bytes} bytes, image.max_bytes is {limits.max_bytes}" for o in large]
-    before = read_standing(target, _existing(target))
+    before = read_ingested(target, _existing(target))
     fresh = before.fresh(small)
     log.info("%d images listed, %d of them known", len(small), len(small) - len(fresh))
     came = moves.begin(before, listing.images, fresh)
@@ -169,7 +169,7 @@ def _pack(
             skipped += _lines(row["skipped"])
             notes += _lines(row["notes"])
             advance(int(str(row["images"])) + len(_lines(row["skipped"])))
-    return _Packed(before, came, fresh, written, skipped, notes)
+    return _PackResult(before, came, fresh, written, skipped, notes)
 
 
 def _packed(
@@ -189,7 +189,7 @@ def _existing(target: Folder) -> list[str]:
         return []
 
 
-def _say(listing: Listing, packed: _Packed, over: Over) -> None:
+def _say(listing: Listing, packed: _PackResult, over: SupersededRows) -> None:
     skipped = [*listing.skipped, *packed.skipped]
     _warn("skipped ", skipped)
     _warn("", [*listing.notes, *packed.notes])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from patchlake.pipeline.config import ColumnSettings
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.lake.selection import NUMBERS, listed, told_of_two_kinds
+from patchlake.pipeline.lake.selection import NUMBERS, fault_of_mixed_labels, listed
 from patchlake.pipeline.stages.compare import GroupMetrics
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ def require_meaning(metrics: Mapping[str, GroupMetrics], columns: ColumnSettings
                 f"example --set columns.good_labels=[{min(labels)}]"
             )
         numbers = +group.numbers
-        told = told_of_two_kinds(
+        fault = fault_of_mixed_labels(
             Counter({text: rows for (meant, text), rows in numbers.items() if meant == "defect"}),
             Counter({text: rows for (_, text), rows in (group.seen - numbers).items()}),
             columns,
             is_one_good="good" in {meant for meant, _ in numbers},
         )
-        if told:
-            raise ConfigError(f"group '{name}': {told}")
+        if fault:
+            raise ConfigError(f"group '{name}': {fault}")
 
 
 def left_out(group: GroupMetrics) -> str:

@@ -249,14 +249,14 @@ def _changed(base: PublishedModel, job: Run, outcome: Outcome) -> models.Manifes
 
 
 @dataclass(frozen=True)
-class Changed:
+class ChangedGroup:
     """One group after a step."""
 
     record: models.GroupRecord
     change: models.Change
 
 
-def change_groups(groups: Iterable[str], change: Callable[[str], Changed | None]) -> Outcome:
+def change_groups(groups: Iterable[str], change: Callable[[str], ChangedGroup | None]) -> Outcome:
     """Change each group; one that fails keeps its model, and the others go on.
 
     Args:

@@ -61,7 +61,7 @@ class Preview:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CostSample:
     """What the sampled fragments cost."""
 
     images: int
@@ -75,7 +75,9 @@ class Sample:
     stored_bytes: int = 0
 
 
-def measure(pending: Fragments, pipeline: Pipeline, scratch: Folder, stored: str = "") -> Sample:
+def measure(
+    pending: Fragments, pipeline: Pipeline, scratch: Folder, stored: str = ""
+) -> CostSample:
     """Pass a few images of a few fragments, evenly spread, through the stages.
 
     Args:
@@ -89,7 +91,7 @@ def measure(pending: Fragments, pipeline: Pipeline, scratch: Folder, stored: str
     """
     driver_bytes = _peak_bytes()
     if not pending:
-        return Sample(0, {}, driver_bytes)
+        return CostSample(0, {}, driver_bytes)
     infer = pipeline.infer.start()
     places = np.linspace(0, len(pending) - 1, min(_SAMPLED_FRAGMENTS, len(pending))).astype(int)
     chosen = [_beginning(pending[int(place)]) for place in places]
@@ -108,11 +110,11 @@ def measure(pending: Fragments, pipeline: Pipeline, scratch: Folder, stored: str
     images = sum(fragment.images for fragment in chosen)
     bytes_ = sum(entry.size for entry in scratch.find(stored)) if stored else 0
     each = {stage: float(spent) / images for stage, spent in seconds.items()}
-    return Sample(images, each, driver_bytes, decoded_bytes, bytes_)
+    return CostSample(images, each, driver_bytes, decoded_bytes, bytes_)
 
 
 def preview(
-    verb: str, folders: tuple[Folder, Folder], plan: Plan, pending: Fragments, sample: Sample
+    verb: str, folders: tuple[Folder, Folder], plan: Plan, pending: Fragments, sample: CostSample
 ) -> Preview:
     """Return what a job would do; `folders` are IMAGES and SCORES or MODEL."""
     lake, target = folders

@@ -16,7 +16,7 @@ from patchlake.pipeline.storage.folder import Folder
 log = logging.getLogger(__name__)
 
 # Parts of older contents: of what is committed for a version, given the keys that have expired.
-Superseded = Callable[[parts.Committed, pa.StringArray], list[str]]
+Superseded = Callable[[parts.CommittedParts, pa.StringArray], list[str]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Retirement:
 
     def __call__(
         self, scores: Folder, job: runs.Run, superseded: Superseded, in_ledger: pa.StringArray
-    ) -> "Retired":
+    ) -> "RetiredParts":
         """Publish, and remove what is over.
 
         Each step can be repeated: a run that was killed anywhere is made up for by the next one,
@@ -75,7 +75,7 @@ class Retirement:
             log.info("%s: %d parts added, %d removed", self.iceberg_table, *changed)
         removed = sorted(leaving)
         parts.remove(scores, removed)
-        return Retired(removed, done)
+        return RetiredParts(removed, done)
 
     def require_names(self, scores: Folder, images: Sequence[str]) -> list[str]:
         """Refuse a rule with unknown names; return the parts that it would let go now.
@@ -101,16 +101,16 @@ _NAMED = 5
 def say_expired(rule: str, expired: Sequence[str], every: int) -> None:
     """Log how many parts go, and the first of them."""
     named = ", ".join(expired[:_NAMED]) + (", ..." if len(expired) > _NAMED else "")
-    told = f": {named}" if expired else ""
-    log.warning("--expire %s: %d of %d parts are removed%s", rule, len(expired), every, told)
+    names = f": {named}" if expired else ""
+    log.warning("--expire %s: %d of %d parts are removed%s", rule, len(expired), every, names)
 
 
 @dataclass(frozen=True)
-class Retired:
+class RetiredParts:
     """Names of parts that went, and what was there before they did."""
 
     removed: list[str]
-    before: parts.Committed
+    before: parts.CommittedParts
 
     def left(self, fragments: Fragments) -> list[str]:
         """Return the names of those fragments' parts that are there."""

@@ -16,7 +16,7 @@ from patchlake.pipeline.driver.heartbeat import Heart, beating
 from patchlake.pipeline.driver.members import announce_cost, place_large_banks
 from patchlake.pipeline.driver.preview import Preview, measure
 from patchlake.pipeline.driver.preview import preview as preview_of
-from patchlake.pipeline.driver.retirement import Retired, Retirement
+from patchlake.pipeline.driver.retirement import RetiredParts, Retirement
 from patchlake.pipeline.driver.scoring import (
     ScoreWork,
     pending_of,
@@ -206,7 +206,7 @@ def _finish(
     work: ScoreWork,
     job: runs.Run,
     tally: Tally,
-    retired: Retired,
+    retired: RetiredParts,
     already_done: int,
 ) -> runs.Summary:
     kept = work.plan.kept

@@ -113,7 +113,7 @@ def _key_digests(digests: Mapping[str, str], settings: Settings) -> tuple[dict[s
 
 
 def superseded_of(
-    target: Folder, work: ScoreWork, done: parts.Committed, in_ledger: pa.StringArray
+    target: Folder, work: ScoreWork, done: parts.CommittedParts, in_ledger: pa.StringArray
 ) -> list[str]:
     """Return the parts of older contents of the planned files, by what the files say now.
 

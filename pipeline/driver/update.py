@@ -18,7 +18,7 @@ from patchlake.pipeline.driver.changes import say_changed
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.heartbeat import beating
 from patchlake.pipeline.driver.lineage import (
-    Changed,
+    ChangedGroup,
     PublishedModel,
     RowsToEmbed,
     change_groups,
@@ -90,7 +90,7 @@ def run(
         with execution.start(base.settings.workers, preflight) as runner:
             tally = embed(base, heart, chosen, execution, runner)
 
-            def update(group: str) -> Changed | None:
+            def update(group: str) -> ChangedGroup | None:
                 fragments = chosen.fragments.of_group(group)
                 require_embedded(fragments, tally)
                 corpus = base.corpus(job, fragments, runner)
@@ -240,7 +240,7 @@ def _record(
 
 def _update(
     base: PublishedModel, before: PublishedGroup, corpus: StoredCorpus, observer: Observer
-) -> Changed | None:
+) -> ChangedGroup | None:
     """Let the images of a corpus join a group; None where none of them can be used."""
     if corpus.images == 0:
         log.warning("group '%s': no new image can be used: %s", before.group, corpus.unusable)
@@ -250,4 +250,4 @@ def _update(
     change = models.Change(
         parent=before.record.digest, digest=record.digest, added=corpus.images, withdrawn=0
     )
-    return Changed(record, change)
+    return ChangedGroup(record, change)

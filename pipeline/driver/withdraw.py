@@ -13,7 +13,7 @@ from patchlake.pipeline.driver.drive import Tally
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.heartbeat import beating
 from patchlake.pipeline.driver.lineage import (
-    Changed,
+    ChangedGroup,
     PublishedModel,
     RowsToEmbed,
     change_groups,
@@ -24,7 +24,7 @@ from patchlake.pipeline.driver.lineage import (
 )
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.corpus import StoredCorpus
-from patchlake.pipeline.groups.membership import Place
+from patchlake.pipeline.groups.membership import ImagePlace
 from patchlake.pipeline.groups.update import PublishedGroup, withdraw_group
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.model_store import models
@@ -90,14 +90,14 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Withdrawn:
+class _LeavingImages:
     """A group, and its images that leave it, by their numbers in the model."""
 
     fitted: PublishedGroup
     numbers: Int64[np.ndarray, " withdrawn"]
 
 
-def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, _Withdrawn]:
+def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, _LeavingImages]:
     """Return the images of each group that are to leave."""
     groups = list(base.manifest.groups) if withdrawal.group is None else [withdrawal.group]
     if not set(groups) <= set(base.manifest.groups):
@@ -116,13 +116,13 @@ def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, _Withdra
         if len(holding) > 1:
             raise ConfigError(f"groups {holding} have an image '{image_id}' each; name one --group")
     found = {
-        group: _Withdrawn(one, one.members.numbers_of(withdrawal.image_ids))
+        group: _LeavingImages(one, one.members.numbers_of(withdrawal.image_ids))
         for group, one in fitted.items()
     }
     return {group: leaving for group, leaving in found.items() if len(leaving.numbers)}
 
 
-def _say_leaving(leaving: Mapping[str, _Withdrawn], withdrawal: Withdrawal) -> None:
+def _say_leaving(leaving: Mapping[str, _LeavingImages], withdrawal: Withdrawal) -> None:
     """Say it where an image_id is that of several images."""
     for group, one in leaving.items():
         if len(one.numbers) > len(set(withdrawal.image_ids)):
@@ -135,7 +135,7 @@ def _say_leaving(leaving: Mapping[str, _Withdrawn], withdrawal: Withdrawal) -> N
 
 
 def _choose(
-    base: PublishedModel, leaving: Mapping[str, _Withdrawn], withdrawal: Withdrawal
+    base: PublishedModel, leaving: Mapping[str, _LeavingImages], withdrawal: Withdrawal
 ) -> RowsToEmbed:
     """Return the rows of the images, whose embeddings are needed, in the lake that they are from.
 
@@ -163,7 +163,7 @@ def _choose(
     return RowsToEmbed(source, {}, Fragments.of(fragments), rows)
 
 
-def _unchanged(lake: Folder, path: str, places: Sequence[Place]) -> Entry:
+def _unchanged(lake: Folder, path: str, places: Sequence[ImagePlace]) -> Entry:
     """Return the entry of a file. Raises `ConfigError` where it is not that of the fit."""
     versions = sorted({place.version for place in places if place.path == path})
     try:
@@ -182,12 +182,12 @@ def _unchanged(lake: Folder, path: str, places: Sequence[Place]) -> Entry:
     return entry
 
 
-def _numbers(leaving: Mapping[str, _Withdrawn]) -> dict[str, list[int]]:
+def _numbers(leaving: Mapping[str, _LeavingImages]) -> dict[str, list[int]]:
     return {group: one.numbers.tolist() for group, one in leaving.items()}
 
 
 def _record(
-    base: PublishedModel, leaving: Mapping[str, _Withdrawn], chosen: RowsToEmbed | None
+    base: PublishedModel, leaving: Mapping[str, _LeavingImages], chosen: RowsToEmbed | None
 ) -> runs.RunRecord:
     lake = chosen.source.images.root if chosen else base.manifest.lineage[0].images
     version = digest({"withdraw": base.manifest.run, "numbers": _numbers(leaving), "images": lake})
@@ -204,17 +204,17 @@ def _record(
 
 def _withdraw(
     base: PublishedModel,
-    leaving: Mapping[str, _Withdrawn],
+    leaving: Mapping[str, _LeavingImages],
     corpus_of: Callable[[str], StoredCorpus | None],
     group: str,
-) -> Changed:
+) -> ChangedGroup:
     """Take images out of one group; `corpus_of` has their embeddings where those are needed."""
     fitted, numbers = leaving[group].fitted, leaving[group].numbers
     record = withdraw_group(base.method, fitted, numbers, corpus_of(group), base.step)
     change = models.Change(
         parent=fitted.record.digest, digest=record.digest, added=0, withdrawn=len(numbers)
     )
-    return Changed(record, change)
+    return ChangedGroup(record, change)
 
 
 def _whole(corpus: StoredCorpus, images: int) -> StoredCorpus:

@@ -11,14 +11,14 @@ from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.sharded import Answer, ShardedSearch, ShardMember
 from patchlake.pipeline.index.shards import from_shards
-from patchlake.pipeline.methods.shared.workers import Held, Shared
+from patchlake.pipeline.methods.shared.workers import Held, SharedArrays
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
 from patchlake.pipeline.storage.folder import Folder
 
 # Processes that hold a shard each, in the order of the shards.
 Holders = Held[ShardMember]
 # A whole bank and its centred copy, in memory once a node.
-SharedBank = Shared[ExactSearch]
+SharedBank = SharedArrays[ExactSearch]
 
 
 def searched_bytes(record: GroupRecord) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.methods.shared.bank import OwnPart
-from patchlake.pipeline.methods.shared.contract import Detector, FitResult, Scores
+from patchlake.pipeline.methods.shared.contract import FitResult, GroupDetector, Scores
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.scores.calibration import Sample
 
@@ -25,7 +25,7 @@ class Calibrator:
 
     result: FitResult
     # Prepared from the result.
-    detector: Detector
+    detector: GroupDetector
     geometry: Geometry
 
     def measure(

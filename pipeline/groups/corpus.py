@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.methods.shared.corpus import Arrays, Fold, Notes, Reader, S
+from patchlake.pipeline.methods.shared.corpus import Arrays, EmbeddingReader, Fold, Notes, S
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 from patchlake.pipeline.model_store.per_image import PerImageFile
@@ -98,7 +98,7 @@ class EmbeddedImages:
 
 
 @runtime_checkable
-class Workers(Protocol):
+class CorpusWorkers(Protocol):
     """Where a corpus has its work done: what a runner offers."""
 
     @property
@@ -122,7 +122,7 @@ class StoredCorpus:
     model: Folder
     partials: str
     fragments: Sequence[Fragment]
-    workers: Workers
+    workers: CorpusWorkers
     # Bytes that one process may hold, and threads of this one.
     memory_budget: int
     threads: int
@@ -229,7 +229,9 @@ class StoredCorpus:
             starts.append(partial(_work_on, self.model, names, self._named[share[0]][1], start))
         return self.workers.members(starts)
 
-    def together(self, work: Callable[[Peers, Reader, Notes], None], members: int) -> Notes:
+    def together(
+        self, work: Callable[[Peers, EmbeddingReader, Notes], None], members: int
+    ) -> Notes:
         """Run `work` in several workers in step; return what it noted in the run's folder."""
         names = [name for name, _ in self._named]
         firsts = [first for _, first in self._named]
@@ -380,6 +382,9 @@ def _runs(named: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
 
 
 def _together(
-    work: Callable[[Peers, Reader, Notes], None], reader: Reader, notes: Notes, peers: Peers
+    work: Callable[[Peers, EmbeddingReader, Notes], None],
+    reader: EmbeddingReader,
+    notes: Notes,
+    peers: Peers,
 ) -> None:
     work(peers, reader, notes)

@@ -25,7 +25,7 @@ _MEASURED = ("score", "peak", "patch_mean", "patch_std")
 
 
 @dataclass(frozen=True)
-class Place:
+class ImagePlace:
     """Where an image was when it joined, and at which step that was."""
 
     path: str
@@ -93,12 +93,12 @@ class Membership:
         found = pc.is_in(self.present.column("image_id"), value_set=wanted)
         return np.flatnonzero(found.to_numpy())
 
-    def places(self, numbers: Int64[np.ndarray, " numbers"]) -> list[Place]:
+    def places(self, numbers: Int64[np.ndarray, " numbers"]) -> list[ImagePlace]:
         """Return where images of these numbers were."""
         rows = self.present.take(pa.array(numbers))
         names = ("source_path", "source_row", "source_version", "joined")
         columns = (rows.column(name).to_pylist() for name in names)
-        return [Place(*values) for values in zip(*columns, strict=True)]
+        return [ImagePlace(*values) for values in zip(*columns, strict=True)]
 
     def joined_by(self, others: "Membership") -> "Membership":
         """Return the images of both, the others' last."""

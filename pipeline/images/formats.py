@@ -136,14 +136,14 @@ def as_image_errors() -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - what decoders raise has no list
         if str(error) in _OTHER_FORMS:
             raise ImageError("unsupported", f"a form of TIFF that is not read: {error}") from None
-        raise ImageError("unreadable", f"the image is broken: {_told(error)}") from None
+        raise ImageError("unreadable", f"the image is broken: {_one_line(error)}") from None
 
 
 # TIFF allows any number of channels of any depth.
 _OTHER_FORMS = ("unknown pixel mode", "unknown data organization")
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """Return an exception's text in one line; addresses differ between processes."""
     text = re.sub(r" at 0x[0-9a-f]+", "", str(error) or type(error).__name__)
     return " ".join(text.split())[:200]

@@ -78,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Standing:
+class IngestedRows:
     """The rows of IMAGES that came from files, by the file's place."""
 
     by_place: Mapping[str, Sequence[Row]]
@@ -106,7 +106,9 @@ class Standing:
             if place not in wanted and (place.startswith(resolved) or rows[0].uri.startswith(below))
         ]
 
-    def over(self, images: Sequence[SourceImage], root: str, came: AbstractSet[str]) -> "Over":
+    def over(
+        self, images: Sequence[SourceImage], root: str, came: AbstractSet[str]
+    ) -> "SupersededRows":
         """Return the rows that others have replaced, and those whose file is gone.
 
         Args:
@@ -114,7 +116,7 @@ class Standing:
             root: Of SOURCE, of which all files are known; empty where they are not (a manifest).
             came: URIs of the images that this ingest, or one that was killed, has brought.
         """
-        over = Over()
+        over = SupersededRows()
         masks = _masks(images)
         held: set[str | None] = set()
         for image in {self.places.of(image.uri): image for image in images}.values():
@@ -153,7 +155,7 @@ class Moves:
         return f"_ingest-{hashlib.sha256(self.root.encode()).hexdigest()[:12]}.json"
 
     def begin(
-        self, before: Standing, images: Sequence[SourceImage], fresh: Sequence[SourceImage]
+        self, before: IngestedRows, images: Sequence[SourceImage], fresh: Sequence[SourceImage]
     ) -> set[str]:
         """Return the URIs of what is brought, by killed ingests as well; note them if need be."""
         note = or_none(lambda: read_json(self.images, self._name, _Came, "it is made again"))
@@ -169,7 +171,7 @@ class Moves:
 
 
 @dataclass(frozen=True)
-class Over:
+class SupersededRows:
     """Rows to be removed, and rows that stay without their file."""
 
     replaced: list[Row] = field(default_factory=list)
@@ -185,7 +187,7 @@ class Over:
             _without(images, file, numbers)
 
 
-def read_standing(images: Folder, files: Sequence[str]) -> Standing:
+def read_ingested(images: Folder, files: Sequence[str]) -> IngestedRows:
     """Return what was ingested before. Reads narrow columns of all files.
 
     Raises:
@@ -199,7 +201,7 @@ def read_standing(images: Folder, files: Sequence[str]) -> Standing:
             raise found
         for row in found:
             by_place.setdefault(places.of(row.uri), []).append(row)
-    return Standing(by_place, places)
+    return IngestedRows(by_place, places)
 
 
 @dataclass(frozen=True)

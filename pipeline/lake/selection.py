@@ -70,7 +70,7 @@ def require_splits(splits: Counter[str], columns: ColumnSettings, where: str) ->
         )
 
 
-def told_of_two_kinds(
+def fault_of_mixed_labels(
     numbers: Counter[str], words: Counter[str], columns: ColumnSettings, *, is_one_good: bool
 ) -> str:
     """Return what to say of labels that are numbers in some files and words in others, or "".

@@ -14,9 +14,9 @@ from patchlake.pipeline.reading.apart import Call, apart
 from patchlake.pipeline.reading.columns import fetch_columns
 from patchlake.pipeline.reading.fragments import Fragment, keys_of
 from patchlake.pipeline.reading.layout import Layout
-from patchlake.pipeline.reading.named import Reader
+from patchlake.pipeline.reading.named import RowReader
 from patchlake.pipeline.reading.rows import group_rows, opened_for
-from patchlake.pipeline.reading.values import converted, told
+from patchlake.pipeline.reading.values import column_error, converted
 from patchlake.pipeline.storage.fetch import fetch
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.where.arrow import rows_kept
@@ -95,7 +95,7 @@ class Source:
         with self.images.open(fragment.path, fragment.version) as handle:
             file = pq.ParquetFile(handle, page_checksum_verification=True)
             layout = Layout(file.schema_arrow, self.columns, fragment.path, where)
-            reader = Reader(layout, ours, tuple(self.extra.names))
+            reader = RowReader(layout, ours, tuple(self.extra.names))
             reader.require_readable()
             asked = self._asked(fragment, file.schema_arrow)
             wanted = [*reader.names, *asked]
@@ -140,7 +140,7 @@ class Source:
             try:
                 rows = rows.set_column(at, name, converted(rows.column(name), field.type))
             except ValueError as error:
-                raise told(where, field.name, error, "extra") from None
+                raise column_error(where, field.name, error, "extra") from None
         return rows
 
     def read_image(self, row: dict[str, object]) -> bytes:

@@ -18,11 +18,11 @@ from patchlake.pipeline.lake.selection import (
     NAMED,
     NUMBERS,
     Selection,
+    fault_of_mixed_labels,
     labels_mean,
     listed,
     require_splits,
     splits_mean,
-    told_of_two_kinds,
 )
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading.apart import Call, each
@@ -71,13 +71,13 @@ class Survey:
         silent = [name for name in silent if name in self.columns.renamed]
         files = fragments.table.group_by(["path", "version"]).aggregate([])
         places = zip(*(files.column(name).to_pylist() for name in ("path", "version")), strict=True)
-        told: dict[str, str] = {}
+        faults: dict[str, str] = {}
         for path, version in places if silent else ():
-            told = read_absent(source.images, self.columns, path, version, silent)
-            silent = [name for name in silent if f"columns.{name}" in told]
+            faults = read_absent(source.images, self.columns, path, version, silent)
+            silent = [name for name in silent if f"columns.{name}" in faults]
             if not silent:
                 return
-        for fault in told.values():
+        for fault in faults.values():
             raise ConfigError(fault)
 
     def without_good(self) -> str:
@@ -117,21 +117,21 @@ class Survey:
         ]
 
     def of_two_kinds(self) -> str:
-        """Return what is wrong with a group's labels, if it is `told_of_two_kinds`, or ""."""
+        """Return what is wrong with a group's labels, if it is `fault_of_mixed_labels`, or ""."""
         labelled = self.counts.filter(self.counts.column("label_means").is_valid())
         is_number = labelled.column("of_numbers")
         numbers, words = labelled.filter(is_number), labelled.filter(pc.invert(is_number))
         both = set(numbers.column("group").to_pylist()) & set(words.column("group").to_pylist())
         for group in sorted(both):
             of_numbers = _of_group(numbers, group)
-            told = told_of_two_kinds(
+            fault = fault_of_mixed_labels(
                 _rows_of(of_numbers.filter(_is(of_numbers, "label_means", "defect")), "label"),
                 _rows_of(_of_group(words, group), "label"),
                 self.columns,
                 is_one_good="good" in of_numbers.column("label_means").to_pylist(),
             )
-            if told:
-                return f"group '{group}': {told}"
+            if fault:
+                return f"group '{group}': {fault}"
         return ""
 
     def lines(self) -> list[str]:
@@ -139,8 +139,8 @@ class Survey:
         selections = self.selections
         if len(selections) <= _GROUPS_NAMED:
             of = partial(_of_group, self.counts)
-            return [f"group '{g}': {_told(of(g), {g: s})}" for g, s in selections.items()]
-        return [f"{len(selections)} groups: {_told(self.counts, selections)}"]
+            return [f"group '{g}': {_what_is_taken(of(g), {g: s})}" for g, s in selections.items()]
+        return [f"{len(selections)} groups: {_what_is_taken(self.counts, selections)}"]
 
 
 def survey(source: Source, fragments: Fragments) -> Survey:
@@ -218,7 +218,7 @@ def _is(counts: pa.Table, name: str, value: str) -> pa.ChunkedArray:
     return pc.fill_null(pc.equal(counts.column(name), value), False)  # noqa: FBT003
 
 
-def _told(counts: pa.Table, selections: Mapping[str, Selection]) -> str:
+def _what_is_taken(counts: pa.Table, selections: Mapping[str, Selection]) -> str:
     taken: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()

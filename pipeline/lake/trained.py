@@ -115,11 +115,11 @@ def is_known(
         rows: As `Source.read` returns them.
     """
     here = known.at(fragment.path, fragment.version)
-    told = []
+    trained = []
     for row in _cells(rows):
         at, image_id = row["source_row"], row["image_id"]
-        told.append(at in here or image_id in known.unnoted or _is_content(known, source, row))
-    return np.array(told, bool)
+        trained.append(at in here or image_id in known.unnoted or _is_content(known, source, row))
+    return np.array(trained, bool)
 
 
 def checksums(source: Source, fragment: Fragment, numbers: Sequence[int]) -> list[str | None]:

@@ -49,8 +49,8 @@ from patchlake.pipeline.methods.shared.contract import (
     Progress,
     Scores,
 )
-from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus, Notes, Reader
-from patchlake.pipeline.methods.shared.descent import Descent, Trained, one_thread_each
+from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus, EmbeddingReader, Notes
+from patchlake.pipeline.methods.shared.descent import Descent, TrainedParameters, one_thread_each
 from patchlake.pipeline.methods.shared.hyperspheres import (
     Hyperspheres,
     Loss,
@@ -114,7 +114,7 @@ class CFA:
         descent = self._descent(seed, unseen)
         training = _Training(self, centres, start, descent, _LocalProgress(progress))
         # More workers than images in a batch would have nothing to do.
-        trained = Trained.noted(corpus.together(training, self.training_batch))
+        trained = TrainedParameters.noted(corpus.together(training, self.training_batch))
         parameters = Parameters.of(trained.flat, start.dim)
         facts: dict[str, float | str] = {
             "epochs": float(self.epochs),
@@ -229,7 +229,7 @@ class _Training:
     descent: Descent
     progress: _LocalProgress
 
-    def __call__(self, peers: Peers, reader: Reader, notes: Notes) -> None:
+    def __call__(self, peers: Peers, reader: EmbeddingReader, notes: Notes) -> None:
         method = self.method
         loss = Loss(method.neighbours, method.hard_negatives, method.nu, method.alpha)
         spheres = Hyperspheres.around(self.centres, loss, threads=peers.threads)

@@ -72,7 +72,7 @@ _STATES_HELD = 3
 
 
 @runtime_checkable
-class Change(Protocol):
+class MomentsChange(Protocol):
     """What images that join or leave make of the earlier moments: `merge` or `without`."""
 
     def __call__(self, earlier: Moments, images: Moments, /, *, threads: int) -> Moments:
@@ -150,7 +150,7 @@ class PaDiM:
         self,
         corpus: Corpus,
         earlier: EarlierModel | None,
-        change: Change,
+        change: MomentsChange,
         progress: Progress | None,
     ) -> FitResult:
         """Return the model of the corpus' moments, or of what `change` makes of the earlier."""
@@ -312,7 +312,7 @@ def _model_of(
     moments: Moments,
     *,
     before: _EarlierGaussians | None,
-    change: Change,
+    change: MomentsChange,
     regularisation: float,
     threads: int,
 ) -> Arrays:

@@ -74,8 +74,8 @@ class Call(Generic[T, R]):
 
     def damaged(self, reason: object) -> FileDamaged:
         """Return the error that names the file."""
-        told = " ".join(str(reason).split()) or type(reason).__name__
-        return FileDamaged(f"{self.where} cannot be read: {told[:_SHOWN]}")
+        message = " ".join(str(reason).split()) or type(reason).__name__
+        return FileDamaged(f"{self.where} cannot be read: {message[:_SHOWN]}")
 
 
 def prepare() -> None:
@@ -103,7 +103,7 @@ def apart(images: Folder, call: Call[T, R]) -> R:
     with _child() as child:
         found = child.ask([call])[0]
     if isinstance(found, _Died):
-        raise call.damaged(found.told)
+        raise call.damaged(found.last_words)
     return _value(found)
 
 
@@ -137,7 +137,7 @@ def _each(calls: Sequence[Call[T, R]]) -> Iterator[R | FileDamaged]:
                 yield _damage_or_value(answer)
                 left.pop(0)
             elif singly:
-                yield left.pop(0).damaged(answer.told)
+                yield left.pop(0).damaged(answer.last_words)
                 singly = False
             else:
                 singly = True
@@ -155,7 +155,7 @@ def _is_reached(images: Folder) -> bool:
 class _Died:
     """The child ended before it answered."""
 
-    told: str
+    last_words: str
 
 
 def _answer(call: Call[T, R]) -> "R | _Raised":
@@ -257,10 +257,10 @@ class _Child:
             while len(answers) < len(calls):
                 answers.append(cast("R | _Raised", _received(self._connection)))
         except (EOFError, ConnectionError):
-            answers.append(_Died(self._told()))
+            answers.append(_Died(self._last_words()))
         return answers
 
-    def _told(self) -> str:
+    def _last_words(self) -> str:
         """Return how it ended, and what it said of it."""
         code = self._process.wait()
         self._said.seek(0)

@@ -46,9 +46,9 @@ def read_live(root: str) -> list[str]:
         vectors = pa.table(table.deletion_vectors()).num_rows
         actions = pa.table(table.get_add_actions()).to_pylist()
     except (DeltaError, OSError, ValueError) as error:
-        told = " ".join(str(error).partition("\n")[0].split())[:300]
+        reason = " ".join(str(error).partition("\n")[0].split())[:300]
         raise TableError(
-            f"the log of the Delta table {root} cannot be read: {told}; mend it, or {_EXPORT}"
+            f"the log of the Delta table {root} cannot be read: {reason}; mend it, or {_EXPORT}"
         ) from None
     if vectors:
         raise TableError(

@@ -14,7 +14,7 @@ from patchlake.pipeline.errors import FileDamaged, TableError
 from patchlake.pipeline.reading.columns import chunk_number, select
 from patchlake.pipeline.reading.fragments import keys_of
 from patchlake.pipeline.reading.layout import Layout
-from patchlake.pipeline.reading.named import Reader
+from patchlake.pipeline.reading.named import RowReader
 from patchlake.pipeline.reading.values import shown
 from patchlake.pipeline.storage.folder import Folder, is_component_of, unescape
 from patchlake.pipeline.storage.stores import Entry
@@ -126,7 +126,7 @@ def _opened(handle: BinaryIO, path: str) -> pq.ParquetFile:
 
 def _require_images(layout: Layout) -> None:
     """Raise `TableError` if a file has no images: neither them nor where they are."""
-    Reader(layout, ("image_id", "image", "uri")).require_readable()
+    RowReader(layout, ("image_id", "image", "uri")).require_readable()
     image, uri = layout.ours("image"), layout.ours("uri")
     if not image.is_somewhere and not uri.is_somewhere:
         require_columns(layout.schema, {image.name: IMAGES.field("image")}, layout.where)
@@ -140,7 +140,7 @@ def _folder_of_group(name: str) -> str | None:
 
 def _groups_of_row_groups(file: pq.ParquetFile, layout: Layout) -> list[dict[str, int]]:
     """Return, for each row group, the number of rows of each group."""
-    reader = Reader(layout, ("group",))
+    reader = RowReader(layout, ("group",))
     reader.require_readable()
     place = layout.ours("group")
     flat = None if place.column is None else chunk_number(file, place.column)

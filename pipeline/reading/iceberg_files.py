@@ -37,10 +37,10 @@ def read_live(root: str) -> list[str]:
     except TableError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged file makes of pyiceberg
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise TableError(
-            f"the metadata of the Iceberg table {root} cannot be read ({newest}): {told}; mend it, "
-            f"or {_EXPORT}"
+            f"the metadata of the Iceberg table {root} cannot be read ({newest}): {reason}; "
+            f"mend it, or {_EXPORT}"
         ) from None
     deletes = sum(bool(task.delete_files) for task in tasks)
     if deletes:

@@ -22,7 +22,7 @@ from patchlake.pipeline.tables import has_text, is_binary, is_text, type_of
 
 
 @dataclass(frozen=True)
-class Place:
+class ColumnPlace:
     """Where a column is: in a column of the file, in the path, in both, or nowhere."""
 
     # What the settings call it.
@@ -48,7 +48,7 @@ class Layout:
     path: str
     where: str
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> ColumnPlace:
         """Return where a column of theirs is.
 
         Raises:
@@ -61,9 +61,9 @@ class Layout:
         kind, key = type_of(self.schema, name), self._key(name)
         # A column of nulls without a type says nothing against the path.
         is_absent = kind is None or (bool(key) and pa.types.is_null(kind))
-        return Place(name, None if is_absent else name, key)
+        return ColumnPlace(name, None if is_absent else name, key)
 
-    def ours(self, name: str) -> Place:
+    def ours(self, name: str) -> ColumnPlace:
         """Return where a column of ours is. Raises `TableError` as `place`, and for near misses.
 
         A column that is called otherwise but for capitals and spaces is not passed over.
@@ -73,19 +73,19 @@ class Layout:
         if name not in ColumnSettings.model_fields:
             # Nobody can map it, so that it must not stop anybody.
             kind = self.type(found)
-            return found if kind is not None and has_text(kind) else Place(theirs)
+            return found if kind is not None and has_text(kind) else ColumnPlace(theirs)
         if name == "image" and self.struct:
-            return Place(theirs, f"{self.struct}.bytes")
+            return ColumnPlace(theirs, f"{self.struct}.bytes")
         if name in _BINARY:
             # A picture is not in a path.
-            found = Place(theirs, found.column)
+            found = ColumnPlace(theirs, found.column)
         if name == "uri" and not self._names_files(found) and self.ours("image").column:
             # Something else of that name, which the images beside it need not.
-            return Place(theirs)
+            return ColumnPlace(theirs)
         if not found.is_somewhere and not (name == "uri" and self.ours("image").column):
             self._refuse_near(theirs, name)
         if name == "split" and not found.is_somewhere and theirs:
-            return Place(theirs, None, self._split)
+            return ColumnPlace(theirs, None, self._split)
         return found
 
     def absent(self, names: Collection[str]) -> dict[str, str]:
@@ -108,7 +108,7 @@ class Layout:
                 )
         return found
 
-    def type(self, place: Place) -> pa.DataType | None:
+    def type(self, place: ColumnPlace) -> pa.DataType | None:
         """Return the type of the file's column; None if it has none."""
         return None if place.column is None else type_of(self.schema, place.column)
 
@@ -129,7 +129,7 @@ class Layout:
         kind = type_of(self.schema, name) if self.struct else None
         return name if kind is not None and is_text(kind) else None
 
-    def _names_files(self, place: Place) -> bool:
+    def _names_files(self, place: ColumnPlace) -> bool:
         kind = self.type(place)
         return kind is None or is_text(kind) or pa.types.is_null(kind)
 

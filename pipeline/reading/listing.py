@@ -80,10 +80,10 @@ def _why_none(images: Folder, others: list[str]) -> str:
         )
     if images.is_local and not Path(images.root).is_dir():
         return f"{images.root} is no folder, and not named {_NAMES}; rename it, if it is Parquet"
-    told = f"{images.root} holds no file named {_NAMES}"
+    message = f"{images.root} holds no file named {_NAMES}"
     if others:
-        told += f", only {len(others)} others, the first is {others[0]}"
-    return f"{told}; run `patchlake ingest` first"
+        message += f", only {len(others)} others, the first is {others[0]}"
+    return f"{message}; run `patchlake ingest` first"
 
 
 @lru_cache(_TOLD)

@@ -12,8 +12,8 @@ from patchlake.pipeline.config import ColumnSettings
 from patchlake.pipeline.errors import TableError
 from patchlake.pipeline.reading.apart import Call, apart
 from patchlake.pipeline.reading.columns import fetch_columns, select
-from patchlake.pipeline.reading.layout import Layout, Place
-from patchlake.pipeline.reading.values import agrees, as_text, class_names, shown, told
+from patchlake.pipeline.reading.layout import ColumnPlace, Layout
+from patchlake.pipeline.reading.values import agrees, as_text, class_names, column_error, shown
 from patchlake.pipeline.storage.folder import Folder, hive_keys, is_hashed
 from patchlake.pipeline.tables import IMAGES, require_columns
 
@@ -43,7 +43,7 @@ def _read_named(
 ) -> pa.Table:
     with images.open(path, version) as handle:
         file = pq.ParquetFile(handle, page_checksum_verification=True)
-        reader = Reader(Layout(file.schema_arrow, columns, path, images.path(path)), tuple(ours))
+        reader = RowReader(Layout(file.schema_arrow, columns, path, images.path(path)), tuple(ours))
         reader.require_readable()
         held, rows = reader.names, file.metadata.num_rows
         fetch_columns(handle, file, range(file.num_row_groups), held)
@@ -76,7 +76,7 @@ def _read_absent(
 
 
 @dataclass(frozen=True)
-class Reader:
+class RowReader:
     """Turns rows of one file, as it keeps them, into columns of ours."""
 
     layout: Layout
@@ -95,11 +95,11 @@ class Reader:
         require_columns(self.layout.schema, wanted, self.layout.where)
 
     @cached_property
-    def _places(self) -> dict[str, Place]:
+    def _places(self) -> dict[str, ColumnPlace]:
         return {name: self.layout.ours(name) for name in self.ours}
 
     @cached_property
-    def _extra(self) -> dict[str, Place]:
+    def _extra(self) -> dict[str, ColumnPlace]:
         return {name: self.layout.place(name) for name in self.extra}
 
     @property
@@ -171,8 +171,8 @@ class Reader:
             return as_text(table.column(column), class_names(self.layout.schema, column))
         except ValueError as error:
             if name not in ColumnSettings.model_fields:
-                return _repeated(Place(name), len(table))
-            raise told(self.layout.where, column, error, name) from None
+                return _repeated(ColumnPlace(name), len(table))
+            raise column_error(self.layout.where, column, error, name) from None
 
     def _group(self, table: pa.Table, rows: int) -> pa.ChunkedArray:
         """Return the group, of the folder `g=` or the setting where no column or key has it."""
@@ -180,7 +180,7 @@ class Reader:
         given = self.layout.columns.one_group
         folder = hive_keys(self.layout.path).get("g")
         if not self._places["group"].is_somewhere and folder is not None and not is_hashed(folder):
-            found = _repeated(Place("g", None, (folder,)), rows)
+            found = _repeated(ColumnPlace("g", None, (folder,)), rows)
         if given is None:
             return found
         others = found.filter(pc.not_equal(found, given))
@@ -202,21 +202,21 @@ class Reader:
         # Of a large one, 64 images may be more than the other can hold.
         return values if pa.types.is_large_binary(values.type) else values.cast(pa.binary())
 
-    def _as_it_is(self, table: pa.Table, place: Place, rows: int) -> pa.ChunkedArray:
+    def _as_it_is(self, table: pa.Table, place: ColumnPlace, rows: int) -> pa.ChunkedArray:
         if place.column is None:
             return _repeated(place, rows)
         values = table.column(place.column)
         self._require_agreement(place, values, "extra")
         return values
 
-    def _require_agreement(self, place: Place, values: pa.ChunkedArray, name: str) -> None:
+    def _require_agreement(self, place: ColumnPlace, values: pa.ChunkedArray, name: str) -> None:
         """Raise `TableError` where path and column have different values."""
         for text in place.key:
             column = str(place.column)
             try:
                 same = agrees(values, text, class_names(self.layout.schema, column))
             except ValueError as error:
-                raise told(self.layout.where, column, error, name) from None
+                raise column_error(self.layout.where, column, error, name) from None
             if not same:
                 said = ", ".join(list(dict.fromkeys(map(shown, values.to_pylist())))[:_NAMED])
                 raise TableError(
@@ -239,6 +239,6 @@ def _field(name: str) -> pa.Field:
     return IMAGES.field(name) if name in IMAGES.names else pa.field(name, pa.string())
 
 
-def _repeated(place: Place, rows: int) -> pa.ChunkedArray:
+def _repeated(place: ColumnPlace, rows: int) -> pa.ChunkedArray:
     value = place.key[0] if place.key else None
     return pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), rows)])

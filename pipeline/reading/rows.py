@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from patchlake.pipeline.reading.columns import chunk_ranges, select
 from patchlake.pipeline.reading.fragments import Fragment
-from patchlake.pipeline.reading.named import Reader
+from patchlake.pipeline.reading.named import RowReader
 from patchlake.pipeline.storage.s3_file import HELD_BYTES
 
 # Arrow reads a column chunk whole, unless it is told to read as it goes: then a page at a time,
@@ -38,7 +38,7 @@ def opened_for(
 
 
 def group_rows(
-    file: pq.ParquetFile, fragment: Fragment, reader: Reader, asked: Sequence[str] = ()
+    file: pq.ParquetFile, fragment: Fragment, reader: RowReader, asked: Sequence[str] = ()
 ) -> Iterator[tuple[pa.Array, pa.Table, pa.Table]]:
     """Yield a fragment's rows in file order: their numbers in the file, as ours, and as theirs.
 

@@ -174,7 +174,7 @@ def _class_names(values: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArr
     return pa.chunked_array([known.take(c) for c in numbers.chunks], pa.string())
 
 
-def told(where: str, column: str, what: object, setting: str) -> TableError:
+def column_error(where: str, column: str, what: object, setting: str) -> TableError:
     """Return the error of a column that cannot be read as the setting means it."""
     return TableError(
         f"{where}: column '{column}' has {what}; map another with --set columns.{setting}=NAME"

@@ -52,8 +52,8 @@ class Rule:
             own = hive_keys(name)
             keys: dict[str, Value] = {**nulls, **own}
             # The folder of a long name is a digest, and no name.
-            is_told = "g" in own and not is_hashed(own["g"])
-            if asked & {"g", "group"} and not is_told:
+            is_spelled = "g" in own and not is_hashed(own["g"])
+            if asked & {"g", "group"} and not is_spelled:
                 keys["g"] = own["g"] = _text_of(scores, name, "group") or ""
             if "group" not in own:
                 keys["group"] = own.get("g")

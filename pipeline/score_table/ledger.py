@@ -25,7 +25,7 @@ _AGAIN = "restore it; without it what has expired is scored again"
 _READS_AT_ONCE = 16
 
 
-class Expired(BaseModel):
+class LedgerEntry(BaseModel):
     """One file of the ledger."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ def record(scores: Folder, names: Iterable[str], rule: str, now: datetime) -> No
         by_version.setdefault(PurePosixPath(name).parts[0], []).append(name)
     for version, expired in by_version.items():
         digest = hashlib.sha256("\n".join(expired).encode()).hexdigest()[:20]
-        entry = Expired(rule=rule, expired_at=now, parts=expired)
+        entry = LedgerEntry(rule=rule, expired_at=now, parts=expired)
         content = entry.model_dump_json(indent=1).encode()
         scores.create(f"{_FOLDER}/{version}/{digest}.json", content)
 
@@ -53,9 +53,9 @@ def expired_keys(scores: Folder, version: str) -> pa.StringArray:
     return pa.array([key_of(part) for entry in entries for part in entry.parts], pa.string())
 
 
-def read(scores: Folder, below: str = "") -> dict[str, Expired]:
+def read(scores: Folder, below: str = "") -> dict[str, LedgerEntry]:
     """Return the files of the ledger, or of one version's folder in it, by name."""
     files = [entry.name for entry in scores.find(f"{_FOLDER}/{below}".rstrip("/"))]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        entries = list(pool.map(lambda name: read_json(scores, name, Expired, _AGAIN), files))
+        entries = list(pool.map(lambda name: read_json(scores, name, LedgerEntry, _AGAIN), files))
     return dict(zip(files, entries, strict=True))

@@ -78,7 +78,7 @@ _NAMES = 16_384
 
 
 @dataclass(frozen=True, eq=False)
-class Committed(Mapping[str, str]):
+class CommittedParts(Mapping[str, str]):
     """Key -> part name of all that is done for a version: columns, some 130 bytes a part."""
 
     # `names` are in their order.
@@ -86,7 +86,7 @@ class Committed(Mapping[str, str]):
     names: pa.StringArray
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "Committed":
+    def of(cls, names: Iterable[str]) -> "CommittedParts":
         """Return the parts of these names."""
         remaining = iter(names)
         pieces: list[pa.StringArray] = [pa.array([], pa.string())]
@@ -119,10 +119,10 @@ class Committed(Mapping[str, str]):
         return np.array(self.sorted_keys.to_numpy(zero_copy_only=False), "S20")
 
 
-def committed(scores: Folder, version: str) -> Committed:
+def committed(scores: Folder, version: str) -> CommittedParts:
     """Return all that is done for a version. One listing."""
     names = scores.names(f"version={version}")
-    return Committed.of(n for n in names if _PART.fullmatch(n.rpartition("/")[2]))
+    return CommittedParts.of(n for n in names if _PART.fullmatch(n.rpartition("/")[2]))
 
 
 def count_statuses(scores: Folder, names: Sequence[str], scored_at: datetime) -> Counter[str]:
@@ -167,7 +167,7 @@ def paths_of(names: Iterable[str], fragments: Fragments) -> list[str]:
     return [path for path in fragments.paths if _file_digest(path) in digests]
 
 
-def superseded(fragments: Fragments, done: Committed, expired: pa.StringArray) -> list[str]:
+def superseded(fragments: Fragments, done: CommittedParts, expired: pa.StringArray) -> list[str]:
     """Return parts of older contents of the files in the plan whose new ones are all done.
 
     Args:

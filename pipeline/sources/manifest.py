@@ -107,7 +107,7 @@ def _locate(
     base: Folder,
     cells: Sequence[str | None],
     allowed: Sequence[str],
-    told: tuple[str, Sequence[str]],
+    origin: tuple[str, Sequence[str]],
 ) -> tuple[str, list[str]]:
     """Return the allowed folder above all URIs, and their names in it. Raises `ConfigError`."""
     uris = [cell for cell in cells if cell is not None]
@@ -117,7 +117,7 @@ def _locate(
             prefix = folder.rstrip("/") + "/"
             if all(path.startswith(prefix) for path in paths):
                 return folder, [path.removeprefix(prefix) for path in paths]
-    source, prefixes = told
+    source, prefixes = origin
     named = " with mask ".join(map(shown, uris))
     raise ConfigError(
         f"{source}: {named} is outside {base.root} and of image.uri_prefixes "

@@ -40,7 +40,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Place:
+class FilePlace:
     """The folders of a file: what they say, and the others."""
 
     entry: Entry
@@ -55,7 +55,7 @@ class Place:
     above_label: tuple[str, ...]
 
     @classmethod
-    def of(cls, entry: Entry, words: Words) -> "Place":
+    def of(cls, entry: Entry, words: Words) -> "FilePlace":
         """Return what the path of a file says."""
         parts = PurePosixPath(entry.name).parts[:-1]
         pairs = [key_of(part) or ("", part) for part in parts]

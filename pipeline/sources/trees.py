@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.sources.pairing import FileOf, pair_beside, pair_masks
-from patchlake.pipeline.sources.placing import BAD, KEYS, MASKS, Place, Words, key_of
+from patchlake.pipeline.sources.placing import BAD, KEYS, MASKS, FilePlace, Words, key_of
 from patchlake.pipeline.sources.sources import Layout, Listing, SourceImage
 from patchlake.pipeline.storage.folder import Folder, unescape
 from patchlake.pipeline.storage.stores import Entry
@@ -101,7 +101,7 @@ def list_tree(
     Raises:
         ConfigError: if a path says two splits or two labels, or good images are at two depths.
     """
-    places = [Place.of(entry, words) for entry in entries]
+    places = [FilePlace.of(entry, words) for entry in entries]
     for place in places:
         place.require_one_split(folder)
         place.require_one_label(folder, words)
@@ -135,7 +135,7 @@ def list_tree(
     return listing
 
 
-def _label_depth(folder: Folder, places: Sequence[Place], words: Words) -> int | None:
+def _label_depth(folder: Folder, places: Sequence[FilePlace], words: Words) -> int | None:
     """Return at which depth below the split the labels are: that of the good ones, if there are."""
     depths: dict[int, str] = {}
     for place in places:
@@ -155,7 +155,7 @@ def _label_depth(folder: Folder, places: Sequence[Place], words: Words) -> int |
     return next(iter(depths), None)
 
 
-def _require_labels_below(folder: Folder, places: Sequence[Place], words: Words) -> None:
+def _require_labels_below(folder: Folder, places: Sequence[FilePlace], words: Words) -> None:
     """Raise `ConfigError` where a folder that means good holds the splits (`good/train`)."""
     for place in places:
         for part in place.above:

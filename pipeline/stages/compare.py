@@ -64,7 +64,7 @@ class GroupMetrics:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoreTable:
     """A score table, and of each of its models what tells the images it was trained on."""
 
     folder: Folder
@@ -79,7 +79,11 @@ class Scored:
 
 
 def add_part(
-    metrics: dict[str, GroupMetrics], source: Source, scores: Scored, part: str, fragment: Fragment
+    metrics: dict[str, GroupMetrics],
+    source: Source,
+    scores: ScoreTable,
+    part: str,
+    fragment: Fragment,
 ) -> None:
     """Add the labelled rows of one part that were not trained on, and whose split is not train.
 
@@ -107,7 +111,7 @@ def add_part(
 def _left_over(
     group: GroupMetrics,
     source: Source,
-    scores: Scored,
+    scores: ScoreTable,
     fragment: Fragment,
     rows: tuple[pa.Table, pa.Table],
 ) -> list[bool | None]:
@@ -147,7 +151,7 @@ def _left_over(
 def _trained(
     group: GroupMetrics,
     source: Source,
-    scores: Scored,
+    scores: ScoreTable,
     fragment: Fragment,
     rows: tuple[pa.Table, pa.Table],
 ) -> np.ndarray:

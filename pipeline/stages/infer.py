@@ -22,13 +22,13 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.recent import Recent
 from patchlake.pipeline.images.geometry import Geometry, split_inputs
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.shared.contract import Detector, Method, Scores
+from patchlake.pipeline.methods.shared.contract import GroupDetector, Method, Scores
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from patchlake.pipeline.stages.batch import FragmentBatch, advance
-from patchlake.pipeline.storage.owned import told
+from patchlake.pipeline.storage.owned import one_line
 
 # Embeddings that are scored at once: of PatchCore, 3 MB an image, 85 images. SPADE reads a part of
 # its gallery for all images that are scored at once.
@@ -200,7 +200,9 @@ class Infer:
                 embeddings[int(number)][own] = array
         return embeddings
 
-    def _score(self, number: int, group: str, embeddings: Arrays, detector: Detector) -> Scores:
+    def _score(
+        self, number: int, group: str, embeddings: Arrays, detector: GroupDetector
+    ) -> Scores:
         """Return one member's scores. Raises `ModelError`."""
         with _fitting(self._scorer.members[number], group):
             found = detector.score(embeddings)
@@ -211,7 +213,7 @@ class Infer:
     def _held_bytes(self, group: str) -> int:
         return sum(member.own_bytes(group) for member in self._scorer.members)
 
-    def _load_group(self, group: str) -> tuple[Sequence[Detector], Sequence[Calibration]]:
+    def _load_group(self, group: str) -> tuple[Sequence[GroupDetector], Sequence[Calibration]]:
         detectors = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
             record, threads = member.manifest.groups[group], self._scorer.threads
@@ -237,7 +239,7 @@ def _fitting(member: Member, group: str) -> Iterator[None]:
         files = ", ".join(file.name for file in member.manifest.groups[group].files[:_SHOWN])
         raise ModelError(
             f"{member.model.path(MANIFEST)}: the files of group '{group}' ({files}) do not fit "
-            f"its network: {told(error)}; restore them, or fit again"
+            f"its network: {one_line(error)}; restore them, or fit again"
         ) from error
 
 

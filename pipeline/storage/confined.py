@@ -41,7 +41,7 @@ def read_confined(path: str, roots: Sequence[str], *, at_most: int) -> bytes:
     try:
         return _read(path, [os.path.realpath(root) for root in roots], at_most)
     except OSError as error:
-        raise _told(error, path) from None
+        raise _translated(error, path) from None
 
 
 def _read(path: str, roots: Sequence[str], at_most: int) -> bytes:
@@ -75,7 +75,7 @@ def _require_file(found: os.stat_result, path: str) -> None:
         raise ImageError("unreadable", f"{shown(path)} is {kind}, and no file")
 
 
-def _told(error: OSError, path: str) -> ImageError | StorageError:
+def _translated(error: OSError, path: str) -> ImageError | StorageError:
     said = f"{shown(path)}: {error.strerror}"
     if error.errno in _ABSENT:
         return ImageError("missing", f"{said}: there is no such file")

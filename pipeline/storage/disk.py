@@ -34,7 +34,7 @@ def writing(target: Path) -> Iterator[BinaryIO]:
     Raises:
         DiskFull: if there is no space for it.
     """
-    with _told_if_full(target):
+    with _naming_a_full_disk(target):
         temporary = _temporary(target)
         try:
             with temporary.open("wb") as file:
@@ -53,7 +53,7 @@ def create(target: Path, content: bytes) -> bool:
     Raises:
         DiskFull: if there is no space for it.
     """
-    with _told_if_full(target):
+    with _naming_a_full_disk(target):
         temporary = _temporary(target)
         try:
             _write_synced(temporary, content)
@@ -118,12 +118,12 @@ def is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _told_if_full(target: Path) -> Iterator[None]:
+def _naming_a_full_disk(target: Path) -> Iterator[None]:
     try:
         yield
     except _REFUSED as error:
-        told = error.strerror or str(error)
-        raise ConfigError(f"{target} cannot be written: {told}; {_REMEDY}") from error
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{target} cannot be written: {reason}; {_REMEDY}") from error
     except OSError as error:
         if error.errno == errno.EROFS:
             raise ConfigError(f"{target} cannot be written: {error.strerror}; {_REMEDY}") from error

@@ -28,7 +28,7 @@ from patchlake.pipeline.errors import ConfigError, StorageError
 from patchlake.pipeline.storage import disk
 from patchlake.pipeline.storage.chains import split_chain
 from patchlake.pipeline.storage.stores import Entry
-from patchlake.pipeline.storage.walking import Found, walk
+from patchlake.pipeline.storage.walking import FoundFile, walk
 
 # What pip installs for a kind of URI that fsspec does not open by itself.
 _PACKAGES = {
@@ -221,7 +221,7 @@ class DiskStore(FsspecStore):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", path)
 
-    def walk(self, below: str) -> Iterator[Found]:
+    def walk(self, below: str) -> Iterator[FoundFile]:
         """Yield what is below a sub-folder, links followed, with what is left out."""
         return walk(Path(self.inner_root), below)
 

@@ -58,16 +58,16 @@ def reading(path: str, then: str, kind: type[ConfigError] = ConfigError) -> Iter
     except _NOT_A_FILE as error:
         raise kind(f"{path} cannot be read ({error.strerror or error}); {then}") from None
     except _DAMAGE as error:
-        raise kind(f"{path} is damaged or of another format ({told(error)}); {then}") from None
+        raise kind(f"{path} is damaged or of another format ({one_line(error)}); {then}") from None
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise kind(f"{path} cannot be read ({error.strerror or error}); {then}") from None
         if error.errno is not None:
             raise
-        raise kind(f"{path} is damaged or of another format ({told(error)}); {then}") from None
+        raise kind(f"{path} is damaged or of another format ({one_line(error)}); {then}") from None
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an error in one short line."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]

@@ -12,7 +12,7 @@ from patchlake.pipeline.storage.roles import Use, require
 _PROBE = "_preflight"
 
 
-class Workers(Protocol):
+class PreflightWorkers(Protocol):
     """What a runner offers for it."""
 
     def everywhere(self, call: Callable[[], str]) -> Mapping[str, str]:
@@ -60,7 +60,7 @@ class Preflight:
         for folder in self.writes:
             folder.require_writable(_PROBE)
 
-    def in_workers(self, workers: Workers) -> None:
+    def in_workers(self, workers: PreflightWorkers) -> None:
         """Raise `ConfigError` if it refuses a worker: it may lack what this process has."""
         folders = (*self.reads, *self.writes, *(folder for folder, _ in self.files))
         if not any(folder.is_s3 for folder in folders):

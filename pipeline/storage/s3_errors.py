@@ -71,13 +71,13 @@ def translated(error: BaseException, where: str, attempts: int) -> OSError:
 
 def _translated_answer(error: ClientError, where: str, attempts: int) -> OSError:
     code, said = _code(error), error.response.get("Error", {}).get("Message", "")
-    told: dict[tuple[str, int], OSError] = {
+    meanings: dict[tuple[str, int], OSError] = {
         ("PutObject", 412): FileExistsError(where),  # If-None-Match
         ("GetObject", 412): StorageError(f"{where} has changed since it was listed: start again"),
         ("GetObject", 416): BeyondEnd(f"{where}: {said}"),
         ("PutObject", 501): NotKnown(f"{where}: {said}"),
     }
-    known = told.get((error.operation_name, _status(error)))
+    known = meanings.get((error.operation_name, _status(error)))
     if known is not None:
         return known
     if code == "NoSuchBucket":

@@ -80,9 +80,9 @@ class S3(S3FileSystem):  # type: ignore[misc]  # it has no types
                 return await _whole(await super()._call_s3(method, *given, **asked))
             except FAILURES as error:
                 # s3fs makes an error of Python's out of S3's.
-                told = error.__cause__ if isinstance(error.__cause__, ClientError) else error
-                if attempt == self.settings.retries or not may_pass(told):
-                    raise translated(told, _where(asked), attempt + 1) from None
+                cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
+                if attempt == self.settings.retries or not may_pass(cause):
+                    raise translated(cause, _where(asked), attempt + 1) from None
             await asyncio.sleep(wait_s(attempt))
         raise AssertionError
 

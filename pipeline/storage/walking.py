@@ -21,7 +21,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFile:
     """A file, a link that is followed to a folder, or (`reason`) something that is left out."""
 
     # Relative to the root.
@@ -38,7 +38,7 @@ class Found:
         return not self.reason and not self.is_folder
 
 
-def walk(root: Path, below: str = "") -> Iterator[Found]:
+def walk(root: Path, below: str = "") -> Iterator[FoundFile]:
     """Yield what is below a sub-folder, one by one; nothing where that does not exist.
 
     A million files cost no memory; folders and links are remembered.
@@ -62,30 +62,30 @@ class _Walk:
     # Device and number of those that were.
     seen: set[tuple[int, int]] = field(default_factory=set)
 
-    def folder(self, name: str, *, is_link: bool) -> Iterator[Found]:
+    def folder(self, name: str, *, is_link: bool) -> Iterator[FoundFile]:
         """Yield the files of one folder, and note its folders and links."""
         try:
             status = (self.root / name).stat()
             place = (status.st_dev, status.st_ino)
             if place in self.seen:
-                yield Found(name, reason="a link to a folder whose files are listed already")
+                yield FoundFile(name, reason="a link to a folder whose files are listed already")
                 return
             scan = os.scandir(self.root / name)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            yield Found(name, reason=f"a folder that cannot be listed ({error.strerror})")
+            yield FoundFile(name, reason=f"a folder that cannot be listed ({error.strerror})")
             return
         self.seen.add(place)
         if is_link:
-            yield Found(name, is_link=True, is_folder=True)
+            yield FoundFile(name, is_link=True, is_folder=True)
         with scan:
             for item in scan:
                 yield from self._item(f"{name}/{item.name}" if name else item.name, item)
 
-    def _item(self, path: str, item: os.DirEntry[str]) -> Iterator[Found]:
+    def _item(self, path: str, item: os.DirEntry[str]) -> Iterator[FoundFile]:
         if not _is_text(path):
-            yield Found(path, reason="a name that is no UTF-8")
+            yield FoundFile(path, reason="a name that is no UTF-8")
         elif item.is_dir(follow_symlinks=False):
             self.folders.append(path)
         elif item.is_symlink() and _leads_to_folder(item):
@@ -94,7 +94,7 @@ class _Walk:
             yield from _file(path, item)
 
 
-def _file(name: str, item: os.DirEntry[str]) -> Iterator[Found]:
+def _file(name: str, item: os.DirEntry[str]) -> Iterator[FoundFile]:
     is_link = item.is_symlink()
     try:
         status = item.stat()
@@ -103,13 +103,13 @@ def _file(name: str, item: os.DirEntry[str]) -> Iterator[Found]:
         if is_link:
             loops = error.errno == errno.ELOOP
             reason = "a link that leads to itself" if loops else "a link to nothing"
-            yield Found(name, reason=reason)
+            yield FoundFile(name, reason=reason)
         return
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
-        yield Found(name, reason=f"{_KINDS.get(kind, 'a special file')}, not a file")
+        yield FoundFile(name, reason=f"{_KINDS.get(kind, 'a special file')}, not a file")
         return
-    yield Found(name, status.st_size, status.st_mtime, is_link=is_link)
+    yield FoundFile(name, status.st_size, status.st_mtime, is_link=is_link)
 
 
 def _leads_to_folder(item: os.DirEntry[str]) -> bool:

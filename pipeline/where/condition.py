@@ -92,11 +92,11 @@ class Where:
 
     def absent(self, keys: Keys, schema: pa.Schema, file: str) -> dict[str, str]:
         """Return the names that are neither key nor column of a file, each with what to say."""
-        told = {}
+        faults = {}
         for name in where_sql.names(self._tree):
             if where_keys.key_of(name, keys) is None and not where_arrow.is_column(name, schema):
-                told[name.text] = str(where_arrow.no_column(name, keys, schema, file))
-        return told
+                faults[name.text] = str(where_arrow.no_column(name, keys, schema, file))
+        return faults
 
     def expression(self, keys: Keys, schema: pa.Schema, file: str) -> pc.Expression:
         """Return what Arrow evaluates for each row of a file; null is not kept.

@@ -17,7 +17,7 @@ from patchlake.pipeline.where.sql import (
     Is,
     IsNull,
     IsTrue,
-    Joined,
+    Junction,
     Leaf,
     Like,
     Literal,
@@ -52,7 +52,7 @@ def fold(node: Node, want: bool, algebra: Algebra[V]) -> V:
     """Return whether a tree is certainly true, or certainly false if `want` is false."""
     if isinstance(node, Not):
         return fold(node.condition, not want, algebra)
-    if isinstance(node, Joined):
+    if isinstance(node, Junction):
         parts = (fold(one, want, algebra) for one in node.conditions)
         return algebra.join(node.every == want, parts)
     if isinstance(node, Is):

@@ -109,7 +109,7 @@ class Not:
 
 
 @dataclass(frozen=True)
-class Joined:
+class Junction:
     """AND if `every`, else OR."""
 
     every: bool
@@ -117,7 +117,7 @@ class Joined:
 
 
 Leaf = Compare | Among | Like | IsNull | IsTrue
-Node = Leaf | Is | Not | Joined
+Node = Leaf | Is | Not | Junction
 
 
 @lru_cache(16)
@@ -140,7 +140,7 @@ def parse(text: str) -> Node:
 
 def names(node: Node) -> Iterator[Name]:
     """Yield the names in a tree, in order."""
-    if isinstance(node, Joined):
+    if isinstance(node, Junction):
         for condition in node.conditions:
             yield from names(condition)
     elif isinstance(node, Not | Is):
@@ -209,7 +209,7 @@ class _Reader:
         node = _bare(node)
         if isinstance(node, exp.And | exp.Or):
             inner = tuple(self.condition(one, depth + 1) for one in _chain(node))
-            return Joined(isinstance(node, exp.And), inner)
+            return Junction(isinstance(node, exp.And), inner)
         if isinstance(node, exp.Not):
             return Not(self.condition(node.this, depth + 1))
         if isinstance(node, exp.Is):
@@ -251,7 +251,7 @@ class _Reader:
             raise self._refusal(node)
         operand = self._operand(node.this)
         low, high = self._operand(node.args["low"]), self._operand(node.args["high"])
-        return Joined(
+        return Junction(
             every=True,
             conditions=(Compare(">=", operand, low, bounded=True), Compare("<=", operand, high)),
         )
@@ -266,7 +266,7 @@ class _Reader:
             raise self._refusal(node)
         operand = self._operand(node.this)
         if isinstance(operand, Literal) or not all(isinstance(v, Literal) for v in values):
-            return Joined(
+            return Junction(
                 every=False, conditions=tuple(Compare("=", operand, value) for value in values)
             )
         return Among(operand, tuple(v.value for v in values if isinstance(v, Literal)))

@@ -124,7 +124,7 @@ def _as_same_kind(left: Value, right: Value) -> tuple[object, object]:
         return left, right
     if isinstance(left, str) and isinstance(right, str):
         return left, right
-    raise ConfigError(f"--where compares {_told(left)} with {_told(right)}")
+    raise ConfigError(f"--where compares {_described(left)} with {_described(right)}")
 
 
 def _as_kind_of(text: str, other: Value) -> Value:
@@ -136,7 +136,7 @@ def _as_kind_of(text: str, other: Value) -> Value:
         return date_of(text) if isinstance(other, date) else number_of(text)
     except ConfigError:
         raise ConfigError(
-            f"--where compares {_told(other)} and the text {shown(text)}, which is none; "
+            f"--where compares {_described(other)} and the text {shown(text)}, which is none; "
             "write a text in single quotes"
         ) from None
 
@@ -145,7 +145,7 @@ def _midnight(day: date) -> datetime:
     return day if isinstance(day, datetime) else datetime.combine(day, time())
 
 
-def _told(value: Value) -> str:
+def _described(value: Value) -> str:
     if isinstance(value, bool):
         return f"the truth value {str(value).lower()}"
     if isinstance(value, Fraction):
@@ -177,7 +177,7 @@ def cast(value: Value, kind: str) -> Value:
         return bool(value)
     if isinstance(value, date) and kind in ("date", "timestamp", "timestamptz"):
         return _cast_time(value, kind)
-    raise ConfigError(f"--where casts {_told(value)} to {kind}")
+    raise ConfigError(f"--where casts {_described(value)} to {kind}")
 
 
 def _cast_time(value: date, kind: str) -> Value:
@@ -196,7 +196,7 @@ def _text(value: Value) -> str:
         return str(value.numerator)
     if isinstance(value, date) and not isinstance(value, datetime):
         return value.isoformat()
-    raise ConfigError(f"--where: {_told(value)} may be spelled as a text in several ways")
+    raise ConfigError(f"--where: {_described(value)} may be spelled as a text in several ways")
 
 
 def _rounded(number: Fraction) -> int:

@@ -16,7 +16,7 @@ from patchlake.pipeline.index.bounds import products_are_exact
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.cfa import CFA, compressed, held_out, softmin_scores
-from patchlake.pipeline.methods.shared.descent import AdamW, Descent, Trained
+from patchlake.pipeline.methods.shared.descent import AdamW, Descent, TrainedParameters
 from patchlake.pipeline.methods.shared.hyperspheres import (
     Hyperspheres,
     Loss,
@@ -311,7 +311,7 @@ def test_the_loss_falls_and_the_last_epoch_counts():
     found = fitted(
         epochs=6, learning_rate=0.01, notes=notes, progress=lambda *done: told.append(done)
     )
-    trained = Trained.noted(notes)
+    trained = TrainedParameters.noted(notes)
     assert told == [(epoch, 6) for epoch in range(1, 7)]
     assert len(trained.losses) == found.facts["epochs"] == 6
     assert found.facts["loss_last"] == trained.losses[-1] < 0.9 * trained.losses[0]

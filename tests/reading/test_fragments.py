@@ -16,7 +16,7 @@ from patchlake.pipeline.errors import ConfigError, FileDamaged, TableError
 from patchlake.pipeline.reading import fragments, planning
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
 from patchlake.pipeline.reading.layout import Layout
-from patchlake.pipeline.reading.named import Reader
+from patchlake.pipeline.reading.named import RowReader
 from patchlake.pipeline.reading.rows import group_rows
 from patchlake.pipeline.storage.folder import Folder, escape
 from patchlake.pipeline.storage.stores import Entry
@@ -63,7 +63,7 @@ def _rows(lake: Folder, fragment: Fragment, names: Sequence[str]) -> list[tuple[
     with lake.open(fragment.path) as handle:
         file = pq.ParquetFile(handle)
         layout = Layout(file.schema_arrow, COLUMNS, fragment.path, lake.path(fragment.path))
-        batches = group_rows(file, fragment, Reader(layout, ("group", *names)))
+        batches = group_rows(file, fragment, RowReader(layout, ("group", *names)))
         return [
             pair
             for numbers, rows, _ in batches
@@ -240,7 +240,7 @@ def test_columns_are_mapped_and_others_come_along(lake):
     with lake.open("a.parquet") as handle:
         file = pq.ParquetFile(handle)
         layout = Layout(file.schema_arrow, columns, "a.parquet", "a.parquet")
-        reader = Reader(layout, ("image_id", "image", "group"), columns.extra)
+        reader = RowReader(layout, ("image_id", "image", "group"), columns.extra)
         [(numbers, rows, theirs)] = group_rows(file, fragment, reader, ["serial"])
     assert reader.names == ["serial", "jpeg", "station", "line"]
     assert numbers.to_pylist() == [0, 2]

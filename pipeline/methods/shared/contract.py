@@ -78,7 +78,7 @@ class Scores:
     anomaly_maps: Float32[np.ndarray, "images rows columns"] | None
 
 
-class Detector(Protocol):
+class GroupDetector(Protocol):
     """What scores the images of one group: the settings of a method, and what it keeps loaded.
 
     Each method has a class of its own for it, with fields for what it needs.
@@ -110,7 +110,7 @@ class Method(Protocol):
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:
         """Return what is to be stored."""
 
-    def prepare(self, group: FittedGroup) -> Detector:
+    def prepare(self, group: FittedGroup) -> GroupDetector:
         """Return what scores images of a group, with all that can be derived once."""
 
 

@@ -33,7 +33,7 @@ class Notes(Protocol):
         """Replace what was written, in one atomic put."""
 
 
-class Reader(Protocol):
+class EmbeddingReader(Protocol):
     """The stored embeddings of a corpus, wherever a worker is."""
 
     @property
@@ -104,7 +104,9 @@ class Corpus(Protocol):
         `start` is called with the share's embeddings and the number of its first image.
         """
 
-    def together(self, work: Callable[[Peers, Reader, Notes], None], members: int) -> Notes:
+    def together(
+        self, work: Callable[[Peers, EmbeddingReader, Notes], None], members: int
+    ) -> Notes:
         """Run `work` in at most `members` processes in step; return its notes.
 
         It is started again where a process dies, and must go on from its notes.

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 
 from patchlake.pipeline.methods.shared.contract import Progress
-from patchlake.pipeline.methods.shared.corpus import Arrays, Notes, Reader
+from patchlake.pipeline.methods.shared.corpus import Arrays, EmbeddingReader, Notes
 from patchlake.pipeline.methods.shared.workers import Peers
 
 Flat = Float32[np.ndarray, " parameters"]
@@ -71,14 +71,14 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedParameters:
     """Parameters, and the mean loss of each epoch."""
 
     flat: Flat
     losses: Float64[np.ndarray, " epochs"]
 
     @classmethod
-    def noted(cls, notes: Notes) -> "Trained":
+    def noted(cls, notes: Notes) -> "TrainedParameters":
         """Return what a descent has come to."""
         found = notes.read(_NAME)
         assert found is not None
@@ -102,7 +102,7 @@ class Descent:
         self,
         start: Flat,
         gradient: Gradient,
-        workplace: tuple[Peers, Reader, Notes],
+        workplace: tuple[Peers, EmbeddingReader, Notes],
         progress: Progress,
     ) -> None:
         """Go down to the last epoch, from where the notes end.
@@ -136,7 +136,7 @@ class Descent:
                     notes.write(_NAME, vars(state) | {"losses": np.array(losses)})
                 progress(epoch + 1, self.epochs)
 
-    def _shuffled(self, epoch: int, reader: Reader) -> Iterator[list[int]]:
+    def _shuffled(self, epoch: int, reader: EmbeddingReader) -> Iterator[list[int]]:
         """Yield an epoch's images, by number, a few fragments' at a time."""
         rng = np.random.default_rng([self.seed, epoch])
         firsts = np.cumsum([0, *reader.sizes])
@@ -150,7 +150,7 @@ class Descent:
 class _Fragments:
     """Stored images, with the fragments of one window held in memory."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: EmbeddingReader) -> None:
         self._reader = reader
         self._firsts = np.cumsum([0, *reader.sizes]).tolist()
         self._held: dict[int, Arrays] = {}

@@ -180,17 +180,17 @@ class HeldRows:
 
     shards: Held[Shard]
     # Kept for a shard whose worker dies: started again, it knows of none.
-    told: list[np.ndarray] = field(default_factory=list)
+    asked: list[np.ndarray] = field(default_factory=list)
 
     def farthest(
         self, centres: Float32[np.ndarray, "new dim"], threshold: float
     ) -> Sequence[Farthest]:
         """Return each shard's answer."""
-        answers = self._ask(sum(map(len, self.told)), centres, threshold)
-        self.told.append(centres)
+        answers = self._ask(sum(map(len, self.asked)), centres, threshold)
+        self.asked.append(centres)
         if any(answer is None for answer in answers):
             # Those that lack nothing have nothing to add, and answer again.
-            answers = self._ask(0, np.concatenate(self.told), threshold)
+            answers = self._ask(0, np.concatenate(self.asked), threshold)
         return [answer for answer in answers if answer is not None]
 
     def _ask(self, first: int, centres: np.ndarray, threshold: float) -> Sequence[Farthest | None]:

@@ -23,7 +23,7 @@ class Held(Protocol[M_co]):
 
 
 @runtime_checkable
-class Shared(Protocol[M_co]):
+class SharedArrays(Protocol[M_co]):
     """A thing whose arrays the workers of a node have in common, read only."""
 
     def get(self) -> M_co | None:
