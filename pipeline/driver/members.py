@@ -155,9 +155,9 @@ def place_large_banks(
     runner: Runner,
     stack: ExitStack,
 ) -> list[Member]:
-    """Spread banks beyond `memory_budget` over processes; hold other large ones once a node.
+    """Split banks beyond `memory_budget` over processes; hold other large ones once on each node.
 
-    Those that are held once a node are the first that fit `memory_budget` together, and stay to the
+    Those that are held once on each node are the first that fit `memory_budget` together, and stay to the
     end; what is left, each worker loads when it comes to it.
     """
     sharing = runner.sharing()
@@ -173,7 +173,7 @@ def place_large_banks(
             size = searched_bytes(record)
             starts = shard_starts(member.model, record, memory_budget)
             if starts:
-                log.info("the bank of group '%s' is spread over %d processes", group, len(starts))
+                log.info("the bank of group '%s' is split over %d processes", group, len(starts))
                 holders[group] = stack.enter_context(runner.members(starts))
             elif sharing and record.index == "exact" and _LARGE <= size <= left:
                 log.info(

@@ -1,4 +1,4 @@
-"""Large banks, held outside of the workers that search them: once a node, or spread in shards."""
+"""Large banks, held outside of the workers that search them: once on each node, or split in shards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from patchlake.pipeline.storage.folder import Folder
 
 # Processes that hold a shard each, in the order of the shards.
 Holders = Held[ShardMember]
-# A whole bank and its centred copy, in memory once a node.
+# A whole bank and its centred copy, in memory once on each node.
 SharedBank = SharedArrays[ExactSearch]
 
 

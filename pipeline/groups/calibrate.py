@@ -68,7 +68,7 @@ def _joined(images: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([arrays[name] for arrays in images]) for name in images[0]}
 
 
-def spread(
+def choose_evenly(
     candidates: Int64[np.ndarray, " candidates"], of: int, at_most: int
 ) -> Int64[np.ndarray, " chosen"]:
     """Return candidates, evenly spread: of a whole of `of` images there would be `at_most`."""

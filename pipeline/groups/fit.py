@@ -8,7 +8,7 @@ from jaxtyping import Float32
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.groups.calibrate import Calibrator, spread
+from patchlake.pipeline.groups.calibrate import Calibrator, choose_evenly
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.files import Accounts, store_group
 from patchlake.pipeline.groups.gallery import StoredGallery, write_gallery
@@ -57,7 +57,7 @@ def fit_group(
     bank, facts = bank_and_facts(corpus, result, settings)
     calibrator = calibrator_of(method, corpus.model, result, gallery, identity)
     candidates = np.arange(corpus.images) if result.unseen is None else result.unseen
-    chosen = spread(candidates, len(candidates), method.calibration_images)
+    chosen = choose_evenly(candidates, len(candidates), method.calibration_images)
     membership = Membership.of(corpus, 0).measured(list(calibrator.measure(corpus, chosen)))
     contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
     return store(corpus.model, corpus.group, contents, identity, settings)

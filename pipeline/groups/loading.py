@@ -1,4 +1,4 @@
-"""A group's model between memory and the model folder, whole or spread over processes."""
+"""A group's model between memory and the model folder, whole or split over processes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -7,7 +7,7 @@ from jaxtyping import Int64
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.groups.calibrate import spread
+from patchlake.pipeline.groups.calibrate import choose_evenly
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.files import load_accounts, load_state
 from patchlake.pipeline.groups.fit import GroupContents, bank_and_facts, calibrator_of, store
@@ -112,7 +112,7 @@ def update_group(
     bank, facts = bank_and_facts(corpus, result, settings, before=before)
     calibrator = calibrator_of(method, fitted.model, result, gallery, fitted.identity)
     at_most = method.calibration_images
-    chosen = spread(np.arange(corpus.images), before + corpus.images, at_most)
+    chosen = choose_evenly(np.arange(corpus.images), before + corpus.images, at_most)
     new = list(calibrator.measure(corpus, chosen, before=before))
     old = _thinned(fitted.members.samples(), at_most - len(new))
     membership = fitted.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])

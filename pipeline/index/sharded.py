@@ -1,4 +1,4 @@
-"""Exact search over a bank whose shards are spread over several processes.
+"""Exact search over a bank whose shards are split over several processes.
 
 Each shard answers with its own k nearest rows, and the nearest of all answers are taken. The
 answers have squared distances in float64, because these are the numbers by which `ExactSearch`
