@@ -90,7 +90,7 @@ class Runner(Protocol):
         """
 
     def sharing(self) -> "Sharing | None":
-        """Return what holds things once on each node for all its workers; None if no two share a node."""
+        """Return what holds things once on each node, or None if no two workers share one."""
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:
         """Run a function in at most `members` workers that exchange data, until all have returned.

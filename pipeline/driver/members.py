@@ -157,8 +157,8 @@ def place_large_banks(
 ) -> list[Member]:
     """Split banks beyond `memory_budget` over processes; hold other large ones once on each node.
 
-    Those that are held once on each node are the first that fit `memory_budget` together, and stay to the
-    end; what is left, each worker loads when it comes to it.
+    The first banks that fit `memory_budget` together are held, and stay to the end. Each worker loads
+    the others when it comes to them.
     """
     sharing = runner.sharing()
     left = min(memory_budget, sharing.bytes) if sharing else 0

@@ -1,4 +1,4 @@
-"""Large banks, held outside of the workers that search them: once on each node, or split in shards."""
+"""Large banks, held outside of the workers that search them: whole on each node, or in shards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -178,13 +178,13 @@ def test_a_bank_beyond_the_memory_budget_is_shared_with_equal_scores(
     method = {"coreset_fraction": 0.1, "image_score": "reweighted", "coreset": "driver"}
     index = {"shard_bytes": 20_000}
     whole = scored(images, tmp_path / "whole", LOCAL, index=index, method=method)
-    assert "spread over" not in caplog.text
+    assert "split over" not in caplog.text
     # 76 rows of 384 float32, twice, are 233 kB.
     small = load_settings(flags=TINY | {"memory_budget": 100_000, "index": index})
     model = str(tmp_path / "whole" / "model")
     execution = Execution(runner, None)
     score.run(str(images), model, str(tmp_path / "spread"), small, execution)
-    assert "spread over 3 processes" in caplog.text
+    assert "split over 3 processes" in caplog.text
     assert output_files(tmp_path / "spread") == output_files(whole)
 
 
