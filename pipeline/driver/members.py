@@ -157,8 +157,8 @@ def place_large_banks(
 ) -> list[Member]:
     """Split banks beyond `memory_budget` over processes; hold other large ones once on each node.
 
-    The first banks that fit `memory_budget` together are held, and stay to the end. Each worker loads
-    the others when it comes to them.
+    The first banks that fit `memory_budget` together are held, and stay to the end. Each worker
+    loads the others when it comes to them.
     """
     sharing = runner.sharing()
     left = min(memory_budget, sharing.bytes) if sharing else 0
