@@ -109,7 +109,7 @@ def test_two_drivers_fit_at_once(images: Path, model: Path, tmp_path: Path, star
     faults.plan(slow={"embed": 0.1})
     command = ("fit", images, fitted, *FLAGS, *SCORED_AT, "--runner", "local")
     first = start(*command)
-    wait_for(fitted, "_runs/*/partials/*.safetensors", 3)
+    wait_for(fitted, "_runs/*/partials/*.embeddings.arrow", 3)
     # Slower at what is left: the first has published and cleared away meanwhile.
     second = start(*command)
     for job in (first, second):

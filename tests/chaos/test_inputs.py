@@ -105,7 +105,7 @@ def test_an_input_that_changes_during_a_fit_leaves_its_group_out(
     faults.plan(slow={"embed": 0.3})
     command = ("fit", lake, fitted, *FLAGS, *SCORED_AT, "--runner", "local")
     job = start(*command)
-    wait_for(fitted, "_runs/*/partials/*.safetensors", 1)
+    wait_for(fitted, "_runs/*/partials/*.embeddings.arrow", 1)
     other.touch()
     code, said = job.end()
     assert code == 3, said

@@ -71,7 +71,7 @@ def test_two_changes_of_a_model_at_once(other: str, changing: Path, more: Path, 
     # Some 20 s of work: the second one begins within it.
     faults.plan(slow={"embed": 2.0})
     first = start(*update)
-    wait_for(changing, "_runs/*/partials/*.safetensors", 1)
+    wait_for(changing, "_runs/*/partials/*.embeddings.arrow", 1)
     second = start(*command)
     ended = [(*first.end(), update), (*second.end(), command)]
     faults.plan()

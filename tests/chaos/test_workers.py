@@ -57,7 +57,7 @@ def test_a_raylet_that_is_killed_while_fitting(
     fitted = tmp_path / "model"
     flags = (*FLAGS, *SCORED_AT)
     job = start("fit", images, fitted, *flags, "--address", nodes.address)
-    wait_for(fitted, "_runs/*/partials/*.safetensors", 3)
+    wait_for(fitted, "_runs/*/partials/*.embeddings.arrow", 3)
     nodes.kill_one()
     assert job.process.poll() is None
     code, said = job.end()
