@@ -16,7 +16,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from patchlake.pipeline.driver import fit, score
+from patchlake.pipeline.driver import fit, library, score
 from patchlake.pipeline.reading import apart
 from patchlake.pipeline.record.runs import Summary
 from patchlake.pipeline.storage.s3 import _tail
@@ -129,6 +129,10 @@ def test_every_verb_works_in_s3_and_gives_what_a_disk_gives(
         (downloaded / name).write_bytes(content)
     there, here = by_place(downloaded), by_place(Path(theirs))
     assert len(there) == 44
+    rows = library.open_scores(out).to_table(["source_path", "source_row", "score"]).to_pylist()
+    assert {(r["source_path"], r["source_row"]): r["score"] for r in rows} == {
+        place: row["score"] for place, row in there.items()
+    }
     unlike = ("heatmap_path", "source_path")
     # Files are named by their sources, which lie elsewhere; the rows are the same.
     assert sorted(
