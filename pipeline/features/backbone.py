@@ -3,8 +3,8 @@
 Its weights come from the timm hub, from a safetensors file, or are random ("untrained"). Their
 digest is kept with every model, so that images are scored with the weights that it was fitted with.
 
-timm is imported in the functions that use it: that takes three seconds, and `status` needs none of
-it.
+timm is imported in the functions that use it: that takes a second and more, and `status` needs
+none of it.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from patchlake.pipeline.config import BackboneSettings, StorageSettings, nearest
 from patchlake.pipeline.errors import ConfigError, StorageRefused
+from patchlake.pipeline.features.importing import import_timm
 from patchlake.pipeline.features.layers import create_network, state_in_use
 from patchlake.pipeline.storage import cache
 from patchlake.pipeline.storage.folder import Folder, split_uri
@@ -82,8 +83,7 @@ def load_backbone(
     Raises:
         ConfigError: on an unknown name or layer, absent weights, or weights of another network.
     """
-    import timm
-
+    timm = import_timm()
     if settings.name not in timm.list_models(pretrained=True) + timm.list_models():
         family = timm.list_models(f"{settings.name[:4].lower()}*", pretrained=True)
         near = nearest(settings.name, family) if family else ""
@@ -225,9 +225,9 @@ def _digest(network: torch.nn.Module) -> str:
 def hub_has(name: str, *, timeout_s: float = 5.0) -> bool:
     """Return whether the weights are in the local cache, or the timm hub answers in time."""
     import huggingface_hub
-    import timm
     from huggingface_hub import constants
 
+    timm = import_timm()
     described = timm.get_pretrained_cfg(name)
     if described is None or not described.hf_hub_id:
         return False

@@ -6,8 +6,8 @@ The setting `layers` names them in one of three ways:
     [11]             blocks of a vision transformer, by number: grids of its patch tokens
     [bn1, blocks.0]  any modules of a network, by name
 
-timm is imported in the functions that use it: that takes three seconds, and `status` needs none of
-it.
+timm is imported in the functions that use it: that takes a second and more, and `status` needs
+none of it.
 """
 
 import threading
@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from patchlake.pipeline.config import BackboneSettings, Layers, nearest
 from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.features.importing import import_timm
 
 # Modules of timm whose models are plain vision transformers, which `TokenGrids` takes.
 _TRANSFORMERS = ("vision_transformer", "deit", "eva")
@@ -126,9 +127,7 @@ def create_network(settings: BackboneSettings, seed: int, **options: Any) -> tor
         ValueError: without layers.
         ConfigError: on layers that the network does not have.
     """
-    import timm
-    from timm.models import is_model_in_modules
-
+    timm = import_timm()
     layers = settings.layers
     if layers is None:
         raise ValueError("backbone.layers is None; a method's own layers belong there")
@@ -139,7 +138,7 @@ def create_network(settings: BackboneSettings, seed: int, **options: Any) -> tor
         try:
             if _are_names(layers):
                 network = NamedLayers(make(num_classes=0), layers)
-            elif is_model_in_modules(settings.name, _TRANSFORMERS):
+            elif timm.models.is_model_in_modules(settings.name, _TRANSFORMERS):
                 # Position embeddings are resampled to the size of the image, whose sides may be any
                 # multiple of a patch.
                 network = TokenGrids(make(num_classes=0, dynamic_img_size=True), layers)
