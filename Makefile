@@ -24,14 +24,15 @@ demo: $(VENV)/.runtime
 	$(BIN)/patchlake demo demo $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 # Two files of tests at a time, whose threads would wait for one another.
-FAST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+TESTS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+FAST := $(TESTS) -m "not slow"
 
 test: $(VENV)/.development
 	$(FAST) --durations 15
 
 # Real images with real weights, which are skipped, visibly, where they are absent; and faults.
 test-slow: $(VENV)/.development
-	$(BIN)/python -m pytest -m "slow and not soak" --maxfail 5 --durations 30
+	$(TESTS) -m "slow and not soak" --maxfail 5 --durations 30
 
 # An hour of further faults, for which CI has no time: before a release, and after a change of what
 # they are about.
