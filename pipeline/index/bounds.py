@@ -68,6 +68,21 @@ class Coordinates:
     byte_error: Float64[np.ndarray, " rows"]
     float_error: Float64[np.ndarray, " rows"]
 
+    def as_bank(self) -> "BankCoordinates":
+        """Return what a search needs of these rows, which must be those of a bank."""
+        byte_error, float_error = float(self.byte_error.max()), float(self.float_error.max())
+        return BankCoordinates(self.floats, self.bytes, byte_error, float_error)
+
+
+@dataclass(frozen=True)
+class BankCoordinates:
+    """What a search needs of the rows of a bank: as `Coordinates`, but with the largest errors."""
+
+    floats: Float32[np.ndarray, "rows coordinates"]
+    bytes: Int8[np.ndarray, "rows coordinates_or_more"]
+    byte_error: float
+    float_error: float
+
 
 @dataclass(frozen=True)
 class Projection:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from patchlake.pipeline.index.bounds import Coordinates, Projection, principal_directions
+from patchlake.pipeline.index.bounds import BankCoordinates, Projection, principal_directions
 from patchlake.pipeline.index.exact import ExactSearch, check_asked, measured
 from patchlake.pipeline.index.sieve import QUERIES, TILE, Block
 from patchlake.pipeline.index.threads import BlockThreads
@@ -40,7 +40,7 @@ class PrunedSearch:
     dense: ExactSearch
     components: int
     _projection: Projection | None
-    _bank: Coordinates | None
+    _bank: BankCoordinates | None
     _threads: BlockThreads
 
     @classmethod
@@ -69,7 +69,8 @@ class PrunedSearch:
         bank = dense.bank
         directions = principal_directions(bank)[0] if principal is None else principal
         projection = Projection.onto(bank, directions, min(components, bank.shape[1]))
-        return cls(dense, components, projection, projection.of_bank(bank), block_threads)
+        coordinates = projection.of_bank(bank).as_bank()
+        return cls(dense, components, projection, coordinates, block_threads)
 
     @property
     def size(self) -> int:

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from patchlake.pipeline.index.bounds import NEVER, Coordinates, Projection, multiply
+from patchlake.pipeline.index.bounds import NEVER, BankCoordinates, Projection, multiply
 
 # Queries of a block (an image of 28 x 28 patches has 784), and bank rows of a tile. With tiles of
 # half as many rows, a search among 10,000 rows takes 1.06 times as long.
@@ -41,7 +41,7 @@ class Block:
     def __init__(
         self,
         projection: Projection,
-        bank: Coordinates,
+        bank: BankCoordinates,
         vectors: np.ndarray,
         queries: np.ndarray,
         k: int,
@@ -59,9 +59,9 @@ class Block:
         self._bytes[:, -1] = 1
         # By how much the distances of a query's floats, and of its bytes, from those of any row may
         # exceed the true distance.
-        float_error = self._coordinates.float_error + bank.float_error.max()
+        float_error = self._coordinates.float_error + bank.float_error
         self._float_error = float_error
-        self._byte_error = float_error + self._coordinates.byte_error + bank.byte_error.max()
+        self._byte_error = float_error + self._coordinates.byte_error + bank.byte_error
         # Upper bounds on the k smallest squared distances of each query so far.
         self._best = np.full((len(queries), k), np.inf)
         # Rows whose estimates are higher than this, for a query, are farther than its limit.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from patchlake.pipeline.index.bounds import (
-    Coordinates,
+    BankCoordinates,
     Projection,
     principal_directions,
     products_are_exact,
@@ -124,13 +124,11 @@ class Slots:
         """Return the pruned search over some slots, or None where there are no bounds."""
         if self._projection is None:
             return None
-        # `Block` uses only the largest of a bank's errors, and none of its squared lengths.
-        bank = Coordinates(
+        bank = BankCoordinates(
             self._floats,
             self._bytes,
-            np.empty(0, np.int32),
-            self._byte_errors[list(slots)],
-            self._float_errors[list(slots)],
+            float(self._byte_errors[list(slots)].max()),
+            float(self._float_errors[list(slots)].max()),
         )
         return SlotSearch(self._projection, bank, self._vectors, self._tiles(slots), k)
 
@@ -163,7 +161,7 @@ class SlotSearch:
     """Searches the rows of some slots for blocks of queries. `tiles` are ranges of rows."""
 
     projection: Projection
-    bank: Coordinates
+    bank: BankCoordinates
     vectors: Float32[np.ndarray, "rows dim"]
     tiles: Sequence[tuple[int, int]]
     k: int

@@ -193,7 +193,7 @@ def test_no_row_within_the_limit_has_an_estimate_above_the_threshold(kind):
     queries = queries_for(kind, rng, bank, 25)
     projection = Projection.onto(bank, principal_directions(bank)[0], 32)
     coordinates = projection.of_bank(bank)
-    block = sieve.Block(projection, coordinates, bank, queries, 1)
+    block = sieve.Block(projection, coordinates.as_bank(), bank, queries, 1)
     estimates = block._bytes.astype(np.int64) @ coordinates.bytes.T.astype(np.int64)
     difference = queries[:, None].astype(np.float64) - bank
     for row, squared in enumerate(np.einsum("qbd,qbd->bq", difference, difference)):
