@@ -6,7 +6,7 @@ returned, or carried by the error.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 # Called with the number of units that were done since the last call.
 Advance = Callable[[int], None]
@@ -19,6 +19,7 @@ def no_note() -> str:
     return ""
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Who is told how far a job is. Called from one thread; a note may be asked for in others."""
 

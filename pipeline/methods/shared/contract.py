@@ -50,6 +50,7 @@ class EarlierModel:
     bank: MemoryBank | None = None
 
 
+@runtime_checkable
 class Gallery(Protocol):
     """Feature maps of the training images, kept in the model's files."""
 
@@ -57,6 +58,7 @@ class Gallery(Protocol):
         """Return what the fit kept of one image, in its stored dtype."""
 
 
+@runtime_checkable
 class FittedGroup(Protocol):
     """A group that has been fitted, now or long ago: a method takes of it what its fit stored."""
 
@@ -78,6 +80,7 @@ class Scores:
     anomaly_maps: Float32[np.ndarray, "images rows columns"] | None
 
 
+@runtime_checkable
 class GroupDetector(Protocol):
     """What scores the images of one group: the settings of a method, and what it keeps loaded.
 

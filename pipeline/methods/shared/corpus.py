@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ Arrays = dict[str, np.ndarray]
 S = TypeVar("S")
 
 
+@runtime_checkable
 class Fold(Protocol[S]):
     """What embeddings, of a fragment or a piece of one, add to the state before them."""
 
@@ -23,6 +24,7 @@ class Fold(Protocol[S]):
         """
 
 
+@runtime_checkable
 class Notes(Protocol):
     """Arrays that outlive a process, by name: where a training goes on from."""
 
@@ -33,6 +35,7 @@ class Notes(Protocol):
         """Replace what was written, in one atomic put."""
 
 
+@runtime_checkable
 class EmbeddingReader(Protocol):
     """The stored embeddings of a corpus, wherever a worker is."""
 
@@ -44,6 +47,7 @@ class EmbeddingReader(Protocol):
         """Return one fragment's embeddings, by its number."""
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """The embedded normal images of one group, fragment by fragment in the plan's order."""
 
