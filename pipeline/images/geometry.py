@@ -115,7 +115,7 @@ def input_shape(geometries: Sequence[Geometry]) -> tuple[int, ...]:
 
 def split_inputs(
     joined: UInt8[np.ndarray, "images ..."], geometries: Sequence[Geometry]
-) -> list[UInt8[np.ndarray, "images h w 3"]]:
+) -> list[UInt8[np.ndarray, "images _h _w 3"]]:
     """Return the inputs (images, h, w, 3) of each geometry, from images of `join_inputs`."""
     if len(geometries) == 1:
         return [joined]

@@ -176,7 +176,7 @@ def _brushed_plate(kind: str, stream: Stream) -> Field:
     surface = Surface(steel, 0.6 * ndimage.gaussian_filter(np.clip(inside, -1, 3.5), 0.7))
     if kind != "good":
         spoil = {"scratch": _scratch, "dent": _dent, "stain": _stain}[kind]
-        surface = spoil(surface, mark.choice(np.argwhere(inside - 3 > 0)), mark)
+        surface = spoil(surface, mark.choice(np.argwhere(inside - 3 > 0)).astype(np.float64), mark)
     dy, dx = np.gradient(surface.relief)
     centre, width, tilt = stream("light").normal([-30, 75, 0], [18, 8, 0.15])
     # Steel mirrors a lamp; a slope turns the ray by twice its angle, some 150 px of lamp per unit.
@@ -239,7 +239,7 @@ def _woven_cloth(kind: str, stream: Stream) -> Field:
         fibre = _walk(spot, mark.uniform(40, 150), 0.09, mark)
         cloth = _lay(cloth, [fibre], mark.uniform(1.1, 2.6), mark.choice(_FIBRE_DYES))
     if kind == "hole":
-        rim = np.argwhere(ndimage.morphological_gradient(table, 3) > 0)
+        rim = np.argwhere(ndimage.morphological_gradient(table, 3) > 0).astype(np.float64)
         ends = [_walk(p, mark.uniform(8, 24), 0.15, mark) for p in mark.choice(rim, 14)]
         cloth = _lay(cloth, ends, mark.uniform(0.3, 0.8), dyes[1])
     return _window_light(cloth, stream("light"))

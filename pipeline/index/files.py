@@ -104,7 +104,7 @@ def _hnsw(cursor: _Cursor) -> tuple[int, int]:
     cumulated, levels = cursor.vector("<i4"), cursor.vector("<i4")
     offsets, links = cursor.vector("<u8"), cursor.vector("<i4")
     entry, highest, _construction, search, _beam = (cursor.number("<i4") for _ in range(5))
-    _require(len(cumulated) > 0 and cumulated[0] == 0, "its graph has no levels")
+    _require(len(cumulated) > 0 and bool(cumulated[0] == 0), "its graph has no levels")
     _require(
         bool((np.diff(cumulated.astype(np.int64)) >= 0).all()),
         "the levels of its graph are not in order",
@@ -119,10 +119,10 @@ def _hnsw(cursor: _Cursor) -> tuple[int, int]:
         np.array_equal(offsets, expected.astype(np.uint64)),
         "its offsets do not follow from the levels of its rows",
     )
-    _require(len(links) == expected[-1], f"it has {len(links)} links, not {expected[-1]}")
+    _require(len(links) == int(expected[-1]), f"it has {len(links)} links, not {expected[-1]}")
     _require(bool(((links >= -1) & (links < rows)).all()), "a link leads to no row")
     _require(
-        0 <= entry < rows and levels[entry] == highest + 1,
+        0 <= entry < rows and bool(levels[entry] == highest + 1),
         "its search would not begin at a row of the highest level",
     )
     _require(bool((levels <= highest + 1).all()), "a row has a higher level than its highest")

@@ -80,7 +80,7 @@ class Galleries:
 
     def nearest(
         self, queries: Maps, images: Sequence[int], k: int
-    ) -> list[Float32[np.ndarray, "queries k"]]:
+    ) -> list[Float32[np.ndarray, "_queries _k"]]:
         """Return for each layer the L2 distances to the k nearest pixels of the images.
 
         A query's distances are in rising order. For a layer it takes O(queries * images * pixels)
@@ -95,7 +95,7 @@ class Galleries:
 
     def same_place(
         self, queries: Maps, images: Sequence[int], k: int
-    ) -> list[Float32[np.ndarray, "pixels k"]]:
+    ) -> list[Float32[np.ndarray, "_pixels _k"]]:
         """Return for each layer the k smallest L2 distances between pixels at the same place.
 
         As `nearest`, but each query meets only the one pixel of each image that has its number.

@@ -46,7 +46,8 @@ from patchlake.pipeline.methods.shared.contract import (
 )
 from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
 
-Directions = Float64[np.ndarray, "dim kept"]
+# As columns; each level has numbers of its own.
+Directions = Float64[np.ndarray, "_dim _kept"]
 Summand = TypeVar("Summand", float, Powers)
 
 

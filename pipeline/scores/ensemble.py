@@ -14,8 +14,6 @@ from jaxtyping import Float32
 from patchlake.pipeline.maths.resampling import bilinear_matrix
 from patchlake.pipeline.scores.calibration import Calibration
 
-Maps = Float32[np.ndarray, "images rows columns"]
-
 
 def ensemble_scores(
     scores: Sequence[Float32[np.ndarray, " images"]], members: Sequence[Calibration]
@@ -27,10 +25,14 @@ def ensemble_scores(
     return np.asarray(np.mean(standard, axis=0, dtype=np.float64), np.float32)
 
 
-def ensemble_maps(maps: Sequence[Maps | None], members: Sequence[Calibration]) -> Maps | None:
+def ensemble_maps(
+    maps: Sequence[Float32[np.ndarray, "images _rows _columns"] | None],
+    members: Sequence[Calibration],
+) -> Float32[np.ndarray, "images rows columns"] | None:
     """Return the mean of the members' standardised maps, on the finest of their grids.
 
-    Members without maps are left out; None if no member has maps.
+    Each member has a grid of its own. Members without maps are left out; None if no member has
+    maps.
     """
     present = [
         member.patches.standardise(grid)

@@ -7,7 +7,7 @@ Cohen, Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences", 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -22,12 +22,13 @@ from patchlake.pipeline.methods.shared.contract import Gallery
 from patchlake.pipeline.methods.shared.corpus import Arrays
 
 
+@runtime_checkable
 class Pixels(Protocol):
     """The pixels of training images that those of an image are compared with."""
 
     def nearest(
         self, rows: Sequence[np.ndarray], retrieved: Sequence[int], own: OwnPart | None
-    ) -> Sequence[Float32[np.ndarray, "pixels k"]]:
+    ) -> Sequence[Float32[np.ndarray, "_pixels _k"]]:
         """Return, for each layer, one image's L2 distances to its nearest pixels.
 
         Args:
@@ -59,7 +60,7 @@ class RetrievedPixels:
         rows: Sequence[np.ndarray],
         retrieved: Sequence[int],
         own: OwnPart | None,  # noqa: ARG002 - an image does not retrieve itself
-    ) -> Sequence[Float32[np.ndarray, "pixels k"]]:
+    ) -> Sequence[Float32[np.ndarray, "_pixels _k"]]:
         """Return the distances to the pixels of those retrieved alone."""
         search = self.galleries.nearest if self.is_anywhere else self.galleries.same_place
         return search(rows, retrieved, self.neighbours)
@@ -70,8 +71,8 @@ class CoresetPixels:
     """Some of all images, of each layer a coreset."""
 
     searches: Sequence[Search]
-    # The image that each row is of, layer by layer.
-    owners: Sequence[Int64[np.ndarray, " rows"]]
+    # The image that each row is of, layer by layer; each layer has a number of rows of its own.
+    owners: Sequence[Int64[np.ndarray, " _rows"]]
     neighbours: int
 
     @classmethod
@@ -86,7 +87,7 @@ class CoresetPixels:
         rows: Sequence[np.ndarray],
         retrieved: Sequence[int],  # noqa: ARG002 - all images are compared with
         own: OwnPart | None,
-    ) -> Sequence[Float32[np.ndarray, "pixels k"]]:
+    ) -> Sequence[Float32[np.ndarray, "_pixels _k"]]:
         """Return the distances to the pixels that were selected of all images but its own."""
         layers = zip(rows, self.searches, self.owners, strict=True)
         return [self._of_layer(queries, search, owners, own) for queries, search, owners in layers]
@@ -137,7 +138,7 @@ def layer_names(arrays: Mapping[str, object]) -> list[str]:
     return [name for name in (f"layer{number}" for number in range(len(arrays))) if name in arrays]
 
 
-def _load(gallery: Gallery, number: int) -> list[Float32[np.ndarray, "pixels dim"]]:
+def _load(gallery: Gallery, number: int) -> list[Float32[np.ndarray, "_pixels _dim"]]:
     kept = gallery.of_image(number)
     return [
         kept[name].reshape(-1, kept[name].shape[-1]).astype(np.float32)
