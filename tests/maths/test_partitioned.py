@@ -39,7 +39,7 @@ def reach(rows: np.ndarray, centres: np.ndarray) -> float:
 
 def sharded(rows: np.ndarray, count: int, size: int, start: int, pool: int = 64):
     pieces = np.array_split(rows, count)
-    offsets = np.cumsum([0, *map(len, pieces)])
+    offsets = np.cumsum([0, *map(len, pieces)]).tolist()
     shards = [Shard(p, pool=pool, offset=o) for p, o in zip(pieces, offsets, strict=False)]
     return select(Shards(shards), rows[start], start, size)
 
@@ -93,7 +93,7 @@ def test_a_question_to_the_shards_is_for_many_picks(shards: int, pool: int):
     rows = rng.normal(size=(4000, 24)) @ rng.normal(size=(24, 64))
     rows = (rows + rng.normal(size=rows.shape) / 100).astype(np.float32)
     pieces = np.array_split(rows, shards)
-    offsets = np.cumsum([0, *map(len, pieces)])
+    offsets = np.cumsum([0, *map(len, pieces)]).tolist()
     counted = Counted(
         Shards([Shard(p, pool=pool, offset=o) for p, o in zip(pieces, offsets, strict=False)])
     )
