@@ -129,9 +129,9 @@ def test_every_verb_works_in_s3_and_gives_what_a_disk_gives(
         (downloaded / name).write_bytes(content)
     there, here = by_place(downloaded), by_place(Path(theirs))
     assert len(there) == 44
-    rows = library.open_scores(out).to_table(["source_path", "source_row", "score"]).to_pylist()
-    assert {(r["source_path"], r["source_row"]): r["score"] for r in rows} == {
-        place: row["score"] for place, row in there.items()
+    read = library.open_scores(out).to_table(["source_path", "source_row", "image_score"])
+    assert {(r["source_path"], r["source_row"]): r["image_score"] for r in read.to_pylist()} == {
+        place: row["image_score"] for place, row in there.items()
     }
     unlike = ("heatmap_path", "source_path")
     # Files are named by their sources, which lie elsewhere; the rows are the same.
