@@ -40,7 +40,7 @@ WRONG = {
         lambda: NamedLayers(torch.nn.Identity(), ()).forward(torch.zeros(1, 4, 2, 2)),
         "images",
     ),
-    "groups": (lambda: calibrate.spread(np.zeros((2, 1), I64), 2, 1), "candidates"),
+    "groups": (lambda: calibrate.choose_evenly(np.zeros((2, 1), I64), 2, 1), "candidates"),
     "images": (lambda: geometry.split_inputs(np.zeros((1, 2), F32), []), "joined"),
     "index": (lambda: ExactSearch.over(np.zeros((3, 2), F64)), "bank"),
     "lake": (lambda: trained.is_known(None, None, None, None), "known"),
