@@ -3,6 +3,7 @@
 Ray's workers, and the processes that decode images and read footers, are not ours to check.
 """
 
+import os
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -29,8 +30,9 @@ CHECKED = [
 ]
 
 # As for mypy, an int is a float. Of a sequence the first item is checked, not one by chance: what
-# fails once fails each time.
-install_import_hook(
-    CHECKED,
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, is_random=False))",
-)
+# fails once fails each time. `make test-slow` turns the checks off.
+if "UNCHECKED_ARRAYS" not in os.environ:
+    install_import_hook(
+        CHECKED,
+        "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, is_random=False))",
+    )
