@@ -115,8 +115,9 @@ def _choose(
     selections = choose_rows(source, fragments, is_update=True)
     roots = [step.images for step in base.manifest.lineage]
     known = {group: one.members.known(roots, lake.root) for group, one in fitted.items()}
+    judge = partial(_by_columns, source, selections, known)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        by_columns = list(pool.map(partial(_by_columns, source, selections, known), fragments))
+        by_columns = list(pool.map(judge, fragments, source.each_names(fragments)))
     with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
         found = list(pool.map(partial(_by_content, source, known), fragments, by_columns))
     # What is unknown depends on who is in the model and on what labels mean, and so do the keys.
@@ -152,17 +153,18 @@ def _by_columns(
     selections: Mapping[str, Selection],
     known: Mapping[str, Known],
     fragment: Fragment,
+    named: pa.Table,
 ) -> _Recognition:
     """Tell what columns can tell: the place, the id, and a checksum that the lake keeps."""
-    rows = select_rows(source.read_names(fragment), selections[fragment.group], source.columns)
+    rows = select_rows(named, selections[fragment.group], source.columns)
     of_group = known[fragment.group]
     here = of_group.at(fragment.path, fragment.version)
     numbers = rows.column("source_row").to_pylist()
     elsewhere = any(number not in here for number in numbers)
     sha256 = checksums(source, fragment, numbers) if elsewhere else [None] * len(numbers)
     found: dict[str, list[int]] = {name: [] for name in ("place", "content", "id", "unsure", "new")}
-    named = zip(numbers, rows.column("image_id").to_pylist(), sha256, strict=True)
-    for number, image_id, checksum in named:
+    images = zip(numbers, rows.column("image_id").to_pylist(), sha256, strict=True)
+    for number, image_id, checksum in images:
         if number in here:
             what = "place"
         elif checksum in of_group.contents:

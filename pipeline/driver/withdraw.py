@@ -153,9 +153,10 @@ def _choose(
     state = digest({"run": base.manifest.run, "withdraw": _numbers(leaving)})
     entries = [_unchanged(lake, path, every) for path in sorted({p.path for p in every})]
     fragments, rows = [], {}
-    for fragment in plan(lake, base.settings, entries=entries).every:
+    planned = plan(lake, base.settings, entries=entries).every
+    for fragment, named in zip(planned, source.each_names(planned), strict=True):
         wanted_rows = {p.row for p in places.get(fragment.group, []) if p.path == fragment.path}
-        numbers = source.read_names(fragment).column("source_row").to_pylist()
+        numbers = named.column("source_row").to_pylist()
         taken = [row for row in numbers if row in wanted_rows]
         if taken:
             fragments.append(fragment.keyed(state))

@@ -1,5 +1,6 @@
 """source: the rows of a lake under our own column names, and their images."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 from patchlake.pipeline.config import ColumnSettings, ImageSettings
 from patchlake.pipeline.errors import FileDamaged, InputChanged
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.reading.apart import Call, apart
+from patchlake.pipeline.reading.apart import Call, apart, each
 from patchlake.pipeline.reading.columns import fetch_columns
 from patchlake.pipeline.reading.fragments import Fragment, keys_of
 from patchlake.pipeline.reading.layout import Layout
@@ -65,10 +66,22 @@ class Source:
         """Return the same without images, masks and URIs: who the rows are of. Raises as `read`."""
         return self._checked(fragment, (*_WHO, *_LABELS))
 
+    def each_names(self, fragments: Iterable[Fragment]) -> Iterator[pa.Table]:
+        """Yield what `read_names` returns of each; one process reads several at once."""
+        planned = list(fragments)
+        found = each(self.images, [self._call(one, (*_WHO, *_LABELS)) for one in planned])
+        for fragment in planned:
+            yield self._unchanged(fragment, lambda: _sound(next(found)))
+
     def _checked(self, fragment: Fragment, ours: tuple[str, ...]) -> pa.Table:
+        return self._unchanged(fragment, lambda: apart(self.images, self._call(fragment, ours)))
+
+    def _call(self, fragment: Fragment, ours: tuple[str, ...]) -> Call[Fragment, pa.Table]:
+        return Call(partial(self._read, ours=ours), fragment, self.images.path(fragment.path))
+
+    def _unchanged(self, fragment: Fragment, read: Callable[[], pa.Table]) -> pa.Table:
         try:
-            read = partial(self._read, ours=ours)
-            rows = apart(self.images, Call(read, fragment, self.images.path(fragment.path)))
+            rows = read()
         except Exception:
             # Of a file that was replaced by another, this says more than what it made of it.
             self._require_unchanged(fragment)
@@ -170,3 +183,9 @@ def _named(rows: pa.Table, fragment: Fragment) -> pa.Table:
         places = pa.array([f"{fragment.path}:{number}" for number in numbers], pa.string())
         ids = pc.coalesce(ids, pa.chunked_array([places]))
     return rows.set_column(rows.column_names.index("image_id"), "image_id", ids)
+
+
+def _sound(found: pa.Table | FileDamaged) -> pa.Table:
+    if isinstance(found, FileDamaged):
+        raise found
+    return found

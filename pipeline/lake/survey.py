@@ -4,8 +4,7 @@ Reads three narrow columns of every file, and counts; nothing is embedded before
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,8 +28,6 @@ from patchlake.pipeline.reading.apart import Call, each
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.named import is_of_numbers, read_absent, read_named
 
-# Narrow columns are small, behind the latency of an object store.
-_FILES_AT_ONCE = 16
 _ASKED = ("group", "split", "label")
 _KEYS = (*_ASKED, "of_numbers")
 # Groups that have a line each.
@@ -152,7 +149,7 @@ def survey(source: Source, fragments: Fragments) -> Survey:
         files = fragments.table.group_by(["path", "version"]).aggregate([]).to_pylist()
         counted = _of_files(source, files)
     else:
-        counted = _gathered(lambda one: _counted(source.read_names(one)), fragments)
+        counted = [_counted(rows) for rows in source.each_names(fragments)]
     counts = _summed(pa.concat_tables([_counted(_EMPTY), *counted]))
     groups = fragments.groups
     of_groups = pa.array(groups, pa.string())
@@ -174,11 +171,6 @@ def survey(source: Source, fragments: Fragments) -> Survey:
 
 
 _EMPTY = pa.table({name: pa.array([], pa.string()) for name in _ASKED})
-
-
-def _gathered(read: Callable[..., pa.Table], some: Iterable[object]) -> list[pa.Table]:
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        return list(pool.map(read, some))
 
 
 def _of_files(source: Source, files: Iterable[Mapping[str, str]]) -> list[pa.Table]:

@@ -287,8 +287,9 @@ class _State:
 
 
 _LOCK = threading.Lock()
-# Threads that call at the same time wait for one another: each child costs half a second of a core.
-_AT_WORK = threading.BoundedSemaphore(4)
+# Threads that call at the same time wait for one another: a child that is not kept would be started
+# for a few calls, which costs a second of a core.
+_AT_WORK = threading.BoundedSemaphore(_KEPT)
 _IDLE: list[_Child] = []
 
 

@@ -18,7 +18,7 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.tables import type_of
 from patchlake.pipeline.where import keys as by_keys
 from patchlake.pipeline.where.literals import Bound, bound, cast_of, value_set
-from patchlake.pipeline.where.sql import (
+from patchlake.pipeline.where.tree import (
     Among,
     Cast,
     Compare,

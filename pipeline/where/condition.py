@@ -5,10 +5,10 @@
 Names are the hive keys of the path, `group`, `path`, and columns of the table, bare or in double
 quotes, in their own case or, if that is none, in any; a key hides a column of its name. Text stands
 in single quotes. Semantics are SQL's, nulls included: a row is kept where the condition is true,
-and not where it is null. The text is parsed by sqlglot (`where_sql`), and never evaluated as code.
+and not where it is null. The text is parsed by sqlglot (`where.sql`), and never evaluated as code.
 
 A key is text, which beside a number, a date, a time or a truth value is read as one. What hangs on
-columns is handed to Arrow (`where_arrow`), which knows from a footer's statistics that a row group
+columns is handed to Arrow (`where.arrow`), which knows from a footer's statistics that a row group
 has no such row. NaN is more than any number, as in DuckDB and PostgreSQL. A time without a zone is
 in UTC.
 """
@@ -25,7 +25,7 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.storage.folder import NULL_PARTITION
 from patchlake.pipeline.where import arrow as where_arrow
 from patchlake.pipeline.where import keys as where_keys
-from patchlake.pipeline.where import sql as where_sql
+from patchlake.pipeline.where import tree as where_tree
 from patchlake.pipeline.where.keys import Keys
 from patchlake.pipeline.where.values import shown
 
@@ -37,8 +37,8 @@ class Where:
     text: str
 
     @property
-    def _tree(self) -> where_sql.Node:
-        return where_sql.parse(self.text)
+    def _tree(self) -> where_tree.Node:
+        return _parsed(self.text)
 
     def judge(self, keys: Keys) -> bool | None:
         """Return whether it holds for all rows, for none, or (None) hangs on names beyond `keys`.
@@ -61,7 +61,7 @@ class Where:
     def require_names(self, known: Iterable[str], what: str = "partition key") -> None:
         """Raise `ConfigError` for a name that is none of those known."""
         names = list(known)
-        for name in where_sql.names(self._tree):
+        for name in where_tree.names(self._tree):
             if where_keys.match(name, names) is None:
                 note = "; a text is written in single quotes" if name.quoted else ""
                 near = nearest(name.text[:100], names)
@@ -69,7 +69,7 @@ class Where:
 
     def names(self) -> list[str]:
         """Return the names in it, as they are written."""
-        return list(dict.fromkeys(name.text for name in where_sql.names(self._tree)))
+        return list(dict.fromkeys(name.text for name in where_tree.names(self._tree)))
 
     def columns(self, keys: Keys, schema: pa.Schema | None = None) -> list[str]:
         """Return the columns that it hangs on; with a schema, as they are called there.
@@ -77,7 +77,7 @@ class Where:
         Raises:
             ConfigError: if the schema has no such column.
         """
-        beyond = [n for n in where_sql.names(self._tree) if where_keys.key_of(n, keys) is None]
+        beyond = [n for n in where_tree.names(self._tree) if where_keys.key_of(n, keys) is None]
         if schema is None:
             return list(dict.fromkeys(name.text for name in beyond))
         found = (where_arrow.column_of(name, keys, schema, "the table") for name in beyond)
@@ -93,7 +93,7 @@ class Where:
     def absent(self, keys: Keys, schema: pa.Schema, file: str) -> dict[str, str]:
         """Return the names that are neither key nor column of a file, each with what to say."""
         faults = {}
-        for name in where_sql.names(self._tree):
+        for name in where_tree.names(self._tree):
             if where_keys.key_of(name, keys) is None and not where_arrow.is_column(name, schema):
                 faults[name.text] = str(where_arrow.no_column(name, keys, schema, file))
         return faults
@@ -136,10 +136,17 @@ class Where:
 
 def parse_where(text: str) -> Where:
     """Return the condition of a text. Raises `ConfigError` on anything outside the grammar."""
-    where_sql.parse(text)
+    _parsed(text)
     return Where(text)
 
 
 def read_where(text: str | None) -> Where | None:
     """Return the condition of an option that may be absent. Raises as `parse_where`."""
     return None if text is None else parse_where(text)
+
+
+def _parsed(text: str) -> where_tree.Node:
+    # The parser takes a quarter of a second to import, and most commands have no condition.
+    from patchlake.pipeline.where import sql
+
+    return sql.parse(text)

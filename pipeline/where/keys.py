@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.where.sql import (
+from patchlake.pipeline.where.tree import (
     Among,
     Cast,
     Compare,

@@ -1,7 +1,9 @@
-"""The text of `--where` as a tree: sqlglot parses it, and what is not of the grammar is refused."""
+"""The text of `--where` as a tree: sqlglot parses it, and what is not of the grammar is refused.
+
+sqlglot takes a quarter of a second to import: only who has a `--where` imports this module.
+"""
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +13,23 @@ from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.where.values import Value, cast, number_of, shown
+from patchlake.pipeline.where.tree import (
+    Among,
+    Cast,
+    Compare,
+    Is,
+    IsNull,
+    IsTrue,
+    Junction,
+    Like,
+    Literal,
+    Name,
+    Node,
+    Not,
+    Operand,
+    names,
+)
+from patchlake.pipeline.where.values import cast, number_of, shown
 
 ALLOWED = (
     "allowed are names, literals and CAST, compared by = != < <= > >=, BETWEEN, IN, LIKE or IS "
@@ -23,101 +41,6 @@ MOST_CHARACTERS = 1_000_000
 # Of what stands in what. Deeper is no question that somebody asks.
 DEEPEST = 100
 _PARTS_SHOWN = 400
-
-
-@dataclass(frozen=True)
-class Name:
-    """A key or a column, as it is written; `quoted` in double quotes."""
-
-    text: str
-    quoted: bool = False
-
-
-@dataclass(frozen=True)
-class Literal:
-    """A value; None is NULL."""
-
-    value: Value
-
-
-@dataclass(frozen=True)
-class Cast:
-    """A name cast to one of `where_values.KINDS`."""
-
-    operand: "Name | Cast"
-    kind: str
-
-
-Operand = Name | Literal | Cast
-
-
-@dataclass(frozen=True)
-class Compare:
-    """One of `where_values.COMPARISONS`."""
-
-    comparison: str
-    left: Operand
-    right: Operand
-    # It is the lower bound of a BETWEEN, which has an upper one beside it.
-    bounded: bool = False
-
-
-@dataclass(frozen=True)
-class Among:
-    """IN, of literals alone."""
-
-    operand: Name | Cast
-    values: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Like:
-    """LIKE or ILIKE. Of the pattern, `None` is %, an empty text _, and anything else is itself."""
-
-    operand: Name | Cast
-    pattern: tuple[str | None, ...]
-    ignores_case: bool = False
-
-
-@dataclass(frozen=True)
-class IsNull:
-    """A value is null."""
-
-    operand: Name | Cast
-
-
-@dataclass(frozen=True)
-class IsTrue:
-    """A value is true: a boolean as a condition."""
-
-    operand: Operand
-
-
-@dataclass(frozen=True)
-class Is:
-    """A condition is true, false, or (None) null."""
-
-    condition: "Node"
-    value: bool | None
-
-
-@dataclass(frozen=True)
-class Not:
-    """The opposite; of null, null."""
-
-    condition: "Node"
-
-
-@dataclass(frozen=True)
-class Junction:
-    """AND if `every`, else OR."""
-
-    every: bool
-    conditions: tuple["Node", ...]
-
-
-Leaf = Compare | Among | Like | IsNull | IsTrue
-Node = Leaf | Is | Not | Junction
 
 
 @lru_cache(16)
@@ -136,23 +59,6 @@ def parse(text: str) -> Node:
     # same.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(_parsed, text).result()
-
-
-def names(node: Node) -> Iterator[Name]:
-    """Yield the names in a tree, in order."""
-    if isinstance(node, Junction):
-        for condition in node.conditions:
-            yield from names(condition)
-    elif isinstance(node, Not | Is):
-        yield from names(node.condition)
-    else:
-        sides = [node.left, node.right] if isinstance(node, Compare) else [node.operand]
-        for side in sides:
-            found = side
-            while isinstance(found, Cast):
-                found = found.operand
-            if isinstance(found, Name):
-                yield found
 
 
 def _parsed(text: str) -> Node:
