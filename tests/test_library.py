@@ -262,6 +262,7 @@ def test_every_function_has_an_example():
     assert len(named) == 11
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its cells one after the other, as a kernel would; it draws, fits and scores for itself."""
     notebook = Path(__file__).parents[1] / "examples" / "from_pictures_to_defects.ipynb"

@@ -47,6 +47,7 @@ def test_here():
     _check(list(LocalRunner().run(PLAN.table, _pipeline())))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_with_many_fragments_a_task(local_ray, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(on_ray, "_BLOCKS_A_CPU", 2)

@@ -36,6 +36,7 @@ print(timm.create_model("resnet10t", num_classes=0).num_features, "torch._dynamo
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

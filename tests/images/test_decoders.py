@@ -303,6 +303,7 @@ def _wait_for_the_end_of(pids: list[int], seconds: float) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["sys.exit()", "time.sleep(100)"])
 def test_decoders_end_with_their_parent_however_it_ends(then, tmp_path):
     with _running(tmp_path, then) as (job, pids):

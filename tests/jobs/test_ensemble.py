@@ -65,6 +65,7 @@ def test_the_scores_are_means_of_the_members_own_in_their_units(
     assert_means_of_members(images, {name: members[name] for name in names}, tmp_path)
 
 
+@pytest.mark.slow
 def test_all_methods_score_together(images: Path, fitted_by: FittedBy, tmp_path: Path):
     """Those with maps, of grids of two sizes, and those without."""
     models = {name: fitted_by(name) for name in sorted(SMALL)}
@@ -101,6 +102,7 @@ def assert_means_of_members(
         np.testing.assert_array_equal(row["anomaly_map"], wanted.ravel())
 
 
+@pytest.mark.slow
 def test_the_order_of_models_and_the_images_of_a_batch_change_no_byte(
     images: Path, members: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

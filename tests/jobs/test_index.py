@@ -119,6 +119,7 @@ def test_an_approximate_index_records_its_quality_and_scores_alike(
         assert row["image_score"] == pytest.approx(exact[place]["image_score"], rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 @pytest.mark.parametrize("method", [{"name": "dn2"}, {"name": "patchcore", "coreset_fraction": 1}])
 def test_where_the_bank_is_all_there_is_each_row_is_measured_among_the_others(

@@ -145,6 +145,7 @@ def test_batches_and_threads_change_no_byte(
     assert output_files(tmp_path) == output_files(done.scores)
 
 
+@pytest.mark.slow
 def test_images_are_calibrated_five_at_once_as_sixteen(
     done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

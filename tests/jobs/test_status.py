@@ -74,6 +74,7 @@ def test_a_failed_fragment_is_listed_with_its_error_and_tried_again(
     assert json.loads(patchlake("status", scores, "--json").out)[0]["failed"] == 0
 
 
+@pytest.mark.slow
 def test_sigterm_stops_with_exit_code_4_and_the_same_command_goes_on(
     images: Path, model: Path, scores: Path, tmp_path: Path
 ):

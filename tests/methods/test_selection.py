@@ -32,6 +32,7 @@ def bank_of(group: GroupRecord) -> set[tuple[str, str]]:
     return {(file.role, file.sha256) for file in group.files if "calibration" not in file.role}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_a_distributed_coreset_is_the_drivers(workers: int, images: Path, tmp_path: Path):
     method = {"coreset_fraction": 0.1, "coreset": "driver"}
