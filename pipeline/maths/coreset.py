@@ -37,8 +37,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from threadpoolctl import threadpool_limits
 
+from patchlake.pipeline.maths.blas import on_one_thread
 from patchlake.pipeline.maths.shard import (
     POOL,
     Farthest,
@@ -122,7 +122,7 @@ def greedy(
     if not 1 <= size <= len(rows) or not 0 <= start < len(rows):
         raise ValueError(f"size {size} and start {start} do not fit {len(rows)} rows")
     # Blocks are the parallel tasks; a BLAS with threads of its own would only fight them.
-    with threadpool_limits(1, "blas"):
+    with on_one_thread():
         shards = Shards([Shard(rows, pool=POOL, threads=threads)])
         return select(shards, rows[start], start, size, progress)
 
@@ -145,7 +145,7 @@ def extend(
     """
     if not 0 <= size <= len(rows) or 0 in (len(rows), len(centres)):
         raise ValueError(f"size {size} does not fit {len(rows)} rows and {len(centres)} centres")
-    with threadpool_limits(1, "blas"):
+    with on_one_thread():
         shards = Shards([Shard(rows, pool=POOL, threads=threads)])
         return select_further(shards, centres, size, progress)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from threadpoolctl import threadpool_limits
 
 from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.maths.blas import on_one_thread
 
 # Bytes of a block's rows or of its scatter, whichever is more; a block has at least one position.
 # 256 images x 100 dims x 8 B = 205 kB a position: ten stay in the cache; 160 (32 MiB) are half as
@@ -325,6 +325,6 @@ def in_blocks(work: Callable[[slice], None], total: int, *, bytes_each: int, thr
     blocks = [slice(begin, begin + step) for begin in range(0, total, step)]
     # A BLAS with threads of its own would compete with ours, and its rounding would depend on their
     # number.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with on_one_thread(), ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, blocks):
             pass

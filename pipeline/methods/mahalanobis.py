@@ -27,12 +27,12 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from pydantic import Field
 from scipy.stats import chi2
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.patches import pooled
+from patchlake.pipeline.maths.blas import on_one_thread
 from patchlake.pipeline.maths.gaussian import Moments, merge, merge_rows, whitener, without
 from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
 from patchlake.pipeline.methods.shared.bank import OwnPart
@@ -146,7 +146,7 @@ class Mahalanobis:
             raise ConfigError("the model was fitted before statistics were kept; fit again")
 
     def _all_directions(self, levels: dict[str, Moments]) -> dict[str, Directions]:
-        with threadpool_limits(1, "blas"):
+        with on_one_thread():
             return {name: self._directions(moments) for name, moments in levels.items()}
 
     def _fitted(
@@ -157,7 +157,7 @@ class Mahalanobis:
         fourths: dict[str, float],
     ) -> FitResult:
         """Return the whitenings of the levels, and the statistics that they come from."""
-        with threadpool_limits(1, "blas"):
+        with on_one_thread():
             projected = {name: _project(levels[name], directions[name]) for name in levels}
         means = {name: moments.mean for name, moments in levels.items()}
         state: Arrays = {"count": np.array([next(iter(levels.values())).count])}
@@ -327,7 +327,7 @@ def _fourths(
 ) -> dict[str, float]:
     found = {}
     # On one thread, as everywhere: the last bits of a product can depend on how many there are.
-    with threadpool_limits(1, "blas"):
+    with on_one_thread():
         for name, rows in embeddings.items():
             projected = (rows - means[name]) @ directions[name]
             found[name] = Powers.of(projected, np.zeros(projected.shape[1])).fourth

@@ -1,5 +1,6 @@
 """The pruned search gives the dense search's results to the bit, whatever the data."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -25,8 +26,11 @@ DIM = 96
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that 6000 rows are two tiles, of which 600 queries are two chunks of a block."""
-    monkeypatch.setattr(pruned, "TILE", 3000)
+    """So that 3000 rows are two tiles, of which 600 queries are two chunks of a block."""
+    monkeypatch.setattr(pruned, "TILE", 1500)
+    monkeypatch.setattr(sieve, "_ESTIMATES", 400 * 1500)
+    # Buffers of that size are kept in it.
+    monkeypatch.setattr(sieve, "_local", threading.local())
 
 
 def low_rank(rng: np.random.Generator, rows: int) -> np.ndarray:
@@ -123,7 +127,7 @@ def every_case() -> list:
 @pytest.mark.usefixtures("small_tiles")
 def test_results_equal_the_dense_search_to_the_bit(kind, components, k):
     rng = np.random.default_rng(k)
-    bank = kind(rng, 6000)
+    bank = kind(rng, 3000)
     search = PrunedSearch.over(ExactSearch.over(bank), components, threads=1)
     assert_same(search, queries_for(kind, rng, bank, 150), k)
 
@@ -153,9 +157,9 @@ def test_small_banks_and_ignored_rows_equal_the_dense_search(
 @pytest.mark.usefixtures("small_tiles")
 def test_rows_that_are_ignored_are_never_neighbours(kind, k):
     rng = np.random.default_rng(3)
-    bank = kind(rng, 6000)
+    bank = kind(rng, 3000)
     # The queries' own rows, on both sides of a border between tiles.
-    ignore = np.concatenate([np.arange(40), np.arange(2980, 3020)])
+    ignore = np.concatenate([np.arange(40), np.arange(1480, 1520)])
     queries = np.tile(bank[ignore], (7, 1))
     search = PrunedSearch.over(ExactSearch.over(bank), 32, threads=1)
     assert_same(search, queries, k, ignore)
@@ -315,7 +319,7 @@ def test_too_few_rows_or_other_dimensions_are_refused():
 @kinds
 def test_a_choice_changes_no_result(kind):
     rng = np.random.default_rng(1)
-    bank = kind(rng, 1500)
+    bank = kind(rng, 800)
     # As a bank is that the workers of a node have in common.
     bank.flags.writeable = False
     search = search_over(ExactSearch.over(bank), threads=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import score, status
