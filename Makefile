@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A safetensors file for the demo; without it the timm hub is asked, then features are untrained.
-WEIGHTS ?=
 
 .PHONY: demo test test-slow test-soak lint docs check clean
 
@@ -21,7 +19,7 @@ $(VENV)/.documentation: $(VENV)/.runtime
 	touch $@
 
 demo: $(VENV)/.runtime
-	$(BIN)/patchlake demo demo $(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(BIN)/patchlake demo demo
 
 # Two files of tests at a time, whose threads would wait for one another.
 TESTS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

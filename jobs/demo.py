@@ -1,5 +1,6 @@
 """demo: the whole way on synthetic products, from a folder of pictures to a table of metrics."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +10,12 @@ from patchlake.jobs import evaluate, fit, ingest, options, score
 from patchlake.jobs.console import log, say
 from patchlake.pipeline.errors import ConfigError
 
-# Small enough for a laptop without a GPU: about a minute on two cores.
-_BACKBONE = "resnet18.tv_in1k"
-
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything goes.")] = Path(
         "demo"
     ),
-    weights: options.Weights = None,
-    runner: options.RunnerChoice = "ray",
+    runner: options.RunnerChoice = "local",
     address: options.Address = None,
 ) -> None:
     """Make synthetic product images, then ingest, fit, score and evaluate them."""
@@ -29,46 +26,15 @@ def demo(
         str(folder / name) for name in ("pictures", "images", "model", "scores")
     )
     if not Path(pictures).exists():
-        log.info("drawing synthetic products into %s", pictures)
-        write_products(Path(pictures), seed=0)
-    used = _weights(weights)
-    chosen = [f"backbone.name={_BACKBONE}"]
+        log.info("drawing two synthetic products into %s: some 20 seconds", pictures)
+        write_products(Path(pictures), seed=0, processes=os.cpu_count() or 1)
     # One Ray for all of them, if it is Ray.
     with execution.start(None):
         ingest.ingest(pictures, images, runner=runner, address=address)
-        fit.fit(
-            *(images, model),
-            overwrite=True,
-            weights=used,
-            assignments=chosen,
-            runner=runner,
-            address=address,
-        )
-        score.score(
-            *(images, model, scores),
-            weights=used,
-            assignments=chosen,
-            runner=runner,
-            address=address,
-        )
+        fit.fit(images, model, overwrite=True, runner=runner, address=address)
+        score.score(images, model, scores, runner=runner, address=address)
         evaluate.evaluate(images, scores)
     _show_paths(folder, scores)
-    if used == "untrained":
-        say(
-            "These are UNTRAINED features (no network, no --weights): the jobs are real, "
-            "the metrics mean little; real weights find what these miss."
-        )
-
-
-def _weights(given: str | None) -> str | None:
-    if given is not None:
-        return given
-    from patchlake.pipeline.features.backbone import hub_has
-
-    if hub_has(_BACKBONE):
-        return None
-    log.warning("no --weights and no answer from the timm hub: going on with untrained features")
-    return "untrained"
 
 
 def _show_paths(folder: Path, scores: str) -> None:

@@ -18,7 +18,9 @@ def fit(
     method: Annotated[
         str | None, typer.Option(help=f"Sets method.name: {', '.join(names())}.")
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="timm tag; sets backbone.name.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="lite0, lite1, lite2 or a timm tag; sets backbone.name.")
+    ] = None,
     weights: options.Weights = None,
     preset: Annotated[
         str | None, typer.Option(help=f"Settings of a paper: {', '.join(PRESETS)}.")

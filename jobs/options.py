@@ -64,7 +64,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON
 Weights = Annotated[
     str | None,
     typer.Option(
-        "--weights", help="safetensors file (path or URI), or 'untrained'; else the timm hub."
+        "--weights",
+        help="safetensors file (path or URI), or 'untrained'; else what is installed or on the "
+        "timm hub.",
     ),
 ]
 

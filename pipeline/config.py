@@ -73,11 +73,12 @@ class ImageSettings(_Frozen):
 
 
 class BackboneSettings(_Frozen):
-    """The frozen network: a timm tag, where its weights are, and the layers that are read."""
+    """The frozen network: its name, where its weights are, and the layers that are read."""
 
-    # The paper's weights are torchvision's; timm's default for this name is another training.
-    name: str = "wide_resnet50_2.tv_in1k"
-    # None: the timm hub. "untrained": random, seeded. Else a path or URI of a safetensors file.
+    # `lite0`, `lite1`, `lite2`, whose weights are installed (features/packaged.py), or a timm tag.
+    name: str = "lite0"
+    # None: the package, or the timm hub. "untrained": random, seeded. Else a path or URI of a
+    # safetensors file.
     weights: str | None = None
     # timm's `out_indices` (2 and 3 are layer2 and layer3 of a ResNet, 11 the last block of a
     # ViT-S), or names of modules: `bn1`, `blocks.0`. None: the method's own.

@@ -1,7 +1,8 @@
 """The frozen backbone: a timm network that gives feature maps at chosen layers.
 
-Its weights come from the timm hub, from a safetensors file, or are random ("untrained"). Their
-digest is kept with every model, so that images are scored with the weights that it was fitted with.
+Its weights come from an installed package (`packaged`), from the timm hub, from a safetensors file,
+or are random ("untrained"). Their digest is kept with every model, so that images are scored with
+the weights that it was fitted with.
 
 timm is imported in the functions that use it: that takes a second and more, and `status` needs
 none of it.
@@ -25,6 +26,7 @@ from patchlake.pipeline.config import BackboneSettings, StorageSettings, nearest
 from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.features.importing import import_timm
 from patchlake.pipeline.features.layers import create_network, state_in_use
+from patchlake.pipeline.features.packaged import PACKAGED, read_packaged
 from patchlake.pipeline.storage import cache
 from patchlake.pipeline.storage.folder import Folder, split_uri
 
@@ -76,7 +78,8 @@ def load_backbone(
     """Return the backbone with its weights, on the GPU if there is one.
 
     Args:
-        settings: Name, weights and layers. Without `weights`, they come from the timm hub.
+        settings: Name, weights and layers. Without `weights`, they come from a package where the
+            name is one of `PACKAGED`, else from the timm hub.
         seed: For the random weights of an untrained network.
         storage: How S3 is reached, for a weights file that is there.
 
@@ -84,12 +87,21 @@ def load_backbone(
         ConfigError: on an unknown name or layer, absent weights, or weights of another network.
     """
     timm = import_timm()
+    packaged = settings.name if settings.name in PACKAGED else None
+    if packaged:
+        settings = settings.model_copy(update={"name": PACKAGED[packaged].timm_name})
     if settings.name not in timm.list_models(pretrained=True) + timm.list_models():
         family = timm.list_models(f"{settings.name[:4].lower()}*", pretrained=True)
         near = nearest(settings.name, family) if family else ""
         raise ConfigError(f"backbone.name '{settings.name}' is not a timm model{near}")
     if settings.weights == UNTRAINED:
         network = create_network(settings, seed, pretrained=False)
+    elif settings.weights is None and packaged:
+        network = create_network(settings, seed, pretrained=False)
+        weights = read_packaged(packaged)
+        # All that it asks for, and nothing of the classifier behind it.
+        names = network.state_dict()
+        network.load_state_dict({name: weights[name.removeprefix("network.")] for name in names})
     elif settings.weights is None:
         network = _from_hub(settings, seed)
     else:
