@@ -158,6 +158,10 @@ def scores(
     return root
 
 
+# Else a worker that idles for a second is ended, and the next job starts one, which takes seconds.
+KEPT_WORKERS = {"idle_worker_killing_time_threshold_ms": 600_000, "num_workers_soft_limit": 12}
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray of our own for the whole session."""
@@ -173,6 +177,7 @@ def local_ray() -> Iterator[None]:
             object_store_memory=200 * 2**20,
             log_to_driver=False,
             _temp_dir=folder,
+            _system_config=KEPT_WORKERS,
         )
         yield
         ray.shutdown()

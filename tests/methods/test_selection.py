@@ -18,7 +18,7 @@ from patchlake.pipeline.methods.shared import selection
 from patchlake.pipeline.methods.shared.selection import HeldRows, Selector
 from patchlake.pipeline.model_store.models import GroupRecord, read_manifest
 from patchlake.pipeline.storage.folder import Folder
-from tests.conftest import LOCAL, TINY
+from tests.conftest import LOCAL, TINY, soak
 from tests.methods.corpus import FakeCorpus, split
 
 
@@ -66,9 +66,7 @@ def test_a_fit_on_ray_can_hold_its_rows_in_actors(images: Path, tmp_path: Path, 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "shards", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7, 16))]
-)
+@pytest.mark.parametrize("shards", [2, pytest.param(7, marks=pytest.mark.slow), soak(1), soak(16)])
 def test_actors_select_the_sequence_of_one_process(shards: int, local_ray: None):
     from patchlake.pipeline.cluster.on_ray import RayRunner
 
