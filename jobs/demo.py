@@ -10,18 +10,21 @@ from patchlake.jobs import evaluate, fit, ingest, options, score
 from patchlake.jobs.console import log, say
 from patchlake.pipeline.errors import ConfigError
 
+# What is drawn.
+_IMAGES = 232
+
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything goes.")] = Path(
         "demo"
     ),
-    runner: options.RunnerChoice = "local",
+    runner: options.RunnerChoice = "auto",
     address: options.Address = None,
 ) -> None:
     """Make synthetic product images, then ingest, fit, score and evaluate them."""
     from patchlake.pipeline.images.synthetic import write_products
 
-    execution = options.execution(runner, address)
+    execution = options.execution(runner, address).chosen(_IMAGES)
     pictures, images, model, scores = (
         str(folder / name) for name in ("pictures", "images", "model", "scores")
     )
@@ -30,9 +33,9 @@ def demo(
         write_products(Path(pictures), seed=0, processes=os.cpu_count() or 1)
     # One Ray for all of them, if it is Ray.
     with execution.start(None):
-        ingest.ingest(pictures, images, runner=runner, address=address)
-        fit.fit(images, model, overwrite=True, runner=runner, address=address)
-        score.score(images, model, scores, runner=runner, address=address)
+        ingest.ingest(pictures, images, runner=execution.runner, address=address)
+        fit.fit(images, model, overwrite=True, runner=execution.runner, address=address)
+        score.score(images, model, scores, runner=execution.runner, address=address)
         evaluate.evaluate(images, scores)
     _show_paths(folder, scores)
 

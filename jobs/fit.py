@@ -38,7 +38,7 @@ def fit(
     ] = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
-    runner: options.RunnerChoice = "ray",
+    runner: options.RunnerChoice = "auto",
     address: options.Address = None,
 ) -> None:
     """Fit one model per group on its known-good images."""

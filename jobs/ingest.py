@@ -29,7 +29,7 @@ def ingest(
     group: Annotated[str | None, typer.Option(help="Product or station of all images.")] = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
-    runner: options.RunnerChoice = "ray",
+    runner: options.RunnerChoice = "auto",
     address: options.Address = None,
 ) -> None:
     """Pack image files into Parquet. A second ingest brings what is new or has changed."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from patchlake.pipeline.config import Raw, Settings
     from patchlake.pipeline.driver.execution import Execution
 
-RunnerName = Literal["ray", "local"]
+RunnerName = Literal["auto", "ray", "local"]
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="YAML file of settings (path or URI).")
@@ -26,7 +26,11 @@ Assignments = Annotated[
 ]
 RunnerChoice = Annotated[
     RunnerName,
-    typer.Option("--runner", help="ray: this machine's cores or a cluster; local: one process."),
+    typer.Option(
+        "--runner",
+        help="ray: a cluster, or one on this machine; local: this process; auto: ray where an "
+        "address is given or there is much to do, else local. All write the same bytes.",
+    ),
 ]
 Address = Annotated[
     str | None,

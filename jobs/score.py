@@ -72,7 +72,7 @@ def score(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask before --expire removes every part.")
     ] = False,
-    runner: options.RunnerChoice = "ray",
+    runner: options.RunnerChoice = "auto",
     address: options.Address = None,
 ) -> None:
     """Score every image once. What is committed already is skipped."""

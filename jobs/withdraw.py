@@ -27,7 +27,7 @@ def withdraw(
     weights: options.Weights = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
-    runner: options.RunnerChoice = "ray",
+    runner: options.RunnerChoice = "auto",
     address: options.Address = None,
 ) -> None:
     """Take images out of a model, without fitting it again."""

@@ -90,6 +90,7 @@ def run(
     job = runs.begin(target, work.record, work.plan.kept)
     partials = job.name("partials/")
     pending = work.plan.kept.without_keys(intact_keys(target, partials))
+    execution = execution.chosen(work.plan.kept.images)
     pipeline = _pipeline(work, target, partials, execution.threads)
     with beating(job) as heart:
         with execution.start(settings.workers, preflight) as runner:

@@ -158,7 +158,7 @@ def _pack(
     cut = list(shards(fresh, FILE_BYTES))
     written, notes = 0, list[str]()
     # Packing is reading and writing: it is worth a Ray only where there are files to share out.
-    shared = execution if len(cut) > 1 else Execution("local")
+    shared = execution.chosen(len(fresh)) if len(cut) > 1 else Execution("local")
     pack = Pack(target, settings.fragment_images, limits)
     with (
         shared.start(settings.workers, preflight) as runner,

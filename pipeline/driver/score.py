@@ -96,6 +96,7 @@ def run(
     list_damaged(job, work.plan.damaged)
     pending = pending_of(target, work, in_ledger)
     already_done = len(work.plan.kept) - len(pending)
+    execution = execution.chosen(pending.images)
     log.info(
         "score of %s (%d files opened): %d images in %d fragments, %d of them done, into %s",
         lake.root,
@@ -105,6 +106,8 @@ def run(
         already_done,
         target.root,
     )
+    if not pending:
+        log.info("all %d images are done", work.plan.images)
     announce_cost(work.members, pending, work.digests)
     with beating(job) as heart:
         earlier = _earlier(target, job, work.plan)

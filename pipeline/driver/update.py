@@ -84,6 +84,7 @@ def run(
         log.info("%s has no image that %s does not know", lake.root, base.target.root)
         return base.manifest
     base.require_weights()
+    execution = execution.chosen(chosen.fragments.images)
     record = _record(lake, base, chosen, where)
     job = runs.begin(base.target, record, chosen.fragments)
     with beating(job) as heart:
