@@ -53,7 +53,9 @@ class Execution:
     @contextmanager
     def start(self, workers: int | None, preflight: Preflight | None = None) -> Iterator[Runner]:
         """Yield the runner, when its workers may use the storage. Raises `ConfigError`."""
-        log.info("BLAS kernels here: %s", ", ".join(kernels()))
+        # Of interest where there are others: their last bits may differ.
+        level = logging.INFO if self.runner == "ray" else logging.DEBUG
+        log.log(level, "BLAS kernels here: %s", ", ".join(kernels()))
         with self._start(workers) as runner:
             if preflight is not None:
                 preflight.in_workers(runner)

@@ -12,7 +12,7 @@ from patchlake.pipeline.driver.execution import Execution
 
 
 def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level("INFO", logger="patchlake"), Execution("local", None).start(None):
+    with caplog.at_level("DEBUG", logger="patchlake"), Execution("local", None).start(None):
         pass
     (line,) = [record.getMessage() for record in caplog.records]
     asked = "from patchlake.pipeline.cluster.kernels import kernels; print(kernels())"
