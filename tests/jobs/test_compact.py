@@ -231,7 +231,11 @@ def test_killed_at_random_moments_no_row_is_lost_or_twice_and_a_rerun_goes_on(
             with _start(scores, dest) as process:
                 time.sleep(seconds * draw.random())
                 process.send_signal(signal.SIGKILL)
-                killed += process.wait() == -signal.SIGKILL
+                if process.wait() == -signal.SIGKILL:
+                    killed += 1
+                else:
+                    # The machine is less busy than it was when the first one was timed.
+                    seconds *= 0.7
             found = _rows(dest)
             assert len({row[1:3] for row in found}) == len(found), "a row is there twice"
             assert set(map(str, old)) <= set(map(str, found)) <= set(map(str, new))
