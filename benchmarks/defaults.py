@@ -26,8 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--backbone", nargs="+", default=["lite0"])
-    parser.add_argument("--weights", default=None)
+    parser.add_argument("--backbone", nargs="+", default=["lite0"], metavar="NAME[=WEIGHTS]")
     parser.add_argument("--layers", nargs="+", default=["2,3"], help="2,3 1,2,3")
     parser.add_argument("--sizes", nargs="+", type=int, default=[224])
     parser.add_argument("--images", type=int, default=400, help="at most so many of the folder")
@@ -44,8 +43,8 @@ def main() -> None:
     for backbone, layers, size in product(arguments.backbone, arguments.layers, arguments.sizes):
         settings = patchlake.settings(
             backbone={
-                "name": backbone,
-                "weights": arguments.weights,
+                "name": backbone.partition("=")[0],
+                "weights": backbone.partition("=")[2] or None,
                 "layers": [int(layer) for layer in layers.split(",")],
             },
             image={"resize": [size, size]},
@@ -116,7 +115,7 @@ def _spot(image: Image.Image, mask: ImageDraw.ImageDraw, rng: np.random.Generato
 def _patch(image: Image.Image, mask: ImageDraw.ImageDraw, rng: np.random.Generator) -> Image.Image:
     mask.rectangle(_box(image, rng, 0.06, 0.15), fill=255)
     shift = rng.integers(min(image.size) // 4, min(image.size) // 2, 2)
-    return Image.fromarray(np.roll(np.asarray(image), shift, axis=(0, 1)).copy()).rotate(90 * 2)
+    return Image.fromarray(np.roll(np.asarray(image), shift, axis=(0, 1))).rotate(180)
 
 
 def _blur(image: Image.Image, mask: ImageDraw.ImageDraw, rng: np.random.Generator) -> Image.Image:

@@ -47,8 +47,9 @@ def _both(lake: Path, folder: Path, arguments: argparse.Namespace) -> tuple[floa
     model, scores = str(folder / "model"), str(folder / "scores")
     settings = ["--set", f"backbone.name={arguments.backbone}"]
     settings += ["--weights", str(arguments.weights)]
-    fitted = _patchlake("fit", str(lake), model, *settings)
-    scored = _patchlake("score", str(lake), model, scores, "--heatmaps", "none")
+    on_ray = ("--runner", "ray")
+    fitted = _patchlake("fit", str(lake), model, *settings, *on_ray)
+    scored = _patchlake("score", str(lake), model, scores, "--heatmaps", "none", *on_ray)
     return fitted, scored
 
 

@@ -157,7 +157,7 @@ def main() -> None:
     work: Path = arguments.work
     draw(work / "drawn", max(arguments.sizes))
     patchlake = [sys.executable, "-m", "patchlake"]
-    budget = ["--set", f"memory_budget={arguments.memory_budget}"]
+    budget = ["--runner", "ray", "--set", f"memory_budget={arguments.memory_budget}"]
     for size in arguments.sizes:
         lake = lake_of(work / "drawn", work / f"lake-{size}", size)
         model = work / f"model-{size}"

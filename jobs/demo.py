@@ -10,9 +10,12 @@ from patchlake.jobs import evaluate, fit, ingest, options, score
 from patchlake.jobs.console import log, say
 from patchlake.pipeline.errors import ConfigError
 
-# What is drawn.
+# 2 products of 60 + 20 + 3 x 12 images: what `write_products` draws.
 _IMAGES = 232
-# Of 60 images the default, a hundredth of all patches, is a bank of 470 rows: few for the plate.
+# Each imports scipy first, which takes as long as some ten images.
+_MOST_PROCESSES = 8
+# Of 60 images the default, a hundredth of all patches, is a bank of 470 rows. With it the plate has
+# an image AUROC of 0.949, and with this 0.961.
 _BANK = "method.coreset_fraction=0.05"
 
 
@@ -31,8 +34,9 @@ def demo(
         str(folder / name) for name in ("pictures", "images", "model", "scores")
     )
     if not Path(pictures).exists():
-        log.info("drawing two synthetic products into %s: some 20 seconds", pictures)
-        write_products(Path(pictures), seed=0, processes=os.cpu_count() or 1)
+        log.info("drawing two synthetic products into %s", pictures)
+        processes = min(_MOST_PROCESSES, os.cpu_count() or 1)
+        write_products(Path(pictures), seed=0, processes=processes)
     # One Ray for all of them, if it is Ray.
     with execution.start(None):
         ingest.ingest(pictures, images, runner=execution.runner, address=address)

@@ -28,8 +28,9 @@ RunnerChoice = Annotated[
     RunnerName,
     typer.Option(
         "--runner",
-        help="ray: a cluster, or one on this machine; local: this process; auto: ray where an "
-        "address is given or there is much to do, else local. All write the same bytes.",
+        help="ray: a cluster, or one on this machine; local: this process; auto: ray where a "
+        "cluster is named or there are more than 5,000 images, else local. All write the same "
+        "bytes.",
     ),
 ]
 Address = Annotated[
@@ -37,7 +38,7 @@ Address = Annotated[
     typer.Option(
         "--address",
         help="Ray cluster to join (auto, HOST:PORT); else that of RAY_ADDRESS, which "
-        "`ray job submit` sets; else a local Ray is started.",
+        "`ray job submit` sets; else --runner ray starts one on this machine.",
     ),
 ]
 Where = Annotated[

@@ -18,7 +18,7 @@ RunnerName = Literal["auto", "ray", "local"]
 
 # Ray takes some ten seconds more to start. On two cores it does not catch up: at 1,340 images one
 # process does 19.7 a second, and Ray 18.0. Larger machines were not measured.
-_FEW_IMAGES = 5000
+FEW_IMAGES = 5000
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,24 @@ class Execution:
     address: str | None = None
     observer: Observer = field(default_factory=Silent)
 
-    def chosen(self, images: int) -> "Execution":
-        """Return where a job of so many images runs, `auto` being one of the two, and say which."""
-        if images == 0:
+    def chosen(self, size: int, few: int = FEW_IMAGES) -> "Execution":
+        """Return where a job runs; where `auto` has a choice, say which it is.
+
+        Args:
+            size: Images to do. Without any nothing is started, whatever is asked for.
+            few: Up to so many stay in this process, if no cluster is named.
+        """
+        if size == 0:
             return replace(self, runner="local")
         if self.runner != "auto":
             return self
         if self.address or os.environ.get("RAY_ADDRESS"):
+            log.info("runs on the Ray cluster that is named")
             return replace(self, runner="ray")
-        if images <= _FEW_IMAGES:
-            log.info("runs in this process, which for %d images is faster than Ray", images)
+        if size <= few:
+            log.info("runs in this process; --runner ray would start a Ray")
             return replace(self, runner="local")
-        log.info("runs on Ray, which is started here; --runner local stays in this process")
+        log.info("runs on a Ray that is started here; --runner local would stay in this process")
         return replace(self, runner="ray")
 
     @property
@@ -53,9 +59,6 @@ class Execution:
     @contextmanager
     def start(self, workers: int | None, preflight: Preflight | None = None) -> Iterator[Runner]:
         """Yield the runner, when its workers may use the storage. Raises `ConfigError`."""
-        # Of interest where there are others: their last bits may differ.
-        level = logging.INFO if self.runner == "ray" else logging.DEBUG
-        log.log(level, "BLAS kernels here: %s", ", ".join(kernels()))
         with self._start(workers) as runner:
             if preflight is not None:
                 preflight.in_workers(runner)
@@ -65,7 +68,9 @@ class Execution:
 
     @contextmanager
     def _start(self, workers: int | None) -> Iterator[Runner]:
-        if self.runner != "ray":
+        if self.runner == "auto":
+            raise ValueError("where this runs was not chosen")
+        if self.runner == "local":
             from patchlake.pipeline.cluster.local import LocalRunner
 
             yield LocalRunner()

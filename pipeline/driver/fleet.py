@@ -23,7 +23,7 @@ from patchlake.pipeline.storage.folder import Folder
 log = logging.getLogger(__name__)
 
 # Embeddings of a group that one worker fits alone: 200 images with ResNet-18, 80 with the 1024
-# dimensions of the default. Fitting takes some three times as much memory.
+# dimensions of WideResNet-50. Fitting takes some three times as much memory.
 _SMALL_BYTES = 2**28
 _MEMORY_PER_BYTE = 3
 

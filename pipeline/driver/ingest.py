@@ -157,8 +157,8 @@ def _pack(
     came = moves.begin(before, listing.images, fresh)
     cut = list(shards(fresh, FILE_BYTES))
     written, notes = 0, list[str]()
-    # Packing is reading and writing: it is worth a Ray only where there are files to share out.
-    shared = execution.chosen(len(fresh)) if len(cut) > 1 else Execution("local")
+    # One process packs one file after the other: of several, each is worth a process.
+    shared = execution.chosen(len(cut), few=1) if len(cut) > 1 else Execution("local")
     pack = Pack(target, settings.fragment_images, limits)
     with (
         shared.start(settings.workers, preflight) as runner,

@@ -8,7 +8,8 @@ Every function takes, where it has a use for them:
 
     settings    as `settings` or `load_settings` return them; those of the defaults if absent
     runner      "local": in this process and its threads; "ray": on this machine's cores, or on the
-                cluster at `address`, or that of RAY_ADDRESS
+                cluster at `address`, or that of RAY_ADDRESS; "auto": "ray" where a cluster is named
+                or there are more than 5,000 images, else "local"
     observer    is told how far the job is; see `pipeline.driver.observer`
 
 The examples are run in a folder that has `pictures` (44 of two products, 12 of each good ones to

@@ -122,6 +122,11 @@ class RowsToEmbed:
     # Fragment's key -> rows, numbered in the file.
     rows: Mapping[str, Sequence[int]]
 
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.rows.values()))
+
 
 def embed(
     base: PublishedModel, heart: Heart, rows: RowsToEmbed, execution: Execution, runner: Runner

@@ -106,7 +106,7 @@ def run(
         already_done,
         target.root,
     )
-    if not pending:
+    if work.plan.kept and not pending:
         log.info("all %d images are done", work.plan.images)
     announce_cost(work.members, pending, work.digests)
     with beating(job) as heart:

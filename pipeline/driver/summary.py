@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from patchlake.pipeline.cluster.kernels import kernels
 from patchlake.pipeline.driver.drive import Tally
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.reading.fragments import Fragments
@@ -46,7 +47,7 @@ def summarise(
         nodes={stage: dict(sorted(some.items())) for stage, some in sorted(tally.nodes.items())},
         removed_parts=list(removed_parts),
         groups=dict(groups),
-        libraries=runs.library_versions(),
+        libraries={**runs.library_versions(), "blas": ", ".join(kernels())},
         settings=run.record.settings,
         parts=list(parts),
     )

@@ -84,7 +84,7 @@ def run(
         log.info("%s has no image that %s does not know", lake.root, base.target.root)
         return base.manifest
     base.require_weights()
-    execution = execution.chosen(chosen.fragments.images)
+    execution = execution.chosen(chosen.images)
     record = _record(lake, base, chosen, where)
     job = runs.begin(base.target, record, chosen.fragments)
     with beating(job) as heart:
@@ -117,8 +117,10 @@ def _choose(
     roots = [step.images for step in base.manifest.lineage]
     known = {group: one.members.known(roots, lake.root) for group, one in fitted.items()}
     judge = partial(_by_columns, source, selections, known)
+    # Before the pool, which would go through all that it has been given before it tells an error.
+    named = list(source.each_names(fragments))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        by_columns = list(pool.map(judge, fragments, source.each_names(fragments)))
+        by_columns = list(pool.map(judge, fragments, named))
     with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
         found = list(pool.map(partial(_by_content, source, known), fragments, by_columns))
     # What is unknown depends on who is in the model and on what labels mean, and so do the keys.

@@ -76,7 +76,7 @@ def run(
             return publish_step(base, job, tally, fragments, outcome)
         base.require_weights()
         preflight = Preflight([chosen.source.images], [base.target])
-        execution = execution.chosen(chosen.fragments.images)
+        execution = execution.chosen(chosen.images)
         with execution.start(base.settings.workers, preflight) as runner:
             tally = embed(base, heart, chosen, execution, runner)
 

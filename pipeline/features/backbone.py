@@ -93,15 +93,14 @@ def load_backbone(
     if settings.name not in timm.list_models(pretrained=True) + timm.list_models():
         family = timm.list_models(f"{settings.name[:4].lower()}*", pretrained=True)
         near = nearest(settings.name, family) if family else ""
-        raise ConfigError(f"backbone.name '{settings.name}' is not a timm model{near}")
+        raise ConfigError(
+            f"backbone.name '{settings.name}' is none of {', '.join(PACKAGED)}, and not a timm "
+            f"model{near}"
+        )
     if settings.weights == UNTRAINED:
         network = create_network(settings, seed, pretrained=False)
     elif settings.weights is None and packaged:
-        network = create_network(settings, seed, pretrained=False)
-        weights = read_packaged(packaged)
-        # All that it asks for, and nothing of the classifier behind it.
-        names = network.state_dict()
-        network.load_state_dict({name: weights[name.removeprefix("network.")] for name in names})
+        network = _from_package(settings, packaged, seed)
     elif settings.weights is None:
         network = _from_hub(settings, seed)
     else:
@@ -117,6 +116,15 @@ def load_backbone(
     described = timm.get_pretrained_cfg(settings.name)
     mean, std = (described.mean, described.std) if described else ((0.5,) * 3, (0.5,) * 3)
     return Backbone(network, mean, std, _digest(network), device)
+
+
+def _from_package(settings: BackboneSettings, packaged: str, seed: int) -> torch.nn.Module:
+    network = create_network(settings, seed, pretrained=False)
+    weights = read_packaged(packaged)
+    # All that it asks for, and nothing of the classifier behind it.
+    names = network.state_dict()
+    network.load_state_dict({name: weights[name.removeprefix("network.")] for name in names})
+    return network
 
 
 def _from_hub(settings: BackboneSettings, seed: int) -> torch.nn.Module:

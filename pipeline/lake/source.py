@@ -1,8 +1,11 @@
 """source: the rows of a lake under our own column names, and their images."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +28,9 @@ from patchlake.pipeline.where.condition import Where
 from patchlake.pipeline.where.keys import Keys
 
 _NOTHING = pa.schema([])
-
+# Fragments whose names are held at a time: some 6 MB of 256 rows each.
+_HELD = 256
+_LOOKED_AT_ONCE = 16
 
 # Our names of what is read, by what for.
 _WHO = ("image_id", "group")
@@ -67,39 +72,55 @@ class Source:
         return self._checked(fragment, (*_WHO, *_LABELS))
 
     def each_names(self, fragments: Iterable[Fragment]) -> Iterator[pa.Table]:
-        """Yield what `read_names` returns of each; one process reads several at once."""
-        planned = list(fragments)
-        found = each(self.images, [self._call(one, (*_WHO, *_LABELS)) for one in planned])
-        for fragment in planned:
-            yield self._unchanged(fragment, lambda: _sound(next(found)))
+        """Yield what `read_names` returns of each, in order. Raises as `read`.
+
+        One process reads several at once. The rows of 256 fragments are held at a time.
+        """
+        left = iter(fragments)
+        while some := list(islice(left, _HELD)):
+            with self._unchanged(some):
+                calls = [self._call(one, (*_WHO, *_LABELS)) for one in some]
+                named = [_sound(found) for found in each(self.images, calls)]
+            yield from named
 
     def _checked(self, fragment: Fragment, ours: tuple[str, ...]) -> pa.Table:
-        return self._unchanged(fragment, lambda: apart(self.images, self._call(fragment, ours)))
+        with self._unchanged([fragment]):
+            return apart(self.images, self._call(fragment, ours))
 
     def _call(self, fragment: Fragment, ours: tuple[str, ...]) -> Call[Fragment, pa.Table]:
         return Call(partial(self._read, ours=ours), fragment, self.images.path(fragment.path))
 
-    def _unchanged(self, fragment: Fragment, read: Callable[[], pa.Table]) -> pa.Table:
+    @contextmanager
+    def _unchanged(self, fragments: Sequence[Fragment]) -> Iterator[None]:
+        """Raise `InputChanged` if a file is not what was planned, after the block has read it."""
         try:
-            rows = read()
+            yield
         except Exception:
             # Of a file that was replaced by another, this says more than what it made of it.
-            self._require_unchanged(fragment)
+            self._require_unchanged(fragments)
             raise
         # After reading, so that a file which is replaced meanwhile does not pass either.
         if not self.images.pins_versions:
-            self._require_unchanged(fragment)
-        return rows
+            self._require_unchanged(fragments)
 
-    def _require_unchanged(self, fragment: Fragment) -> None:
-        where = self.images.path(fragment.path)
+    def _require_unchanged(self, fragments: Sequence[Fragment]) -> None:
+        """Look at each file once, several at the same time: a store answers in tens of ms."""
+        files = dict.fromkeys((one.path, one.version) for one in fragments)
+        if len(files) == 1:
+            self._require_version(*next(iter(files)))
+            return
+        with ThreadPoolExecutor(_LOOKED_AT_ONCE) as pool:
+            list(pool.map(self._require_version, *zip(*files, strict=True)))
+
+    def _require_version(self, path: str, planned: str) -> None:
+        where = self.images.path(path)
         try:
-            version = self.images.entry(fragment.path).version
+            version = self.images.entry(path).version
         except FileNotFoundError:
             raise InputChanged(f"{where} vanished since it was planned") from None
-        if version != fragment.version:
+        if version != planned:
             raise InputChanged(
-                f"{where} changed since it was planned: its version was {fragment.version}, and is "
+                f"{where} changed since it was planned: its version was {planned}, and is "
                 f"{version}; the same command plans it again"
             )
 

@@ -37,8 +37,9 @@ R = TypeVar("R")
 _AT_ONCE = 16
 # Items of one request: what they return waits in the child.
 _ASKED = 256
-# Children that wait for the next call. Each has some 100 MB of libraries.
-_KEPT = 2
+# Children that wait for the next call, as many as threads have called for at the same time, up to
+# this. Each has some 100 MB of libraries.
+_KEPT = 4
 _SHOWN = 300
 
 
@@ -287,8 +288,8 @@ class _State:
 
 
 _LOCK = threading.Lock()
-# Threads that call at the same time wait for one another: a child that is not kept would be started
-# for a few calls, which costs a second of a core.
+# Threads that call at the same time wait for one another: a further child would be started for a
+# few calls and then ended.
 _AT_WORK = threading.BoundedSemaphore(_KEPT)
 _IDLE: list[_Child] = []
 

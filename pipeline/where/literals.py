@@ -174,7 +174,7 @@ def _time(value: Value, kind: pa.TimestampType) -> Bound | None:
 def cast_of(
     column: pc.Expression, kind: pa.DataType, to: str, name: str
 ) -> tuple[pc.Expression, pa.DataType]:
-    """Return a column cast to one of `where_values.KINDS`, and its type then.
+    """Return a column cast to one of `where.values.KINDS`, and its type then.
 
     Raises:
         ConfigError: if SQL's cast is not Arrow's, or there is none.

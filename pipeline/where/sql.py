@@ -1,7 +1,4 @@
-"""The text of `--where` as a tree: sqlglot parses it, and what is not of the grammar is refused.
-
-sqlglot takes a quarter of a second to import: only who has a `--where` imports this module.
-"""
+"""The text of `--where` as a tree: sqlglot parses it, and what is not of the grammar is refused."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor

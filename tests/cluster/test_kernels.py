@@ -1,26 +1,28 @@
-"""A job says which BLAS kernels it runs: bytes are equal for one choice of them."""
+"""A run keeps which BLAS kernels it ran: bytes are equal for one choice of them."""
 
 import os
 import platform
 import subprocess
 import sys
-
-import pytest
+from pathlib import Path
 
 from patchlake.pipeline.cluster.kernels import kernels
-from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.storage.folder import Folder
 
 
-def test_a_job_says_which_kernels_it_runs(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level("DEBUG", logger="patchlake"), Execution("local", None).start(None):
-        pass
-    (line,) = [record.getMessage() for record in caplog.records]
+def test_a_run_keeps_which_kernels_it_ran(scores: Path):
+    (state,) = runs.read_runs(Folder(str(scores)))
+    assert state.summary is not None
     asked = "from patchlake.pipeline.cluster.kernels import kernels; print(kernels())"
     env = os.environ | {"OPENBLAS_CORETYPE": "HASWELL"}
     other = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, check=True, env=env
     )
-    assert line == f"BLAS kernels here: {', '.join(kernels())}"
+    kept = state.summary.libraries["blas"].split(", ")
+    # Other libraries, with kernels of their own, may have been loaded since.
+    assert kept
+    assert set(kept) <= set(kernels())
     # Where there is OpenBLAS for x86: in numpy's wheels for Linux.
     if platform.machine() == "x86_64":
         assert "Haswell" in other.stdout

@@ -14,8 +14,8 @@ from tests.conftest import output_files
 @pytest.mark.parametrize(
     ("asked", "images", "runs"),
     [
-        (Execution("auto"), 1340, "local"),
-        (Execution("auto"), 1_000_000, "ray"),
+        (Execution("auto"), 5000, "local"),
+        (Execution("auto"), 5001, "ray"),
         # Who names a cluster means it.
         (Execution("auto", "10.0.0.1:6379"), 1, "ray"),
         (Execution("ray"), 1, "ray"),
@@ -28,6 +28,26 @@ def test_a_job_runs_where_it_is_faster(asked, images, runs, monkeypatch: pytest.
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert asked.chosen(images).runner == runs
     assert asked.chosen(images).address == asked.address
+
+
+@pytest.mark.parametrize(
+    ("asked", "images", "says"),
+    [
+        (Execution("auto"), 5, "runs in this process"),
+        (Execution("auto"), 5001, "runs on a Ray that is started here"),
+        (Execution("auto", "10.0.0.1:6379"), 5, "runs on the Ray cluster that is named"),
+    ],
+)
+def test_what_was_chosen_is_said(asked, images, says, monkeypatch, caplog):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with caplog.at_level("INFO", logger="patchlake"):
+        asked.chosen(images)
+    assert says in caplog.text
+
+
+def test_nothing_starts_where_nobody_has_chosen():
+    with pytest.raises(ValueError, match="not chosen"), Execution("auto").start(None):
+        pass
 
 
 def test_a_submitted_job_runs_on_its_cluster(monkeypatch: pytest.MonkeyPatch):

@@ -190,7 +190,10 @@ def test_a_file_that_is_no_safetensors_is_named(resnet18_file, tmp_path, kept):
         ({"weights": "model.pth"}, r"only \.safetensors is read"),
         ({"name": "resnet18.tv_in1", "weights": UNTRAINED}, r"did you mean 'resnet18\.tv_in1k'"),
         ({"name": "ResNet18.tv_in1k", "weights": UNTRAINED}, r"did you mean 'resnet18\.tv_in1k'"),
-        ({"name": "zzz", "weights": UNTRAINED}, r"'zzz' is not a timm model$"),
+        (
+            {"name": "zzz", "weights": UNTRAINED},
+            r"'zzz' is none of lite0, lite1, lite2, and not a timm model$",
+        ),
         ({"layers": (2, 9), "weights": UNTRAINED}, r"backbone\.layers \(2, 9\) do not fit 'resn"),
     ],
 )

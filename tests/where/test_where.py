@@ -2,6 +2,8 @@
 
 import copy
 import datetime as dt
+import subprocess
+import sys
 from decimal import Decimal
 
 import duckdb
@@ -223,3 +225,10 @@ def test_an_unknown_name_is_told_the_nearest_and_that_a_text_has_single_quotes()
         parse_where("grup = 'tile'")(KEYS)
     with pytest.raises(ConfigError, match=r"'til' is no partition key.*in single quotes"):
         parse_where('group = "til"')(KEYS)
+
+
+def test_who_has_no_condition_does_not_import_the_parser():
+    """It takes a quarter of a second, in every process that reads a lake."""
+    code = "import sys, patchlake.pipeline.lake.survey; print('sqlglot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
