@@ -294,11 +294,11 @@ def test_the_radius_is_at_most_twice_the_smallest_possible(seed, kind, count, si
 
 
 @given(
-    selections(counts=st.integers(2, 100), dims=st.integers(1, 8), sizes=st.integers(1, 60)),
+    selections(counts=st.integers(2, 150), dims=st.integers(1, 8), sizes=st.integers(1, 60)),
     st.integers(1, 12),
     st.data(),
 )
-@settings(max_examples=25)
+@settings(max_examples=40)
 def test_neither_the_cut_into_shards_nor_the_pool_changes_the_selection(selection, pool, data):
     rows, size, start = selection
     cuts = sorted(data.draw(st.sets(st.integers(1, len(rows) - 1), max_size=4)))
