@@ -18,6 +18,9 @@ _GRACE_S = 120.0
 
 # On the path of all processes of the chaos tests, and of no others.
 _FAULTS = str(Path(__file__).parent / "faults").encode()
+# What Python starts beside a process that spawned others, and ends with that process only, which may
+# be that of the tests.
+_TRACKER = "multiprocessing.resource_tracker"
 # What a cluster of Ray 2.60 has of its own, and keeps when a driver has gone.
 _OF_RAY = (
     "ray::IDLE",
@@ -123,7 +126,7 @@ def _working(mark: str) -> dict[int, str]:
             )
         except OSError:
             continue
-        if is_ours and pid != os.getpid() and title:
+        if is_ours and pid != os.getpid() and _TRACKER not in title and title:
             found[pid] = title.strip()
     return found
 
