@@ -58,12 +58,12 @@ def fit(
     from patchlake.pipeline.driver import update as updating
     from patchlake.pipeline.storage.folder import Folder
 
+    execution = options.execution(runner, address)
     if dry_run:
-        found = fitting.preview(images, model, settings, where, overwrite=overwrite)
+        found = fitting.preview(images, model, settings, execution, where, overwrite=overwrite)
         show_preview(found, as_json=as_json)
         return
     run = updating.run if update else partial(fitting.run, overwrite=overwrite)
-    execution = options.execution(runner, address)
     root = Folder.at(model, settings.storage).root
     and_show(
         partial(run, images, model, settings, execution, where=where), partial(show_model, root)

@@ -78,10 +78,10 @@ Weights = Annotated[
 
 def execution(runner: RunnerName, address: str | None) -> "Execution":
     """Return where a job runs; its progress is shown on stderr."""
-    from patchlake.jobs.console import Terminal
+    from patchlake.jobs.console import Terminal, rays_own_aside
     from patchlake.pipeline.driver.execution import Execution
 
-    return Execution(runner, address, Terminal())
+    return Execution(runner, address, Terminal(), rays_own_aside)
 
 
 def read_settings(

@@ -63,7 +63,7 @@ def show_preview(found: "Preview", *, as_json: bool) -> None:
         ["already done", str(found.fragments_done)],
         ["pending", f"{found.fragments_pending} fragments, {found.images_pending} images"],
         ["sample, ms an image", f"{stages or '-'} ({found.sampled_images} images, one CPU)"],
-        ["estimated time", f"{found.seconds:.0f} s on {found.cpus} CPUs ({found.cpu_seconds:.0f})"],
+        ["estimated time", _estimated(found)],
         [
             "estimated memory",
             f"driver {found.driver_bytes / 2**20:.0f} MiB, worker {found.worker_bytes / 2**20:.0f} "
@@ -78,3 +78,14 @@ def show_preview(found: "Preview", *, as_json: bool) -> None:
     show_table(f"dry run of {found.verb}: nothing is written to {found.target}", ["", ""], rows)
     for part in found.expiring_parts:
         say(part)
+
+
+def _estimated(found: "Preview") -> str:
+    if not found.images_pending:
+        return "nothing is left to do"
+    where = "in this process" if found.runner == "local" else "on a Ray of this machine"
+    more = " and then the fit of what was embedded" if found.verb == "fit" else ""
+    return (
+        f"{found.seconds:.0f} s {where} ({found.cpus} CPUs): {found.startup_seconds:.0f} s to "
+        f"start, {found.cpu_seconds:.0f} s of a CPU for the images{more}"
+    )

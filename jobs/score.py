@@ -90,14 +90,16 @@ def score(
         raise ConfigError("--restore changes the ledger: it cannot be combined with --dry-run")
     from patchlake.pipeline.driver import score as scoring
 
+    execution = options.execution(runner, address)
     if dry_run:
-        found = scoring.preview(images, named, scores, settings, where, written, expire=expire)
+        asked = (images, named, scores, settings, execution, where, written)
+        found = scoring.preview(*asked, expire=expire)
         show_preview(found, as_json=as_json)
         return
     may_ask = not yes and sys.stdin.isatty()
     run = partial(
         scoring.run,
-        *(images, named, scores, settings, options.execution(runner, address)),
+        *(images, named, scores, settings, execution),
         where=where,
         since=written,
         expire=expire,

@@ -193,6 +193,7 @@ PACK = pa.schema(
 
 PACK_RESULT = pa.schema(
     [
+        _field("target", pa.string(), "name of the Parquet file"),
         _field("images", pa.int64(), "rows written"),
         _field("bytes", pa.int64(), "size of the encoded images"),
         _field("skipped", pa.list_(pa.string()), "files that are not images, each with the reason"),

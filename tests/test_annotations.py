@@ -15,6 +15,7 @@ from patchlake.pipeline.driver.detector import Detection
 from patchlake.pipeline.evaluation import roc
 from patchlake.pipeline.features.layers import NamedLayers
 from patchlake.pipeline.groups import calibrate
+from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images import geometry
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.lake import trained
@@ -48,7 +49,9 @@ WRONG = {
     "methods": (lambda: contract.Scores(np.zeros(2, F32), np.zeros((3, 1, 1), F32)), "anomaly"),
     "scores": (lambda: heatmap.to_png(np.zeros((1, 1, 4), U8)), "picture"),
     "stages": (
-        lambda: _blank(Publish)._write_heatmap(_blank(Fragment), (), np.zeros((1, 1), F64)),
+        lambda: _blank(Publish)._write_heatmap(
+            _blank(Fragment), _blank(Passed), (), np.zeros((1, 1), F64)
+        ),
         "anomaly_map",
     ),
     "driver": (lambda: Detection("ok", anomaly_map=np.zeros((2, 2), F64)), "anomaly_map"),

@@ -3,11 +3,12 @@
 import copy
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pyarrow as pa
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -124,10 +125,15 @@ def test_what_each_stage_asks_for_some_node_has(monkeypatch: pytest.MonkeyPatch)
         return sum(n["resources"].get(resource, 0) * n["max_workers"] for n in WORKERS.values())
 
     built: list[Dataset] = []
+
+    def keep(dataset: Dataset) -> Iterator[pa.Table]:
+        built.append(dataset)
+        return iter(())
+
     monkeypatch.setattr(nodes, "offered", offered)
-    monkeypatch.setattr(on_ray, "_rows", built.append)
+    monkeypatch.setattr(on_ray, "_rows", keep)
     plan = Fragments.of([Fragment("a.parquet", (0,), 0, "tile", 1, "v1", "key")])
-    on_ray.RayRunner().run(plan.table, Pipeline(len, Nothing(), len))
+    assert not list(on_ray.RayRunner().run(plan.table, Pipeline(len, Nothing(), len)))
     requests = [operator.ray_remote_args for operator in asking(built[0])]
     named = [{"CPU": 1, nodes.DECODE: 1}, {"CPU": 1, "GPU": 1}, {"CPU": 1}]
     assert [as_resources(request) for request in requests] == named

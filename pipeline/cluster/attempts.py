@@ -8,11 +8,15 @@ after the other.
 So each worker tells an actor on the driver's node, the register, when it begins a row and when it
 has ended it, with a result or an error. A row that was begun as often as is allowed and was never
 ended is not begun again: it is given up. In the same way, starts of the infer actors are counted.
+
+The register also keeps how far the rows at hand are (`pipeline.headway`) until the driver asks.
 """
 
 import hashlib
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,16 +24,19 @@ from typing import Any, cast
 
 import pyarrow as pa
 import ray
-from ray.exceptions import UserCodeException
+from ray.exceptions import RayError, UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patchlake.pipeline.cluster.runner import Poison, Stage
 from patchlake.pipeline.errors import PatchlakeError, StorageError, WorkersLost
+from patchlake.pipeline.headway import Listener, heard_by
 from patchlake.pipeline.reading.apart import expendable
 
 # An actor that has died so often while it started is not started again. How often a row is tried is
 # a setting; this is not.
 _STARTS = 3
+# How often workers tell how far they are, and how often the driver asks.
+_NEWS_S = 1.0
 
 
 class _Register:
@@ -38,6 +45,9 @@ class _Register:
     def __init__(self) -> None:
         # (stage, key of the row) -> workers.
         self._begun: dict[tuple[str, str], list[str]] = {}
+        # What the driver has not fetched yet. Stage, key of the row -> images that have passed.
+        self._passed: dict[tuple[str, str], int] = {}
+        self._awaited: list[str] = []
 
     def begin(self, stage: str, key: str, worker: str, limit: int) -> list[str] | None:
         """Return None if the row may be begun, else the workers that died while they had it."""
@@ -50,6 +60,20 @@ class _Register:
     def end(self, stage: str, key: str) -> None:
         """Forget the row: its worker is alive."""
         self._begun.pop((stage, key), None)
+
+    def passed(self, stage: str, key: str, images: int) -> None:
+        """Keep how far a row is."""
+        self._passed[stage, key] = images
+
+    def waits(self, what: str) -> None:
+        """Keep what a worker waits for."""
+        self._awaited = [what]
+
+    def news(self) -> tuple[list[str], dict[tuple[str, str], int]]:
+        """Return what was kept since the last call."""
+        found = self._awaited, self._passed
+        self._awaited, self._passed = [], {}
+        return found
 
 
 @dataclass(frozen=True)
@@ -116,10 +140,60 @@ class Attempts:
         finally:
             self.register.end.remote(name, key)
 
+    @contextmanager
+    def relaying(self, to: Listener) -> Iterator[None]:
+        """Tell this listener, every second until the block ends, what the workers' stages tell."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._relay, args=(to, ended), name="news", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _relay(self, to: Listener, ended: threading.Event) -> None:
+        while not ended.wait(_NEWS_S):
+            try:
+                awaited, passed = ray.get(self.register.news.remote(), timeout=_NEWS_S)
+            except RayError:
+                # It is being started again, or the cluster is gone, which the job itself finds out.
+                continue
+            for what in awaited:
+                to.waits(what)
+            for (stage, key), images in passed.items():
+                to.passed(stage, key, images)
+
     def _begin(self, stage: str, key: str, limit: int) -> list[str] | None:
         worker = f"process {os.getpid()} on {socket.gethostname()}"
         begun: list[str] | None = ray.get(self.register.begin.remote(stage, key, worker, limit))
         return begun
+
+
+class Reporter:
+    """Tells the register how far a stage of this worker is, once a second. See `Listener`."""
+
+    def __init__(self, attempts: Attempts) -> None:
+        self._register = attempts.register
+        self._at = 0.0
+        # What was not told, as it was too early.
+        self._kept: tuple[str, str, int] | None = None
+
+    def passed(self, stage: str, key: str, images: int) -> None:
+        """See `Listener`."""
+        self._kept = (stage, key, images)
+        if time.monotonic() - self._at >= _NEWS_S:
+            self.flush()
+
+    def waits(self, what: str) -> None:
+        """See `Listener`."""
+        self._register.waits.remote(what)
+
+    def flush(self) -> None:
+        """Tell what was not told."""
+        if self._kept is not None:
+            self._register.passed.remote(*self._kept)
+        self._at, self._kept = time.monotonic(), None
 
 
 class JobFault(UserCodeException):
@@ -157,10 +231,14 @@ class GuardedStage:
         """
         # This process may die over the row: that is counted, and nothing else is lost.
         expendable()
+        reporter = Reporter(self.attempts)
         try:
-            return self._guarded(table)
+            with heard_by(reporter):
+                return self._guarded(table)
         except (PatchlakeError, StorageError) as error:
             raise JobFault(str(error), error) from error
+        finally:
+            reporter.flush()
 
     def _guarded(self, table: pa.Table) -> pa.Table:
         if self.poison is None:

@@ -1,8 +1,9 @@
 """Connect to a Ray cluster, or start a Ray for this process alone."""
 
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -11,12 +12,16 @@ from ray.job_config import JobConfig
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.shown import shown
 
+log = logging.getLogger(__name__)
+
 # Size of a local Ray's object store: at any time, a few dozen fragments of 38 MB are in it.
 _STORE_BYTES = 2**30
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(
+    address: str | None, aside: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[None]:
     """Connect to a cluster, or start a Ray for this process alone, until the block ends.
 
     Where this process is connected already, nothing is done.
@@ -24,6 +29,7 @@ def connected(address: str | None) -> Iterator[None]:
     Args:
         address: As in `ray.init`. None is the value of RAY_ADDRESS, which `ray job submit` sets for
             what it runs; where that is not set either, a Ray is started on this machine.
+        aside: Entered for as long as Ray can write to this process's standard error.
 
     Raises:
         ConfigError: if there is no cluster at the address.
@@ -32,6 +38,17 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    log.info("%s Ray, which takes some seconds", "joins a" if address else "starts a")
+    with aside():
+        try:
+            _init(address)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    """Raise `ConfigError` if there is no cluster at the address."""
     try:
         if address is None:
             # At least two CPUs, because the infer actor holds one.
@@ -50,10 +67,6 @@ def connected(address: str | None) -> Iterator[None]:
         # Ray's message repeats the address, which may have a password in it.
         said = "" if "@" in str(address) else f": {error}"
         raise ConfigError(f"no Ray cluster answers at {shown(str(address))}{said}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _own_modules_only() -> JobConfig:

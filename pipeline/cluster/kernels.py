@@ -1,8 +1,7 @@
 """The BLAS kernels that a process runs: results are equal to the byte for one choice of them.
 
 OpenBLAS chooses by the processor, and OPENBLAS_CORETYPE overrides it. A run's summary keeps the
-driver's, and a job on Ray logs those of each node, so that who compares the bytes of two runs can
-see what was different.
+driver's, and a job on Ray warns where its nodes do not run the same.
 """
 
 import importlib

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic
@@ -92,7 +93,8 @@ class _HeldHere(Generic[M]):
 def _submit(
     pool: ThreadPoolExecutor, stage: Stage, rows: Iterable[pa.Table]
 ) -> list[Future[pa.Table]]:
-    return [pool.submit(stage, row) for row in rows]
+    # In this thread's context: the stages tell its listener how far they are (`headway`).
+    return [pool.submit(copy_context().run, stage, row) for row in rows]
 
 
 def _unchanged(table: pa.Table) -> pa.Table:

@@ -30,9 +30,10 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patchlake.pipeline.cluster import held, nodes, results
-from patchlake.pipeline.cluster.attempts import FATAL, Attempts, GuardedStage
+from patchlake.pipeline.cluster.attempts import FATAL, Attempts, GuardedStage, Reporter
 from patchlake.pipeline.cluster.heap import trim
-from patchlake.pipeline.cluster.runner import Pipeline, Stage, Startable
+from patchlake.pipeline.cluster.runner import Pipeline, Stage, Startable, scoring_processes
+from patchlake.pipeline.headway import heard_by, listener
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 
 # The memory that a decode task requests: 256 images of 224 x 224 x 3 are 38 MB, its process has 400
@@ -92,12 +93,17 @@ class RayRunner:
         )
         if pipeline.publish:
             dataset = _map(dataset, guard("publish", pipeline.publish, is_last=True))
-        return _rows(dataset)
+        listener().waits("the first workers")
+        with attempts.relaying(listener()):
+            yield from _rows(dataset)
 
     def map(self, rows: Sequence[pa.Table], stage: Stage) -> Iterator[pa.Table]:
         """Yield what a stage returns for each row, as the rows are done."""
-        guarded = GuardedStage("map", stage, Attempts.start(), FATAL, is_last=True)
-        return _rows(_map(_dataset(rows), guarded))
+        attempts = Attempts.start()
+        guarded = GuardedStage("map", stage, attempts, FATAL, is_last=True)
+        listener().waits("the first workers")
+        with attempts.relaying(listener()):
+            yield from _rows(_map(_dataset(rows), guarded))
 
     @property
     def processes(self) -> int:
@@ -175,9 +181,7 @@ class RayRunner:
             return max(1, min(self.workers, cpus - 1))
         if gpus:
             return gpus
-        # On CPUs the network takes some 35 ms an image, decode and publish 10, so that actors get
-        # three CPUs in four. One always stays free, or nothing would ever reach the actors.
-        return max(1, min(cpus - 1, cpus * 3 // 4))
+        return scoring_processes(cpus)
 
 
 class _Actor:
@@ -186,7 +190,7 @@ class _Actor:
     def __init__(
         self, startable: Startable, guard: Callable[..., GuardedStage], attempts: Attempts
     ) -> None:
-        with attempts.starting():
+        with attempts.starting(), heard_by(Reporter(attempts)):
             self._stage = guard(stage=startable.start())
 
     def __call__(self, table: pa.Table) -> pa.Table:

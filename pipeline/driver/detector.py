@@ -14,6 +14,7 @@ from patchlake.pipeline.driver.members import read_members
 from patchlake.pipeline.errors import ConfigError, ImageError, Status
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import decode_picture, limits_of
 from patchlake.pipeline.images.formats import as_image_errors
 from patchlake.pipeline.images.geometry import Geometry
@@ -127,7 +128,9 @@ class Detector:
         pictures = [one for one in found if isinstance(one, Picture)]
         if not pictures:
             return [_failed(one) for one in found if isinstance(one, ImageError)]
-        scores = self._infer.score(np.stack([picture.pixels for picture in pictures]), named)
+        pixels = np.stack([picture.pixels for picture in pictures])
+        # Of no fragment.
+        scores = self._infer.score(pixels, named, Passed("infer", ""))
         maps = scores.anomaly_maps
         threshold, scale = self._threshold(named), self._scale(named)
         detections = iter(

@@ -6,12 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from patchlake.pipeline.cluster.runner import Pipeline, Poison, Runner
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.heartbeat import Heart
 from patchlake.pipeline.driver.observer import Observer
+from patchlake.pipeline.driver.underway import Underway
+from patchlake.pipeline.headway import heard_by
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.record.pulse import Speed
 from patchlake.pipeline.stages.batch import FragmentResult, given_up, key_of
@@ -66,16 +67,16 @@ class Tally:
         operators = f"{', '.join(each)} ms an image; " if each else ""
         return f"{operators}{self.error_rows} error rows, {len(self.failed)} fragments failed"
 
-    def speed(self, images: int) -> Speed:
-        """Return the same as numbers, of that many images in all."""
-        rate = self.images / max(time.monotonic() - self.started, 1e-9)
+    def speed(self, images: int, passed: int) -> Speed:
+        """Return the same as numbers, where so many of all images have passed the network."""
+        rate = passed / max(time.monotonic() - self.started, 1e-9)
         return Speed(
             images=images,
             images_done=self.images,
             error_rows=self.error_rows,
             failed_fragments=len(self.failed),
             images_per_second=rate,
-            seconds_left=(images - self.images) / rate if self.images else None,
+            seconds_left=(images - passed) / rate if passed else None,
             stage_seconds={stage: float(s) for stage, s in dict(self.stage_seconds).items()},
         )
 
@@ -87,16 +88,23 @@ def drive(
     tally, run = Tally(), heart.run
     attempts = run.record.settings.fragment_attempts
     pipeline = replace(pipeline, poison=Poison(attempts, key_of, given_up))
-    heart.measure = partial(tally.speed, pending.images)
-    task = observer.task(run.record.verb, pending.images, "images", tally.in_words)
-    with task as advance:
-        for row in runner.run(pending.table, pipeline) if pending else ():
-            result = FragmentResult.from_arrow(row)
-            tally.add(result)
-            if result.failure is not None:
-                run.fail(result.key, result.failure)
-                log.warning("fragment %s of %s failed: %s", result.key, result.path, result.failure)
-            advance(result.planned)
+
+    def note() -> str:
+        return "; ".join(filter(None, [underway.in_words(), tally.in_words()]))
+
+    with observer.task(run.record.verb, pending.images, "images", note) as advance:
+        underway = Underway(advance)
+        heart.measure = lambda: tally.speed(pending.images, underway.images)
+        with heard_by(underway):
+            for row in runner.run(pending.table, pipeline) if pending else ():
+                result = FragmentResult.from_arrow(row)
+                tally.add(result)
+                if result.failure is not None:
+                    run.fail(result.key, result.failure)
+                    log.warning(
+                        "fragment %s of %s failed: %s", result.key, result.path, result.failure
+                    )
+                underway.finish(result.key, result.planned)
     return tally
 
 

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -30,6 +30,8 @@ class Execution:
     # Of a Ray cluster, as in `ray.init`; None is that of RAY_ADDRESS, or else a Ray of its own.
     address: str | None = None
     observer: Observer = field(default_factory=Silent)
+    # Entered while Ray is connected, by who does not want what Ray itself says on standard error.
+    aside: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def chosen(self, size: int, few: int = FEW_IMAGES) -> "Execution":
         """Return where a job runs; where `auto` has a choice, say which it is.
@@ -62,8 +64,13 @@ class Execution:
         with self._start(workers) as runner:
             if preflight is not None:
                 preflight.in_workers(runner)
-            for node, found in runner.everywhere(kernels).items():
-                log.info("BLAS kernels on %s: %s", node, ", ".join(found))
+            found = {node: ", ".join(names) for node, names in runner.everywhere(kernels).items()}
+            if len(set(found.values())) > 1:
+                log.warning(
+                    "the nodes run different BLAS kernels (%s): which node does an image may show "
+                    "in the last bits; the same OPENBLAS_CORETYPE on all of them makes them one",
+                    "; ".join(f"{node}: {names}" for node, names in found.items()),
+                )
             yield runner
 
     @contextmanager
@@ -78,5 +85,5 @@ class Execution:
         from patchlake.pipeline.cluster.connection import connected
         from patchlake.pipeline.cluster.on_ray import RayRunner
 
-        with connected(self.address):
+        with connected(self.address, self.aside):
             yield RayRunner(workers)

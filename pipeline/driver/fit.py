@@ -117,6 +117,7 @@ def preview(
     images: str,
     model: str,
     settings: Settings,
+    execution: Execution,
     where: str | None = None,
     *,
     overwrite: bool = False,
@@ -136,10 +137,11 @@ def preview(
         pending = kept.without_keys(embedded_keys(target, partials))
     else:
         pending = kept[:0]
+    runner = execution.chosen(pending.images).runner
     with scratch("patchlake-dry-run-") as place:
         folder = Folder.at(place, storage)
         sample = measure(pending, _pipeline(work, folder, partials, 1), folder, partials)
-    return preview_of("fit", (lake, target), work.plan, pending, sample)
+    return preview_of("fit", (lake, target), work.plan, pending, sample, runner)
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:

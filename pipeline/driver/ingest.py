@@ -6,10 +6,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from patchlake.pipeline.cluster.runner import Runner
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.driver.underway import Underway
 from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.headway import heard_by
 from patchlake.pipeline.images.decode import limits_of
 from patchlake.pipeline.lake.resync import IngestedRows, Moves, SupersededRows, read_ingested
 from patchlake.pipeline.reading.listing import list_tables
@@ -163,23 +164,15 @@ def _pack(
     with (
         shared.start(settings.workers, preflight) as runner,
         execution.observer.task("ingest", len(fresh), "files") as advance,
+        heard_by(underway := Underway(advance)),
     ):
-        for row in _packed(runner, cut, pack):
-            written += int(str(row["images"]))
-            skipped += _lines(row["skipped"])
-            notes += _lines(row["notes"])
-            advance(int(str(row["images"])) + len(_lines(row["skipped"])))
+        for result in runner.map(to_packs(cut), pack):
+            (row,) = result.to_pylist()
+            written += row["images"]
+            skipped += row["skipped"]
+            notes += row["notes"]
+            underway.finish(row["target"], row["images"] + len(row["skipped"]))
     return _PackResult(before, came, fresh, written, skipped, notes)
-
-
-def _packed(
-    runner: Runner, cut: Sequence[Sequence[SourceImage]], pack: Pack
-) -> list[dict[str, object]]:
-    return [result.to_pylist()[0] for result in runner.map(to_packs(cut), pack)]
-
-
-def _lines(cell: object) -> list[str]:
-    return list(map(str, cell)) if isinstance(cell, list) else []
 
 
 def _existing(target: Folder) -> list[str]:

@@ -21,7 +21,11 @@ def no_note() -> str:
 
 @runtime_checkable
 class Observer(Protocol):
-    """Who is told how far a job is. Called from one thread; a note may be asked for in others."""
+    """Who is told how far a job is.
+
+    Begins and ends tasks in one thread. A task may be advanced in others, one call at a time, and a
+    note may be asked for in any.
+    """
 
     def task(
         self, what: str, total: int, unit: str, note: Note = no_note

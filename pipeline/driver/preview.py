@@ -7,20 +7,26 @@ to a temporary folder: nothing is written to SCORES or MODEL.
 import os
 import resource
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
-from patchlake.pipeline.cluster.runner import Pipeline
+from patchlake.pipeline.cluster.runner import Pipeline, scoring_processes
+from patchlake.pipeline.driver.execution import RunnerName
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
 from patchlake.pipeline.reading.listing import list_tables
 from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.stages.batch import FragmentResult
 from patchlake.pipeline.storage.folder import Folder
+
+# Until the workers of a Ray that is started here have imported what they need: 12 s on two cores.
+_RAY_SECONDS = 12.0
 
 # Enough for a mean of a few stations and days; a few seconds with WideResNet-50.
 _SAMPLED_FRAGMENTS, _SAMPLED_IMAGES = 4, 8
@@ -45,9 +51,13 @@ class Preview:
     # Images of the sample, and what one costs on one CPU, by stage. Empty if nothing is pending.
     sampled_images: int
     seconds_per_image: Mapping[str, float]
-    # Of all that is pending, on one CPU, and on all of this machine at perfect efficiency.
+    # Of all that is pending, on one CPU.
     cpu_seconds: float
+    # Where it would run, and for how long: until the first fragment begins, and in all, on this
+    # machine with nothing beside it.
+    runner: str
     cpus: int
+    startup_seconds: float
     seconds: float
     # Largest resident memory of this process before the sample, and after it, where it has done all
     # stages in one, with the encoded images and pixels of the largest fragment added.
@@ -69,6 +79,8 @@ class CostSample:
     seconds: Mapping[str, float]
     # Of this process before the sample.
     driver_bytes: int
+    # What this process took but for the sample itself: imports, the plan, weights and models.
+    startup_seconds: float = 0.0
     # One image between decode and infer.
     decoded_bytes: int = 0
     # All that was written below the prefix asked for.
@@ -94,7 +106,7 @@ def measure(
         return CostSample(0, {}, driver_bytes)
     infer = pipeline.infer.start()
     places = np.linspace(0, len(pending) - 1, min(_SAMPLED_FRAGMENTS, len(pending))).astype(int)
-    chosen = [_beginning(pending[int(place)]) for place in places]
+    chosen = [_middle(pending[int(place)]) for place in places]
     seconds: Counter[str] = Counter()
     # The first is done twice, and counted once: it loads models and warms up.
     for number, fragment in enumerate([chosen[0], *chosen]):
@@ -107,19 +119,32 @@ def measure(
         if number:
             for stage, spent in result.seconds.items():
                 seconds[stage] += spent  # type: ignore[assignment]
+    startup = _process_seconds() - sum(seconds.values())
     images = sum(fragment.images for fragment in chosen)
     bytes_ = sum(entry.size for entry in scratch.find(stored)) if stored else 0
     each = {stage: float(spent) / images for stage, spent in seconds.items()}
-    return CostSample(images, each, driver_bytes, decoded_bytes, bytes_)
+    return CostSample(images, each, driver_bytes, startup, decoded_bytes, bytes_)
 
 
 def preview(
-    verb: str, folders: tuple[Folder, Folder], plan: Plan, pending: Fragments, sample: CostSample
+    verb: str,
+    folders: tuple[Folder, Folder],
+    plan: Plan,
+    pending: Fragments,
+    sample: CostSample,
+    runner: RunnerName,
 ) -> Preview:
     """Return what a job would do; `folders` are IMAGES and SCORES or MODEL."""
     lake, target = folders
     cpu_seconds = sum(sample.seconds.values()) * pending.images
     cpus = os.cpu_count() or 1
+    startup = sample.startup_seconds
+    work = cpu_seconds / cpus
+    if runner == "ray" and pending:
+        startup += _RAY_SECONDS
+        # A fragment is in the network on one CPU, of those that score or embed.
+        at_once = min(scoring_processes(cpus), len(pending))
+        work = max(work, pending.images * _network_seconds(sample) / at_once)
     bytes_ = _bytes(lake, plan)
     largest = pc.max(pending.table.column("images")).as_py() or 0
     # decode holds pixels twice while it stacks them.
@@ -139,16 +164,36 @@ def preview(
         sampled_images=sample.images,
         seconds_per_image=sample.seconds,
         cpu_seconds=cpu_seconds,
+        runner=runner,
         cpus=cpus,
-        seconds=cpu_seconds / cpus,
+        startup_seconds=startup,
+        seconds=startup + work,
         driver_bytes=sample.driver_bytes,
         worker_bytes=_peak_bytes() + beside,
         stored_bytes=sample.stored_bytes * pending.images // max(1, sample.images),
     )
 
 
-def _beginning(fragment: Fragment) -> Fragment:
-    return replace(fragment, images=min(_SAMPLED_IMAGES, fragment.images))
+def _network_seconds(sample: CostSample) -> float:
+    """Return what an image costs in the stage that holds the network."""
+    return sum(s for stage, s in sample.seconds.items() if stage in ("embed", "infer"))
+
+
+def _process_seconds() -> float:
+    """Return for how long this process has run."""
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        # Not on Linux: the imports are most of it, and they are on one core.
+        return time.process_time()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+
+
+def _middle(fragment: Fragment) -> Fragment:
+    """Return a few rows of a fragment: its first may be of a split or a label of their own."""
+    images = min(_SAMPLED_IMAGES, fragment.images)
+    start = fragment.start + (fragment.images - images) // 2
+    return replace(fragment, start=start, images=images)
 
 
 def _bytes(lake: Folder, plan: Plan) -> int:

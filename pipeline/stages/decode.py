@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from patchlake.pipeline.errors import ImageError
+from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import decode_picture, limits_of
 from patchlake.pipeline.images.geometry import Geometry, input_shape
 from patchlake.pipeline.lake.selection import Selection, select_rows
@@ -56,10 +58,11 @@ class Decode:
             reason = f"the model has no group '{batch.fragment.group}'"
             outcomes: list[_Outcome] = [_Outcome.failed("no_model", reason)] * len(rows)
         else:
+            decode_row = partial(self._decode_row, Passed("decode", batch.fragment.key))
             with ThreadPoolExecutor(self.threads) as pool:
                 # A row at a time: as Python objects all of them would be a second copy.
                 one = (rows.slice(number, 1) for number in range(len(rows)))
-                outcomes = list(pool.map(self._decode_row, one))
+                outcomes = list(pool.map(decode_row, one))
         pixels = [o.pixels for o in outcomes if o.pixels is not None]
         shape = input_shape(self._geometries)
         array = np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8)
@@ -69,13 +72,15 @@ class Decode:
     def _geometries(self) -> Sequence[Geometry]:
         return self.geometries or (self.source.geometry,)
 
-    def _decode_row(self, row: pa.Table) -> "_Outcome":
+    def _decode_row(self, passed: Passed, row: pa.Table) -> "_Outcome":
         try:
             content = self.source.read_image(row.to_pylist()[0])
             limits = limits_of(self.source.limits)
             found = decode_picture(content, limits, self._geometries, grey=self.pictures)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
+        finally:
+            passed(1)
         sha256 = hashlib.sha256(content).hexdigest()
         return _Outcome("ok", None, found.width, found.height, found.pixels, found.grey, sha256)
 

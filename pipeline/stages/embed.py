@@ -1,7 +1,7 @@
 """embed: pixels to embeddings, stored in the run's folder: the first half of a fit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -12,7 +12,9 @@ from patchlake.pipeline.config import BackboneSettings, Scalar
 from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.corpus import EMBEDDINGS, EmbeddedImages
+from patchlake.pipeline.headway import Passed, listener
 from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
 from patchlake.pipeline.storage.folder import Folder
@@ -38,9 +40,11 @@ class Embedder:
 
     def start(self) -> "Embed":
         """Return the stage, with the backbone loaded."""
+        listener().waits(f"the weights of {self.backbone.name}")
         method = build(self.method, self.method_options)
         storage = self.model.storage
         backbone = load_backbone(self.backbone, seed=self.seed, storage=storage)
+        listener().waits("")
         embed = partial(method.embed, seed=self.seed)
         return Embed(self, Extractor(backbone, embed, self.batch_size, self.threads))
 
@@ -69,6 +73,12 @@ class Embed:
         name = f"{self._settings.partials}{batch.fragment.key}"
         model, pixels = self._settings.model, batch.array
         model.write(f"{name}.json", json.dumps(asdict(images)).encode())
-        embedded = (self._extractor(pixels[i : i + _SLICE]) for i in range(0, len(pixels), _SLICE))
-        write_per_image(model, f"{name}{EMBEDDINGS}", embedded)
+        passed = Passed("embed", batch.fragment.key)
+        write_per_image(model, f"{name}{EMBEDDINGS}", self._embedded(pixels, passed))
         return replace(batch, array=np.empty(0, np.float32))
+
+    def _embedded(self, pixels: np.ndarray, passed: Passed) -> Iterator[Arrays]:
+        for begin in range(0, len(pixels), _SLICE):
+            some = pixels[begin : begin + _SLICE]
+            yield self._extractor(some)
+            passed(len(some))

@@ -20,6 +20,7 @@ from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import load_group
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.recent import Recent
+from patchlake.pipeline.headway import Passed, listener
 from patchlake.pipeline.images.geometry import Geometry, split_inputs
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.contract import GroupDetector, Method, Scores
@@ -34,6 +35,8 @@ from patchlake.pipeline.storage.owned import one_line
 # image, 85 images; of the 152 of lite0, 0.5 MB, 560. SPADE reads a part of
 # its gallery for all images that are scored at once.
 _EMBEDDED_BYTES = 256 * 2**20
+# Never more, so that whoever watches sees them pass: some 2 s on one core.
+_AT_ONCE = 64
 # What arrays of other shapes raise. Not `RuntimeError`: that is torch's for a device's faults.
 _MISFITS = (ValueError, TypeError, LookupError, ArithmeticError)
 # Files that are named, of a gallery's many.
@@ -54,11 +57,14 @@ class Scorer:
 
     def start(self) -> "Infer":
         """Return the stage, with the backbones loaded and checked."""
+        names = dict.fromkeys(member.manifest.backbone.name for member in self.members)
+        listener().waits(f"the weights of {', '.join(names)}")
         methods = [build(m.manifest.method, m.manifest.method_options) for m in self.members]
         shared: dict[tuple[object, ...], list[int]] = {}
         for number, member in enumerate(self.members):
             shared.setdefault(self._network(member), []).append(number)
         trunks = [self._trunk(numbers, methods) for numbers in shared.values()]
+        listener().waits("")
         return Infer(self, methods, trunks)
 
     def _network(self, member: Member) -> tuple[object, ...]:
@@ -150,7 +156,8 @@ class Infer:
         scores = np.empty(0, np.float32)
         maps = np.empty((0, 0, 0), np.float32)
         if len(batch.array):
-            found = self.score(batch.array, batch.fragment.group)
+            passed = Passed("infer", batch.fragment.key)
+            found = self.score(batch.array, batch.fragment.group, passed)
             scores, grids = found.image_scores, found.anomaly_maps
             maps = np.empty((len(scores), 0, 0), np.float32) if grids is None else grids
         is_ok = np.array([status == "ok" for status in batch.statuses()], bool)
@@ -159,21 +166,22 @@ class Infer:
         rows = batch.rows.append_column("image_score", pa.array(column, pa.float32(), mask=~is_ok))
         return replace(batch, rows=rows, array=maps)
 
-    def score(self, pixels: np.ndarray, group: str) -> Scores:
+    def score(self, pixels: np.ndarray, group: str, passed: Passed) -> Scores:
         """Return the scores of images as decode makes them, at least one.
 
         Args:
             pixels: Of each image what `join_inputs` returns, uint8.
             group: Whose model it is.
+            passed: Is told of images as they are scored.
         """
-        parts = self._scored(pixels, group)
+        parts = self._scored(pixels, group, passed)
         grids = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
         return Scores(
             np.concatenate([part.image_scores for part in parts]),
             np.concatenate(grids) if grids else None,
         )
 
-    def _scored(self, pixels: np.ndarray, group: str) -> list[Scores]:
+    def _scored(self, pixels: np.ndarray, group: str, passed: Passed) -> list[Scores]:
         """Return the scores of a few images at a time."""
         detectors, calibrations = self._models.get(group)
         parts: list[Scores] = []
@@ -185,10 +193,11 @@ class Infer:
                 for number, detector in enumerate(detectors)
             ]
             parts.append(found[0] if len(found) == 1 else _together(found, calibrations))
+            passed(len(pixels[begin : begin + size]))
             begin += size
             if len(parts) == 1:
                 held = sum(array.nbytes for arrays in embeddings for array in arrays.values())
-                size = max(1, _EMBEDDED_BYTES // max(1, held))
+                size = max(1, min(_AT_ONCE, _EMBEDDED_BYTES // max(1, held)))
         return parts
 
     def _embed(self, pixels: np.ndarray) -> list[Arrays]:
@@ -215,12 +224,14 @@ class Infer:
         return sum(member.own_bytes(group) for member in self._scorer.members)
 
     def _load_group(self, group: str) -> tuple[Sequence[GroupDetector], Sequence[Calibration]]:
+        listener().waits(f"the model of group '{group}'")
         detectors = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
             record, threads = member.manifest.groups[group], self._scorer.threads
             loaded = load_group(member.model, record, threads, member.search(group, threads))
             with _fitting(member, group):
                 detectors.append(method.prepare(loaded))
+        listener().waits("")
         members = self._scorer.members
         # One model's scores are in no need of a common unit.
         joined = members if len(members) > 1 else ()

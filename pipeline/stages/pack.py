@@ -9,6 +9,7 @@ from dataclasses import asdict, astuple, dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import is_image
 from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.score_table.parquet import images_writer
@@ -56,23 +57,26 @@ class Pack:
         """Write the Parquet file; if none of its sources is an image, there is none."""
         target = table.column("target")[0].as_py()
         sources = pa.ipc.open_stream(table.column("sources")[0].as_buffer()).read_all().to_pylist()
-        outcome = _Outcome()
+        outcome, passed = _Outcome(target), Passed("pack", target)
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
-            for rows in self._row_groups(sources, outcome):
+            for rows in self._row_groups(sources, outcome, passed):
                 if writer is None:
                     file = stack.enter_context(self.images.writing(target))
                     writer = stack.enter_context(images_writer(file, IMAGES))
                 writer.write_table(pa.Table.from_pylist(rows, schema=IMAGES))
         return pa.Table.from_pylist([asdict(outcome)], schema=PACK_RESULT)
 
-    def _row_groups(self, sources: list[Row], outcome: "_Outcome") -> Iterator[list[Row]]:
+    def _row_groups(
+        self, sources: list[Row], outcome: "_Outcome", passed: Passed
+    ) -> Iterator[list[Row]]:
         """Yield rows of at most 32 MiB and one fragment, so that a fragment reads what it needs."""
         rows: list[Row] = []
         size = 0
         for source in sources:
             image = SourceImage(**source)  # type: ignore[arg-type]
             row = _read(Folder(image.folder, self.images.storage), image, self.limits, outcome)
+            passed(1)
             if row is None:
                 continue
             added = sum(
@@ -89,6 +93,8 @@ class Pack:
 
 @dataclass
 class _Outcome:
+    # The file's name.
+    target: str
     images: int = 0
     bytes: int = 0
     skipped: list[str] = field(default_factory=list)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32
 
+from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.pictures import picture_size
 from patchlake.pipeline.reading.fragments import Fragment
@@ -113,13 +114,14 @@ class Publish:
         drawn = batch.rows.filter(pc.equal(batch.rows.column("status"), "ok"))
         names = ["source_row", "width", "height", "picture"]
         rows = zip(*(drawn.column(name) for name in names), strict=True)
-        write = partial(self._write_heatmap, batch.fragment)
+        write = partial(self._write_heatmap, batch.fragment, Passed("publish", batch.fragment.key))
         with ThreadPoolExecutor(max(self.threads, _PUTS_AT_ONCE)) as pool:
             list(pool.map(write, rows, batch.array))
 
     def _write_heatmap(
         self,
         fragment: Fragment,
+        passed: Passed,
         row: tuple[pa.Scalar, ...],
         anomaly_map: Float32[np.ndarray, "rows columns"],
     ) -> None:
@@ -130,6 +132,7 @@ class Publish:
         grey = np.frombuffer(picture.as_buffer(), np.uint8).reshape(shape)
         png = to_png(overlay(grey, frame, self.scales[fragment.group]))
         self.scores.write(heatmap_name(fragment, source_row.as_py()), png)
+        passed(1)
 
 
 def _as(values: object, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

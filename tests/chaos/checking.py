@@ -18,8 +18,8 @@ _GRACE_S = 120.0
 
 # On the path of all processes of the chaos tests, and of no others.
 _FAULTS = str(Path(__file__).parent / "faults").encode()
-# What Python starts beside a process that spawned others, and ends with that process only, which may
-# be that of the tests.
+# What Python starts beside a process that spawned others, and ends with that process only, which
+# may be that of the tests.
 _TRACKER = "multiprocessing.resource_tracker"
 # What a cluster of Ray 2.60 has of its own, and keeps when a driver has gone.
 _OF_RAY = (

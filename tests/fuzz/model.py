@@ -24,6 +24,7 @@ from patchlake.pipeline.driver import fit, ingest
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.files import load_accounts, load_calibration
 from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.model_store import models
@@ -147,7 +148,7 @@ def _use(folder: Folder) -> None:
     infer: Infer = Scorer([member], [member.geometry], 8, 2**30).start()
     for group, record in manifest.groups.items():
         pixels = np.full((1, *member.geometry.input_size, 3), 90, np.uint8)
-        [scores, *_] = infer._scored(pixels, group)
+        [scores, *_] = infer._scored(pixels, group, Passed("infer", ""))
         calibration = load_calibration(folder, record)
         if scores.anomaly_maps is not None and calibration.scale is not None:
             overlay(pixels[0, ..., 0], np.zeros(pixels.shape[1:3], np.float32), calibration.scale)

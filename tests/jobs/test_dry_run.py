@@ -37,11 +37,29 @@ def test_a_score_is_told_before_it_is_done(images: Path, model: Path, half_done:
     assert told["sampled_images"] == 16
     assert sorted(told["seconds_per_image"]) == ["decode", "infer", "publish"]
     assert told["cpu_seconds"] == pytest.approx(20 * sum(told["seconds_per_image"].values()))
+    # It is this process that would do it, which has been there for some time.
+    assert told["runner"] == "local"
+    assert told["startup_seconds"] > 0
+    work = told["cpu_seconds"] / told["cpus"]
+    assert told["seconds"] == pytest.approx(told["startup_seconds"] + work)
     assert told["worker_bytes"] > told["driver_bytes"] > 50 * 2**20
     assert _all_files(half_done) == before
     shown = patchlake(*command).out
     assert "nothing is written" in shown
     assert "2 fragments, 20 images" in shown
+
+
+def test_on_ray_it_starts_later_and_a_fragment_is_one_process(
+    images: Path, model: Path, tmp_path: Path, patchlake, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    command = ("score", images, model, tmp_path / "scores", *TINY_FLAGS, "--dry-run", "--json")
+    here = json.loads(patchlake(*command).out)
+    there = json.loads(patchlake(*command, "--runner", "ray").out)
+    assert there["startup_seconds"] > here["startup_seconds"] + 5
+    # Six fragments keep six CPUs busy, however many there are.
+    each = there["seconds_per_image"]["infer"]
+    assert there["seconds"] - there["startup_seconds"] == pytest.approx(44 * each / 6)
 
 
 def test_where_counts_its_share_of_the_bytes(images: Path, model: Path, tmp_path: Path, patchlake):
