@@ -217,6 +217,7 @@ def _child(task: dict[str, object]) -> None:
     from patchlake.pipeline.config import load_settings
     from patchlake.pipeline.driver import fit, ingest, score
     from patchlake.pipeline.driver.execution import Execution
+    from patchlake.pipeline.sources.sources import Arrangement
 
     local = Execution("local", None)
     given = task.get("settings", {})
@@ -225,7 +226,11 @@ def _child(task: dict[str, object]) -> None:
     begin = time.perf_counter()
     if task["verb"] == "ingest":
         ingest.run(
-            str(task["source"]), str(task["images"]), "mvtec", str(task["group"]), settings, local
+            str(task["source"]),
+            str(task["images"]),
+            Arrangement("mvtec", str(task["group"])),
+            settings,
+            local,
         )
     elif task["verb"] == "fit":
         fit.run(str(task["images"]), str(task["model"]), settings, local)

@@ -17,6 +17,7 @@ from patchlake.pipeline.driver import evaluate, fit, ingest, score
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.presets import PRESETS
+from patchlake.pipeline.sources.sources import Arrangement
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 
@@ -28,7 +29,7 @@ def main() -> None:
     images = arguments.work / "images"
     plain = load_settings("", arguments.set)
     if not images.exists():
-        ingest.run(str(arguments.mvtec), str(images), "mvtec", None, plain, execution)
+        ingest.run(str(arguments.mvtec), str(images), Arrangement("mvtec"), plain, execution)
     tables = {}
     for preset in arguments.presets:
         flags = {"preset": preset, "score": {"heatmaps": "none"}}

@@ -155,6 +155,7 @@ def _child(task: dict[str, object]) -> None:
     from patchlake.pipeline.config import load_settings
     from patchlake.pipeline.driver import fit, ingest, score, update
     from patchlake.pipeline.driver.execution import Execution
+    from patchlake.pipeline.sources.sources import Arrangement
 
     local = Execution("local", None)
     given = task.get("settings", {})
@@ -163,7 +164,9 @@ def _child(task: dict[str, object]) -> None:
     images, model = str(task["images"]), str(task.get("model"))
     begin = time.perf_counter()
     if task["verb"] == "ingest":
-        ingest.run(str(task["source"]), images, "mvtec", str(task["group"]), settings, local)
+        ingest.run(
+            str(task["source"]), images, Arrangement("mvtec", str(task["group"])), settings, local
+        )
     elif task["verb"] == "fit":
         fit.run(images, model, settings, local)
     elif task["verb"] == "update":

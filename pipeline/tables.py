@@ -180,6 +180,8 @@ SOURCE = pa.schema(
         _optional("mask", pa.string(), "the mask's file"),
         _optional("captured_at", _UTC, "see IMAGES"),
         _optional("mask_version", pa.string(), "see IMAGES"),
+        _optional("masked_file", pa.string(), "a file of IMAGES that has the mask"),
+        _optional("masked_row", pa.int64(), "the row that has it"),
     ]
 )
 
@@ -191,12 +193,13 @@ PACK = pa.schema(
     ]
 )
 
+_LEFT_OUT = pa.struct([("why", pa.string()), ("line", pa.string()), ("uri", pa.string())])
 PACK_RESULT = pa.schema(
     [
         _field("target", pa.string(), "name of the Parquet file"),
         _field("images", pa.int64(), "rows written"),
         _field("bytes", pa.int64(), "size of the encoded images"),
-        _field("skipped", pa.list_(pa.string()), "files that are not images, each with the reason"),
+        _field("skipped", pa.list_(_LEFT_OUT), "files that are left out"),
         _field("notes", pa.list_(pa.string()), "masks that are not used, each with the reason"),
     ]
 )

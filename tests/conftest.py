@@ -21,6 +21,7 @@ from patchlake.pipeline.driver import fit, ingest, score
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.reading import apart
+from patchlake.pipeline.sources.sources import Arrangement
 from tests import s3_servers
 from tests.fault_proxy import FaultProxy, fault_proxy
 
@@ -137,7 +138,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(pictures: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Settings) -> Path:
     """The same as a lake: 44 images, two groups."""
     root = tmp_path_factory.mktemp("images")
-    ingest.run(str(pictures), str(root), None, None, tiny, LOCAL)
+    ingest.run(str(pictures), str(root), Arrangement(), tiny, LOCAL)
     return root
 
 

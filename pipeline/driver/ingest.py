@@ -1,9 +1,10 @@
 """ingest: folders, archives' contents, tables of URIs -> images/ (Parquet)."""
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from patchlake.pipeline.config import Settings
@@ -15,18 +16,29 @@ from patchlake.pipeline.images.decode import limits_of
 from patchlake.pipeline.lake.resync import IngestedRows, Moves, SupersededRows, read_ingested
 from patchlake.pipeline.reading.listing import list_tables
 from patchlake.pipeline.shown import printable
+from patchlake.pipeline.sources.hive import require_keys, require_values, with_folders
 from patchlake.pipeline.sources.manifest import is_manifest, list_manifest
 from patchlake.pipeline.sources.placing import Words
-from patchlake.pipeline.sources.sources import Layout, Listing, Places, SourceImage, shards
-from patchlake.pipeline.sources.trees import guess_layout, list_folder, list_tree
-from patchlake.pipeline.stages.pack import FILE_BYTES, Pack, to_packs
+from patchlake.pipeline.sources.sources import (
+    Arrangement,
+    Layout,
+    LeftOut,
+    Listing,
+    Places,
+    SourceImage,
+    counted,
+    shards,
+)
+from patchlake.pipeline.sources.trees import OUTSIDE, guess_layout, list_folder, list_tree
+from patchlake.pipeline.stages.pack import FILE_BYTES, TOO_LARGE, Pack, to_packs
 from patchlake.pipeline.storage.folder import Folder, split_uri
 from patchlake.pipeline.storage.preflight import Preflight
 from patchlake.pipeline.storage.roles import Use
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 10
+# Of each reason.
+_SHOWN = 5
 # Group, split, label, images, images with a mask.
 Kind = tuple[str, str, str, int, int]
 
@@ -39,8 +51,10 @@ class Ingested:
     root: str
     # Images written now; those that were there and have not changed are not among them.
     images: int
-    # Files that are no images to ingest, each with why.
+    # Files and rows that did not become images, each with why; and how many there are of each
+    # reason.
     skipped: tuple[str, ...]
+    left_out: Mapping[str, int]
     # Of all of SOURCE.
     kinds: tuple[Kind, ...]
 
@@ -48,8 +62,7 @@ class Ingested:
 def run(
     source: str,
     images: str,
-    layout: Layout | None,
-    group: str | None,
+    arrangement: Arrangement,
     settings: Settings,
     execution: Execution,
 ) -> Ingested:
@@ -58,10 +71,11 @@ def run(
     Raises:
         ConfigError: if a folder has another role, or SOURCE has no image, or cannot be understood.
     """
+    require_keys(arrangement.partitions)
     storage = settings.storage
     target = Folder.at(images, storage)
     # A manifest is one file, in a folder that need not be ours to list.
-    manifest = split_uri(source, storage) if _is_manifest(source, layout) else None
+    manifest = split_uri(source, storage) if _is_manifest(source, arrangement.layout) else None
     folder = None if manifest else Folder.at(source, storage)
     if folder is not None:
         _require_apart(folder, target)
@@ -74,20 +88,28 @@ def run(
     preflight.here()
     target.sweep()
     listing = (
-        list_manifest(manifest, group, settings.image.uri_prefixes)
+        list_manifest(manifest, arrangement, settings.image.uri_prefixes)
         if manifest
-        else _list(Folder.at(source, storage), layout, group, settings)
+        else _list(Folder.at(source, storage), arrangement, settings)
     )
+    require_values(listing.images, arrangement.partitions, source)
     # A manifest may name some of the files: of what it does not name nothing is known.
     root = folder.root if folder else ""
     moves = Moves(target, root)
     packed = _pack(target, listing, settings, (execution, preflight), moves)
-    over = read_ingested(target, _existing(target)).over(listing.images, root, packed.came)
+    over = read_ingested(target, _existing(target)).over(packed.images, root, packed.came)
     over.remove(target)
     moves.done()
     _say(listing, packed, over)
-    skipped = (*listing.skipped, *packed.skipped)
-    return Ingested(target.root, packed.written, skipped, tuple(listing.counts()))
+    skipped = [*listing.skipped, *packed.skipped]
+    lost = {one.uri for one in skipped}
+    return Ingested(
+        target.root,
+        packed.written,
+        tuple(one.line for one in skipped),
+        Counter(one.why for one in skipped),
+        tuple(counted(image for image in packed.images if image.uri not in lost)),
+    )
 
 
 def _is_manifest(source: str, layout: Layout | None) -> bool:
@@ -104,27 +126,34 @@ def _require_apart(source: Folder, target: Folder) -> None:
         )
 
 
-def _list(folder: Folder, layout: Layout | None, group: str | None, settings: Settings) -> Listing:
+def _list(folder: Folder, arrangement: Arrangement, settings: Settings) -> Listing:
+    group, keys = arrangement.group, arrangement.partitions
     entries = folder.find()
     left_out = folder.left_out()
     if not entries:
         more = f" that can be read ({left_out[0]})" if left_out else ""
         raise ConfigError(f"{folder.root} holds no file{more}")
-    words = Words.of(settings.columns)
+    words = Words.of(settings.columns, keys)
     default = group or PurePosixPath(folder.root).name
-    chosen = layout or guess_layout(folder.root, entries, words)
+    chosen = arrangement.layout or guess_layout(folder.root, entries, words)
     if chosen == "mvtec":
         listing = list_tree(folder, entries, words, (group, default))
     else:
         listing = list_folder(folder, entries, default)
     log.info("%s: layout '%s'", folder.root, chosen)
-    listing.skipped.extend(left_out)
+    listing.skipped.extend(LeftOut("not readable", line) for line in left_out)
     if not listing.images:
+        lines = [*(one.line for one in listing.skipped), *listing.notes]
+        outside = sum(one.why == OUTSIDE for one in listing.skipped)
+        more = f"; --layout folder takes them without labels ({outside} files)" if outside else ""
         raise ConfigError(
             f"{folder.root}: none of its {len(entries)} files is an image to ingest: "
-            f"{printable(next(iter([*listing.skipped, *listing.notes]), 'they are masks'))}"
+            f"{printable(next(iter(lines), 'they are masks'))}{more}"
         )
-    return listing
+    if group is None and chosen == "folder":
+        listing = replace(listing, unsaid=listing.unsaid | {"group"})
+    placed = [with_folders(image, keys, {}) for image in listing.images]
+    return replace(listing, images=placed)
 
 
 @dataclass(frozen=True)
@@ -135,8 +164,10 @@ class _PackResult:
     came: AbstractSet[str]
     fresh: Sequence[SourceImage]
     written: int
-    skipped: Sequence[str]
+    skipped: Sequence[LeftOut]
     notes: Sequence[str]
+    # All of SOURCE, with what was known of it before.
+    images: Sequence[SourceImage]
 
 
 def _pack(
@@ -149,13 +180,21 @@ def _pack(
     """Write the rows that are new, or differ from those that are there."""
     execution, preflight = where
     limits = limits_of(settings.image)
-    small = [one for one in listing.images if one.bytes <= limits.max_bytes]
-    large = [one for one in listing.images if one.bytes > limits.max_bytes]
-    skipped = [f"{o.uri}: {o.bytes} bytes, image.max_bytes is {limits.max_bytes}" for o in large]
     before = read_ingested(target, _existing(target))
+    images = before.complete(listing.images, listing.unsaid)
+    small = [one for one in images if one.bytes <= limits.max_bytes]
+    skipped = [
+        LeftOut(
+            TOO_LARGE,
+            f"{one.uri}: {one.bytes} bytes, image.max_bytes is {limits.max_bytes}",
+            one.uri,
+        )
+        for one in images
+        if one.bytes > limits.max_bytes
+    ]
     fresh = before.fresh(small)
-    log.info("%d images listed, %d of them known", len(small), len(small) - len(fresh))
-    came = moves.begin(before, listing.images, fresh)
+    log.info("%d files listed, %d of them known", len(small), len(small) - len(fresh))
+    came = moves.begin(before, images, fresh)
     cut = list(shards(fresh, FILE_BYTES))
     written, notes = 0, list[str]()
     # One process packs one file after the other: of several, each is worth a process.
@@ -169,10 +208,10 @@ def _pack(
         for result in runner.map(to_packs(cut), pack):
             (row,) = result.to_pylist()
             written += row["images"]
-            skipped += row["skipped"]
+            skipped += (LeftOut(**one) for one in row["skipped"])
             notes += row["notes"]
             underway.finish(row["target"], row["images"] + len(row["skipped"]))
-    return _PackResult(before, came, fresh, written, skipped, notes)
+    return _PackResult(before, came, fresh, written, skipped, notes, images)
 
 
 def _existing(target: Folder) -> list[str]:
@@ -184,13 +223,16 @@ def _existing(target: Folder) -> list[str]:
 
 def _say(listing: Listing, packed: _PackResult, over: SupersededRows) -> None:
     skipped = [*listing.skipped, *packed.skipped]
-    _warn("skipped ", skipped)
+    for why in sorted({one.why for one in skipped}):
+        _warn("left out: ", [one.line for one in skipped if one.why == why])
     _warn("", [*listing.notes, *packed.notes])
     ids = [image.image_id for image in packed.fresh]
     repeated = len(ids) - len(set(ids))
     if repeated:
         log.warning("%d image_ids occur more than once; rows are told apart by file", repeated)
-    for reason, count in sorted(packed.before.changes(packed.fresh).items()):
+    lost = {one.uri for one in skipped}
+    came = [image for image in packed.fresh if image.uri not in lost]
+    for reason, count in sorted(packed.before.changes(came).items()):
         log.info("%d images are %s", count, reason)
     for rows, what in (
         (over.replaced, "rows were replaced by new ones"),
@@ -205,4 +247,4 @@ def _warn(what: str, lines: Sequence[str]) -> None:
     for line in lines[:_SHOWN]:
         log.warning("%s%s", what, printable(line))
     if len(lines) > _SHOWN:
-        log.warning("%s... and %d more", what, len(lines) - _SHOWN)
+        log.warning("%s... and %d more like these", what, len(lines) - _SHOWN)

@@ -49,7 +49,7 @@ from patchlake.pipeline.driver.settings import effective
 from patchlake.pipeline.driver.status import RunStatus
 from patchlake.pipeline.model_store.models import Manifest
 from patchlake.pipeline.record.runs import Summary
-from patchlake.pipeline.sources.sources import Layout
+from patchlake.pipeline.sources.sources import Arrangement, Layout
 from patchlake.pipeline.storage.folder import Folder
 
 # A folder or file: a path, or a URI of whatever storage is known.
@@ -75,6 +75,7 @@ def ingest(
     *,
     layout: Layout | None = None,
     group: str | None = None,
+    partitions: Sequence[str] = (),
     settings: Settings | None = None,
     runner: RunnerName = "local",
     address: str | None = None,
@@ -88,6 +89,8 @@ def ingest(
         layout: mvtec: folders say split and label; folder: images without labels; csv: a manifest.
             Told by the names if absent.
         group: Product or station of all images, where neither folder nor column says it.
+        partitions: Hive keys of the files that are written, from columns of these names in a
+            manifest or folders `KEY=VALUE`; `dt` also from `captured_at`.
         settings: See above.
         runner: See above.
         address: See above.
@@ -102,7 +105,8 @@ def ingest(
     0
     """
     execution = _execution(runner, address, observer)
-    return _ingest.run(_uri(source), _uri(images), layout, group, _effective(settings), execution)
+    arrangement = Arrangement(layout, group, tuple(partitions))
+    return _ingest.run(_uri(source), _uri(images), arrangement, _effective(settings), execution)
 
 
 def fit(

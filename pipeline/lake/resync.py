@@ -16,7 +16,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import pyarrow as pa
@@ -64,11 +64,54 @@ class Row:
         """
         if self.state != (image.version, image.group, image.split, image.label):
             return False
+        if not self.lies_in(image.hive):
+            return False
         if self.differs(image):
             return False
         if image.mask is None:
             return not self.has_mask or self.mask_version is None or self.mask_version not in masks
         return self.has_mask and self.mask_version in (None, image.mask_version)
+
+    def lies_in(self, hive: str) -> bool:
+        """Return whether its file is in these folders; in any, where they are not said."""
+        return not hive or self.hive == hive
+
+    def complete(
+        self, image: SourceImage, unsaid: AbstractSet[str], masks: AbstractSet[str | None]
+    ) -> SourceImage:
+        """Return the image with what this row knows of it and SOURCE does not say.
+
+        Of a picture that was taken again it is only where it belongs that is known.
+
+        Args:
+            image: The image.
+            unsaid: Of group, split and label, those of which SOURCE says nothing.
+            masks: As in `is_of`.
+        """
+        version, group, split, label = self.state
+        placed = replace(
+            image,
+            image_id=image.image_id if image.has_own_id else self.image_id or image.image_id,
+            group=(group if "group" in unsaid else None) or image.group,
+            split=split if "split" in unsaid else image.split,
+            hive=image.hive or self.hive,
+        )
+        if version != image.version:
+            return placed
+        has_mask = self.has_mask and image.mask is None and self.mask_version not in masks
+        return replace(
+            placed,
+            label=label if "label" in unsaid else image.label,
+            captured_at=image.captured_at or self.captured_at,
+            mask_version=self.mask_version if has_mask else image.mask_version,
+            masked_file=self.file if has_mask else None,
+            masked_row=self.number if has_mask else None,
+        )
+
+    @property
+    def hive(self) -> str:
+        """The folders of hive keys that its file is in, but that of its group; or ""."""
+        return self.file.rpartition("/g=")[0]
 
     def differs(self, image: SourceImage) -> bool:
         """Return whether SOURCE says another id or time."""
@@ -83,6 +126,22 @@ class IngestedRows:
 
     by_place: Mapping[str, Sequence[Row]]
     places: Places
+
+    def complete(
+        self, images: Sequence[SourceImage], unsaid: AbstractSet[str]
+    ) -> list[SourceImage]:
+        """Return the images with what is known of them where SOURCE says nothing.
+
+        Args:
+            images: The images. Of those without hive keys, where they lie is not said.
+            unsaid: Of group, split and label, those of which SOURCE says nothing.
+        """
+        masks = _masks(images)
+        completed = []
+        for image in images:
+            rows = self._of(image)
+            completed.append(rows[0].complete(image, unsaid, masks) if rows else image)
+        return completed
 
     def fresh(self, images: Sequence[SourceImage]) -> list[SourceImage]:
         """Return the images of which no row is as they are now."""
@@ -256,6 +315,8 @@ def _reason(image: SourceImage, rows: Sequence[Row]) -> str:
         return "taken again"
     if known != [image.group, image.split, image.label]:
         return "of another group, split or label"
+    if not rows[0].lies_in(image.hive):
+        return "in other partitions"
     if rows[0].differs(image):
         return "of another image_id or captured_at"
     return "with another mask"

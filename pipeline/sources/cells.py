@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -40,29 +41,30 @@ class Cells:
     times: list[datetime | None]
 
 
-def read_cells(base: Folder, file_name: str) -> Cells:
-    """Return the cells of a manifest.
+def read_cells(base: Folder, file_name: str, extra: Sequence[str] = ()) -> Cells:
+    """Return the cells of a manifest, of our columns and of `extra` ones.
 
     Raises:
         ConfigError: if there is no such file.
         TableError: if it cannot be read, has a column twice, or one of a type without text.
     """
     path = base.path(file_name)
+    named = (*COLUMNS, *extra)
     try:
         content = base.read(file_name)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     try:
         if file_name.lower().endswith(".parquet"):
-            headers, table = apart(base, Call(_parquet, content, path))
+            headers, table = apart(base, Call(partial(_parquet, named), content, path))
         else:
-            headers, table = _csv(content)
+            headers, table = _csv(named, content)
     except (FileDamaged, pa.ArrowInvalid, UnicodeError, csv.Error) as error:
         raise TableError(f"{path} cannot be read: {error}") from None
-    _require_once(headers, path)
+    _require_once(named, headers, path)
     times: list[datetime | None] = [None] * len(table)
     columns = {}
-    for name in COLUMNS:
+    for name in named:
         if name in table.column_names:
             values = table.column(name)
             columns[name] = _texts(values, table.schema, name, path)
@@ -72,8 +74,8 @@ def read_cells(base: Folder, file_name: str) -> Cells:
     return Cells(headers, rows, times)
 
 
-def _require_once(headers: Sequence[str], path: str) -> None:
-    twice = [name for name in COLUMNS if headers.count(name) > 1]
+def _require_once(named: Sequence[str], headers: Sequence[str], path: str) -> None:
+    twice = [name for name in named if headers.count(name) > 1]
     if twice:
         raise TableError(
             f"{path}: column '{twice[0]}' is there {headers.count(twice[0])} times, and which one "
@@ -81,16 +83,16 @@ def _require_once(headers: Sequence[str], path: str) -> None:
         )
 
 
-def _parquet(content: bytes) -> tuple[list[str], pa.Table]:
+def _parquet(named: Sequence[str], content: bytes) -> tuple[list[str], pa.Table]:
     """Return all headers, and the columns of ours: others may be of types that nobody can read."""
     file = pq.ParquetFile(pa.BufferReader(content))
     headers = list(file.schema_arrow.names)
-    ours = [name for name in COLUMNS if headers.count(name) == 1]
+    ours = [name for name in named if headers.count(name) == 1]
     # Arrow adds what is called `label.x` to what is called `label`.
     return headers, file.read(columns=ours).select(ours)
 
 
-def _csv(content: bytes) -> tuple[list[str], pa.Table]:
+def _csv(named: Sequence[str], content: bytes) -> tuple[list[str], pa.Table]:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16").encode()
     text = content.decode("utf-8-sig")
@@ -104,7 +106,7 @@ def _csv(content: bytes) -> tuple[list[str], pa.Table]:
     table: pa.Table = pa_csv.read_csv(
         io.BytesIO(text.encode()), parse_options=parse, convert_options=options
     )
-    ours = [name for name in COLUMNS if table.column_names.count(name) == 1]
+    ours = [name for name in named if table.column_names.count(name) == 1]
     return list(table.column_names), table.select(ours)
 
 

@@ -17,7 +17,8 @@ from pathlib import PurePosixPath
 from patchlake.pipeline.errors import ConfigError, StorageError, TableError
 from patchlake.pipeline.shown import listed, shown
 from patchlake.pipeline.sources.cells import COLUMNS, Row, read_cells
-from patchlake.pipeline.sources.sources import Listing, Places, SourceImage
+from patchlake.pipeline.sources.hive import with_folders
+from patchlake.pipeline.sources.sources import Arrangement, LeftOut, Listing, Places, SourceImage
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.stores import Entry
 
@@ -35,13 +36,13 @@ def is_manifest(source: str) -> bool:
 
 
 def list_manifest(
-    manifest: tuple[Folder, str], group: str | None, prefixes: Sequence[str]
+    manifest: tuple[Folder, str], arrangement: Arrangement, prefixes: Sequence[str]
 ) -> Listing:
     """Return the images that a manifest names.
 
     Args:
         manifest: The folder and name of the file; relative URIs are relative to the folder.
-        group: Of all images; None takes the manifest's own, or its name.
+        arrangement: Without a group, it is the manifest's own, or its name.
         prefixes: Where its absolute URIs may point.
 
     Raises:
@@ -51,27 +52,34 @@ def list_manifest(
     """
     base, file_name = manifest
     source = base.path(file_name)
-    cells = read_cells(base, file_name)
-    listing = Listing()
-    _require_headers(cells.headers, source, listing)
+    keys = arrangement.partitions
+    cells = read_cells(base, file_name, keys)
+    said = {*cells.headers, *(("group",) if arrangement.group else ())}
+    listing = Listing(unsaid=frozenset({"group", "split", "label"} - said))
+    _require_headers([name for name in cells.headers if name not in keys], source, listing)
     allowed = [base.root, *prefixes]
     places, seen = Places(), set[str]()
     faults: list[str] = []
     for number, (row, at) in enumerate(zip(cells.rows, cells.times, strict=True)):
         uri = _text(row, "uri")
         if uri is None:
-            listing.skipped.append(f"{source}: row {number} has no uri")
+            line = f"{source}: row {number} has no uri"
+            listing.skipped.append(LeftOut("a row without uri", line))
             continue
         located = _locate(base, [uri, _text(row, "mask_uri")], allowed, (source, prefixes))
         folder, (name, *masks) = located
-        image = _image(row, (Folder(folder, base.storage), name), group or file_name, at)
+        image = _image(
+            row, (Folder(folder, base.storage), name), arrangement.group or file_name, at
+        )
         if image is None:
-            listing.skipped.append(f"{shown(uri)[1:-1]}: does not exist")
+            listing.skipped.append(LeftOut("missing", f"{shown(uri)[1:-1]}: does not exist"))
         elif places.of(image.uri) in seen:
-            listing.skipped.append(f"{source}: row {number} names {shown(uri)} again")
+            line = f"{source}: row {number} names {shown(uri)} again"
+            listing.skipped.append(LeftOut("named twice", line))
         else:
             seen.add(places.of(image.uri))
-            listing.images.append(_with_mask(image, masks, base, faults))
+            masked = _with_mask(image, masks, base, faults)
+            listing.images.append(with_folders(masked, keys, row))
             if _text(row, "captured_at") is not None and at is None:
                 faults.append(
                     f"captured_at of {shown(uri)} is {shown(str(row['captured_at']))}, which is no "

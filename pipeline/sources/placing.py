@@ -4,7 +4,7 @@ A folder `split=train`, `label=ok` or `group=a`, as writers of hive partitions n
 its key says, whatever the word; other folders say it by the vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -31,12 +31,15 @@ class Words:
 
     splits: frozenset[str]
     good: frozenset[str]
+    # Keys of folders that say where files are to lie, and nothing of their group.
+    partitions: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, columns: ColumnSettings) -> "Words":
+    def of(cls, columns: ColumnSettings, partitions: Sequence[str] = ()) -> "Words":
         """Return that of the settings."""
-        splits = (*columns.train_splits, *columns.test_splits)
-        return cls(frozenset(map(plain, splits)), frozenset(map(plain, columns.good_labels)))
+        splits = frozenset(map(plain, (*columns.train_splits, *columns.test_splits)))
+        good = frozenset(map(plain, columns.good_labels))
+        return cls(splits, good, frozenset(partitions))
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class FilePlace:
         label = next((n for n, (key, _) in enumerate(pairs) if key == "label"), 0)
         others = [n for n, (key, _) in enumerate(pairs) if not key and n not in marks]
         others = [n for n in others if plain(parts[n]) not in NEUTRAL]
+        others = [n for n in others if parts[n].partition("=")[0] not in words.partitions]
         return cls(
             entry,
             keys,

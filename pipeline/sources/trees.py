@@ -20,10 +20,12 @@ from pathlib import PurePosixPath
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.sources.pairing import FileOf, pair_beside, pair_masks
 from patchlake.pipeline.sources.placing import BAD, KEYS, MASKS, FilePlace, Words, key_of
-from patchlake.pipeline.sources.sources import Layout, Listing, SourceImage
+from patchlake.pipeline.sources.sources import Layout, LeftOut, Listing, SourceImage
 from patchlake.pipeline.storage.folder import Folder, unescape
 from patchlake.pipeline.storage.stores import Entry
 from patchlake.pipeline.words import plain
+
+OUTSIDE = "outside the layout"
 
 
 def guess_layout(root: str, entries: Sequence[Entry], words: Words) -> Layout:
@@ -84,7 +86,8 @@ def list_folder(folder: Folder, entries: Sequence[Entry], group: str) -> Listing
     files = [FileOf(entry, (), None) for entry in entries]
     images, masks, notes = pair_beside(files)
     made = [_image(folder, one, group, masks.get(one.entry.name)) for one in images]
-    return Listing(made, notes=[f"{folder.root}: {note}" for note in notes])
+    unsaid = frozenset(("split", "label"))
+    return Listing(made, notes=[f"{folder.root}: {note}" for note in notes], unsaid=unsaid)
 
 
 def list_tree(
@@ -121,7 +124,8 @@ def list_tree(
             has_labels and one.label is None and "label" not in place.keys
         ):
             where = "of a split and of a label" if has_splits else "of a label"
-            listing.skipped.append(f"{folder.path(place.entry.name)}: not below a folder {where}")
+            line = f"{folder.path(place.entry.name)}: not below a folder {where}"
+            listing.skipped.append(LeftOut(OUTSIDE, line))
         else:
             files.append(one)
     images, beside, notes = pair_beside(files)

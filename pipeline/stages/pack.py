@@ -13,7 +13,7 @@ from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import is_image
 from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.score_table.parquet import images_writer
-from patchlake.pipeline.sources.sources import SourceImage
+from patchlake.pipeline.sources.sources import LeftOut, SourceImage
 from patchlake.pipeline.storage.folder import Folder, escape
 from patchlake.pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
 
@@ -21,6 +21,11 @@ from patchlake.pipeline.tables import IMAGES, PACK, PACK_RESULT, SOURCE
 FILE_BYTES = 256 * 2**20
 # Of a row group: what a reader holds in memory at once.
 _ROW_GROUP_BYTES = 32 * 2**20
+
+# Fields of a `SourceImage` from its id to its mask's version: the other ones say where it lies, and
+# where its mask was.
+_IDENTIFYING = 11
+TOO_LARGE = "larger than image.max_bytes"
 
 Row = dict[str, object]
 
@@ -33,13 +38,14 @@ def to_packs(shards: Sequence[Sequence[SourceImage]]) -> list[pa.Table]:
     """
     packs = []
     for shard in shards:
-        identity = [[str(value) for value in astuple(image)] for image in shard]
+        identity = [[str(v) for v in astuple(image)[:_IDENTIFYING]] for image in shard]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
         sources = pa.Table.from_pylist([asdict(image) for image in shard], schema=SOURCE)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, SOURCE) as writer:
             writer.write_table(sources)
-        target = f"g={escape(shard[0].group)}/images-{name}.parquet"
+        folder = f"{shard[0].hive}/".removeprefix("/") + f"g={escape(shard[0].group)}"
+        target = f"{folder}/images-{name}.parquet"
         row = {"target": target, "sources": sink.getvalue().to_pybytes()}
         packs.append(pa.Table.from_pylist([row], schema=PACK))
     return packs
@@ -76,6 +82,8 @@ class Pack:
         for source in sources:
             image = SourceImage(**source)  # type: ignore[arg-type]
             row = _read(Folder(image.folder, self.images.storage), image, self.limits, outcome)
+            if row is not None and image.masked_file is not None:
+                row["mask"] = _mask_of_row(self.images, image.masked_file, image.masked_row or 0)
             passed(1)
             if row is None:
                 continue
@@ -97,7 +105,7 @@ class _Outcome:
     target: str
     images: int = 0
     bytes: int = 0
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -105,14 +113,17 @@ def _read(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome
     try:
         content = folder.read(source.name, at_most=limits.max_bytes + 1)
     except FileNotFoundError:
-        outcome.skipped.append(f"{source.uri}: was removed after it was listed")
+        line = f"{source.uri}: was removed after it was listed"
+        outcome.skipped.append(LeftOut("missing", line, source.uri))
         return None
     if len(content) > limits.max_bytes:
-        outcome.skipped.append(f"{source.uri}: more than image.max_bytes, {limits.max_bytes}")
+        line = f"{source.uri}: more than image.max_bytes, {limits.max_bytes}"
+        outcome.skipped.append(LeftOut(TOO_LARGE, line, source.uri))
         return None
     mask = _mask(folder, source, limits, outcome)
     if not is_image(content, limits):
-        outcome.skipped.append(f"{source.uri}: not an image ({len(content)} bytes)")
+        line = f"{source.uri}: not an image ({len(content)} bytes)"
+        outcome.skipped.append(LeftOut("not an image", line, source.uri))
         return None
     outcome.images += 1
     outcome.bytes += len(content)
@@ -130,6 +141,19 @@ def _read(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome
         # Also of a mask that is no image: until its file changes it is not looked at again.
         "mask_version": source.mask_version,
     }
+
+
+def _mask_of_row(images: Folder, name: str, number: int) -> bytes | None:
+    """Return the mask that a row of IMAGES has, by its number in the file."""
+    with images.open(name) as handle:
+        file = pq.ParquetFile(handle, page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if number < rows:
+                mask: bytes | None = file.read_row_group(group, ["mask"])["mask"][number].as_py()
+                return mask
+            number -= rows
+    return None
 
 
 def _mask(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome) -> bytes | None:

@@ -10,6 +10,7 @@ from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import ingest
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.model_store.models import read_manifest, verify_file
+from patchlake.pipeline.sources.sources import Arrangement
 from patchlake.pipeline.storage.folder import Folder
 from tests.chaos.checking import check_no_temporaries, check_scores
 from tests.chaos.conftest import FLAGS, PARTS, SCORED_AT, wait_for
@@ -24,7 +25,7 @@ def more(tmp_path_factory: pytest.TempPathFactory, cut: Settings) -> Path:
     """Other images of the same two groups."""
     root = tmp_path_factory.mktemp("more")
     write_products(root / "pictures", seed=2, train=12, good=1, defects=1)
-    ingest.run(str(root / "pictures"), str(root / "images"), None, None, cut, LOCAL)
+    ingest.run(str(root / "pictures"), str(root / "images"), Arrangement(), cut, LOCAL)
     return root / "images"
 
 

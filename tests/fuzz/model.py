@@ -30,6 +30,7 @@ from patchlake.pipeline.methods import build
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity, require_whole
 from patchlake.pipeline.scores.heatmap import overlay
+from patchlake.pipeline.sources.sources import Arrangement
 from patchlake.pipeline.stages.infer import Infer, Scorer
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
@@ -68,7 +69,7 @@ def fit_models(root: Path, methods: Iterable[str]) -> None:
     """Write a model of each of these methods to `root/models`, of images that are made there."""
     write_products(root / "pictures", seed=1, train=6, good=1, defects=1)
     plain = load_settings(flags=TINY)
-    ingest.run(str(root / "pictures"), str(root / "images"), None, None, plain, LOCAL)
+    ingest.run(str(root / "pictures"), str(root / "images"), Arrangement(), plain, LOCAL)
     for method in methods:
         settings = load_settings(flags=TINY | _METHODS[method])
         target = str(root / "models" / method)

@@ -12,6 +12,7 @@ from patchlake.pipeline.driver import evaluate, fit, ingest, score
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.model_store.models import read_manifest
+from patchlake.pipeline.sources.sources import Arrangement
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import IMAGES, SCORES
 from tests.conftest import LOCAL, TINY, by_place, output_files, read_scores
@@ -33,7 +34,7 @@ def test_ingest_writes_the_images_table_with_the_bytes_untouched(images: Path, p
 
 def test_ingest_again_appends_nothing(images: Path, pictures: Path, tiny: Settings):
     before = output_files(images)
-    again = ingest.run(str(pictures), str(images), None, None, tiny, LOCAL)
+    again = ingest.run(str(pictures), str(images), Arrangement(), tiny, LOCAL)
     assert again.images == 0
     assert output_files(images) == before
 
@@ -48,7 +49,7 @@ def test_ingest_lists_files_that_are_no_images(tmp_path: Path, pictures: Path, p
     result = patchlake("ingest", source, tmp_path / "images", "--runner", "local")
     assert result.code == 0
     assert "ingested 1 images" in result.out
-    assert "2 files are no images" in result.out
+    assert "left out: 2 not an image" in result.out
     assert "notes.png" in result.err
     assert "empty.jpg" in result.err
 
@@ -153,7 +154,9 @@ def test_ray_and_local_write_the_same_bytes(
 
 @pytest.mark.ray
 def test_ray_packs_several_files(pictures: Path, tmp_path: Path, local_ray: None, tiny: Settings):
-    written = ingest.run(str(pictures), str(tmp_path), "mvtec", None, tiny, Execution("ray", None))
+    written = ingest.run(
+        str(pictures), str(tmp_path), Arrangement("mvtec"), tiny, Execution("ray", None)
+    )
     assert written.images == 44
     assert len(list(tmp_path.glob("g=*/*.parquet"))) == 2
 

@@ -14,6 +14,7 @@ from patchlake.pipeline.groups import fit as fit_stage
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.methods.patchcore import PatchCore
 from patchlake.pipeline.model_store import models
+from patchlake.pipeline.sources.sources import Arrangement
 from patchlake.pipeline.stages import infer
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files
@@ -31,7 +32,7 @@ def fleet_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stations = tmp_path_factory.mktemp("stations")
     for number in range(GROUPS):
         shutil.copytree(product, stations / f"station-{number}")
-    ingest.run(str(stations), str(lake), None, None, load_settings(flags=TINY), LOCAL)
+    ingest.run(str(stations), str(lake), Arrangement(), load_settings(flags=TINY), LOCAL)
     return lake
 
 

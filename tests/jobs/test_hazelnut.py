@@ -11,6 +11,7 @@ import pytest
 from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import evaluate, fit, ingest, score
 from patchlake.pipeline.methods import build
+from patchlake.pipeline.sources.sources import Arrangement
 from tests.conftest import ASSETS, LOCAL, soak
 from tests.jobs.test_methods import HAS_MAP
 from tests.small import SMALL
@@ -41,7 +42,7 @@ def settings_of(method: str) -> Settings:
 def hazelnuts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hazelnuts")
     source = str(ASSETS / "data" / "hazelnut")
-    ingest.run(source, str(root), None, None, settings_of("dn2"), LOCAL)
+    ingest.run(source, str(root), Arrangement(), settings_of("dn2"), LOCAL)
     return root
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import ingest
 from patchlake.pipeline.lake import resync
+from patchlake.pipeline.sources.sources import Arrangement
 from tests.conftest import LOCAL
 
 
@@ -37,7 +38,7 @@ def _rows(images: Path) -> dict[str, tuple[object, ...]]:
 
 
 def _again(source: Path, images: Path, settings: Settings) -> dict[str, tuple[object, ...]]:
-    ingest.run(str(source), str(images), None, None, settings, LOCAL)
+    ingest.run(str(source), str(images), Arrangement(), settings, LOCAL)
     return _rows(images)
 
 
@@ -90,7 +91,7 @@ def test_a_manifest_that_says_more_brings_rows_up_to_date(
 
     def ingested(text: str) -> list[tuple[str, str]]:
         manifest.write_text(text)
-        ingest.run(str(manifest), str(images), None, None, tiny, LOCAL)
+        ingest.run(str(manifest), str(images), Arrangement(), tiny, LOCAL)
         rows = [
             row
             for file in images.rglob("*.parquet")
@@ -184,7 +185,7 @@ def test_rows_of_other_people_stay(source: Path, tmp_path: Path, images: Path, t
     lake = tmp_path / "images"
     shutil.copytree(images, lake)
     others = {file: file.read_bytes() for file in lake.rglob("*.parquet")}
-    ingest.run(str(source), str(lake), None, None, tiny, LOCAL)
+    ingest.run(str(source), str(lake), Arrangement(), tiny, LOCAL)
     assert all(file.read_bytes() == content for file, content in others.items())
 
 

@@ -11,6 +11,7 @@ import pytest
 from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import evaluate, fit, ingest, score
 from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.sources.sources import Arrangement
 from tests.conftest import ASSETS, LOCAL, output_files
 
 pytestmark = [pytest.mark.assets, pytest.mark.slow]
@@ -29,7 +30,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiles")
     settings = load_settings(flags=FLAGS)
     source = str(ASSETS / "data" / "magnetic_tile")
-    ingest.run(source, str(root / "images"), None, None, settings, LOCAL)
+    ingest.run(source, str(root / "images"), Arrangement(), settings, LOCAL)
     fit.run(str(root / "images"), str(root / "model"), settings, LOCAL)
     return root
 
@@ -66,7 +67,7 @@ def test_either_runner_and_any_batch_size_give_the_same_bytes(tmp_path: Path, lo
     settings = load_settings(
         flags=FLAGS | {"fragment_images": 16, "score": {"scored_at": "2026-01-01T00:00:00Z"}}
     )
-    ingest.run(source, lake, None, None, settings, LOCAL)
+    ingest.run(source, lake, Arrangement(), settings, LOCAL)
     fit.run(lake, model, settings, LOCAL)
     results = {}
     for size, name in ((1, "local"), (32, "ray")):

@@ -17,6 +17,7 @@ from patchlake.pipeline.driver.withdraw import Withdrawal
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
+from patchlake.pipeline.sources.sources import Arrangement
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import TRAINING_IMAGES
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, soak
@@ -47,11 +48,11 @@ def lakes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Lakes:
     shutil.copytree(pictures, source)
     for path in sorted(source.glob("*/train/good/*.png"))[1::2]:
         path.unlink()
-    ingest.run(str(source), str(root / "whole"), None, None, tiny, LOCAL)
+    ingest.run(str(source), str(root / "whole"), Arrangement(), tiny, LOCAL)
     # With their times, which tell versions of a file.
     shutil.copytree(root / "whole", root / "earlier")
     shutil.copytree(pictures, source, dirs_exist_ok=True)
-    ingest.run(str(source), str(root / "whole"), None, None, tiny, LOCAL)
+    ingest.run(str(source), str(root / "whole"), Arrangement(), tiny, LOCAL)
     shutil.copytree(root / "whole", root / "without")
     for path in (root / "without").rglob("*.parquet"):
         table = pq.read_table(path)

@@ -12,7 +12,7 @@ import pytest
 
 from patchlake.pipeline.errors import ConfigError, TableError
 from patchlake.pipeline.sources.manifest import is_manifest, list_manifest
-from patchlake.pipeline.sources.sources import Listing
+from patchlake.pipeline.sources.sources import Arrangement, Listing
 from patchlake.pipeline.storage.folder import Folder, split_uri
 
 
@@ -36,7 +36,11 @@ def _found(listing: Listing, *fields: str) -> list[tuple[object, ...]]:
 
 
 def _listed(path: str, group: str | None = None, prefixes: tuple[str, ...] = ()) -> Listing:
-    return list_manifest(split_uri(path), group, prefixes)
+    return list_manifest(split_uri(path), Arrangement(group=group), prefixes)
+
+
+def _left_out(listing: Listing) -> list[tuple[str, str]]:
+    return [(one.why, one.line) for one in listing.skipped]
 
 
 @pytest.fixture(params=["csv", "parquet"])
@@ -123,8 +127,9 @@ def test_what_a_manifest_names_but_is_not_there_is_listed(root, manifest):
     path = manifest([*({"uri": name, "label": "x"} for name in names), {"uri": None, "label": "y"}])
     listing = _listed(path)
     assert [image.name for image in listing.images] == ["a.png"]
-    missing = [f"{name}: does not exist" for name in names[1:]]
-    assert listing.skipped == [*missing, f"{path}: row 4 has no uri"]
+    missing = [("missing", f"{name}: does not exist") for name in names[1:]]
+    last = ("a row without uri", f"{path}: row 4 has no uri")
+    assert _left_out(listing) == [*missing, last]
 
 
 def test_captured_at_of_a_parquet_manifest_comes_along(root):
@@ -232,7 +237,9 @@ def test_a_mask_that_is_not_there_and_a_file_named_twice_are_said(root):
     listing = _listed(root.path("m.csv"))
     assert _found(listing, "name", "mask") == [("a.png", None)]
     assert "the mask 'gone.png' of 'a.png' does not exist" in listing.notes[0]
-    assert listing.skipped == [f"{root.path('m.csv')}: row 1 names 'a.png' again"]
+    assert _left_out(listing) == [
+        ("named twice", f"{root.path('m.csv')}: row 1 names 'a.png' again")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +251,7 @@ def test_two_spellings_of_a_path_are_one_file(root, manifest, other):
     listing = _listed(path)
     assert [image.uri for image in listing.images] == [root.path("a.png")]
     assert listing.images[0].image_id in ("a.png", root.path("a.png"))
-    assert listing.skipped == [f"{path}: row 1 names 'a.png' again"]
+    assert _left_out(listing) == [("named twice", f"{path}: row 1 names 'a.png' again")]
 
 
 def test_spellings_of_a_path_that_is_not_on_a_disk(memory_folder):

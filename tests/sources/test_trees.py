@@ -152,7 +152,8 @@ def test_what_has_no_partner_and_what_lies_elsewhere_is_said(root):
     _write(root, "ground_truth/crack/0.png", "ground_truth/crack/7.png", "train/readme.txt")
     listing = _tree(root)
     assert sorted(_rows(listing)) == ["test/crack/0.png", "test/crack/1.png", "train/good/0.png"]
-    assert listing.skipped == [
+    assert {one.why for one in listing.skipped} == {"outside the layout"}
+    assert [one.line for one in listing.skipped] == [
         f"{root.root}/{name}: not below a folder of a split and of a label"
         for name in ("license.txt", "train/readme.txt")
     ]
@@ -285,7 +286,7 @@ def test_masks_of_hive_partitions(root):
         "masks/group=a/split=test/label=ng/0.png",
         None,
     ]
-    assert listing.skipped == [
+    assert [one.line for one in listing.skipped] == [
         f"{root.root}/misc/1.png: not below a folder of a split and of a label"
     ]
 
