@@ -12,19 +12,20 @@ from patchlake.jobs.console import log, set_up_logging
 from patchlake.pipeline.errors import InputChanged, PatchlakeError, StorageError
 
 # The module of each verb, which has a function of its name, and what `--help` says of it: the first
-# sentence of that function.
+# sentence of that function. The first five are in the order of use.
 VERBS = {
     "ingest": "Pack image files into Parquet.",
     "fit": "Fit one model per group on its known-good images.",
-    "withdraw": "Take images out of a model, without fitting it again.",
     "score": "Score every image once.",
-    "evaluate": "Print image AUROC, pixel AUROC and AUPRO of the labelled images that are not for "
-    "training.",
-    "compact": "Write the rows of SCORES into fewer, larger, sorted files of DEST.",
     "status": "Show what is done, failed and pending, and of a model, images that it should not "
     "have.",
+    "evaluate": "Print image AUROC, pixel AUROC and AUPRO of the labelled images that are not for "
+    "training.",
+    "withdraw": "Take images out of a model, without fitting it again.",
+    "compact": "Write the rows of SCORES into fewer, larger, sorted files of DEST.",
     "demo": "Make synthetic product images, then ingest, fit, score and evaluate them.",
 }
+_IN_ORDER = 5
 
 
 class _Verbs(TyperGroup):
@@ -41,7 +42,6 @@ app = typer.Typer(
     cls=_Verbs,
     name="patchlake",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -70,8 +70,9 @@ def _shown_only() -> None:
     """Stand for a verb where it is only listed."""
 
 
-for verb, line in VERBS.items():
-    app.command(verb, help=line)(_shown_only)
+for number, (verb, line) in enumerate(VERBS.items()):
+    panel = "In the order of use" if number < _IN_ORDER else "Besides"
+    app.command(verb, help=line, rich_help_panel=panel)(_shown_only)
 
 
 def main() -> None:

@@ -234,6 +234,11 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     console.print(table)
 
 
+def say_reading(what: str) -> None:
+    """Say at once what comes first: libraries are loaded for a second or more before that."""
+    log.info("reading what there is in %s", what)
+
+
 def say(text: str) -> None:
     """Print a line of the result on stdout, as it is."""
     sys.stdout.write(f"{text}\n")

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 import typer
 
 from patchlake.jobs import options
-from patchlake.jobs.console import Terminal, say, show_table
+from patchlake.jobs.console import Terminal, say, say_reading, show_table
 
 # Of a group, or the mean: rates, None where there is nothing to compare, and counts.
 Rates = Mapping[str, float | int | None]
@@ -31,6 +31,7 @@ def evaluate(
     the settings storage.* counts, and what columns.* say; the others are those of the run.
     """
     settings = options.read_settings(config, assignments, {})
+    say_reading(scores)
     from patchlake.pipeline.driver import evaluate as evaluating
     from patchlake.pipeline.storage.folder import Folder
 

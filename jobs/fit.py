@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from patchlake.jobs import options
+from patchlake.jobs.console import say_reading
 from patchlake.jobs.results import and_show, show_model, show_preview
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.methods import names
@@ -54,6 +55,7 @@ def fit(
     if update and (overwrite or dry_run):
         other = "--overwrite" if overwrite else "--dry-run"
         raise ConfigError(f"--update cannot be combined with {other}: name one")
+    say_reading(images)
     from patchlake.pipeline.driver import fit as fitting
     from patchlake.pipeline.driver import update as updating
     from patchlake.pipeline.storage.folder import Folder

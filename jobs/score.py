@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from patchlake.jobs import options
-from patchlake.jobs.console import say, show_table
+from patchlake.jobs.console import say, say_reading, show_table
 from patchlake.jobs.results import and_show, show_preview
 from patchlake.pipeline.errors import ConfigError
 
@@ -88,6 +88,7 @@ def score(
     written = None if since is None else options.parse_since(since, datetime.now(UTC))
     if dry_run and restore is not None:
         raise ConfigError("--restore changes the ledger: it cannot be combined with --dry-run")
+    say_reading(images)
     from patchlake.pipeline.driver import score as scoring
 
     execution = options.execution(runner, address)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from patchlake.jobs import options
+from patchlake.jobs.console import say_reading
 from patchlake.jobs.results import and_show, show_model
 
 
@@ -33,6 +34,7 @@ def withdraw(
     """Take images out of a model, without fitting it again."""
     flags = options.nested({"backbone.weights": weights})
     settings = options.read_settings(config, assignments, flags)
+    say_reading(model)
     from patchlake.pipeline.driver import withdraw as withdrawing
     from patchlake.pipeline.storage.folder import Folder
 

@@ -16,9 +16,11 @@ import yaml
 
 from patchlake.jobs.cli import VERBS
 from patchlake.pipeline.config import Settings, known_names, load_settings
+from patchlake.pipeline.driver import score
 from patchlake.pipeline.methods import build, names, options_of
 from patchlake.pipeline.presets import PRESETS
 from patchlake.pipeline.tables import IMAGES, SCORES, markdown
+from tests.conftest import LOCAL, TINY
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -183,6 +185,24 @@ def test_the_queries_run(name: str, scores: Path, tmp_path: Path, monkeypatch: p
     shutil.copytree(scores, tmp_path / "scores")
     monkeypatch.chdir(tmp_path)
     assert duckdb.sql(QUERIES[name].replace("'tile'", "'woven_cloth'")).fetchall()
+
+
+def test_the_worst_are_of_the_last_scores_only(
+    images: Path,
+    model: Path,
+    scores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    shutil.copytree(scores, tmp_path / "scores")
+    later = {"scored_at": "2026-02-01T00:00:00Z", "heatmaps": "none"}
+    settings = load_settings(flags=TINY | {"score": later})
+    score.run(str(images), str(model), str(tmp_path / "scores"), settings, LOCAL)
+    monkeypatch.chdir(tmp_path)
+    assert len(list(Path("scores").glob("version=*"))) == 2
+    found = duckdb.sql(QUERIES["README.md-0"].replace("'tile'", "'woven_cloth'")).fetchall()
+    # Of the first version there would be pictures.
+    assert [picture for _, _, picture in found] == [None] * 10
 
 
 def links() -> list[tuple[str, str]]:
