@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from patchlake.pipeline.driver.observer import Advance, Note, no_note
-from patchlake.pipeline.shown import printable
+from patchlake.pipeline.shown import counted, printable
 
 log = logging.getLogger("patchlake")
 
@@ -183,7 +183,7 @@ class _Count:
         return "" if self.rate is None or self.unit == "%" else f"{self.rate:.1f} a second"
 
     def __str__(self) -> str:
-        said = [f"{self.what}: {self.done} of {self.total} {self.unit}", self.speed]
+        said = [f"{self.what}: {self.done} of {counted(self.total, self.unit)}", self.speed]
         rate = self.rate
         if rate and self.done < self.total:
             seconds = (self.total - self.done) / rate
@@ -195,7 +195,7 @@ class _Count:
         """Return what is said when all are done."""
         seconds = time.monotonic() - self._started
         rate = self.total / max(seconds, 1e-9)
-        said = f"{self.what}: {self.total} {self.unit} in {seconds:.0f} s"
+        said = f"{self.what}: {counted(self.total, self.unit)} in {seconds:.0f} s"
         speed = "" if self.unit == "%" else f", {rate:.1f} a second"
         return "; ".join(filter(None, [said + speed, self.note()]))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from patchlake.jobs.console import say, show_table
 from patchlake.pipeline.errors import FragmentsFailed
+from patchlake.pipeline.shown import counted
 
 if TYPE_CHECKING:
     from patchlake.pipeline.driver.preview import Preview
@@ -57,11 +58,19 @@ def show_preview(found: "Preview", *, as_json: bool) -> None:
         return
     stages = ", ".join(f"{name} {1000 * s:.1f}" for name, s in found.seconds_per_image.items())
     rows = [
-        ["images", f"{found.images} of {found.groups} groups in {found.files} files"],
+        [
+            "images",
+            f"{found.images} of {counted(found.groups, 'groups')} in "
+            f"{counted(found.files, 'files')}",
+        ],
         ["bytes", f"{found.bytes / 2**20:.1f} MiB"],
         ["fragments", str(found.fragments)],
         ["already done", str(found.fragments_done)],
-        ["pending", f"{found.fragments_pending} fragments, {found.images_pending} images"],
+        [
+            "pending",
+            f"{counted(found.fragments_pending, 'fragments')}, "
+            f"{counted(found.images_pending, 'images')}",
+        ],
         ["sample, ms an image", f"{stages or '-'} ({found.sampled_images} images, one CPU)"],
         ["estimated time", _estimated(found)],
         [

@@ -40,6 +40,11 @@ def value_shown(value: object) -> str:
     return repr(value)
 
 
+def counted(number: int, things: str) -> str:
+    """Return "1 image" or "2 images", by the plural."""
+    return f"{number} {things.removesuffix('s') if number == 1 else things}"
+
+
 def listed(cells: Iterable[str]) -> str:
     """Return several of them."""
     return f"[{', '.join(map(shown, cells))}]"

@@ -91,7 +91,8 @@ def run(
         )
         raise ConfigError(
             f"{table.root} has no scored image with a label and a split other than train that its "
-            f"model was not trained on: nothing to compare with (left out: {left})"
+            f"model was not trained on: nothing to compare with (left out: {left}); labels can "
+            "come later, by `patchlake ingest` of a manifest with columns uri and label"
         )
     say_what_counts(metrics)
     return {group: _metrics(group, m) for group, m in labelled.items()}

@@ -36,6 +36,7 @@ from patchlake.pipeline.reading.listing import open_lake
 from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.runs import Run
+from patchlake.pipeline.shown import counted
 from patchlake.pipeline.stages.decode import Decode
 from patchlake.pipeline.stages.embed import Embedder
 from patchlake.pipeline.storage.disk import scratch
@@ -221,10 +222,10 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         settings=settings,
     )
     log.info(
-        "fit of %s: %d groups, %d fragments, into %s",
+        "fit of %s: %s in %s, into %s",
         lake.root,
-        len(plan.groups),
-        len(plan.kept),
+        counted(len(plan.groups), "groups"),
+        counted(len(plan.kept), "fragments"),
         target.root,
     )
     return FitWork(plan, source, record, selections, method, identity)

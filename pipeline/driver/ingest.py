@@ -1,6 +1,7 @@
 """ingest: folders, archives' contents, tables of URIs -> images/ (Parquet)."""
 
 import logging
+import os.path
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -130,6 +131,8 @@ def _list(folder: Folder, arrangement: Arrangement, settings: Settings) -> Listi
     group, keys = arrangement.group, arrangement.partitions
     entries = folder.find()
     left_out = folder.left_out()
+    if not entries and folder.is_local and not os.path.isdir(folder.root):
+        raise ConfigError(f"{folder.root} does not exist, or is no folder")
     if not entries:
         more = f" that can be read ({left_out[0]})" if left_out else ""
         raise ConfigError(f"{folder.root} holds no file{more}")

@@ -36,6 +36,7 @@ from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import expiry, parts
 from patchlake.pipeline.score_table.ledger import expired_keys
+from patchlake.pipeline.shown import counted
 from patchlake.pipeline.storage.disk import scratch
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.preflight import Preflight
@@ -98,11 +99,11 @@ def run(
     already_done = len(work.plan.kept) - len(pending)
     execution = execution.chosen(pending.images)
     log.info(
-        "score of %s (%d files opened): %d images in %d fragments, %d of them done, into %s",
+        "score of %s (%s opened): %s in %s, %d of them done, into %s",
         lake.root,
-        work.plan.opened,
-        work.plan.images,
-        len(work.plan.kept),
+        counted(work.plan.opened, "files"),
+        counted(work.plan.images, "images"),
+        counted(len(work.plan.kept), "fragments"),
         already_done,
         target.root,
     )

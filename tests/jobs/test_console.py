@@ -120,7 +120,7 @@ with console.rays_own_aside():
     assert [line.partition(" ")[2] for line in done.stderr.splitlines()[:3]] == [
         f"what Ray itself says goes to {kept}",
         "of [ours]",
-        "score: 1 images in 0 s, " + done.stderr.splitlines()[2].rpartition(", ")[2],
+        "score: 1 image in 0 s, " + done.stderr.splitlines()[2].rpartition(", ")[2],
     ]
     assert done.stderr.splitlines()[3] == "afterwards"
     assert done.stdout == ""

@@ -175,8 +175,8 @@ def test_the_estimate_is_logged_in_gib(caplog: pytest.LogCaptureFixture):
         assert len(Selector(strategy, None, seed=0).select(corpus, 2).indices) == 1
     sizes = "20480 patches of 1024 dimensions are 0.08 GiB, memory_budget is 0.25 GiB"
     assert [record.getMessage() for record in caplog.records] == [
-        f"coreset: {sizes} for each of 4 processes: driver",
-        f"coreset: {sizes} for each of 4 processes: driver (as set)",
+        f"coreset: {sizes} for each of 4 processes; strategy driver",
+        f"coreset: {sizes} for each of 4 processes; strategy driver (as set)",
     ]
 
 

@@ -126,7 +126,7 @@ class Selector:
                 strategy = "distributed"
         log.info(
             "coreset: %d patches of %d dimensions are %.2f GiB, memory_budget is %.2f GiB for each "
-            "of %d processes: %s%s",
+            "of %d processes; strategy %s%s",
             rows.count,
             rows.dim,
             needed / 2**30,
