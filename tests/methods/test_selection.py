@@ -159,7 +159,7 @@ def test_auto_selects_where_the_rows_fit(
         count, dims, needed, given, processes, *_ = record.args
         assert (count, dims, processes) == (160, dim, 4)
         assert (needed * 2**30, given * 2**30) == (160 * (dim * 4 + 12), budget)
-        assert record.getMessage().endswith(f"for each of 4 processes: {chosen}")
+        assert record.getMessage().endswith(f"for each of 4 processes; strategy {chosen}")
     assert len(caplog.records) == 2
     if chosen != "partitioned":
         np.testing.assert_array_equal(selected.indices, exact.select(corpus, 12).indices)
