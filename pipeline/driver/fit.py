@@ -23,7 +23,7 @@ from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
-from patchlake.pipeline.groups.corpus import embedded_keys, intact_keys
+from patchlake.pipeline.groups.partials import embedded_keys, intact_keys
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection

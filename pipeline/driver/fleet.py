@@ -12,8 +12,9 @@ from patchlake.pipeline.cluster.runner import Runner
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.observer import Observer, fraction
 from patchlake.pipeline.errors import ConfigError, PatchlakeError, WorkersLost
-from patchlake.pipeline.groups.corpus import StoredCorpus, embedded_bytes
+from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.fit import fit_group
+from patchlake.pipeline.groups.partials import embedded_bytes
 from patchlake.pipeline.methods.shared.contract import Method, Progress
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import GroupRecord

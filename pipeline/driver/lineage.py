@@ -15,8 +15,9 @@ from patchlake.pipeline.driver.heartbeat import Heart
 from patchlake.pipeline.driver.members import require_unchanged
 from patchlake.pipeline.driver.summary import require_success, summarise
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed, WorkersLost
-from patchlake.pipeline.groups.corpus import StoredCorpus, intact_keys
+from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.member import Member
+from patchlake.pipeline.groups.partials import intact_keys
 from patchlake.pipeline.groups.update import PublishedGroup, updatable
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.selection import Selection

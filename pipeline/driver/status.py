@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from patchlake.pipeline.config import StorageSettings
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.groups.corpus import embedded_keys
+from patchlake.pipeline.groups.partials import embedded_keys
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.pulse import Pulse, Speed, State, read_pulses, state_of

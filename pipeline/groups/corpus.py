@@ -3,98 +3,32 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import pyarrow as pa
-from pydantic import TypeAdapter
-from safetensors import SafetensorError
 
-from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.groups.partials import (
+    EMBEDDINGS,
+    READ_AT_ONCE,
+    EmbeddedImages,
+    RunNotes,
+    StoredReader,
+    load,
+    load_images,
+    opened,
+    pieces,
+)
 from patchlake.pipeline.methods.shared.corpus import Arrays, EmbeddingReader, Fold, Notes, S
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
-from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
-from patchlake.pipeline.model_store.per_image import PerImageFile
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.storage.folder import Folder
-from patchlake.pipeline.storage.owned import reading
-
-_AGAIN = "remove it and start the same command again, which makes it again"
-
-# Partial results of earlier versions are of another format and name, and are not found.
-EMBEDDINGS = ".embeddings.arrow"
-# What a method notes while it trains.
-_NOTES = ".notes.safetensors"
 
 # Fragments that one call of `reduce` folds: a PaDiM state of 100 channels is 250 MB, the
 # embeddings of 16 fragments of 256 images are 5 GB.
 _FOLDED_AT_ONCE = 16
-# Of a fragment, what is folded at once. 256 images of 56 x 56 locations have 1.8 GB with
-# PaDiM's 550 channels; with 100 they have 321 MB, and are folded whole.
-_PIECE_BYTES = 512 * 2**20
-# Of a file that is read through: in S3 a request each, whose 30 ms are nothing beside 64 MiB.
-_AHEAD_BYTES = 64 * 2**20
-# What fragments are of is a few KB behind the latency of an object store.
-_READ_AT_ONCE = 16
-
-
-def embedded_keys(model: Folder, partials: str) -> pa.StringArray:
-    """Return the keys of the fragments whose embeddings are stored. One listing."""
-    names = (name.removeprefix(partials) for name in model.names(partials.rstrip("/")))
-    found = (name.partition(".")[0] for name in names if name.endswith(EMBEDDINGS))
-    return pa.array(found, pa.string())
-
-
-def embedded_bytes(model: Folder, partials: str) -> dict[str, int]:
-    """Return key -> bytes of the fragments' embeddings that are stored. One listing."""
-    entries = model.find(partials.rstrip("/"))
-    return {
-        entry.name.removeprefix(partials).partition(".")[0]: entry.size
-        for entry in entries
-        if entry.name.endswith(EMBEDDINGS)
-    }
-
-
-def intact_keys(model: Folder, partials: str) -> pa.StringArray:
-    """Return those of `embedded_keys` whose files are whole, as far as their ends tell.
-
-    The others are to be embedded again. Two small reads a fragment.
-    """
-    keys = embedded_keys(model, partials)
-    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        whole = pool.map(lambda key: _is_whole(model, partials, key), keys.to_pylist())
-        return keys.filter(pa.array(whole, pa.bool_()))
-
-
-def _is_whole(model: Folder, partials: str, key: str) -> bool:
-    try:
-        embedded = _load_images(model, partials, key)
-        with _opened(model, f"{partials}{key}{EMBEDDINGS}") as stored:
-            return stored.images == len(embedded.image_ids)
-    except (ConfigError, FileNotFoundError):
-        return False
-
-
-@dataclass(frozen=True)
-class EmbeddedImages:
-    """The images that a fragment's embeddings are of."""
-
-    # Of the usable images.
-    image_ids: list[str]
-    source_rows: list[int]
-    # Of all images that were to be used.
-    statuses: list[str]
-    # Of the usable images' encoded files.
-    sha256s: list[str]
-
-    def __post_init__(self) -> None:
-        usable = Counter(self.statuses)["ok"]
-        if not len(self.image_ids) == len(self.source_rows) == usable:
-            counts = len(self.image_ids), len(self.source_rows), usable
-            raise ValueError(f"ids, rows and statuses are of different numbers of images: {counts}")
 
 
 @runtime_checkable
@@ -149,7 +83,7 @@ class StoredCorpus:
 
     def embedded_images(self) -> Iterator[tuple[Fragment, EmbeddedImages]]:
         """Yield each fragment and what its embeddings are of."""
-        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
             keys = (fragment.key for fragment in self.fragments)
             yield from zip(self.fragments, pool.map(self._images_of, keys), strict=True)
 
@@ -169,7 +103,7 @@ class StoredCorpus:
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of one image's arrays, by name."""
-        with _opened(self.model, self._named[0][0]) as stored:
+        with opened(self.model, self._named[0][0]) as stored:
             return stored.shapes
 
     @property
@@ -180,13 +114,13 @@ class StoredCorpus:
     def embeddings(self) -> Iterator[Arrays]:
         """Yield each fragment's embeddings."""
         for name, _ in self._named:
-            yield _load(self.model, [name])
+            yield load(self.model, [name])
 
     def some(self, images: Iterable[int]) -> Iterator[tuple[int, Arrays]]:
         """Yield these images' numbers and arrays, one image at a time; reads nothing else."""
         for number, wanted in self._by_fragment(images).items():
             name = f"{self.partials}{self.fragments[number].key}{EMBEDDINGS}"
-            with _opened(self.model, name) as stored:
+            with opened(self.model, name) as stored:
                 for image in wanted:
                     at = image - int(self._firsts[number])
                     yield image, stored.read(range(at, at + 1))
@@ -266,105 +200,27 @@ class StoredCorpus:
     @cached_property
     def _statuses(self) -> list[Counter[str]]:
         """Counts by status, of each fragment: all that is kept of an image is that it is there."""
-        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
             keys = (fragment.key for fragment in self.fragments)
             return list(pool.map(lambda key: Counter(self._images_of(key).statuses), keys))
 
     def _images_of(self, key: str) -> EmbeddedImages:
-        return _load_images(self.model, self.partials, key)
-
-
-@dataclass(frozen=True)
-class StoredReader:
-    """The same embeddings, for a worker."""
-
-    model: Folder
-    names: Sequence[str]
-    sizes: Sequence[int]
-
-    def load(self, fragment: int) -> Arrays:
-        """Return one fragment's embeddings, by its number."""
-        return _load(self.model, [self.names[fragment]])
-
-
-@dataclass(frozen=True)
-class RunNotes:
-    """Arrays in the run's folder, which go with its partial results."""
-
-    model: Folder
-    prefix: str
-
-    def read(self, name: str) -> Arrays | None:
-        """Return what was written last, or None."""
-        try:
-            content = self.model.read(f"{self.prefix}{name}{_NOTES}")
-        except FileNotFoundError:
-            return None
-        try:
-            return from_bytes(content)
-        except (SafetensorError, ValueError):
-            # Cut short: the work begins anew, as if nothing had been noted.
-            return None
-
-    def write(self, name: str, arrays: Arrays) -> None:
-        """Replace what was written, in one atomic put."""
-        self.model.write(f"{self.prefix}{name}{_NOTES}", to_bytes(arrays))
-
-
-_EMBEDDED_IMAGES = TypeAdapter(EmbeddedImages)
-
-
-def _load_images(model: Folder, partials: str, key: str) -> EmbeddedImages:
-    name = f"{partials}{key}.json"
-    with reading(model.path(name), _AGAIN):
-        return _EMBEDDED_IMAGES.validate_json(model.read(name))
-
-
-@contextmanager
-def _opened(model: Folder, name: str, ahead: int = 0) -> Iterator[PerImageFile]:
-    """Open a file of embeddings; whatever is wrong with it is said with its name."""
-    with reading(model.path(name), _AGAIN), model.open(name) as file:
-        yield PerImageFile.over(file, ahead=0 if model.is_local else ahead)
-
-
-def _load(model: Folder, names: Sequence[str]) -> Arrays:
-    """Return the embeddings of some files, one after the other: each byte is in memory once."""
-    if len(names) == 1:
-        with _opened(model, names[0], _AHEAD_BYTES) as stored:
-            return stored.read(range(stored.images))
-    # Opened one by one, twice each: a worker's share may be more files than a process may open.
-    counts = []
-    for name in names:
-        with _opened(model, name) as stored:
-            counts.append(stored.images)
-    arrays = stored.empty(sum(counts))
-    for name, first, count in zip(names, np.cumsum([0, *counts]), counts, strict=False):
-        part = {key: array[first:][:count] for key, array in arrays.items()}
-        with _opened(model, name, _AHEAD_BYTES) as stored:
-            stored.read_into(part)
-    return arrays
+        return load_images(self.model, self.partials, key)
 
 
 def _work_on(
     model: Folder, names: Sequence[str], first: int, work: Callable[[Arrays, int], T]
 ) -> T:
-    return work(_load(model, names), first)
+    return work(load(model, names), first)
 
 
 def _fold(model: Folder, named: Sequence[tuple[str, int]], fold: Fold[S]) -> S:
     state: S | None = None
     for name, first in named:
-        for start, arrays in _pieces(model, name):
+        for start, arrays in pieces(model, name):
             state = fold(state, arrays, first + start)
     assert state is not None, "a fragment has images"
     return state
-
-
-def _pieces(model: Folder, name: str) -> Iterator[tuple[int, Arrays]]:
-    """Yield the number of the first image, and the arrays, of each piece of a file."""
-    with _opened(model, name, _AHEAD_BYTES) as stored:
-        for piece in stored.pieces(_PIECE_BYTES):
-            yield piece.start, stored.read(piece)
 
 
 def _fold_all(

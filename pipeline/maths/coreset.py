@@ -39,15 +39,13 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from patchlake.pipeline.maths.blas import on_one_thread
-from patchlake.pipeline.maths.shard import (
-    POOL,
-    Farthest,
-    Shard,
+from patchlake.pipeline.maths.distances import (
     augment,
     product_error,
     squared_distances,
     squared_norms,
 )
+from patchlake.pipeline.maths.shard import POOL, Farthest, Shard
 
 # Called with the numbers of rows selected so far and in all.
 Progress = Callable[[int, int], None]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from patchlake.pipeline.config import BackboneSettings, Scalar
 from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
-from patchlake.pipeline.groups.corpus import EMBEDDINGS, EmbeddedImages
+from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.headway import Passed, listener
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.corpus import Arrays

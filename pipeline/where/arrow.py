@@ -6,7 +6,6 @@ count NaN, and takes a null for false, so that what hangs on either is left out 
 """
 
 from collections.abc import Iterable
-from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +16,15 @@ from patchlake.pipeline.config import nearest
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.tables import type_of
 from patchlake.pipeline.where import keys as by_keys
-from patchlake.pipeline.where.literals import Bound, bound, cast_of, value_set
+from patchlake.pipeline.where.comparing import (
+    APPLIED,
+    Part,
+    common,
+    compare_bounded,
+    compare_floats,
+    plain,
+)
+from patchlake.pipeline.where.literals import bound, cast_of, value_set
 from patchlake.pipeline.where.tree import (
     Among,
     Cast,
@@ -37,8 +44,6 @@ from patchlake.pipeline.where.values import EXCHANGED, OPPOSITE, Value, shown
 # chains are cut into pieces of so many, each in a coalesce, which it does not look through.
 _CHAIN = 16
 _NEVER = pc.scalar(False)
-# A subtree that keys alone decide is a bool.
-Part: TypeAlias = "bool | pc.Expression"
 
 
 def expression_of(
@@ -166,7 +171,7 @@ class _Columns:
         limit = bound(value, kind, name)
         if limit.lifted is not None:
             column, kind = column.cast(limit.lifted), limit.lifted
-        found = _bounded(comparison, column, limit)
+        found = compare_bounded(comparison, column, limit)
         # As in DuckDB and PostgreSQL, NaN is more than any number.
         if types.is_floating(kind) and comparison in (">", ">=", "!=") and not bounded:
             return True if self._for_statistics else pc.or_kleene(found, pc.is_nan(column))
@@ -181,18 +186,18 @@ class _Columns:
         (one, kind), (other, beside) = left, right
         if types.is_null(kind) or types.is_null(beside):
             return False
-        common = _common(kind, beside)
-        if common is None:
+        shared = common(kind, beside)
+        if shared is None:
             raise ConfigError(
                 f"--where compares a column that is {kind} with one that is {beside} in "
                 f"{self._file}; CAST one of them"
             )
         if self._for_statistics:
             return True
-        one, other = (c if k == common else c.cast(common) for c, k in (left, right))
-        if not types.is_floating(common):
-            return _APPLIED[comparison](one, other)
-        return _compare_floats(comparison, one, other)
+        one, other = (c if k == shared else c.cast(shared) for c, k in (left, right))
+        if not types.is_floating(shared):
+            return APPLIED[comparison](one, other)
+        return compare_floats(comparison, one, other)
 
     def _among(self, column: pc.Expression, kind: pa.DataType, node: Among, want: bool) -> Part:
         if types.is_null(kind) or (not want and None in node.values):
@@ -236,46 +241,8 @@ class _Columns:
             )
         flat = name in self._schema.names
         column = pc.field(name) if flat else pc.field(*name.split("."))
-        plain = _plain(kind)
-        return (column, kind) if plain == kind else (column.cast(plain), plain)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return a type that Arrow compares: it has no functions of dictionaries, views and halves."""
-    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return _plain(kind.value_type)
-    if types.is_string_view(kind):
-        return pa.large_string()
-    return pa.float32() if types.is_float16(kind) else kind
-
-
-def _common(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """Return the type in which two columns are compared; None if there is none."""
-    if left == right:
-        return left
-    if all(types.is_string(kind) or types.is_large_string(kind) for kind in (left, right)):
-        return pa.large_string()
-    return _common_number(left, right) or _common_time(left, right)
-
-
-def _common_number(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    if all(types.is_integer(kind) for kind in (left, right)):
-        # No integer of 64 bits, with or without a sign, is more than 20 digits.
-        return pa.decimal128(20, 0) if pa.uint64() in (left, right) else pa.int64()
-    if all(types.is_integer(kind) or types.is_floating(kind) for kind in (left, right)):
-        return pa.float64()
-    scaled = [kind for kind in (left, right) if types.is_decimal(kind)]
-    if scaled and all(types.is_integer(kind) or types.is_decimal(kind) for kind in (left, right)):
-        return pa.decimal256(76, max(kind.scale for kind in scaled))
-    return None
-
-
-def _common_time(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    times = [types.is_temporal(kind) and not types.is_time(kind) for kind in (left, right)]
-    zoned = [types.is_timestamp(kind) and kind.tz is not None for kind in (left, right)]
-    if all(times) and not any(types.is_duration(kind) for kind in (left, right)):
-        return pa.timestamp("us", "UTC") if any(zoned) else pa.timestamp("us")
-    return None
+        compared = plain(kind)
+        return (column, kind) if compared == kind else (column.cast(compared), compared)
 
 
 def _chain(pieces: list[pc.Expression], every: bool) -> pc.Expression:
@@ -283,42 +250,6 @@ def _chain(pieces: list[pc.Expression], every: bool) -> pc.Expression:
     for one in others:
         joined = pc.and_kleene(joined, one) if every else pc.or_kleene(joined, one)
     return joined
-
-
-_APPLIED = {
-    "=": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
-
-
-def _compare_floats(comparison: str, one: pc.Expression, other: pc.Expression) -> pc.Expression:
-    """Compare two columns of floats; NaN is equal to itself, and more than any number."""
-    nan, beside = pc.is_nan(one), pc.is_nan(other)
-    if comparison in (">", ">="):
-        return _compare_floats(EXCHANGED[comparison], other, one)
-    equal = pc.or_kleene(pc.equal(one, other), pc.and_kleene(nan, beside))
-    less = pc.or_kleene(pc.less(one, other), pc.and_kleene(pc.invert(nan), beside))
-    if comparison == "<=":
-        return pc.or_kleene(less, equal)
-    return {"=": equal, "!=": pc.invert(equal), "<": less}[comparison]
-
-
-def _bounded(comparison: str, column: pc.Expression, limit: Bound) -> Part:
-    """Compare with a value that may lie between two of the column's, or beyond them all."""
-    if limit.exact is not None:
-        return _APPLIED[comparison](column, pc.scalar(limit.exact))
-    if comparison == "=":
-        return False
-    below, above = limit.below, limit.above
-    if comparison in ("<", "<="):
-        return False if below is None else pc.less_equal(column, pc.scalar(below))
-    if comparison in (">", ">="):
-        return False if above is None else pc.greater_equal(column, pc.scalar(above))
-    return pc.is_valid(column)
 
 
 def _regex(node: Like) -> str:

@@ -14,7 +14,8 @@ import pytest
 from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.cluster.on_ray import RayRunner
 from patchlake.pipeline.errors import ConfigError, Stopped
-from patchlake.pipeline.groups.corpus import EMBEDDINGS, EmbeddedImages, StoredCorpus
+from patchlake.pipeline.groups.corpus import StoredCorpus
+from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.methods.cfa import CFA
 from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.reading.fragments import Fragment

@@ -8,7 +8,8 @@ import pytest
 
 from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.groups import corpus as module
-from patchlake.pipeline.groups.corpus import EMBEDDINGS, StoredCorpus
+from patchlake.pipeline.groups.corpus import StoredCorpus
+from patchlake.pipeline.groups.partials import EMBEDDINGS
 from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.storage.folder import Folder
@@ -57,7 +58,7 @@ def joined(left: Seen, right: Seen) -> Seen:
 def test_each_image_is_folded_once_under_its_own_number(
     corpus: StoredCorpus, piece_bytes: int, run: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("patchlake.pipeline.groups.partials._PIECE_BYTES", piece_bytes)
     monkeypatch.setattr(module, "_FOLDED_AT_ONCE", run)
     runs = corpus.reduce(noted, joined)
     pieces = [piece for one in runs for piece in one]

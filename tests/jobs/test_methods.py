@@ -161,7 +161,7 @@ def test_fragments_change_no_score(
     if done.method in DEPENDS_ON_FRAGMENTS:
         pytest.skip("training shuffles fragment by fragment")
     monkeypatch.setattr("patchlake.pipeline.groups.corpus._FOLDED_AT_ONCE", 2)
-    monkeypatch.setattr("patchlake.pipeline.groups.corpus._PIECE_BYTES", 1)
+    monkeypatch.setattr("patchlake.pipeline.groups.partials._PIECE_BYTES", 1)
     settings = settings_of(done.method, fragment_images=4)
     model, scores = tmp_path / "model", tmp_path / "scores"
     fit.run(str(images), str(model), settings, LOCAL)

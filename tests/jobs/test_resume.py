@@ -10,7 +10,7 @@ from patchlake.pipeline.driver import fit
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups import gallery
-from patchlake.pipeline.groups.corpus import RunNotes
+from patchlake.pipeline.groups.partials import RunNotes
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.dn2 import DN2
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
