@@ -80,9 +80,7 @@ def run(
     """
     retire = Retirement.checked(expire, settings.score.iceberg_table)
     lake, target, models_ = _folders(images, model, scores, settings)
-    weights = weight_files(settings.backbone.weights, settings.storage)
-    files = [*((one, MANIFEST) for one in models_), *weights]
-    preflight = Preflight([lake], [target], files, _roles(lake, target))
+    preflight = Preflight([lake], [target], _files(models_, settings), _roles(lake, target))
     preflight.here()
     target.sweep()
     cuts = read_cuts(target, settings)
@@ -96,20 +94,8 @@ def run(
     in_ledger = expired_keys(target, job.record.version)
     list_damaged(job, work.plan.damaged)
     pending = pending_of(target, work, in_ledger)
-    already_done = len(work.plan.kept) - len(pending)
     execution = execution.chosen(pending.images)
-    log.info(
-        "score of %s (%s opened): %s in %s, %d of them done, into %s",
-        lake.root,
-        counted(work.plan.opened, "files"),
-        counted(work.plan.images, "images"),
-        counted(len(work.plan.kept), "fragments"),
-        already_done,
-        target.root,
-    )
-    if work.plan.kept and not pending:
-        log.info("all %d images are done", work.plan.images)
-    announce_cost(work.members, pending, work.digests)
+    _announce(lake, target, work, pending)
     with beating(job) as heart:
         earlier = _earlier(target, job, work.plan)
         with execution.start(settings.workers, preflight) as runner:
@@ -121,6 +107,7 @@ def run(
         # Files of which `--where` keeps a part are left alone: their other fragments are not new.
         superseded = partial(superseded_of, target, work)
         retired = retire(target, job, superseded, in_ledger)
+        already_done = len(work.plan.kept) - len(pending)
         return _finish(target, work, job, tally, retired, already_done)
 
 
@@ -138,9 +125,7 @@ def preview(
     """Return what `run` would do, and what a sample of it costs; SCORES is only read."""
     retire = Retirement.checked(expire, None)
     lake, target, models_ = _folders(images, model, scores, settings)
-    weights = weight_files(settings.backbone.weights, settings.storage)
-    files = [*((one, MANIFEST) for one in models_), *weights]
-    Preflight([lake, target], [], files, _roles(lake, target)).here()
+    Preflight([lake, target], [], _files(models_, settings), _roles(lake, target)).here()
     work = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
     parts.require_source(target, lake)
     for reason in work.plan.damaged.values():
@@ -174,6 +159,29 @@ def _folders(
     named = [model] if isinstance(model, str) else model
     target, *models_ = (Folder.at(one, settings.storage) for one in (scores, *named))
     return open_lake(images, settings.storage), target, models_
+
+
+def _files(models_: Sequence[Folder], settings: Settings) -> list[tuple[Folder, str]]:
+    """Return the files that workers read besides."""
+    weights = weight_files(settings.backbone.weights, settings.storage)
+    return [*((one, MANIFEST) for one in models_), *weights]
+
+
+def _announce(lake: Folder, target: Folder, work: ScoreWork, pending: Fragments) -> None:
+    """Say what there is to do."""
+    kept = work.plan.kept
+    log.info(
+        "score of %s (%s opened): %s in %s, %d of them done, into %s",
+        lake.root,
+        counted(work.plan.opened, "files"),
+        counted(work.plan.images, "images"),
+        counted(len(kept), "fragments"),
+        len(kept) - len(pending),
+        target.root,
+    )
+    if kept and not pending:
+        log.info("all %d images are done", work.plan.images)
+    announce_cost(work.members, pending, work.digests)
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:
