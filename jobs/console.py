@@ -26,8 +26,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from patchlake.pipeline import stopping
 from patchlake.pipeline.driver.observer import Advance, Note, no_note
-from patchlake.pipeline.shown import counted, printable
+from patchlake.pipeline.shown import counted, printable, shown
 
 log = logging.getLogger("patchlake")
 
@@ -56,12 +57,23 @@ class _Lines(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        try:
+            text = self.format(record)
+            self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        except Exception:  # noqa: BLE001 - as in `logging`: a full disk must not end the job
+            self.handleError(record)
+
+
+class _Standing(Console):
+    """A console whose reader may go, as of `2>&1 | head`: the job does not go with it."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more."""
+        self.quiet = True
 
 
 # What this process says of its own accord, but results.
-_console = Console(stderr=True)
+_console = _Standing(stderr=True)
 
 
 def set_up_logging() -> None:
@@ -91,10 +103,12 @@ def rays_own_aside() -> Iterator[None]:
     with os.fdopen(os.dup(_STDERR), "w", buffering=1, errors="backslashreplace") as copy:
         os.dup2(handle, _STDERR)
         _console.file = copy
+        stopping.say_to(copy.fileno())
         try:
             yield
         finally:
             os.dup2(copy.fileno(), _STDERR)
+            stopping.say_to(_STDERR)
             _console.file = sys.stderr
             is_empty = os.fstat(handle).st_size == 0
             os.close(handle)
@@ -102,15 +116,15 @@ def rays_own_aside() -> Iterator[None]:
                 os.unlink(path)
 
 
-def _is_native(stream: TextIO) -> bool:
+def _is_native(stream: TextIO | None) -> bool:
     try:
-        return stream.fileno() == _STDERR
+        return stream is not None and stream.fileno() == _STDERR
     except OSError:
         return False
 
 
 class Terminal:
-    """Shows how far a job is, with an estimate: a bar on a terminal, else a line every 30 s."""
+    """Shows how far a job is, with an estimate: a bar on a terminal, else a line now and then."""
 
     @contextmanager
     def task(self, what: str, total: int, unit: str, note: Note = no_note) -> Iterator[Advance]:
@@ -218,8 +232,8 @@ def _logged(count: _Count) -> Iterator[Advance]:
     finally:
         ended.set()
         thread.join()
-        if count.done >= count.total:
-            log.info("%s", count.end())
+    if count.done >= count.total > 0:
+        log.info("%s", count.end())
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -236,7 +250,8 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
 
 def say_reading(what: str) -> None:
     """Say at once what comes first: libraries are loaded for a second or more before that."""
-    log.info("reading what there is in %s", what)
+    # Whether it carries credentials is found out later.
+    log.info("reading what there is in %s", shown(what)[1:-1])
 
 
 def say(text: str) -> None:

@@ -92,7 +92,11 @@ def show_preview(found: "Preview", *, as_json: bool) -> None:
 def _estimated(found: "Preview") -> str:
     if not found.images_pending:
         return "nothing is left to do"
-    where = "in this process" if found.runner == "local" else "on a Ray of this machine"
+    where = {
+        "local": "in this process",
+        "ray": "on a Ray of this machine",
+        "cluster": "on a cluster like this machine",
+    }[found.place]
     more = " and then the fit of what was embedded" if found.verb == "fit" else ""
     return (
         f"{found.seconds:.0f} s {where} ({found.cpus} CPUs): {found.startup_seconds:.0f} s to "

@@ -53,6 +53,8 @@ class _State:
     # Called where the main thread has no time left to clear away.
     abrupt: tuple[Callable[[], None], ...] = ()
     saying = threading.Lock()
+    # Where the line goes that says so: standard error, or what was that.
+    descriptor = 2
     # Processes below this one when the signal came, and when each began.
     children: ClassVar[dict[int, int]] = {}
 
@@ -93,6 +95,11 @@ def abruptly(call: Callable[[], None]) -> Iterator[None]:
 def reason() -> str | None:
     """Return why the job is to stop; None if nobody has asked for it."""
     return _State.reason
+
+
+def say_to(descriptor: int) -> None:
+    """Write the line of a stop to another open file from now on."""
+    _State.descriptor = descriptor
 
 
 def _begin() -> None:
@@ -192,8 +199,9 @@ def _say(text: str) -> None:
         return
     line = f"{time.strftime('%H:%M:%S')} {text}\n"
     # A progress bar that has no time to be taken down has hidden the cursor.
-    shown = "\x1b[?25h" if os.isatty(2) else ""
-    _within(_SAID_S, lambda: os.write(2, f"{shown}{line}".encode()))
+    descriptor = _State.descriptor
+    shown = "\x1b[?25h" if os.isatty(descriptor) else ""
+    _within(_SAID_S, lambda: os.write(descriptor, f"{shown}{line}".encode()))
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:

@@ -89,11 +89,13 @@ def drive(
     attempts = run.record.settings.fragment_attempts
     pipeline = replace(pipeline, poison=Poison(attempts, key_of, given_up))
 
+    underway = Underway()
+
     def note() -> str:
         return "; ".join(filter(None, [underway.in_words(), tally.in_words()]))
 
     with observer.task(run.record.verb, pending.images, "images", note) as advance:
-        underway = Underway(advance)
+        underway.follow(advance)
         heart.measure = lambda: tally.speed(pending.images, underway.images)
         with heard_by(underway):
             for row in runner.run(pending.table, pipeline) if pending else ():

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,6 +15,14 @@ from patchlake.pipeline.storage.preflight import Preflight
 log = logging.getLogger(__name__)
 
 RunnerName = Literal["auto", "ray", "local"]
+# This process, a Ray that is started on this machine, or a cluster that is there.
+Place = Literal["local", "ray", "cluster"]
+
+_CHOSEN: Mapping[Place, str] = {
+    "local": "in this process; --runner ray would start a Ray",
+    "ray": "on a Ray that is started here; --runner local would stay in this process",
+    "cluster": "on the Ray cluster that is named",
+}
 
 # Ray takes some ten seconds more to start. On two cores it does not catch up: at 1,340 images one
 # process does 19.7 a second, and Ray 18.0. Larger machines were not measured.
@@ -40,18 +48,18 @@ class Execution:
             size: Images to do. Without any nothing is started, whatever is asked for.
             few: Up to so many stay in this process, if no cluster is named.
         """
-        if size == 0:
-            return replace(self, runner="local")
-        if self.runner != "auto":
-            return self
+        place = self.place(size, few)
+        if self.runner == "auto" and size:
+            log.info("runs %s", _CHOSEN[place])
+        return replace(self, runner="local" if place == "local" else "ray")
+
+    def place(self, size: int, few: int = FEW_IMAGES) -> "Place":
+        """Return where a job of that size runs."""
+        if size == 0 or self.runner == "local":
+            return "local"
         if self.address or os.environ.get("RAY_ADDRESS"):
-            log.info("runs on the Ray cluster that is named")
-            return replace(self, runner="ray")
-        if size <= few:
-            log.info("runs in this process; --runner ray would start a Ray")
-            return replace(self, runner="local")
-        log.info("runs on a Ray that is started here; --runner local would stay in this process")
-        return replace(self, runner="ray")
+            return "cluster"
+        return "ray" if self.runner == "ray" or size > few else "local"
 
     @property
     def threads(self) -> int:

@@ -138,11 +138,11 @@ def preview(
         pending = kept.without_keys(embedded_keys(target, partials))
     else:
         pending = kept[:0]
-    runner = execution.chosen(pending.images).runner
-    with scratch("patchlake-dry-run-") as place:
-        folder = Folder.at(place, storage)
+    place = execution.place(pending.images)
+    with scratch("patchlake-dry-run-") as path:
+        folder = Folder.at(path, storage)
         sample = measure(pending, _pipeline(work, folder, partials, 1), folder, partials)
-    return preview_of("fit", (lake, target), work.plan, pending, sample, runner)
+    return preview_of("fit", (lake, target), work.plan, pending, sample, place)
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:

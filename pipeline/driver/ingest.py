@@ -93,12 +93,22 @@ def run(
         if manifest
         else _list(Folder.at(source, storage), arrangement, settings)
     )
+    before = read_ingested(target, _existing(target))
+    listing = replace(listing, images=before.complete(listing.images))
     require_values(listing.images, arrangement.partitions, source)
     # A manifest may name some of the files: of what it does not name nothing is known.
     root = folder.root if folder else ""
     moves = Moves(target, root)
-    packed = _pack(target, listing, settings, (execution, preflight), moves)
-    over = read_ingested(target, _existing(target)).over(packed.images, root, packed.came)
+    where = (execution, preflight)
+    packed = _pack(target, listing, before, settings, where, moves)
+    after = read_ingested(target, _existing(target))
+    over = after.over(listing.images, root, packed.came)
+    if over.learned:
+        learned = {image.uri: image for image in over.learned}
+        _pack(target, replace(listing, images=over.learned), after, settings, where, moves)
+        whole = [learned.get(image.uri, image) for image in listing.images]
+        after = read_ingested(target, _existing(target))
+        over = after.over(whole, root, packed.came)
     over.remove(target)
     moves.done()
     _say(listing, packed, over)
@@ -108,8 +118,8 @@ def run(
         target.root,
         packed.written,
         tuple(one.line for one in skipped),
-        Counter(one.why for one in skipped),
-        tuple(counted(image for image in packed.images if image.uri not in lost)),
+        dict(Counter(one.why for one in skipped)),
+        tuple(counted(image for image in listing.images if image.uri not in lost)),
     )
 
 
@@ -142,7 +152,7 @@ def _list(folder: Folder, arrangement: Arrangement, settings: Settings) -> Listi
     if chosen == "mvtec":
         listing = list_tree(folder, entries, words, (group, default))
     else:
-        listing = list_folder(folder, entries, default)
+        listing = list_folder(folder, entries, (group, default))
     log.info("%s: layout '%s'", folder.root, chosen)
     listing.skipped.extend(LeftOut("not readable", line) for line in left_out)
     if not listing.images:
@@ -153,8 +163,6 @@ def _list(folder: Folder, arrangement: Arrangement, settings: Settings) -> Listi
             f"{folder.root}: none of its {len(entries)} files is an image to ingest: "
             f"{printable(next(iter(lines), 'they are masks'))}{more}"
         )
-    if group is None and chosen == "folder":
-        listing = replace(listing, unsaid=listing.unsaid | {"group"})
     placed = [with_folders(image, keys, {}) for image in listing.images]
     return replace(listing, images=placed)
 
@@ -169,13 +177,12 @@ class _PackResult:
     written: int
     skipped: Sequence[LeftOut]
     notes: Sequence[str]
-    # All of SOURCE, with what was known of it before.
-    images: Sequence[SourceImage]
 
 
 def _pack(
     target: Folder,
     listing: Listing,
+    before: IngestedRows,
     settings: Settings,
     where: tuple[Execution, Preflight],
     moves: Moves,
@@ -183,8 +190,7 @@ def _pack(
     """Write the rows that are new, or differ from those that are there."""
     execution, preflight = where
     limits = limits_of(settings.image)
-    before = read_ingested(target, _existing(target))
-    images = before.complete(listing.images, listing.unsaid)
+    images = listing.images
     small = [one for one in images if one.bytes <= limits.max_bytes]
     skipped = [
         LeftOut(
@@ -206,15 +212,16 @@ def _pack(
     with (
         shared.start(settings.workers, preflight) as runner,
         execution.observer.task("ingest", len(fresh), "files") as advance,
-        heard_by(underway := Underway(advance)),
+        heard_by(underway := Underway()),
     ):
+        underway.follow(advance)
         for result in runner.map(to_packs(cut), pack):
             (row,) = result.to_pylist()
             written += row["images"]
             skipped += (LeftOut(**one) for one in row["skipped"])
             notes += row["notes"]
             underway.finish(row["target"], row["images"] + len(row["skipped"]))
-    return _PackResult(before, came, fresh, written, skipped, notes, images)
+    return _PackResult(before, came, fresh, written, skipped, notes)
 
 
 def _existing(target: Folder) -> list[str]:

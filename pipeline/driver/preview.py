@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from patchlake.pipeline.cluster.runner import Pipeline, scoring_processes
-from patchlake.pipeline.driver.execution import RunnerName
+from patchlake.pipeline.driver.execution import Place
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
 from patchlake.pipeline.reading.listing import list_tables
@@ -54,8 +54,8 @@ class Preview:
     # Of all that is pending, on one CPU.
     cpu_seconds: float
     # Where it would run, and for how long: until the first fragment begins, and in all, on this
-    # machine with nothing beside it.
-    runner: str
+    # machine with nothing beside it, or on a cluster with as many CPUs.
+    place: Place
     cpus: int
     startup_seconds: float
     seconds: float
@@ -79,7 +79,8 @@ class CostSample:
     seconds: Mapping[str, float]
     # Of this process before the sample.
     driver_bytes: int
-    # What this process took but for the sample itself: imports, the plan, weights and models.
+    # What this process took but for the sample itself: imports, the plan, weights and models, and a
+    # first fragment to warm up.
     startup_seconds: float = 0.0
     # One image between decode and infer.
     decoded_bytes: int = 0
@@ -132,7 +133,7 @@ def preview(
     plan: Plan,
     pending: Fragments,
     sample: CostSample,
-    runner: RunnerName,
+    place: Place,
 ) -> Preview:
     """Return what a job would do; `folders` are IMAGES and SCORES or MODEL."""
     lake, target = folders
@@ -140,7 +141,7 @@ def preview(
     cpus = os.cpu_count() or 1
     startup = sample.startup_seconds
     work = cpu_seconds / cpus
-    if runner == "ray" and pending:
+    if place != "local" and pending:
         startup += _RAY_SECONDS
         # A fragment is in the network on one CPU, of those that score or embed.
         at_once = min(scoring_processes(cpus), len(pending))
@@ -164,7 +165,7 @@ def preview(
         sampled_images=sample.images,
         seconds_per_image=sample.seconds,
         cpu_seconds=cpu_seconds,
-        runner=runner,
+        place=place,
         cpus=cpus,
         startup_seconds=startup,
         seconds=startup + work,

@@ -132,12 +132,12 @@ def preview(
         log.warning("%s; it is passed over", reason)
     pending = pending_of(target, work, expired_keys(target, work.record.version))
     announce_cost(work.members, pending, work.digests)
-    runner = execution.chosen(pending.images).runner
-    with scratch("patchlake-dry-run-") as place:
-        folder = Folder.at(place, settings.storage)
+    place = execution.place(pending.images)
+    with scratch("patchlake-dry-run-") as path:
+        folder = Folder.at(path, settings.storage)
         pipeline = pipeline_of(work, folder, work.record, 1, work.members)
         sample = measure(pending, pipeline, folder)
-    found = preview_of("score", (lake, target), work.plan, pending, sample, runner)
+    found = preview_of("score", (lake, target), work.plan, pending, sample, place)
     expiring = retire.require_names(target, work.plan.every.paths)
     rows = parts.count_rows(target, expiring)
     return replace(found, expiring_parts=tuple(expiring), expiring_images=rows)

@@ -20,8 +20,8 @@ _REMEMBERED = 1024
 class Underway:
     """Counts images as they pass the stages. See `headway.Listener`."""
 
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
+    def __init__(self) -> None:
+        self._advance: Advance = lambda _: None
         self._lock = threading.Lock()
         # Stage -> key of a fragment -> its images that have passed.
         self._passed: dict[str, dict[str, int]] = {}
@@ -29,6 +29,10 @@ class Underway:
         self._told = 0
         self._late: deque[str] = deque(maxlen=_REMEMBERED)
         self._awaited = ""
+
+    def follow(self, advance: Advance) -> None:
+        """From now on, advance a task."""
+        self._advance = advance
 
     def passed(self, stage: str, key: str, images: int) -> None:
         """See `headway.Listener`."""

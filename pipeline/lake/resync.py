@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from patchlake.pipeline.errors import FileDamaged
 from patchlake.pipeline.reading.apart import Call, each
 from patchlake.pipeline.reading.columns import fetch_columns
 from patchlake.pipeline.score_table.parquet import images_writer
+from patchlake.pipeline.sources.hive import completed
 from patchlake.pipeline.sources.sources import Places, SourceImage
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.owned import or_none, read_json
@@ -76,30 +78,38 @@ class Row:
         """Return whether its file is in these folders; in any, where they are not said."""
         return not hive or self.hive == hive
 
-    def complete(
-        self, image: SourceImage, unsaid: AbstractSet[str], masks: AbstractSet[str | None]
-    ) -> SourceImage:
+    @property
+    def own_id(self) -> str | None:
+        """Its id, where that says more than where its file was."""
+        is_place = self.image_id and f"/{self.uri}".endswith(f"/{self.image_id}")
+        return None if is_place else self.image_id
+
+    def says(self, image: SourceImage) -> tuple[bool, int]:
+        """Return how much it says of an image: of two rows of it, one may be of a killed ingest."""
+        own = (*self.state[2:], self.captured_at, self.has_mask or None)
+        return self.state[0] == image.version, sum(one is not None for one in own)
+
+    def complete(self, image: SourceImage, masks: AbstractSet[str | None]) -> SourceImage:
         """Return the image with what this row knows of it and SOURCE does not say.
 
         Of a picture that was taken again it is only where it belongs that is known.
 
         Args:
             image: The image.
-            unsaid: Of group, split and label, those of which SOURCE says nothing.
             masks: As in `is_of`.
         """
+        unsaid = image.unsaid
         version, group, split, label = self.state
         placed = replace(
             image,
-            image_id=image.image_id if image.has_own_id else self.image_id or image.image_id,
+            image_id=image.image_id if image.has_own_id else self.own_id or image.image_id,
             group=(group if "group" in unsaid else None) or image.group,
             split=split if "split" in unsaid else image.split,
-            hive=image.hive or self.hive,
         )
         if version != image.version:
-            return placed
+            return completed(placed, self.hive)
         has_mask = self.has_mask and image.mask is None and self.mask_version not in masks
-        return replace(
+        whole = replace(
             placed,
             label=label if "label" in unsaid else image.label,
             captured_at=image.captured_at or self.captured_at,
@@ -107,6 +117,7 @@ class Row:
             masked_file=self.file if has_mask else None,
             masked_row=self.number if has_mask else None,
         )
+        return completed(whole, self.hive)
 
     @property
     def hive(self) -> str:
@@ -127,21 +138,18 @@ class IngestedRows:
     by_place: Mapping[str, Sequence[Row]]
     places: Places
 
-    def complete(
-        self, images: Sequence[SourceImage], unsaid: AbstractSet[str]
-    ) -> list[SourceImage]:
-        """Return the images with what is known of them where SOURCE says nothing.
-
-        Args:
-            images: The images. Of those without hive keys, where they lie is not said.
-            unsaid: Of group, split and label, those of which SOURCE says nothing.
-        """
+    def complete(self, images: Sequence[SourceImage]) -> list[SourceImage]:
+        """Return the images with what is known of them where SOURCE says nothing."""
         masks = _masks(images)
-        completed = []
+        found = []
         for image in images:
             rows = self._of(image)
-            completed.append(rows[0].complete(image, unsaid, masks) if rows else image)
-        return completed
+            if rows:
+                best = max(rows, key=partial(Row.says, image=image))
+                found.append(best.complete(image, masks))
+            else:
+                found.append(completed(image, ""))
+        return found
 
     def fresh(self, images: Sequence[SourceImage]) -> list[SourceImage]:
         """Return the images of which no row is as they are now."""
@@ -177,17 +185,24 @@ class IngestedRows:
         """
         over = SupersededRows()
         masks = _masks(images)
-        held: set[str | None] = set()
+        held: dict[str | None, SourceImage] = {}
         for image in {self.places.of(image.uri): image for image in images}.values():
             rows = self._of(image)
             current = [row for row in rows if row.is_of(image, masks)]
             if current:
                 over.replaced.extend(row for row in rows if row is not current[0])
                 if image.uri in came:
-                    held.add(current[0].sha256)
+                    held[current[0].sha256] = image
         for rows in self.gone(images, root):
-            moved = rows[0].sha256 is not None and rows[0].sha256 in held
-            (over.moved if moved else over.gone).extend(rows)
+            moved = None if rows[0].sha256 is None else held.get(rows[0].sha256)
+            if moved is None:
+                over.gone.extend(rows)
+                continue
+            over.moved.extend(rows)
+            learned = rows[0].complete(replace(moved, version=rows[0].state[0] or ""), masks)
+            learned = replace(learned, version=moved.version)
+            if learned != replace(moved, masked_file=None, masked_row=None):
+                over.learned.append(learned)
         return over
 
     def _of(self, image: SourceImage) -> Sequence[Row]:
@@ -236,6 +251,8 @@ class SupersededRows:
     replaced: list[Row] = field(default_factory=list)
     moved: list[Row] = field(default_factory=list)
     gone: list[Row] = field(default_factory=list)
+    # Images that were moved, with what only the rows that are to be removed know of them.
+    learned: list[SourceImage] = field(default_factory=list)
 
     def remove(self, images: Folder) -> None:
         """Write the files that hold replaced or moved rows again, without them."""

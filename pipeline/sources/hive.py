@@ -1,7 +1,8 @@
 """Hive keys of the files that an ingest writes: by them `--where` and other engines pass files by.
 
 Of each image a key has the value that a manifest's column of its name says, or else a folder
-`KEY=value` that it lies in. Without either, `dt` is the day (UTC) on which the picture was taken.
+`KEY=value` that it lies in. Without either, `dt` is the day (UTC) on which the picture was taken,
+and any other key is what it was before.
 """
 
 import re
@@ -46,14 +47,35 @@ def with_folders(
     if not names:
         return image
     found = {name: cells[name] for name in names if cells.get(name)}
-    for part in PurePosixPath(image.name).parts[:-1]:
-        key, equals, value = part.partition("=")
-        if equals and value not in ("", NULL_PARTITION):
-            found.setdefault(key, unescape(value))
+    said = _pairs("/".join(PurePosixPath(image.name).parts[:-1])) | found
+    return replace(image, hive=_folders({name: said.get(name) for name in names}))
+
+
+def completed(image: SourceImage, known: str) -> SourceImage:
+    """Return the image with the keys that the source does not say.
+
+    Args:
+        image: With the time at which it was taken, if that is known.
+        known: The folders of its row of before, or "".
+    """
+    if not image.hive:
+        return replace(image, hive=known)
+    before = _pairs(known)
     if image.captured_at is not None:
-        found.setdefault(_DAY, image.captured_at.date().isoformat())
-    values = (escape(found.get(name) or "") or NULL_PARTITION for name in names)
-    return replace(image, hive="/".join(map("{}={}".format, names, values)))
+        before |= {_DAY: image.captured_at.date().isoformat()}
+    said = _pairs(image.hive)
+    names = (part.partition("=")[0] for part in image.hive.split("/"))
+    return replace(image, hive=_folders({n: said.get(n) or before.get(n) for n in names}))
+
+
+def _pairs(folders: str) -> dict[str, str | None]:
+    """Return the keys and values that folders say; those that are null are not among them."""
+    pairs = (part.partition("=") for part in folders.split("/"))
+    return {k: unescape(v) for k, equals, v in pairs if equals and v not in ("", NULL_PARTITION)}
+
+
+def _folders(values: Mapping[str, str | None]) -> str:
+    return "/".join(f"{k}={escape(v) if v else NULL_PARTITION}" for k, v in values.items())
 
 
 def require_values(images: Iterable[SourceImage], names: Sequence[str], source: str) -> None:

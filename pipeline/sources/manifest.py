@@ -27,6 +27,7 @@ _ENDINGS = (".csv", ".tsv", ".parquet")
 _MEANT = {"mask": "mask_uri", "mask_path": "mask_uri", "path": "uri", "file": "uri"}
 _MEANT |= {"filename": "uri", "file_name": "uri", "image": "uri", "class": "label"}
 _NEAR = 0.8
+_MAY_COME_LATER = frozenset({"group", "split", "label"})
 _SHOWN = 5
 
 
@@ -54,8 +55,7 @@ def list_manifest(
     source = base.path(file_name)
     keys = arrangement.partitions
     cells = read_cells(base, file_name, keys)
-    said = {*cells.headers, *(("group",) if arrangement.group else ())}
-    listing = Listing(unsaid=frozenset({"group", "split", "label"} - said))
+    listing = Listing()
     _require_headers([name for name in cells.headers if name not in keys], source, listing)
     allowed = [base.root, *prefixes]
     places, seen = Places(), set[str]()
@@ -79,7 +79,10 @@ def list_manifest(
         else:
             seen.add(places.of(image.uri))
             masked = _with_mask(image, masks, base, faults)
-            listing.images.append(with_folders(masked, keys, row))
+            said = {name for name in _MAY_COME_LATER if _text(row, name)}
+            said |= {"group"} if arrangement.group else set()
+            unsaid = replace(masked, unsaid=_MAY_COME_LATER - said)
+            listing.images.append(with_folders(unsaid, keys, row))
             if _text(row, "captured_at") is not None and at is None:
                 faults.append(
                     f"captured_at of {shown(uri)} is {shown(str(row['captured_at']))}, which is no "

@@ -77,7 +77,6 @@ class FilePlace:
         label = next((n for n, (key, _) in enumerate(pairs) if key == "label"), 0)
         others = [n for n, (key, _) in enumerate(pairs) if not key and n not in marks]
         others = [n for n in others if plain(parts[n]) not in NEUTRAL]
-        others = [n for n in others if parts[n].partition("=")[0] not in words.partitions]
         return cls(
             entry,
             keys,
@@ -143,6 +142,11 @@ class FilePlace:
             group, label = (*above, *below[:depth]), below[depth] if len(below) > depth else None
         named = _value(self.keys.get("group", ("",))[0])
         return FileOf(self.entry, (named,) if named else group, label, self.split)
+
+
+def without_partitions(parts: Sequence[str], words: Words) -> list[str]:
+    """Return folders without those that only say where files are to lie."""
+    return [p for p in parts if "=" not in p or p.partition("=")[0] not in words.partitions]
 
 
 def key_of(part: str) -> tuple[str, str] | None:

@@ -52,6 +52,9 @@ class SourceImage:
     mask_version: str | None = None
     # Folders of hive keys that its Parquet file lies in, as "dt=2026-11-28/line=L1"; or "".
     hive: str = ""
+    # Of group, split and label, those of which the source says nothing: what is known of an image
+    # that was ingested before stays.
+    unsaid: frozenset[str] = frozenset()
     # A Parquet file of IMAGES and a row in it that has a mask for this image, where SOURCE has
     # none any more.
     masked_file: str | None = None
@@ -95,9 +98,6 @@ class Listing:
     skipped: list[LeftOut] = field(default_factory=list)
     # What is said besides: masks without an image, columns that are not read.
     notes: list[str] = field(default_factory=list)
-    # Of group, split and label, those of which the source says nothing: what is known of an image
-    # that was ingested before stays.
-    unsaid: frozenset[str] = frozenset()
 
 
 def counted(images: Iterable[SourceImage]) -> list[tuple[str, str, str, int, int]]:
@@ -107,7 +107,7 @@ def counted(images: Iterable[SourceImage]) -> list[tuple[str, str, str, int, int
     for image in images:
         key = (image.group, image.split or "-", image.label or "-")
         number[key] += 1
-        masks[key] += image.mask is not None
+        masks[key] += image.mask is not None or image.masked_file is not None
     return [(*key, number[key], masks[key]) for key in sorted(number)]
 
 

@@ -15,11 +15,20 @@ guessed from a file.
 import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.sources.pairing import FileOf, pair_beside, pair_masks
-from patchlake.pipeline.sources.placing import BAD, KEYS, MASKS, FilePlace, Words, key_of
+from patchlake.pipeline.sources.placing import (
+    BAD,
+    KEYS,
+    MASKS,
+    FilePlace,
+    Words,
+    key_of,
+    without_partitions,
+)
 from patchlake.pipeline.sources.sources import Layout, LeftOut, Listing, SourceImage
 from patchlake.pipeline.storage.folder import Folder, unescape
 from patchlake.pipeline.storage.stores import Entry
@@ -81,13 +90,24 @@ def _require_known_keys(root: str, folders: AbstractSet[str], telling: AbstractS
             )
 
 
-def list_folder(folder: Folder, entries: Sequence[Entry], group: str) -> Listing:
-    """Return every file of a plain folder as an image without split and label."""
+def list_folder(folder: Folder, entries: Sequence[Entry], named: tuple[str | None, str]) -> Listing:
+    """Return every file of a plain folder as an image without split and label.
+
+    Args:
+        folder: The root.
+        entries: All its files.
+        named: As in `list_tree`.
+    """
+    everyone, otherwise = named
+    unsaid = frozenset({"split", "label"} if everyone else {"group", "split", "label"})
     files = [FileOf(entry, (), None) for entry in entries]
     images, masks, notes = pair_beside(files)
-    made = [_image(folder, one, group, masks.get(one.entry.name)) for one in images]
-    unsaid = frozenset(("split", "label"))
-    return Listing(made, notes=[f"{folder.root}: {note}" for note in notes], unsaid=unsaid)
+    group = everyone or otherwise
+    made = [
+        replace(_image(folder, one, group, masks.get(one.entry.name)), unsaid=unsaid)
+        for one in images
+    ]
+    return Listing(made, notes=[f"{folder.root}: {note}" for note in notes])
 
 
 def list_tree(
@@ -116,6 +136,9 @@ def list_tree(
     files: list[FileOf] = []
     masks: list[FileOf] = []
     has_splits = any(place.splits for place in places)
+    unsaid = frozenset(
+        name for name, said in (("split", has_splits), ("label", has_labels)) if not said
+    )
     for place in places:
         one = place.file(depth, has_splits=has_splits)
         if place.is_mask:
@@ -133,9 +156,11 @@ def list_tree(
     listing.notes.extend(f"{folder.root}: {note}" for note in (*notes, *more))
     everyone, otherwise = named
     for one in images:
-        own = everyone or "/".join(one.group) or otherwise
+        own = everyone or "/".join(without_partitions(one.group, words)) or otherwise
         mask = paired.get(one.entry.name) or beside.get(one.entry.name)
-        listing.images.append(_image(folder, one, own, mask))
+        image = _image(folder, one, own, mask)
+        is_named = everyone or own != otherwise
+        listing.images.append(replace(image, unsaid=unsaid if is_named else unsaid | {"group"}))
     return listing
 
 

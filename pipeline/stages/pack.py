@@ -79,11 +79,12 @@ class Pack:
         """Yield rows of at most 32 MiB and one fragment, so that a fragment reads what it needs."""
         rows: list[Row] = []
         size = 0
+        known = _KnownMasks(self.images)
         for source in sources:
             image = SourceImage(**source)  # type: ignore[arg-type]
             row = _read(Folder(image.folder, self.images.storage), image, self.limits, outcome)
             if row is not None and image.masked_file is not None:
-                row["mask"] = _mask_of_row(self.images, image.masked_file, image.masked_row or 0)
+                row["mask"] = known.mask(image.masked_file, image.masked_row or 0)
             passed(1)
             if row is None:
                 continue
@@ -143,17 +144,34 @@ def _read(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome
     }
 
 
-def _mask_of_row(images: Folder, name: str, number: int) -> bytes | None:
-    """Return the mask that a row of IMAGES has, by its number in the file."""
-    with images.open(name) as handle:
-        file = pq.ParquetFile(handle, page_checksum_verification=True)
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number < rows:
-                mask: bytes | None = file.read_row_group(group, ["mask"])["mask"][number].as_py()
-                return mask
-            number -= rows
-    return None
+@dataclass
+class _KnownMasks:
+    """Masks that rows of IMAGES have; those of the last row group are kept."""
+
+    images: Folder
+    _file: str = ""
+    # Number of the first row, and the masks.
+    _first: int = 0
+    _masks: pa.ChunkedArray | None = None
+
+    def mask(self, name: str, number: int) -> bytes | None:
+        """Return the mask of a row, by the file and the row's number in it."""
+        held = self._masks
+        if held is None or name != self._file or not 0 <= number - self._first < len(held):
+            held = self._read(name, number)
+        mask: bytes | None = held[number - self._first].as_py()
+        return mask
+
+    def _read(self, name: str, number: int) -> pa.ChunkedArray:
+        with self.images.open(name) as handle:
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            first, group = 0, 0
+            while first + file.metadata.row_group(group).num_rows <= number:
+                first += file.metadata.row_group(group).num_rows
+                group += 1
+            masks = file.read_row_group(group, ["mask"]).column("mask")
+        self._file, self._first, self._masks = name, first, masks
+        return masks
 
 
 def _mask(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome) -> bytes | None:

@@ -7,7 +7,6 @@ own. The scripts are those of docs/operator.md.
 import contextlib
 import json
 import os
-import platform
 import re
 import shutil
 import socket
@@ -218,8 +217,6 @@ def test_a_submitted_fit_is_the_fit_of_one_process(
         *("--config", "night.yaml"),
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    if platform.machine() == "x86_64":
-        assert re.search(r"run different BLAS kernels .*Haswell", submitted.stdout)
     digests = [
         {group: record.digest for group, record in models.read_manifest(one).groups.items()}
         for one in (Folder(str(tmp_path)), Folder(str(model)))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import score
 from patchlake.pipeline.driver.execution import Execution
@@ -43,6 +44,21 @@ def test_what_was_chosen_is_said(asked, images, says, monkeypatch, caplog):
     with caplog.at_level("INFO", logger="patchlake"):
         asked.chosen(images)
     assert says in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kernels", "warns"),
+    [
+        ({}, False),
+        ({"a": ["Zen"], "b": ["Zen"]}, False),
+        ({"a": ["Haswell"], "b": ["SkylakeX", "Zen"]}, True),
+    ],
+)
+def test_nodes_that_run_different_kernels_are_named(kernels, warns, monkeypatch, caplog):
+    monkeypatch.setattr(LocalRunner, "everywhere", lambda *_: kernels)
+    with Execution("local").start(None):
+        pass
+    assert ("a: Haswell; b: SkylakeX, Zen" in caplog.text) is warns
 
 
 def test_nothing_starts_where_nobody_has_chosen():

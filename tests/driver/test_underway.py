@@ -18,7 +18,8 @@ from patchlake.pipeline.headway import Passed, heard_by, listener
 
 def test_images_count_when_they_have_passed_the_network():
     told: list[int] = []
-    underway = Underway(told.append)
+    underway = Underway()
+    underway.follow(told.append)
     underway.waits("the weights of lite0")
     assert underway.in_words() == "waits for the weights of lite0"
     underway.passed("decode", "a", 3)
@@ -38,7 +39,8 @@ def test_images_count_when_they_have_passed_the_network():
 
 def test_a_fragment_that_begins_again_and_late_news_take_nothing_back():
     told: list[int] = []
-    underway = Underway(told.append)
+    underway = Underway()
+    underway.follow(told.append)
     underway.passed("embed", "a", 4)
     underway.passed("embed", "a", 1)
     underway.passed("embed", "b", 2)
@@ -51,7 +53,8 @@ def test_a_fragment_that_begins_again_and_late_news_take_nothing_back():
 
 def test_nobody_hears_what_another_thread_does():
     told: list[int] = []
-    underway = Underway(told.append)
+    underway = Underway()
+    underway.follow(told.append)
 
     def elsewhere() -> None:
         Passed("infer", "b")(7)
@@ -88,6 +91,8 @@ class _Task:
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> Advance:
+        # As a bar on a terminal does, at once.
+        self._notes.add(self._note())
         self._thread.start()
         return self._steps.append
 
@@ -123,7 +128,8 @@ def test_a_job_tells_images_before_a_fragment_is_done(
 
 def test_what_workers_tell_reaches_the_driver_within_seconds(local_ray: None):
     told: list[int] = []
-    underway = Underway(told.append)
+    underway = Underway()
+    underway.follow(told.append)
     attempts = Attempts.start()
     with attempts.relaying(underway):
         reporter = Reporter(attempts)

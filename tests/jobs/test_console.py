@@ -1,5 +1,6 @@
 """What a job says of its progress."""
 
+import errno
 import io
 import logging
 import os
@@ -13,7 +14,10 @@ import pytest
 from rich.console import Console
 
 from patchlake.jobs import console
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import score
 from patchlake.pipeline.driver.drive import Tally
+from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.stages.batch import FragmentResult
 
 
@@ -91,6 +95,59 @@ def test_a_bar_says_what_comes_between_its_steps(monkeypatch: pytest.MonkeyPatch
     shown = screen.getvalue()
     assert shown.index("waits for the weights") < shown.index("[7] decoded")
     assert "10/10" in shown
+
+
+def test_a_job_shows_a_bar_on_a_terminal(
+    images: Path, model: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        console, "_console", Console(file=screen, force_terminal=True, width=200, color_system=None)
+    )
+    execution = Execution("local", observer=console.Terminal())
+    score.run(str(images), str(model), str(tmp_path), tiny, execution)
+    assert "44/44" in screen.getvalue()
+    assert "0 error rows" in screen.getvalue()
+
+
+class _Gone(io.StringIO):
+    """A reader that has gone, or a disk that is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self._error = error
+
+    def write(self, _: str) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "full")])
+def test_a_standard_error_that_is_gone_ends_no_job(error: OSError, capsys: pytest.CaptureFixture):
+    lines = console._Lines(console._Standing(file=_Gone(error)))
+    lines.emit(logging.makeLogRecord({"msg": "done"}))
+    lines.emit(logging.makeLogRecord({"msg": "done"}))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_task_that_fails_or_has_nothing_to_do_has_no_end(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "patchlake")
+    with console.Terminal().task("ingest", 0, "files"):
+        pass
+
+    def fail() -> None:
+        with console.Terminal().task("score", 1, "images") as advance:
+            advance(1)
+            raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        fail()
+    assert caplog.messages == []
+
+
+def test_what_is_read_is_said_without_secrets(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "patchlake")
+    console.say_reading("s3://KEY:SECRET@bucket/images?X-Amz-Signature=abc")
+    assert caplog.messages == ["reading what there is in s3://...@bucket/images?..."]
 
 
 def test_ours_is_on_stderr_and_what_others_write_there_goes_to_a_file(tmp_path: Path):

@@ -38,7 +38,7 @@ def test_a_score_is_told_before_it_is_done(images: Path, model: Path, half_done:
     assert sorted(told["seconds_per_image"]) == ["decode", "infer", "publish"]
     assert told["cpu_seconds"] == pytest.approx(20 * sum(told["seconds_per_image"].values()))
     # It is this process that would do it, which has been there for some time.
-    assert told["runner"] == "local"
+    assert told["place"] == "local"
     assert told["startup_seconds"] > 0
     work = told["cpu_seconds"] / told["cpus"]
     assert told["seconds"] == pytest.approx(told["startup_seconds"] + work)

@@ -52,11 +52,11 @@ def test_the_metrics_are_those_of_an_independent_implementation(tiles: Path):
     assert found["pixel_auroc"] == pytest.approx(0.766, abs=0.02)
     assert found["aupro"] == pytest.approx(0.697, abs=0.02)
     # Ours, of docs/benchmarks.md: nothing that is only faster may move them. The arithmetic of
-    # another processor chooses other patches: measured without AVX-512, the AUPRO is 0.703.
-    cpuinfo = Path("/proc/cpuinfo")
-    has_avx512 = not cpuinfo.exists() or "avx512f" in cpuinfo.read_text()
-    ours = {"image_auroc": 0.840, "pixel_auroc": 0.769, "aupro": 0.699 if has_avx512 else 0.703}
-    assert found == pytest.approx(ours, abs=0.002)
+    # another processor chooses other patches: the AUPRO is 0.699 on Intel's with AVX-512, and 0.703
+    # without it and on AMD's.
+    aupro = found.pop("aupro")
+    assert aupro == pytest.approx(0.701, abs=0.004)
+    assert found == pytest.approx({"image_auroc": 0.840, "pixel_auroc": 0.769}, abs=0.002)
 
 
 @pytest.mark.ray

@@ -10,7 +10,7 @@ import pytest
 import patchlake
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.sources.hive import require_keys, require_values, with_folders
+from patchlake.pipeline.sources.hive import completed, require_keys, require_values, with_folders
 from patchlake.pipeline.sources.sources import SourceImage
 
 
@@ -33,7 +33,15 @@ def image(name: str = "a.png", at: datetime | None = None) -> SourceImage:
 )
 def test_a_key_is_what_the_table_a_folder_or_the_time_says(name, cells, hive):
     taken = datetime(2026, 11, 28, 23, 59, tzinfo=UTC)
-    assert with_folders(image(name, taken), ("dt", "line"), cells).hive == hive
+    assert completed(with_folders(image(name, taken), ("dt", "line"), cells), "").hive == hive
+
+
+def test_what_is_not_said_is_what_it_was():
+    asked = with_folders(image(), ("dt", "line"), {"line": "L1"})
+    assert completed(asked, "dt=2026-11-01/line=L7").hive == "dt=2026-11-01/line=L1"
+    # Keys of before that are not asked for any more are left.
+    assert completed(asked, "plant=P").hive == "dt=__HIVE_DEFAULT_PARTITION__/line=L1"
+    assert completed(image(), "plant=P").hive == "plant=P"
 
 
 def test_without_keys_a_file_lies_where_it_did():

@@ -139,7 +139,7 @@ def test_a_mask_in_a_folder_of_its_images_name(root):
 def test_masks_beside_their_images_are_no_images(root):
     """KolektorSDD: also in a plain folder."""
     _write(root, "0.jpg", "0_label.bmp", "1.jpg", "label.jpg")
-    listing = list_folder(root, root.find(), "parts")
+    listing = list_folder(root, root.find(), (None, "parts"))
     assert _rows(listing) == {
         "0.jpg": ("parts", None, None, "0_label.bmp"),
         "1.jpg": ("parts", None, None, None),
@@ -239,7 +239,7 @@ def test_folders_that_mean_something_and_none_that_means_good_are_refused(root, 
 def test_a_plain_folder_is_one_group_without_labels(root):
     _write(root, "b.jpg", "a/c.png")
     assert guess_layout(root.root, root.find(), WORDS) == "folder"
-    assert _rows(list_folder(root, root.find(), "line 4")) == {
+    assert _rows(list_folder(root, root.find(), (None, "line 4"))) == {
         "a/c.png": ("line 4", None, None, None),
         "b.jpg": ("line 4", None, None, None),
     }
