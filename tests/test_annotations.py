@@ -47,7 +47,7 @@ WRONG = {
     "lake": (lambda: trained.is_known(None, None, None, None), "known"),
     "maths": (lambda: projection.projected(np.zeros((2, 3), F32), np.zeros((4, 1), F32)), "proj"),
     "methods": (lambda: contract.Scores(np.zeros(2, F32), np.zeros((3, 1, 1), F32)), "anomaly"),
-    "scores": (lambda: heatmap.to_png(np.zeros((1, 1, 4), U8)), "picture"),
+    "scores": (lambda: heatmap.to_jpeg(np.zeros((1, 1, 4), U8)), "picture"),
     "stages": (
         lambda: _blank(Publish)._write_heatmap(
             _blank(Fragment), _blank(Passed), (), np.zeros((1, 1), F64)

@@ -63,7 +63,7 @@ def part_name(version: str, fragment: Fragment, columns: Iterable[str] = SCORES.
 
 def heatmap_name(fragment: Fragment, source_row: int) -> str:
     """Return the name of one image's heatmap, relative to SCORES."""
-    return f"_heatmaps/{fragment.key}/{source_row}.png"
+    return f"_heatmaps/{fragment.key}/{source_row}.jpg"
 
 
 def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) -> None:

@@ -6,6 +6,7 @@ the colours mean the same every night, and good products stay uncoloured.
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -47,7 +48,7 @@ class ColourScale:
         # If all images are equal, all distances are 0. Any scale of positive width will do then.
         return cls(low, 1.5 * low if low > 0 else 1.0)
 
-    def strength(self, frame: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    def strength(self, frame: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
         """Return 0 at `low` and below, 1 at `high` and above."""
         strength: np.ndarray = np.clip((frame - self.low) / (self.high - self.low), 0, 1)
         return strength.astype(np.float32)
@@ -58,24 +59,58 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return the picture with colour where the map exceeds the scale's low end.
 
+    Within 2 grey levels of what `blended` says; strength is taken in 255 steps of its root.
+
     Args:
         grey: What it is drawn on (`grey_picture` of `pipeline.images.pictures`).
         frame: The anomaly map, of the same size.
         scale: The group's.
     """
-    strength = scale.strength(frame)
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    coloured = np.flatnonzero(frame > scale.low)
+    if len(coloured):
+        # Of the root, as opacity is: its steps are equal then.
+        root = np.sqrt(scale.strength(frame.ravel()[coloured]))
+        steps = np.rint(root * (_STEPS - 1)).astype(np.intp)
+        flat = picture.reshape(-1, 3)
+        flat[coloured] = _colours()[steps, grey.ravel()[coloured]]
+    return picture
+
+
+_STEPS = 256
+
+
+@lru_cache(1)
+def _colours() -> UInt8[np.ndarray, "steps grey 3"]:
+    """Return what becomes of each grey level at each strength: 196,608 bytes."""
+    strength = (np.arange(_STEPS, dtype=np.float32) / (_STEPS - 1)) ** 2
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8), (_STEPS, 256))
+    return blended(every, np.broadcast_to(strength[:, None], every.shape))
+
+
+def blended(
+    grey: UInt8[np.ndarray, "h w"], strength: Float32[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return grey levels with the colour of a strength (0 to 1) over them.
+
+    It takes 6 ms for a picture of 512 x 209 pixels, so it is asked once for all there can be.
+    """
     colour = np.stack(
         [np.interp(strength, _COLOURS[:, 0], _COLOURS[:, i]) for i in (1, 2, 3)], axis=-1
     )
     # Opacity rises faster than colour, so that the lower end is visible on bright pictures too.
     opacity = _OPACITY * np.sqrt(strength)[..., None]
-    blended = np.asarray(grey, np.float32)[..., None] * (1 - opacity) + colour * opacity
-    picture: np.ndarray = np.rint(blended).astype(np.uint8)
+    mixed = np.asarray(grey, np.float32)[..., None] * (1 - opacity) + colour * opacity
+    picture: np.ndarray = np.rint(mixed).astype(np.uint8)
     return picture
 
 
-def to_png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Return the picture as PNG."""
+def to_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Return the picture as JPEG, each pixel with a colour of its own.
+
+    On 512 x 209 pixels it takes 0.5 ms and 30 KB, where PNG takes 5.6 ms and 107 KB (level 1), or
+    8.6 ms and 115 KB (level 4).
+    """
     sink = io.BytesIO()
-    Image.fromarray(picture).save(sink, "PNG", compress_level=4)
+    Image.fromarray(picture).save(sink, "JPEG", quality=90, subsampling=0)
     return sink.getvalue()

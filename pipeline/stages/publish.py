@@ -17,7 +17,7 @@ from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.pictures import picture_size
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.score_table.parts import heatmap_name, put_part
-from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_png
+from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_jpeg
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import SCORES
@@ -130,8 +130,8 @@ class Publish:
         shape = picture_size(*size)
         frame = self.geometry.to_frame(anomaly_map, size, shape)
         grey = np.frombuffer(picture.as_buffer(), np.uint8).reshape(shape)
-        png = to_png(overlay(grey, frame, self.scales[fragment.group]))
-        self.scores.write(heatmap_name(fragment, source_row.as_py()), png)
+        content = to_jpeg(overlay(grey, frame, self.scales[fragment.group]))
+        self.scores.write(heatmap_name(fragment, source_row.as_py()), content)
         passed(1)
 
 

@@ -236,7 +236,7 @@ def test_a_changed_input_file_replaces_its_old_parts(
     assert len(summary.removed_parts) == 3
     rows = read_scores(out).to_pylist()
     assert len(rows) == 22 + 15
-    pictures_left = {str(p.relative_to(out)) for p in out.glob("_heatmaps/**/*.png")}
+    pictures_left = {str(p.relative_to(out)) for p in out.glob("_heatmaps/**/*.jpg")}
     assert pictures_left == {row["heatmap_path"] for row in rows}
 
 

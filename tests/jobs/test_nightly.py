@@ -69,7 +69,7 @@ def test_expired_parts_go_with_their_heatmaps_and_are_not_scored_again(again, tm
     assert len(summary.removed_parts) == 3
     assert len(summary.parts) == 3
     rows = read_scores(table).to_pylist()
-    pictures = {path.relative_to(table) for path in table.rglob("*.png")}
+    pictures = {path.relative_to(table) for path in table.rglob("*.jpg")}
     assert pictures == {Path(row["heatmap_path"]) for row in rows}
     before = output_files(table)
     for rule in (None, "dt < '2026-11-01'"):

@@ -34,7 +34,7 @@ def _fragment(path: str, *, start: int = 0, version: str = "1") -> Fragment:
 
 def _put(scores: Folder, *fragments: Fragment) -> None:
     for fragment in fragments:
-        scores.write(parts.heatmap_name(fragment, 0), b"png")
+        scores.write(parts.heatmap_name(fragment, 0), b"jpg")
         parts.put_part(scores, "v1", fragment, TABLE)
 
 

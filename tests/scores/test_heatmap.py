@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from patchlake.pipeline.images.pictures import MAX_SIDE, grey_picture, picture_size
-from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_png
+from patchlake.pipeline.scores.heatmap import ColourScale, blended, overlay, to_jpeg
 
 distances = st.floats(0, 1000, width=32)
 SCALE = ColourScale(2.0, 3.0)
@@ -95,8 +95,29 @@ def test_any_image_is_painted_at_its_picture_size(size):
     assert picture.shape == (*shape, 3)
 
 
-def test_png_decodes_to_the_same_picture():
-    picture = np.asarray(random_image(31, 17))
-    with Image.open(io.BytesIO(to_png(picture))) as decoded:
-        assert decoded.format == "PNG"
-        np.testing.assert_array_equal(np.asarray(decoded), picture)
+@given(
+    arrays.arrays(np.uint8, (7, 9)),
+    arrays.arrays(np.float32, (7, 9), elements=st.floats(0, 8, width=32)),
+)
+def test_the_table_of_colours_is_within_two_levels_of_the_formula(grey, frame):
+    exact = blended(grey, SCALE.strength(frame))
+    assert np.abs(overlay(grey, frame, SCALE).astype(int) - exact).max() <= 2
+
+
+def test_every_strength_on_every_grey_is_within_two_levels():
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4001, axis=1)
+    frame = np.repeat(np.linspace(1.9, 4.2, 4001, dtype=np.float32)[None], 256, axis=0)
+    exact = blended(grey, SCALE.strength(frame))
+    assert np.abs(overlay(grey, frame, SCALE).astype(int) - exact).max() <= 2
+
+
+def test_jpeg_decodes_to_nearly_the_same_picture():
+    # Of a picture as they are: smooth, with a sharp edge of colour.
+    grey = np.add.outer(np.arange(96), np.arange(128)).astype(np.uint8)
+    frame = np.zeros((96, 128), np.float32)
+    frame[30:60, 40:90] = 3
+    picture = overlay(grey, frame, SCALE)
+    with Image.open(io.BytesIO(to_jpeg(picture))) as decoded:
+        assert (decoded.format, decoded.size) == ("JPEG", (128, 96))
+        off = np.abs(np.asarray(decoded).astype(int) - picture)
+    assert off.mean() < 1.5

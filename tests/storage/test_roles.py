@@ -18,7 +18,7 @@ ROLES = {
     "compacted": ["_source.json", "version=1/scores-00000.parquet", "_tables/00000001.arrow"],
     "images": ["g=a/images-0.parquet", "_notes/x.txt"],
     "model that is being fitted": ["_runs/1/run.json"],
-    "scores whose heatmaps alone are left": ["_source.json", "_heatmaps/0/0.png"],
+    "scores whose heatmaps alone are left": ["_source.json", "_heatmaps/0/0.jpg"],
     "files of somebody else": ["tables/x.parquet"],
     "one file in capitals": ["X.PARQUET"],
 }
