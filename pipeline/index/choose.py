@@ -2,7 +2,8 @@
 
 How many components the pruned search uses is decided when the bank is loaded, by timing a few
 hundred queries. Which of the two searches takes a call is decided call by call, from the times of
-earlier calls (`pipeline.index.pace`).
+earlier calls (`pipeline.index.pace`), of which the first are cut off a larger one: a few hundred
+queries each.
 """
 
 from collections import defaultdict
@@ -74,11 +75,17 @@ class ChosenSearch:
         if self.pruned is None or len(queries) == 0:
             return self.dense.nearest(queries, k, ignore=ignore)
         pace = self._paces[k]
-        prunes = pace.prunes()
-        start = perf_counter()
-        found = (self.pruned if prunes else self.dense).nearest(queries, k, ignore=ignore)
-        pace.note((perf_counter() - start) / len(queries), pruned=prunes)
-        return found
+        found, begin = [], 0
+        while begin < len(queries):
+            end = begin + self.pruned.tried if pace.tries else len(queries)
+            some = queries[begin:end]
+            prunes = pace.prunes()
+            start = perf_counter()
+            found.append((self.pruned if prunes else self.dense).nearest(some, k, ignore=ignore))
+            pace.note((perf_counter() - start) / len(some), pruned=prunes)
+            begin = end
+        distances, rows = zip(*found, strict=True)
+        return np.concatenate(distances), np.concatenate(rows)
 
 
 def search_over(

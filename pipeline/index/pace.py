@@ -33,6 +33,11 @@ class Pace:
             False: deque(maxlen=_COMPARED),
         }
 
+    @property
+    def tries(self) -> bool:
+        """Whether the next call is to find out which search is faster: a small one will do."""
+        return self._calls < _TRIAL or self._calls % _RETRY == 0
+
     def prunes(self) -> bool:
         """Return whether the next call goes to the pruned search. Ask once for each call."""
         call = self._calls

@@ -77,6 +77,11 @@ class PrunedSearch:
         """Number of bank rows."""
         return self.dense.size
 
+    @property
+    def tried(self) -> int:
+        """Queries that keep all threads busy once: enough to time a search by."""
+        return QUERIES * self._threads.count
+
     def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
         """Return bank rows."""
         return self.dense.vectors(rows)

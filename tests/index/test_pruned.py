@@ -360,6 +360,21 @@ def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.Monk
     assert chosen.pruned is None or not chosen._paces[1].prunes()
 
 
+def test_which_is_faster_is_found_out_in_the_first_queries_of_a_call():
+    rng = np.random.default_rng(2)
+    dense = ExactSearch.over(low_rank(rng, 1000))
+    pruned = PrunedSearch.over(dense, 32, threads=1)
+    chosen = ChosenSearch(dense, pruned)
+    queries = low_rank(rng, (_TRIAL + 3) * pruned.tried + 1)
+    found, expected = chosen.nearest(queries, 2), dense.nearest(queries, 2)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # All that was left after the trial is one call, and so is whatever comes then.
+    assert chosen._paces[2]._calls == _TRIAL + 1
+    chosen.nearest(queries, 2)
+    assert chosen._paces[2]._calls == _TRIAL + 2
+
+
 @pytest.mark.parametrize("rows", [1, 2, 511])
 def test_small_banks_are_searched_densely(rows):
     bank = low_rank(np.random.default_rng(0), rows)
