@@ -27,6 +27,19 @@ def test_the_compiler_is_not_imported_and_works_afterwards():
     assert _run(WITHOUT).split() == ["False", "True", "2.0", "True"]
 
 
+LOADED = """
+import sys
+from patchlake.pipeline.config import BackboneSettings
+from patchlake.pipeline.features.backbone import load_backbone
+load_backbone(BackboneSettings(layers=(2, 3)))
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_the_default_backbone_is_loaded_without_the_compiler():
+    assert _run(LOADED).split() == ["False"]
+
+
 IN_ANY_CASE = """
 import sys
 from patchlake.pipeline.features import importing
