@@ -75,8 +75,8 @@ def read_packaged(name: str) -> dict[str, Tensor]:
         )
     tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     timm = import_timm()
-    # Its first values are not used. On the "meta" device, which has none, they would be drawn by way
-    # of torch's compiler, whose import takes longer than all else here.
+    # Its first values are not used. On the "meta" device, which has none, they would be drawn by
+    # way of torch's compiler, whose import takes longer than all else here.
     with torch.random.fork_rng(devices=[]):
         expected = timm.create_model(packaged.timm_name).state_dict()
     # `_blocks.0._bn1.running_var` is `blocks.0.0.bn1.running_var` there: the last part is the same.
