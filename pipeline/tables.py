@@ -74,7 +74,9 @@ SCORES = pa.schema(
         _optional("anomaly_map", pa.list_(pa.float32()), "distance of each patch, row by row"),
         _optional("map_height", pa.int32(), "rows of the patch grid"),
         _optional("map_width", pa.int32(), "columns of the patch grid"),
-        _optional("heatmap_path", pa.string(), "JPEG: colour over the image in grey, relative to SCORES"),
+        _optional(
+            "heatmap_path", pa.string(), "JPEG: colour over the image in grey, relative to SCORES"
+        ),
         _optional("regions", pa.list_(REGION), "null: not there yet"),
         _optional("width", pa.int32(), "pixels of the upright image"),
         _optional("height", pa.int32(), "pixels of the upright image"),
