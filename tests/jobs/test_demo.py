@@ -21,7 +21,7 @@ def test_it_finds_the_defects_that_it_draws(tmp_path: Path, patchlake, monkeypat
     for metrics in found.values():
         assert metrics["image_auroc"] > 0.95
         assert f"{metrics['image_auroc']:.3f}" in result.out
-    named = re.findall(rf"{demo}\S+\.png", result.out)
+    named = re.findall(rf"{demo}\S+\.jpg", result.out)
     assert len(named) == 10
     for name in named:
         with Image.open(name) as picture:

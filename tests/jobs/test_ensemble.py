@@ -112,7 +112,7 @@ def test_the_order_of_models_and_the_images_of_a_batch_change_no_byte(
     run(images, one[::-1], tmp_path / "other", batch_size=1)
     found = output_files(tmp_path / "one")
     assert found == output_files(tmp_path / "other")
-    assert sum(name.endswith(".png") for name in found) == 44
+    assert sum(name.endswith(".jpg") for name in found) == 44
 
 
 def test_members_of_one_backbone_share_its_features(

@@ -65,7 +65,7 @@ def _rows(store: Store, folder: str) -> pa.Table:
 
 
 def _pictures(store: Store) -> int:
-    return sum(name.endswith(".png") for name in store.files("scores"))
+    return sum(name.endswith(".jpg") for name in store.files("scores"))
 
 
 def test_new_nights_expiry_iceberg_and_compact_in_s3(
