@@ -35,8 +35,6 @@ log = logging.getLogger("patchlake")
 # Without a terminal: seconds before each line. The first lines say that it works and how long it
 # takes, and then one now and then is enough, as logs are kept.
 _LOG_AFTER_S = (2.0, 3.0, 5.0, 10.0, 30.0)
-
-
 # The descriptor of standard error.
 _STDERR = 2
 

@@ -101,14 +101,7 @@ def run(
     moves = Moves(target, root)
     where = (execution, preflight)
     packed = _pack(target, listing, before, settings, where, moves)
-    after = read_ingested(target, _existing(target))
-    over = after.over(listing.images, root, packed.came)
-    if over.learned:
-        learned = {image.uri: image for image in over.learned}
-        _pack(target, replace(listing, images=over.learned), after, settings, where, moves)
-        whole = [learned.get(image.uri, image) for image in listing.images]
-        after = read_ingested(target, _existing(target))
-        over = after.over(whole, root, packed.came)
+    over = _superseded(target, listing, packed, settings, where, moves)
     over.remove(target)
     moves.done()
     _say(listing, packed, over)
@@ -121,6 +114,29 @@ def run(
         dict(Counter(one.why for one in skipped)),
         tuple(counted(image for image in listing.images if image.uri not in lost)),
     )
+
+
+def _superseded(
+    target: Folder,
+    listing: Listing,
+    packed: "_PackResult",
+    settings: Settings,
+    where: tuple[Execution, Preflight],
+    moves: Moves,
+) -> SupersededRows:
+    """Return the rows that others have replaced, when these know all that is known.
+
+    Which pictures were moved is known by their content, so only once they are written: those of
+    which the rows of before know more are written again.
+    """
+    after = read_ingested(target, _existing(target))
+    over = after.over(listing.images, moves.root, packed.came)
+    if not over.learned:
+        return over
+    _pack(target, replace(listing, images=over.learned), after, settings, where, moves)
+    learned = {image.uri: image for image in over.learned}
+    whole = [learned.get(image.uri, image) for image in listing.images]
+    return read_ingested(target, _existing(target)).over(whole, moves.root, packed.came)
 
 
 def _is_manifest(source: str, layout: Layout | None) -> bool:

@@ -52,11 +52,13 @@ def test_the_metrics_are_those_of_an_independent_implementation(tiles: Path):
     assert found["pixel_auroc"] == pytest.approx(0.766, abs=0.02)
     assert found["aupro"] == pytest.approx(0.697, abs=0.02)
     # Ours, of docs/benchmarks.md: nothing that is only faster may move them. The arithmetic of
-    # another processor chooses other patches: the AUPRO is 0.699 on Intel's with AVX-512, and 0.703
-    # without it and on AMD's.
-    aupro = found.pop("aupro")
-    assert aupro == pytest.approx(0.701, abs=0.004)
-    assert found == pytest.approx({"image_auroc": 0.840, "pixel_auroc": 0.769}, abs=0.002)
+    # another processor chooses other patches: measured without AVX-512, and on AMD's with it, the
+    # AUPRO is 0.703.
+    cpuinfo = Path("/proc/cpuinfo")
+    processor = cpuinfo.read_text() if cpuinfo.exists() else "avx512f"
+    is_other = "avx512f" not in processor or "AuthenticAMD" in processor
+    ours = {"image_auroc": 0.840, "pixel_auroc": 0.769, "aupro": 0.703 if is_other else 0.699}
+    assert found == pytest.approx(ours, abs=0.002)
 
 
 @pytest.mark.ray
