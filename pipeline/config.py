@@ -83,6 +83,9 @@ class BackboneSettings(_Frozen):
     # timm's `out_indices` (2 and 3 are layer2 and layer3 of a ResNet, 11 the last block of a
     # ViT-S), or names of modules: `bn1`, `blocks.0`. None: the method's own.
     layers: Annotated[Layers, Field(min_length=1)] | None = None
+    # bfloat16 takes half the time where the processor multiplies it: that is `auto`, which is
+    # float32 elsewhere. A model keeps the one that it was fitted in.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @field_validator("layers")
     @classmethod

@@ -192,6 +192,9 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     selections = choose_rows(source, plan.kept)
     backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)
+    # From here on it is what it was found to be, in every worker.
+    precise = settings.backbone.model_copy(update={"precision": backbone.precision})
+    settings = settings.model_copy(update={"backbone": precise})
     # One black image shows here, not in every worker, whether method and backbone go together.
     embed = partial(method.embed, seed=settings.seed)
     Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
@@ -205,6 +208,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
             layers=settings.backbone.layers,
             weights=settings.backbone.weights,
             weights_sha256=backbone.weights_sha256,
+            precision=backbone.precision,
         ),
         index=settings.index.model_dump(mode="json"),
         seed=settings.seed,

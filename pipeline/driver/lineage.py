@@ -105,7 +105,9 @@ def open_base(target: Folder, settings: Settings) -> PublishedModel:
             }
         ),
         "columns": settings.columns.over(fitted.columns),
-        "backbone": fitted.backbone.model_copy(update={"weights": weights}),
+        "backbone": fitted.backbone.model_copy(
+            update={"weights": weights, "precision": manifest.backbone.precision}
+        ),
         "method": fitted.method,
         "index": fitted.index,
     }

@@ -111,6 +111,11 @@ def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
             fresh.backbone.layers,
             manifest.backbone.layers,
         ),
+        "backbone.precision": (
+            settings.backbone.precision,
+            fresh.backbone.precision,
+            manifest.backbone.precision,
+        ),
         "method.name": (settings.method.name, fresh.method.name, manifest.method),
     }
     for name, value in settings.method.options().items():

@@ -12,7 +12,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
@@ -27,10 +27,14 @@ from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.features.importing import import_timm
 from patchlake.pipeline.features.layers import create_network, state_in_use
 from patchlake.pipeline.features.packaged import PACKAGED, read_packaged
+from patchlake.pipeline.features.precision import Precision, multiplies_bfloat16, to_bfloat16
 from patchlake.pipeline.storage import cache
 from patchlake.pipeline.storage.folder import Folder, split_uri
+from patchlake.pipeline.storage.owned import one_line
 
 UNTRAINED = "untrained"
+# Of a network that timm knows no more of.
+_HALF, _USUAL_SIZE = (0.5, 0.5, 0.5), (224, 224)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Backbone:
     """A network in inference mode.
 
     `mean` and `std` are of the three colours, as fractions of 255, and pixels are standardised by
-    them. `weights_sha256` is a digest of all parameters and buffers that feature maps depend on.
+    them. `weights_sha256` is a digest of all parameters and buffers that feature maps depend on, as
+    they are in float32, and `precision` what the network computes in.
     """
 
     network: torch.nn.Module
@@ -46,9 +51,10 @@ class Backbone:
     std: tuple[float, ...]
     weights_sha256: str
     device: torch.device
+    precision: Precision = "float32"
 
     def feature_maps(self, pixels: UInt8[Tensor, "images h w 3"]) -> list[Tensor]:
-        """Return the feature maps (images, channels, rows, columns) of each layer, on the device.
+        """Return feature maps (images, channels, rows, columns) in float32, on the device.
 
         The layer with the finest grid comes first, whatever the order in which layers were named.
 
@@ -69,6 +75,7 @@ class Backbone:
             ) from None
         if getattr(self.network, "output_fmt", None) == "NHWC":
             maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
+        maps = [feature_map.float() for feature_map in maps]
         return sorted(maps, key=lambda feature_map: feature_map[0, 0].numel(), reverse=True)
 
 
@@ -78,14 +85,37 @@ def load_backbone(
     """Return the backbone with its weights, on the GPU if there is one.
 
     Args:
-        settings: Name, weights and layers. Without `weights`, they come from a package where the
-            name is one of `PACKAGED`, else from the timm hub.
+        settings: Name, weights, layers and precision. Without `weights`, they come from a package
+            where the name is one of `PACKAGED`, else from the timm hub. `auto` is bfloat16 where
+            the device multiplies it and the network can compute in it.
         seed: For the random weights of an untrained network.
         storage: How S3 is reached, for a weights file that is there.
 
     Raises:
-        ConfigError: on an unknown name or layer, absent weights, or weights of another network.
+        ConfigError: on an unknown name or layer, absent weights, weights of another network, or
+            where bfloat16 is asked for and the network cannot compute in it.
     """
+    backbone, size = _in_float32(settings, seed, storage or StorageSettings())
+    native = multiplies_bfloat16(backbone.device)
+    if settings.precision == "float32" or (settings.precision == "auto" and not native):
+        return backbone
+    try:
+        to_bfloat16(backbone.network, size, backbone.device, native=native)
+    except RuntimeError as error:
+        if settings.precision == "auto":
+            # The network is half changed: it is loaded again.
+            return _in_float32(settings, seed, storage or StorageSettings())[0]
+        raise ConfigError(
+            f"'{settings.name}' does not compute in bfloat16 ({one_line(error)}); "
+            "set backbone.precision=float32"
+        ) from None
+    return replace(backbone, precision="bfloat16")
+
+
+def _in_float32(
+    settings: BackboneSettings, seed: int, storage: StorageSettings
+) -> tuple[Backbone, tuple[int, int]]:
+    """Return the backbone in float32, and rows and columns of an image that it takes."""
     timm = import_timm()
     packaged = settings.name if settings.name in PACKAGED else None
     if packaged:
@@ -97,15 +127,7 @@ def load_backbone(
             f"backbone.name '{settings.name}' is none of {', '.join(PACKAGED)}, and not a timm "
             f"model{near}"
         )
-    if settings.weights == UNTRAINED:
-        network = create_network(settings, seed, pretrained=False)
-    elif settings.weights is None and packaged:
-        network = _from_package(settings, packaged, seed)
-    elif settings.weights is None:
-        network = _from_hub(settings, seed)
-    else:
-        located = split_uri(settings.weights, storage or StorageSettings())
-        network = _from_file(settings, located, seed)
+    network = _with_weights(settings, packaged, seed, storage)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # By default torch convolves in TF32 on a GPU, which has 10 bits. Features would differ by 1e-3
     # from those of a CPU, and one model may be fitted on a GPU and used on a CPU.
@@ -114,8 +136,20 @@ def load_backbone(
     for parameter in network.parameters():
         parameter.requires_grad_(requires_grad=False)
     described = timm.get_pretrained_cfg(settings.name)
-    mean, std = (described.mean, described.std) if described else ((0.5,) * 3, (0.5,) * 3)
-    return Backbone(network, mean, std, _digest(network), device)
+    if described is None:
+        return Backbone(network, _HALF, _HALF, _digest(network), device), _USUAL_SIZE
+    backbone = Backbone(network, described.mean, described.std, _digest(network), device)
+    return backbone, described.input_size[1:]
+
+
+def _with_weights(
+    settings: BackboneSettings, packaged: str | None, seed: int, storage: StorageSettings
+) -> torch.nn.Module:
+    if settings.weights == UNTRAINED:
+        return create_network(settings, seed, pretrained=False)
+    if settings.weights is None:
+        return _from_package(settings, packaged, seed) if packaged else _from_hub(settings, seed)
+    return _from_file(settings, split_uri(settings.weights, storage), seed)
 
 
 def _from_package(settings: BackboneSettings, packaged: str, seed: int) -> torch.nn.Module:

@@ -50,8 +50,9 @@ class Member:
 
     def backbone(self, layers: Layers) -> Backbone:
         """Return the network with these layers."""
+        fitted = self.manifest.backbone
         settings = BackboneSettings(
-            name=self.manifest.backbone.name, layers=layers, weights=self.weights
+            name=fitted.name, layers=layers, weights=self.weights, precision=fitted.precision
         )
         seed = self.manifest.settings.seed
         return load_backbone(settings, seed=seed, storage=self.model.storage)

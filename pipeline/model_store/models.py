@@ -87,6 +87,8 @@ class Network(_Record):
     layers: Layers
     weights: str | None
     weights_sha256: str
+    # Of its coarser layers. Models of before it could be chosen are float32.
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Change(_Record):

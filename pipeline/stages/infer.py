@@ -72,7 +72,8 @@ class Scorer:
         network = member.manifest.backbone
         # Layers by number can be read together; by name they are shared if they are the same.
         named = network.layers if isinstance(network.layers[0], str) else ()
-        return network.name, member.weights, named, self.geometries.index(member.geometry)
+        geometry = self.geometries.index(member.geometry)
+        return network.name, network.precision, member.weights, named, geometry
 
     def _trunk(self, numbers: Sequence[int], methods: Sequence[Method]) -> "_Trunk":
         members = [self.members[number] for number in numbers]
@@ -185,7 +186,8 @@ class Infer:
         """Return the scores of a few images at a time."""
         detectors, calibrations = self._models.get(group)
         parts: list[Scores] = []
-        begin, size = 0, 1
+        # The first ones show how large their embeddings are.
+        begin, size = 0, max(trunk.extractor.at_once for trunk in self._trunks)
         while begin < len(pixels):
             embeddings = self._embed(pixels[begin : begin + size])
             found = [
@@ -197,7 +199,7 @@ class Infer:
             begin += size
             if len(parts) == 1:
                 held = sum(array.nbytes for arrays in embeddings for array in arrays.values())
-                size = max(1, min(_AT_ONCE, _EMBEDDED_BYTES // max(1, held)))
+                size = max(size, min(_AT_ONCE, size * _EMBEDDED_BYTES // max(1, held)))
         return parts
 
     def _embed(self, pixels: np.ndarray) -> list[Arrays]:
