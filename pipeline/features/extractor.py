@@ -1,7 +1,6 @@
 """Make embeddings of images, each of which depends on its image alone."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +12,10 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.backbone import Backbone
 from patchlake.pipeline.features.precision import Precision
 
-# Images that go through the network together on a CPU, by its precision. In float32 several of them
-# change bits (with DenseNet-169, 32 at once change features by 1e-6) and save nothing. In bfloat16 an
-# image of 224 pixels takes 14.2 ms instead of 15.9 with ResNet-18 and 7.5 instead of 11.1 with
-# EfficientNet-Lite0 on a core of a Zen 4; 8 at once are not faster, and keep fewer cores busy.
+# Images that go through the network together on a CPU, by its precision. In float32 several at once
+# change bits (with DenseNet-169, 32 of them change features by 1e-6) and save nothing. In bfloat16
+# an image of 224 pixels takes 14.2 ms instead of 15.9 with ResNet-18, and 7.5 instead of 11.1 with
+# EfficientNet-Lite0, on a core of a Zen 4; 8 at once are not faster, and keep fewer cores busy.
 _AT_ONCE: Mapping[Precision, int] = {"float32": 1, "bfloat16": 4}
 
 # From feature maps (images, channels, rows, columns) of several layers to embeddings by name, whose
@@ -28,22 +27,18 @@ Embed = Callable[[Sequence[Tensor]], dict[str, Tensor]]
 class Extractor:
     """Embeds images with a backbone, with a result that depends on the image alone.
 
-    On a CPU a few images at a time go through the network, always as many, on one thread, and
-    several such batches on several threads; the last batch is filled up with black images. Thus
-    neither the batch size nor the number of threads can change a bit, as long as an image's result
-    does not depend on its place in a batch, which the tests check. Large batches are no faster:
-    their activations leave the cache. On a GPU the batch size is the setting's.
+    On a CPU a few images at a time go through the network, always as many; the last batch is filled
+    up with black images. Thus the number of images cannot change a bit, as long as an image's
+    result does not depend on its place in a batch, which the tests check. Large batches are no
+    faster: their activations leave the cache. On a GPU the batch size is the setting's.
+
+    Several threads may call it, each with images of its own. The caller sees to it that torch uses
+    one thread in each: the last bits of a result depend on their number.
     """
 
     backbone: Backbone
     embed: Embed
     batch_size: int = 32
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(
-            self.threads, initializer=torch.set_num_threads, initargs=(1,)
-        )
 
     @property
     def at_once(self) -> int:
@@ -57,20 +52,12 @@ class Extractor:
         Raises:
             ConfigError: if an embedding is not finite.
         """
-        if len(pixels) == 0:
-            return {}
         size = self.at_once
-        batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
-        found: dict[str, np.ndarray] = {}
-        embedded = self._pool.map(self._embed_batch, batches, [size] * len(batches))
-        for number, arrays in enumerate(embedded):
-            # Each batch is written to its place. To join the batches in the end would take a second
-            # copy, and a fragment may have a gigabyte of embeddings.
-            for name, array in arrays.items():
-                if name not in found:
-                    found[name] = np.empty((len(pixels), *array.shape[1:]), array.dtype)
-                found[name][number * size : number * size + len(array)] = array
-        return found
+        batches = [
+            self._embed_batch(pixels[begin : begin + size], size)
+            for begin in range(0, len(pixels), size)
+        ]
+        return joined(batches)
 
     def _embed_batch(self, pixels: np.ndarray, size: int) -> dict[str, np.ndarray]:
         """Return the embeddings of at most `size` images, computed as a batch of that size."""
@@ -86,3 +73,11 @@ class Extractor:
                     "name others with --weights"
                 )
             return {name: tensor.cpu().numpy() for name, tensor in own.items()}
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the embeddings of several parts of the images as those of all of them, in order."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    names = parts[0] if parts else ()
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

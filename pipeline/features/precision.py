@@ -28,8 +28,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Precision = Literal["float32", "bfloat16"]
 
-# The layers that take nearly all of the time. A BatchNorm or LayerNorm that is left stays in float32:
-# its input is rounded, and what it subtracts is not.
+# The layers that take nearly all of the time. A BatchNorm or LayerNorm that is left stays in
+# float32: what it subtracts is not rounded.
 _PRODUCTS = (nn.Conv2d, nn.Linear)
 # A folded network differs from the one as it was by some 1e-6. By more, and it was folded wrongly.
 _FOLDED_ALIKE = 1e-3
@@ -38,7 +38,7 @@ _FOLDED_ALIKE = 1e-3
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether products of bfloat16 are faster than those of float32 there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known = torch.cpu.get_capabilities()
     if platform.machine() in ("aarch64", "arm64"):
         return bool(known.get("bf16"))
@@ -126,7 +126,7 @@ def _coarse_layers(network: nn.Module, image: Tensor) -> list[nn.Module]:
             fine[layer] = fine.get(layer, False) or is_fine
 
     innermost = [module for module in network.modules() if not any(module.children())]
-    _watched(network, image, {module: note for module in innermost})
+    _watched(network, image, dict.fromkeys(innermost, note))
     return [layer for layer, is_fine in fine.items() if not is_fine]
 
 
@@ -175,7 +175,7 @@ def _convolutions_with_norms(
         for module in network.modules()
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not module._forward_hooks  # noqa: SLF001
     ]
-    _watched(network, image, {module: note for module in watched})
+    _watched(network, image, dict.fromkeys(watched, note))
     return [pair for pair in pairs if all(calls[layer] == 1 for layer in pair)]
 
 
@@ -187,7 +187,7 @@ def _fold_pair(
     folded = fuse_conv_bn_eval(conv, norm)
     conv.weight, conv.bias = folded.weight, folded.bias
     for parameter in conv.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     # timm's BatchNorm may have the activation behind it in itself.
     network.set_submodule(name, getattr(norm, "act", nn.Identity()))
 

@@ -72,6 +72,7 @@ class CFA:
     layers: ClassVar[Layers] = (1, 2, 3)
     calibration_images: ClassVar[int] = 200
     approximable: ClassVar[bool] = False
+    scored_together: ClassVar[bool] = False
 
     # The channels of all layers, and the locations, are divided by these: dimensions, centres.
     gamma_d: Annotated[int, Field(ge=1)] = 1

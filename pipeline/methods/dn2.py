@@ -41,6 +41,7 @@ class DN2:
     layers: ClassVar[Layers] = (4,)
     calibration_images: ClassVar[int] = 200
     approximable: ClassVar[bool] = True
+    scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = False
 
     # k of the paper: training images whose distance counts.

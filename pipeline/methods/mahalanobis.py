@@ -58,6 +58,7 @@ class Mahalanobis:
     layers: ClassVar[Layers] = (0, 1, 2, 3, 4)
     calibration_images: ClassVar[int] = 200
     approximable: ClassVar[bool] = False
+    scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = True
 
     covariance: Literal["ledoit_wolf", "oas"] = "ledoit_wolf"

@@ -86,6 +86,7 @@ class PaDiM:
     layers: ClassVar[Layers] = (1, 2, 3)
     calibration_images: ClassVar[int] = 200
     approximable: ClassVar[bool] = False
+    scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = True
 
     # Channels that are kept, of all layers together.

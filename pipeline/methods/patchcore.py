@@ -54,6 +54,7 @@ class PatchCore:
     # A 95 % quantile of 200 rests on 10 images above it.
     calibration_images: ClassVar[int] = 200
     approximable: ClassVar[bool] = True
+    scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = False
 
     # None: official where it is defined, else concat.

@@ -71,6 +71,7 @@ class SPADE:
     # Each is as dear as scoring an image.
     calibration_images: ClassVar[int] = 40
     approximable: ClassVar[bool] = True
+    scored_together: ClassVar[bool] = True
     leaves_by_embedding: ClassVar[bool] = False
 
     # K of the paper.

@@ -13,14 +13,14 @@ from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.headway import Passed, listener
+from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
 from patchlake.pipeline.storage.folder import Folder
 
-# Images whose embeddings are in memory at a time: of PatchCore's 1024 dimensions 100 MB. A GPU's
-# batch must divide it, or its last one is padded: that changes no result.
+# Images whose embeddings are in memory at a time: of PatchCore's 1024 dimensions 100 MB.
 _SLICE = 32
 
 
@@ -46,15 +46,17 @@ class Embedder:
         backbone = load_backbone(self.backbone, seed=self.seed, storage=storage)
         listener().waits("")
         embed = partial(method.embed, seed=self.seed)
-        return Embed(self, Extractor(backbone, embed, self.batch_size, self.threads))
+        extractor = Extractor(backbone, embed, self.batch_size)
+        return Embed(self, extractor, BlockThreads(self.threads))
 
 
 class Embed:
     """Stage: writes a fragment's embeddings and what they are of; returns its result."""
 
-    def __init__(self, settings: Embedder, extractor: Extractor) -> None:
+    def __init__(self, settings: Embedder, extractor: Extractor, threads: BlockThreads) -> None:
         self._settings = settings
         self._extractor = extractor
+        self._threads = threads
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Store the fragment's embeddings; return one row of schema `FRAGMENT_RESULT`."""
@@ -78,7 +80,11 @@ class Embed:
         return replace(batch, array=np.empty(0, np.float32))
 
     def _embedded(self, pixels: np.ndarray, passed: Passed) -> Iterator[Arrays]:
-        for begin in range(0, len(pixels), _SLICE):
-            some = pixels[begin : begin + _SLICE]
-            yield self._extractor(some)
+        size = self._extractor.at_once
+        # Each thread gets at least one batch of a slice.
+        slice_ = max(_SLICE, size * self._threads.count)
+        for begin in range(0, len(pixels), slice_):
+            some = pixels[begin : begin + slice_]
+            batches = [some[first : first + size] for first in range(0, len(some), size)]
+            yield from self._threads.map(self._extractor, batches)
             passed(len(some))

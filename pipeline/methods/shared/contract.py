@@ -106,6 +106,9 @@ class Method(Protocol):
     # Whether `index.kind` may be other than exact: there is a memory bank with rows of images, and
     # so others of their images to measure an approximate index with.
     approximable: ClassVar[bool]
+    # Whether images are best scored many at a time, because what is read for one serves others.
+    # Else threads score a few images each.
+    scored_together: ClassVar[bool]
 
     def embed(self, feature_maps: "Sequence[Tensor]", *, seed: int) -> "dict[str, Tensor]":
         """Return what is kept of each image, by name, from the backbone's feature maps."""
