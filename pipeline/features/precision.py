@@ -28,9 +28,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Precision = Literal["float32", "bfloat16"]
 
-# The layers that take nearly all of the time. A BatchNorm or LayerNorm that is left stays in
-# float32: what it subtracts is not rounded.
+# The layers that take nearly all of the time.
 _PRODUCTS = (nn.Conv2d, nn.Linear)
+# Those that give values that they were given. The others (a BatchNorm or LayerNorm that is left,
+# means) stay in float32: what they subtract or divide by is not rounded.
+_PASSING = (nn.Identity, nn.Dropout, nn.MaxPool2d)
 # A folded network differs from the one as it was by some 1e-6. By more, and it was folded wrongly.
 _FOLDED_ALIKE = 1e-3
 
@@ -77,7 +79,7 @@ def _compute_in_bfloat16(layer: nn.Module) -> None:
         layer.to(torch.bfloat16)
     if isinstance(layer, _PRODUCTS) or _is_activation(layer):
         layer.register_forward_pre_hook(partial(_cast_inputs, torch.bfloat16))
-    elif next(layer.parameters(), None) is not None:
+    elif not isinstance(layer, _PASSING):
         layer.register_forward_pre_hook(partial(_cast_inputs, torch.float32))
 
 

@@ -27,7 +27,8 @@ def test_the_layers_are_those_of_the_whole_network(name):
     with torch.no_grad():
         expected = whole.forward_intermediates(scaled, indices=(1, 2, 4), intermediates_only=True)
         for layers in ((1, 2, 4), ("blocks.1", "blocks.2", "blocks.6")):
-            found = load_backbone(BackboneSettings(name=name, layers=layers)).feature_maps(pixels)
+            settings = BackboneSettings(name=name, layers=layers, precision="float32")
+            found = load_backbone(settings).feature_maps(pixels)
             for ours, theirs in zip(found, expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 

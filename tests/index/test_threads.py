@@ -1,5 +1,6 @@
 """Blocks run one by one or side by side, each with one thread of faiss and torch."""
 
+from threading import get_ident
 from time import sleep
 
 import faiss
@@ -59,3 +60,13 @@ def test_an_error_is_raised_and_the_caller_has_as_many_threads_as_before(count):
     with pytest.raises(ZeroDivisionError):
         BlockThreads(count).map(lambda number: 1 / number, [1, 0, 2])
     assert libraries() == (2, 2)
+
+
+def test_blocks_of_a_block_run_on_its_thread():
+    inner = BlockThreads(3)
+
+    def block(_number: int) -> tuple[int, set[int]]:
+        return inner.count, {get_ident()} ^ set(inner.map(lambda _: get_ident(), range(4)))
+
+    assert BlockThreads(2).map(block, range(4)) == [(1, set())] * 4
+    assert inner.count == 3

@@ -66,7 +66,9 @@ def done(
 
 
 @pytest.mark.parametrize("method", sorted(SMALL))
-@pytest.mark.parametrize("name", ["layers", "calibration_images", "approximable"])
+@pytest.mark.parametrize(
+    "name", ["layers", "calibration_images", "approximable", "scored_together"]
+)
 def test_what_a_method_says_of_itself_cannot_be_set(method: str, name: str):
     with pytest.raises(ConfigError, match=rf"setting 'method\.{name}' is unknown") as error:
         build(method, {name: 5})
