@@ -145,7 +145,7 @@ def test_what_each_stage_asks_for_some_node_has(monkeypatch: pytest.MonkeyPatch)
 class Nothing:
     """Stands for the settings of a stage that is never started."""
 
-    def start(self) -> Callable[[Any], Any]:
+    def start(self, _threads: int) -> Callable[[Any], Any]:
         raise AssertionError
 
 

@@ -30,7 +30,7 @@ class LocalRunner:
 
     def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row of the plan, in order."""
-        infer = pipeline.infer.start()
+        infer = pipeline.infer.start(self._threads)
         publish = pipeline.publish or _unchanged
         # Stages have threads of their own. Products of numpy's BLAS in several of them, each on all
         # cores, compete: to bring one map to the size of its picture took 25 ms of processor time.
@@ -68,7 +68,11 @@ class LocalRunner:
 
     def together(self, call: Callable[[Peers], None], members: int) -> None:  # noqa: ARG002 - `Runner`
         """Run the function once."""
-        call(_OnlyPeer(self.threads or os.cpu_count() or 1))
+        call(_OnlyPeer(self._threads))
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

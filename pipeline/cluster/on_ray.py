@@ -32,7 +32,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from patchlake.pipeline.cluster import held, nodes, results
 from patchlake.pipeline.cluster.attempts import FATAL, Attempts, GuardedStage, Reporter
 from patchlake.pipeline.cluster.heap import trim
-from patchlake.pipeline.cluster.runner import Pipeline, Stage, Startable, scoring_processes
+from patchlake.pipeline.cluster.runner import (
+    INFER_SHARE,
+    Pipeline,
+    Stage,
+    Startable,
+    scoring_processes,
+)
 from patchlake.pipeline.headway import heard_by, listener
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 
@@ -78,18 +84,17 @@ class RayRunner:
         attempts = Attempts.start()
         guard = partial(GuardedStage, attempts=attempts, poison=pipeline.poison)
         decode = guard("decode", pipeline.decode, is_last=False)
+        actors = self._actors(gpus, nodes.offered("CPU"))
         infer = partial(guard, "infer", is_last=pipeline.publish is None)
         dataset = _map(dataset, decode, _DECODE_BYTES, nodes.decode_request())
         dataset = dataset.map_batches(
             _Actor,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_args=(pipeline.infer, infer, attempts),
+            fn_constructor_args=(pipeline.infer, infer, attempts, self._threads(gpus, actors)),
             num_cpus=1,
             num_gpus=1 if gpus else None,
-            compute=ActorPoolStrategy(
-                size=min(self._actors(gpus, nodes.offered("CPU")), len(plan))
-            ),
+            compute=ActorPoolStrategy(size=min(actors, len(plan))),
         )
         if pipeline.publish:
             dataset = _map(dataset, guard("publish", pipeline.publish, is_last=True))
@@ -183,15 +188,28 @@ class RayRunner:
             return gpus
         return scoring_processes(cpus)
 
+    def _threads(self, gpus: int, actors: int) -> int:
+        """Return the threads of an infer actor: more than one where CPUs would be left idle.
+
+        Of two CPUs, one is for decode and publish, which take a fifth of the work.
+        """
+        if gpus or self.workers:
+            return 1
+        return max(1, round(nodes.offered("CPU") * INFER_SHARE / actors))
+
 
 class _Actor:
     """An actor that starts a stage once, and is called with one row at a time."""
 
     def __init__(
-        self, startable: Startable, guard: Callable[..., GuardedStage], attempts: Attempts
+        self,
+        startable: Startable,
+        guard: Callable[..., GuardedStage],
+        attempts: Attempts,
+        threads: int,
     ) -> None:
         with attempts.starting(), heard_by(Reporter(attempts)):
-            self._stage = guard(stage=startable.start())
+            self._stage = guard(stage=startable.start(threads))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         nodes.announce()

@@ -16,8 +16,8 @@ Stage = Callable[[pa.Table], pa.Table]
 class Startable(Protocol):
     """The settings of a stage that is expensive to start. Each worker starts it once."""
 
-    def start(self) -> Stage:
-        """Return the stage."""
+    def start(self, threads: int) -> Stage:
+        """Return the stage, which works in so many threads."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,18 @@ class Pipeline:
     poison: Poison | None = None
 
 
+# Of the work on an image, in processor time: network and search take some 25 ms, decode and publish
+# 6.
+INFER_SHARE = 0.8
+
+
 def scoring_processes(cpus: int) -> int:
     """Return how many of a cluster's CPUs run the stage that holds models, where no GPU does.
 
-    The network takes some 35 ms an image, decode and publish 10, so that it gets three CPUs in
-    four. One always stays free, or nothing would ever reach it.
+    They are what its share of the work takes, rounded down. One always stays free, or nothing would
+    ever reach it.
     """
-    return max(1, min(cpus - 1, cpus * 3 // 4))
+    return max(1, min(cpus - 1, int(cpus * INFER_SHARE)))
 
 
 class Sharing(Protocol):

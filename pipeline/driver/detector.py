@@ -98,9 +98,8 @@ class Detector:
             geometries=self._geometries,
             batch_size=settings.batch_size,
             models_budget=models_budget(settings),
-            threads=threads,
         )
-        self._infer = scorer.start()
+        self._infer = scorer.start(threads)
 
     @property
     def groups(self) -> list[str]:

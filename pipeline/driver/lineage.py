@@ -146,7 +146,6 @@ def embed(
         method_options=base.manifest.method_options,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        threads=execution.threads,
     )
     decode = Decode(
         rows.source,

@@ -105,7 +105,7 @@ def measure(
     driver_bytes = _peak_bytes()
     if not pending:
         return CostSample(0, {}, driver_bytes)
-    infer = pipeline.infer.start()
+    infer = pipeline.infer.start(1)
     places = np.linspace(0, len(pending) - 1, min(_SAMPLED_FRAGMENTS, len(pending))).astype(int)
     chosen = [_middle(pending[int(place)]) for place in places]
     seconds: Counter[str] = Counter()

@@ -165,7 +165,7 @@ def pipeline_of(
         work: What is done.
         target: Where parts and heatmaps go.
         record: Of the run, which may have been begun before.
-        threads: Of one worker.
+        threads: Of a decode or publish task.
         members: Those of `work`, or with their large banks held elsewhere.
     """
     settings = record.settings
@@ -201,7 +201,6 @@ def pipeline_of(
         geometries=geometries,
         batch_size=settings.batch_size,
         models_budget=models_budget(settings),
-        threads=threads,
     )
     pictures = publish.heatmaps == "all" and bool(publish.scales)
     attempts = settings.fragment_attempts

@@ -36,10 +36,9 @@ class Embedder:
     method_options: Mapping[str, Scalar]
     seed: int
     batch_size: int
-    threads: int = 1
 
-    def start(self) -> "Embed":
-        """Return the stage, with the backbone loaded."""
+    def start(self, threads: int) -> "Embed":
+        """Return the stage, with the backbone loaded. It works in so many threads."""
         listener().waits(f"the weights of {self.backbone.name}")
         method = build(self.method, self.method_options)
         storage = self.model.storage
@@ -47,7 +46,7 @@ class Embedder:
         listener().waits("")
         embed = partial(method.embed, seed=self.seed)
         extractor = Extractor(backbone, embed, self.batch_size)
-        return Embed(self, extractor, BlockThreads(self.threads))
+        return Embed(self, extractor, BlockThreads(threads))
 
 
 class Embed:

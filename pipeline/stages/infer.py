@@ -57,10 +57,9 @@ class Scorer:
     batch_size: int
     # Bytes of models that stay loaded.
     models_budget: int
-    threads: int = 1
 
-    def start(self) -> "Infer":
-        """Return the stage, with the backbones loaded and checked."""
+    def start(self, threads: int) -> "Infer":
+        """Return the stage, with the backbones loaded and checked. It works in so many threads."""
         names = dict.fromkeys(member.manifest.backbone.name for member in self.members)
         listener().waits(f"the weights of {', '.join(names)}")
         methods = [build(m.manifest.method, m.manifest.method_options) for m in self.members]
@@ -69,7 +68,7 @@ class Scorer:
             shared.setdefault(self._network(member), []).append(number)
         trunks = [self._trunk(numbers, methods) for numbers in shared.values()]
         listener().waits("")
-        return Infer(self, methods, trunks)
+        return Infer(self, methods, trunks, threads)
 
     def _network(self, member: Member) -> tuple[object, ...]:
         """Return what members must have in common to share feature maps."""
@@ -146,11 +145,13 @@ class _Trunk:
 class Infer:
     """Stage: adds `image_score` to the rows, and replaces pixels by anomaly maps."""
 
-    def __init__(self, scorer: Scorer, methods: Sequence[Method], trunks: Sequence[_Trunk]) -> None:
+    def __init__(
+        self, scorer: Scorer, methods: Sequence[Method], trunks: Sequence[_Trunk], threads: int
+    ) -> None:
         self._scorer = scorer
         self._methods = methods
         self._trunks = trunks
-        self._threads = BlockThreads(scorer.threads)
+        self._threads = BlockThreads(threads)
         self._piece = max(_PIECE, *(trunk.extractor.at_once for trunk in trunks))
         # Fragments come group by group: a model is loaded about once a worker.
         self._models = Recent(self._load_group, self._held_bytes, scorer.models_budget)
@@ -248,7 +249,7 @@ class Infer:
         listener().waits(f"the model of group '{group}'")
         detectors = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
-            record, threads = member.manifest.groups[group], self._scorer.threads
+            record, threads = member.manifest.groups[group], self._threads.count
             loaded = load_group(member.model, record, threads, member.search(group, threads))
             with _fitting(member, group):
                 detectors.append(method.prepare(loaded))

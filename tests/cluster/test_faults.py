@@ -113,7 +113,7 @@ def test_a_row_that_kills_its_workers_is_given_up_in_each_stage(tmp_path: Path):
         return work
 
     class Infer:
-        def start(self):
+        def start(self, _threads):
             return dying("infer")
 
     poison = Poison(
@@ -142,7 +142,7 @@ def test_a_row_that_kills_its_workers_is_given_up_in_each_stage(tmp_path: Path):
 
 def test_a_worker_that_dies_each_time_it_starts_ends_the_job():
     class Dying:
-        def start(self):
+        def start(self, _threads):
             os._exit(1)
 
     pipeline = Pipeline(lambda table: table, Dying())
@@ -155,7 +155,7 @@ def test_a_fault_of_the_whole_job_is_raised_as_it_was():
         raise ConfigError("no such column")
 
     class Infer:
-        def start(self):
+        def start(self, _threads):
             return lambda table: table
 
     poison = Poison(2, lambda table: table.column("name")[0].as_py(), lambda table, _: table)

@@ -20,7 +20,7 @@ def _pipeline() -> Pipeline:
     import pyarrow as pa
 
     class Infer:
-        def start(self):
+        def start(self, _threads):
             return lambda table: table.append_column("inferred", pa.array([table.num_rows]))
 
     def decode(table):
