@@ -23,6 +23,7 @@ VERBS = {
     "training.",
     "withdraw": "Take images out of a model, without fitting it again.",
     "compact": "Write the rows of SCORES into fewer, larger, sorted files of DEST.",
+    "picture": "Write one heatmap of a score table to a file of its own.",
     "demo": "Make synthetic product images, then ingest, fit, score and evaluate them.",
 }
 _IN_ORDER = 5

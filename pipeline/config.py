@@ -36,6 +36,11 @@ Scalar = bool | int | float | str | None
 Layers = tuple[Annotated[int, Field(ge=0)], ...] | tuple[str, ...]
 # As Pillow names them; `pipeline.images.formats` says why some are not read unless asked for.
 ImageFormat = Literal["JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000"]
+# Each heatmap a file, or all of a fragment in a zip (`pipeline.score_table.packed`).
+HeatmapStore = Literal["files", "packed"]
+# Of a fragment, whose pictures are in memory until they are put: 120 MB at some 30 KB each, and
+# 3.2 GB would be the most if all were noise of 512 x 512 pixels.
+MOST_PACKED = 4096
 # A nested mapping, as YAML gives it, before it is checked.
 Raw = Mapping[str, object]
 
@@ -124,6 +129,8 @@ class ScoreSettings(_Frozen):
     """What a scoring run writes beside the numbers."""
 
     heatmaps: Literal["all", "none"] = "all"
+    # A file an image, or one a fragment: a million pictures a night are a million puts.
+    heatmap_store: HeatmapStore = "files"
     # Fixes the rows' time; else it is the time at which the run was first started.
     scored_at: AwareDatetime | None = None
     # catalog.namespace.table that the parts are published in; they do not depend on it.
@@ -257,6 +264,17 @@ class Settings(_Frozen):
     score: ScoreSettings = ScoreSettings()
     columns: ColumnSettings = ColumnSettings()
     storage: StorageSettings = StorageSettings()
+
+    @field_validator("score")
+    @classmethod
+    def _fits_a_zip(cls, score: ScoreSettings, info: ValidationInfo) -> ScoreSettings:
+        images = info.data.get("fragment_images", 0)
+        if score.heatmap_store == "packed" and images > MOST_PACKED:
+            raise ValueError(
+                f"a fragment of {images} images has more heatmaps than go into one file, "
+                f"{MOST_PACKED}; set a smaller fragment_images, or score.heatmap_store=files"
+            )
+        return score
 
 
 def load_settings(

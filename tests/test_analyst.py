@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchlake.pipeline.config import Settings, load_settings
-from patchlake.pipeline.driver import compact, score
+from patchlake.pipeline.driver import compact, library, score
 from tests.conftest import LOCAL, TINY, read_scores
 
 PAGE = (Path(__file__).parents[1] / "docs" / "analyst.md").read_text()
@@ -43,7 +43,7 @@ def plant(
     later = load_settings(
         flags=TINY
         | {"fragment_images": 3, "max_failed": 1.0}
-        | {"score": {"scored_at": datetime(2026, 1, 2, tzinfo=UTC)}}
+        | {"score": {"scored_at": datetime(2026, 1, 2, tzinfo=UTC), "heatmap_store": "packed"}}
     )
     score.run(str(root / "images"), str(model), str(root / "scores"), later, LOCAL)
     return root
@@ -79,7 +79,7 @@ def _newest(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 def test_the_page_has_its_queries():
     assert set(SQL) == {"drift", "worst", "places", "regions", "unreadable", "versions"}
-    assert set(PYTHON) == {"polars", "pandas"}
+    assert set(PYTHON) == {"polars", "pandas", "pictures", "zipfile"}
 
 
 def test_drift_of_quantiles_by_line_and_night(table, rows):
@@ -109,7 +109,7 @@ def test_the_worst_with_their_pictures(table, rows, plant: Path):
     answer = _ask("worst")
     assert [found["image_score"] for found in answer] == [r["image_score"] for r in of_night]
     assert {f["picture"] for f in answer} == {f"scores/{r['heatmap_path']}" for r in of_night}
-    assert all((plant / found["picture"]).is_file() for found in answer)
+    assert all(library.picture(plant / found["picture"]) for found in answer)
 
 
 def test_places_of_the_worst_tenth(table, rows):
@@ -185,3 +185,14 @@ def test_the_snippet_for_pandas(table, rows):
     of_line = [row for row in rows if row["line"] == "L1" and row["status"] == "ok"]
     assert len(scope["worst"]) == len(of_line)
     assert scope["worst"]["image_score"].max() == max(row["image_score"] for row in of_line)
+
+
+def test_the_snippets_that_show_pictures(plant: Path, tmp_path: Path, monkeypatch):
+    """Of two versions, of which the later one has its pictures in zips."""
+    shutil.copytree(plant / "scores", tmp_path / "scores")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(PYTHON["pictures"], scope)
+    assert [picture.size for picture in scope["shown"]] == [(256, 256)] * 4
+    exec(PYTHON["zipfile"], scope)
+    assert scope["jpeg"].startswith(b"\xff\xd8\xff")

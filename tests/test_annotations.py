@@ -49,9 +49,7 @@ WRONG = {
     "methods": (lambda: contract.Scores(np.zeros(2, F32), np.zeros((3, 1, 1), F32)), "anomaly"),
     "scores": (lambda: heatmap.to_jpeg(np.zeros((1, 1, 4), U8)), "picture"),
     "stages": (
-        lambda: _blank(Publish)._write_heatmap(
-            _blank(Fragment), _blank(Passed), (), np.zeros((1, 1), F64)
-        ),
+        lambda: _blank(Publish)._drawn(_blank(Fragment), _blank(Passed), (), np.zeros((1, 1), F64)),
         "anomaly_map",
     ),
     "driver": (lambda: Detection("ok", anomaly_map=np.zeros((2, 2), F64)), "anomaly_map"),

@@ -38,7 +38,8 @@ def test_the_names_are_these():
         *("Ingested", "InputChanged", "Manifest", "Metrics", "ModelError", "Observer"),
         *("PatchlakeError", "RunStatus", "Settings", "StorageError", "StorageRefused", "Summary"),
         *("TableError", "WorkersLost", "compact", "evaluate", "fit", "ingest", "load"),
-        *("load_settings", "open_scores", "score", "settings", "status", "update", "withdraw"),
+        *("load_settings", "open_scores", "picture", "score", "settings", "status", "update"),
+        "withdraw",
     ]
     assert dir(patchlake) == patchlake.__all__
     for name in patchlake.__all__:
@@ -260,7 +261,7 @@ def test_every_function_has_an_example():
     functions = {n for n in patchlake.__all__ if inspect.isfunction(getattr(library, n, None))}
     named = {one.name.rpartition(".")[2] for one in examples()}
     assert named == functions - {"load_settings"}
-    assert len(named) == 11
+    assert len(named) == 12
 
 
 @pytest.mark.slow

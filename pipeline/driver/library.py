@@ -35,6 +35,7 @@ from patchlake.pipeline.driver import detector as _detector
 from patchlake.pipeline.driver import evaluate as _evaluate
 from patchlake.pipeline.driver import fit as _fit
 from patchlake.pipeline.driver import ingest as _ingest
+from patchlake.pipeline.driver import picture as _picture
 from patchlake.pipeline.driver import score as _score
 from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
@@ -347,6 +348,28 @@ def open_scores(
     (22, ['image_id', 'image_score'])
     """
     return open_table(Folder.at(_uri(scores), _effective(settings).storage), version)
+
+
+def picture(path: Uri, *, settings: Settings | None = None) -> bytes:
+    """Return one heatmap of a score table as JPEG, of at most 64 MiB.
+
+    Of a packed one (`score.heatmap_store`) only the index and the picture are read, where the table
+    is on a disk or in S3.
+
+    Args:
+        path: The score table and the `heatmap_path` of a row, with a slash between them.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: if the path is none, nothing is there, or it is not what patchlake writes.
+        StorageError: if storage gives no answer.
+
+    >>> rows = patchlake.open_scores("scores").to_table(columns=["heatmap_path"])
+    >>> path = rows.column("heatmap_path")[0].as_py()
+    >>> patchlake.picture(f"scores/{path}")[:3].hex()  # as every JPEG begins
+    'ffd8ff'
+    """
+    return _picture.read(_uri(path), _effective(settings).storage)
 
 
 def load(

@@ -185,6 +185,7 @@ def pipeline_of(
         version=record.version,
         scored_at=record.started_at,
         heatmaps=settings.score.heatmaps,
+        heatmap_store=settings.score.heatmap_store,
         model_ids={group: work.digests[group] for group in groups},
         scales={group: scale for group, scale in scales.items() if scale},
         # What is anomalous to one member says nothing of a mean of several.

@@ -5,7 +5,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchlake.pipeline.config import VOCABULARY, Settings, digest
+from patchlake.pipeline.config import VOCABULARY, ScoreSettings, Settings, digest
 from patchlake.pipeline.errors import ConfigError, FileDamaged
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import list_tables
@@ -116,6 +116,15 @@ def _cuts_name(settings: Settings) -> str:
     return f"_cuts/{digest({'columns': columns, 'images': settings.fragment_images})[:12]}.arrow"
 
 
+def _no_output(score: ScoreSettings) -> set[str]:
+    """Return the names of settings under `score` that no byte of these parts depends on."""
+    names = {"iceberg_table"}
+    if score.heatmap_store == "files" or score.heatmaps == "none":
+        # So were all parts before there was a choice, and they keep their keys.
+        names.add("heatmap_store")
+    return names
+
+
 def output_digest(settings: Settings) -> str:
     """Return the digest of all settings that a part's bytes depend on, besides the model.
 
@@ -125,7 +134,7 @@ def output_digest(settings: Settings) -> str:
     return digest(
         {
             "image": settings.image.model_dump(mode="json"),
-            "score": settings.score.model_dump(mode="json", exclude={"iceberg_table"}),
+            "score": settings.score.model_dump(mode="json", exclude=_no_output(settings.score)),
             "columns": settings.columns.model_dump(mode="json", exclude=set(VOCABULARY)),
             "fragment_images": settings.fragment_images,
         }

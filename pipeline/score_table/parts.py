@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
+from patchlake.pipeline.score_table import heatmaps
 from patchlake.pipeline.score_table.parquet import PART_ORDER, write_sorted
 from patchlake.pipeline.storage.folder import Folder, unescape
 from patchlake.pipeline.storage.owned import reading
@@ -59,11 +60,6 @@ def part_name(version: str, fragment: Fragment, columns: Iterable[str] = SCORES.
             partitions.append(f"{key}={value}")
     file = f"part-{_file_digest(fragment.path)}-{fragment.key}.parquet"
     return "/".join([f"version={version}", *partitions, file])
-
-
-def heatmap_name(fragment: Fragment, source_row: int) -> str:
-    """Return the name of one image's heatmap, relative to SCORES."""
-    return f"_heatmaps/{fragment.key}/{source_row}.jpg"
 
 
 def put_part(scores: Folder, version: str, fragment: Fragment, table: pa.Table) -> None:
@@ -194,7 +190,7 @@ def remove(scores: Folder, names: Iterable[str]) -> None:
     The part is last: while it is there, whoever comes after a kill finds what is left to remove.
     """
     for name in names:
-        scores.remove(f"_heatmaps/{key_of(name)}", recursive=True)
+        heatmaps.remove(scores, key_of(name))
         scores.remove(name)
 
 

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32
 
+from patchlake.pipeline.config import HeatmapStore
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.pictures import picture_size
 from patchlake.pipeline.reading.fragments import Fragment
-from patchlake.pipeline.score_table.parts import heatmap_name, put_part
+from patchlake.pipeline.score_table.heatmaps import heatmap_name, put_file, put_packed
+from patchlake.pipeline.score_table.parts import put_part
 from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_jpeg
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
 from patchlake.pipeline.storage.folder import Folder
@@ -36,6 +38,7 @@ class Publish:
     version: str
     scored_at: datetime
     heatmaps: Literal["all", "none"]
+    heatmap_store: HeatmapStore
     # Group -> digest of its model, colour scale of its heatmaps, and the score above which an image
     # is anomalous, for the groups that have them.
     model_ids: Mapping[str, str]
@@ -49,16 +52,14 @@ class Publish:
 
     def _publish(self, batch: FragmentBatch) -> FragmentBatch:
         fragment = batch.fragment
-        pictured = self.heatmaps == "all" and fragment.group in self.scales and batch.array.size
-        if pictured:
-            self._write_heatmaps(batch)
-        table = self._score_table(batch, with_heatmaps=bool(pictured))
+        table = self._score_table(batch, self._put_heatmaps(batch))
         if len(table) != len(batch.rows):
             raise AssertionError(f"{len(batch.rows)} rows came in, {len(table)} would go out")
         put_part(self.scores, self.version, fragment, table)
         return batch
 
-    def _score_table(self, batch: FragmentBatch, *, with_heatmaps: bool) -> pa.Table:
+    def _score_table(self, batch: FragmentBatch, pictures: Mapping[int, str]) -> pa.Table:
+        """Return the part's rows; `pictures` are paths by source row, of the rows that have one."""
         fragment, rows = batch.fragment, batch.rows
         count = len(rows)
         is_ok = [status == "ok" for status in batch.statuses()]
@@ -74,10 +75,7 @@ class Publish:
             "anomaly_map": [next(maps) if mapped else None for mapped in is_mapped],
             "map_height": [grid[0] if mapped else None for mapped in is_mapped],
             "map_width": [grid[1] if mapped else None for mapped in is_mapped],
-            "heatmap_path": [
-                heatmap_name(fragment, row) if mapped and with_heatmaps else None
-                for mapped, row in zip(is_mapped, source_rows, strict=True)
-            ],
+            "heatmap_path": [pictures.get(row) for row in source_rows],
             "model_id": [self.model_ids.get(fragment.group, "")] * count,
             "scored_at": [self.scored_at] * count,
         }
@@ -110,29 +108,54 @@ class Publish:
             "threshold": [threshold if score.is_valid else None for score in scores],
         }
 
-    def _write_heatmaps(self, batch: FragmentBatch) -> None:
+    def _put_heatmaps(self, batch: FragmentBatch) -> dict[int, str]:
+        """Draw the pictures and put them; return their paths by source row."""
+        fragment = batch.fragment
+        if self.heatmaps == "none" or fragment.group not in self.scales or not batch.array.size:
+            return {}
         drawn = batch.rows.filter(pc.equal(batch.rows.column("status"), "ok"))
         names = ["source_row", "width", "height", "picture"]
         rows = zip(*(drawn.column(name) for name in names), strict=True)
-        write = partial(self._write_heatmap, batch.fragment, Passed("publish", batch.fragment.key))
+        passed, store = Passed("publish", fragment.key), self.heatmap_store
+        if store == "packed":
+            draw = partial(self._drawn, fragment, passed)
+            with ThreadPoolExecutor(self.threads) as pool:
+                pictures = dict(pool.map(draw, rows, batch.array))
+            put_packed(self.scores, fragment.key, pictures)
+            return {row: heatmap_name(fragment.key, row, store) for row in pictures}
+        write = partial(self._written, fragment, passed)
         with ThreadPoolExecutor(max(self.threads, _PUTS_AT_ONCE)) as pool:
-            list(pool.map(write, rows, batch.array))
+            written = list(pool.map(write, rows, batch.array))
+        return {row: heatmap_name(fragment.key, row, store) for row in written}
 
-    def _write_heatmap(
+    def _written(
         self,
         fragment: Fragment,
         passed: Passed,
         row: tuple[pa.Scalar, ...],
         anomaly_map: Float32[np.ndarray, "rows columns"],
-    ) -> None:
+    ) -> int:
+        """Put one picture as a file; return its source row."""
+        source_row, content = self._drawn(fragment, passed, row, anomaly_map)
+        put_file(self.scores, fragment.key, source_row, content)
+        return source_row
+
+    def _drawn(
+        self,
+        fragment: Fragment,
+        passed: Passed,
+        row: tuple[pa.Scalar, ...],
+        anomaly_map: Float32[np.ndarray, "rows columns"],
+    ) -> tuple[int, bytes]:
+        """Return one picture's source row, and the picture as JPEG."""
         source_row, width, height, picture = row
         size = width.as_py(), height.as_py()
         shape = picture_size(*size)
         frame = self.geometry.to_frame(anomaly_map, size, shape)
         grey = np.frombuffer(picture.as_buffer(), np.uint8).reshape(shape)
         content = to_jpeg(overlay(grey, frame, self.scales[fragment.group]))
-        self.scores.write(heatmap_name(fragment, source_row.as_py()), content)
         passed(1)
+        return source_row.as_py(), content
 
 
 def _as(values: object, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ingest,
         load,
         open_scores,
+        picture,
         score,
         settings,
         status,
@@ -83,6 +84,7 @@ __all__ = [
     "load",
     "load_settings",
     "open_scores",
+    "picture",
     "score",
     "settings",
     "status",
@@ -90,7 +92,9 @@ __all__ = [
     "withdraw",
 ]
 
-_VERBS = "compact evaluate fit ingest load open_scores score settings status update withdraw"
+_VERBS = (
+    "compact evaluate fit ingest load open_scores picture score settings status update withdraw"
+)
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
     "StorageError StorageRefused TableError WorkersLost"

@@ -324,8 +324,9 @@ def test_killed_while_expiring_replacing_and_publishing_every_row_is_there_once(
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("store", ["files", "packed"])
 def test_a_run_publishes_what_it_committed_and_withdraws_what_expires(
-    again, nights: Path, model: Path, tmp_path: Path, patchlake, monkeypatch: pytest.MonkeyPatch
+    again, nights: Path, model: Path, tmp_path: Path, patchlake, monkeypatch, store: str
 ):
     from pyiceberg.utils.config import Config
 
@@ -333,12 +334,18 @@ def test_a_run_publishes_what_it_committed_and_withdraws_what_expires(
     for name, value in _environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+    # Beside the parts of another version, where the store is the other one.
     command = ("score", nights, model, tmp_path / "scores", *TINY_FLAGS)
-    command += ("--iceberg", "lake.plant.scores")
+    command += ("--set", f"score.heatmap_store={store}", "--iceberg", "lake.plant.scores")
     assert patchlake(*command).code == 0
     assert len(set(_published(tmp_path))) == len(_published(tmp_path)) == 44
     result = patchlake(*command, "--expire", f"dt < '{DATES[1]}'")
     assert result.code == 0
     assert "0 parts added, 3 removed" in result.err
     assert len(_published(tmp_path)) == 22
+    files = {
+        str(p.relative_to(tmp_path / "scores")) for p in tmp_path.glob("scores/_heatmaps/**/*.*")
+    }
+    rows = read_scores(tmp_path / "scores").column("heatmap_path").to_pylist()
+    assert files == {path.partition("#")[0] for path in rows}
     assert patchlake(*command[:-1], "nowhere.plant.scores").code == 2

@@ -16,11 +16,13 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import fit, library, score
 from patchlake.pipeline.reading import apart
 from patchlake.pipeline.record.runs import Summary
+from patchlake.pipeline.score_table.packed import pack
 from patchlake.pipeline.storage.s3 import _tail
-from tests.conftest import LOCAL, TINY_FLAGS, Store, by_place, soak
+from tests.conftest import LOCAL, TINY_FLAGS, Store, by_place, output_files, soak
 from tests.fault_proxy import FAULTS, Fault, fault_proxy
 from tests.s3_servers import Server
 
@@ -257,6 +259,76 @@ def test_requests_of_a_score_are_few(lake: Lake):
     again = proxy.counts(f"/{lake.bucket}/images")
     assert again == {"GET": 1}, "footers are known to this process by their version"
     assert len(proxy.requests) <= 40, proxy.told()
+
+
+def packed_settings(store: Store) -> Settings:
+    settings = store.settings()
+    packed = settings.score.model_copy(update={"heatmap_store": "packed"})
+    return settings.model_copy(update={"score": packed})
+
+
+def test_packed_heatmaps_are_one_put_a_fragment_and_the_bytes_of_a_disk(lake: Lake, tmp_path: Path):
+    store, settings = lake.store, packed_settings(lake.store)
+    summary = score.run(lake.images, lake.model, store.uri("scores"), settings, LOCAL)
+    heatmaps = f"/{store.bucket}/scores/_heatmaps"
+    assert store.proxy.counts(heatmaps) == {"PUT": summary.fragments} == {"PUT": 6}
+    assert store.proxy.counts(f"/{store.bucket}/scores/version") == {"PUT": 6}
+    # On a disk they are the same bytes, also where half of all requests fail.
+    there = str(tmp_path / "scores")
+    score.run(lake.images, lake.model, there, settings, LOCAL)
+    store.proxy.faults, store.proxy.rate = ("slow_down", "reset", "lost", "truncated"), 0.5
+    score.run(lake.images, lake.model, store.uri("disturbed"), settings, LOCAL)
+    store.proxy.calm()
+    here = {name: c for name, c in output_files(Path(there)).items() if name[0] != "_"}
+    here |= {n: c for n, c in output_files(Path(there)).items() if n.startswith("_heatmaps")}
+    for name in ("scores", "disturbed"):
+        assert here.items() <= store.output(name).items()
+
+    rows = library.open_scores(store.uri("scores"), settings=settings)
+    path = rows.to_table(columns=["heatmap_path"]).column(0)[0].as_py()
+    found = library.picture(store.uri(f"scores/{path}"), settings=settings)
+    assert found == library.picture(f"{there}/{path}")
+
+
+def test_of_a_zip_its_end_and_the_picture_are_read_and_no_byte_more(lake: Lake):
+    store, name = lake.store, f"scores/_heatmaps/{'0' * 20}.zip"
+    pictures = {row: b"\xff\xd8\xff" + bytes(30_000) for row in range(1000, 1256)}
+    store.put(name, pack(pictures))
+    path = store.uri(f"{name}#1000.jpg")
+    assert library.picture(path, settings=store.settings()) == pictures[1000]
+    assert [request.kind for request in store.proxy.requests] == ["GET", "GET"]
+    first, second = (request.span for request in store.proxy.requests)
+    # 30 bytes and the name stand before each picture.
+    assert (first, second) == ("bytes=-65536", f"bytes=0-{30 + len('1000.jpg') + 30_003 - 1}")
+
+
+def test_heatmaps_of_both_stores_go_with_their_parts(lake: Lake):
+    store, settings = lake.store, packed_settings(lake.store)
+    for one, of_pictures in ((settings, 1), (store.settings(), 4)):
+        table = store.uri(f"scores{of_pictures}")
+        score.run(lake.images, lake.model, table, one, LOCAL)
+        store.proxy.calm()
+        score.run(lake.images, lake.model, table, one, LOCAL, expire="g = 'woven_cloth'")
+        counts = store.proxy.counts(f"/{store.bucket}/scores{of_pictures}/_heatmaps")
+        left = store.output(f"scores{of_pictures}")
+        assert sum(name.startswith("_heatmaps") for name in left) == {1: 3, 4: 22}[of_pictures]
+        # What was kept the other way is asked for, too: its zip is removed unseen.
+        assert counts["DELETE"] == 3 + {1: 0, 4: 22}[of_pictures]
+
+
+def test_a_picture_that_is_refused_or_not_there_ends_with_2(lake: Lake, patchlake, tmp_path: Path):
+    store = lake.store
+    path = store.uri(f"scores/_heatmaps/{'0' * 20}.zip#1.jpg")
+    out = str(tmp_path / "a.jpg")
+    gone = patchlake("picture", path, out)
+    assert (gone.code, "does not exist; a heatmap_path is" in gone.err) == (2, True)
+    store.put(f"scores/_heatmaps/{'0' * 20}.zip", b"")
+    empty = patchlake("picture", path, out)
+    assert (empty.code, "0 bytes are no zip" in empty.err) == (2, True)
+    store.proxy.denied = (("GET", f"/{store.bucket}/scores"),)
+    denied = patchlake("picture", path, out, *fresh_client())
+    assert (denied.code, "access denied" in denied.err) == (2, True)
+    assert not Path(out).exists()
 
 
 def test_images_by_uri_are_read_once(lake: Lake, images: Path, pictures: Path):

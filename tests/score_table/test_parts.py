@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from patchlake.pipeline.config import HeatmapStore
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
-from patchlake.pipeline.score_table import parts
+from patchlake.pipeline.score_table import heatmaps, parts
 from patchlake.pipeline.storage.folder import Folder
 
 NONE = pa.array([], pa.string())
@@ -32,9 +33,12 @@ def _fragment(path: str, *, start: int = 0, version: str = "1") -> Fragment:
     return Fragment(path, (0,), start, "x", 10, version).keyed("settings")
 
 
-def _put(scores: Folder, *fragments: Fragment) -> None:
+def _put(scores: Folder, *fragments: Fragment, store: HeatmapStore = "files") -> None:
     for fragment in fragments:
-        scores.write(parts.heatmap_name(fragment, 0), b"jpg")
+        if store == "files":
+            heatmaps.put_file(scores, fragment.key, 0, b"jpg")
+        else:
+            heatmaps.put_packed(scores, fragment.key, {0: b"jpg"})
         parts.put_part(scores, "v1", fragment, TABLE)
 
 
@@ -61,7 +65,6 @@ def test_parts_differ_by_path_and_by_key():
     places = ["a.parquet", "b.parquet", "dt=1/a.parquet"]
     fragments = [_fragment(path, start=start) for path in places for start in (0, 10)]
     assert len({parts.part_name("v1", fragment) for fragment in fragments}) == len(fragments)
-    assert len({parts.heatmap_name(f, row) for f in fragments for row in (0, 1)}) == 12
 
 
 @pytest.mark.parametrize(
@@ -89,19 +92,20 @@ def test_a_key_that_is_passed_through_is_a_column(scores):
     assert name.startswith("version=v1/source_line=1/dt=2/part-")
 
 
-def test_older_parts_of_a_changed_file_go_when_all_new_ones_are_there(scores):
+@pytest.mark.parametrize("store", ["files", "packed"])
+def test_older_parts_of_a_changed_file_go_when_all_new_ones_are_there(scores, store):
     old = [_fragment("a.parquet", start=start) for start in (0, 10)]
     new = [_fragment("a.parquet", start=start, version="2") for start in (0, 10, 20)]
     unchanged, vanished = _fragment("b.parquet"), _fragment("gone.parquet")
     plan = Fragments.of([*new, unchanged])
-    _put(scores, *old, unchanged, vanished)
+    _put(scores, *old, unchanged, vanished, store=store)
 
     for fragment in new[:2]:
-        _put(scores, fragment)
+        _put(scores, fragment, store=store)
         assert parts.superseded(plan, parts.committed(scores, "v1"), NONE) == []
     # What has expired needs no part.
     expired = parts.superseded(plan, parts.committed(scores, "v1"), pa.array([new[2].key]))
-    _put(scores, new[2])
+    _put(scores, new[2], store=store)
     removed = parts.superseded(plan, parts.committed(scores, "v1"), NONE)
     assert expired == removed
     parts.remove(scores, removed)
@@ -109,8 +113,8 @@ def test_older_parts_of_a_changed_file_go_when_all_new_ones_are_there(scores):
     assert sorted(removed) == sorted(parts.part_name("v1", fragment) for fragment in old)
     kept = [*new, unchanged, vanished]
     assert parts.committed(scores, "v1") == {f.key: parts.part_name("v1", f) for f in kept}
-    heatmaps = {entry.name for entry in scores.find("_heatmaps")}
-    assert heatmaps == {parts.heatmap_name(fragment, 0) for fragment in kept}
+    left = {entry.name for entry in scores.find("_heatmaps")}
+    assert left == {heatmaps.heatmap_name(f.key, 0, store).split("#")[0] for f in kept}
     assert parts.superseded(plan, parts.committed(scores, "v1"), NONE) == []
 
 
