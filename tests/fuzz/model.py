@@ -149,7 +149,7 @@ def _use(folder: Folder) -> None:
     infer: Infer = Scorer([member], [member.geometry], 8, 2**30).start(1)
     for group, record in manifest.groups.items():
         pixels = np.full((1, *member.geometry.input_size, 3), 90, np.uint8)
-        [scores, *_] = infer._scored(pixels, group, Passed("infer", ""))
+        scores = infer.score(pixels, group, Passed("infer", ""))
         calibration = load_calibration(folder, record)
         if scores.anomaly_maps is not None and calibration.scale is not None:
             overlay(pixels[0, ..., 0], np.zeros(pixels.shape[1:3], np.float32), calibration.scale)
