@@ -47,10 +47,12 @@ class Identity:
     def covered(self) -> dict[str, object]:
         """Return it as what is digested."""
         network = self.network
+        # Only where it is set: models of before there was a draft keep their digests.
+        draft = {"draft": True} if self.geometry.draft else {}
         return {
             "method": self.method,
             "options": self.method_options,
-            "geometry": {"resize": self.geometry.resize, "crop": self.geometry.crop},
+            "geometry": {"resize": self.geometry.resize, "crop": self.geometry.crop, **draft},
             "backbone": [network.name, network.layers, network.weights_sha256],
             "index": self.index,
             "seed": self.seed,
