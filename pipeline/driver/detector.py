@@ -117,7 +117,8 @@ class Detector:
 
         Args:
             images: Paths, bytes, pictures or pixels; all of them are in memory at once, at the
-                size of the model's input.
+                size of the model's input. Pictures and pixels are taken whole: `image.draft` of
+                the fit is for files.
             group: The product or station; may be left out where the model has one.
 
         Raises:
