@@ -60,7 +60,7 @@ def grey_picture(image: Image.Image, extent: Extent | None = None) -> UInt8[np.n
     """Return what a heatmap is drawn on: an upright image at `picture_size`, in grey.
 
     Colours become grey before they are resized, which halves the time. The other order differs by
-    one level at most, and of noise by two in one of 30,000 pixels: `tests/images/test_drafts.py`.
+    one level, and in fewer than one of 30,000 pixels of noise by two.
     """
     extent = extent or Extent.whole(image)
     height, width = picture_size(*extent.size)
