@@ -73,6 +73,9 @@ class ImageSettings(_Frozen):
     # Of 16-bit grey, how many bits carry light: 10 or 12 of most machine cameras. None: all 16,
     # and an image that would fit into 12 is refused. Fixed in a model.
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    # JPEG at a half, a quarter or an eighth of its sides, where at least twice the resized sides
+    # are left: for photos far larger than the model's input. Scores change. Fixed in a model.
+    draft: bool = False
     # A `uri` cell is read only below one of these: a table must not be able to name any file.
     uri_prefixes: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from patchlake.pipeline.errors import TableError
 
 # Raised when code changes results: it is part of every fragment's key.
-OUTPUT_VERSION = 4
+OUTPUT_VERSION = 5
 
 
 def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:

@@ -18,7 +18,7 @@ from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import decode_picture, limits_of
 from patchlake.pipeline.images.formats import as_image_errors
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.images.light import to_rgb
+from patchlake.pipeline.images.light import to_light
 from patchlake.pipeline.images.pictures import Picture, picture_of, picture_size
 from patchlake.pipeline.scores.calibration import Calibration, mean_scale
 from patchlake.pipeline.scores.heatmap import ColourScale, overlay
@@ -116,7 +116,8 @@ class Detector:
 
         Args:
             images: Paths, bytes, pictures or pixels; all of them are in memory at once, at the
-                size of the model's input.
+                size of the model's input. Pictures and pixels are taken whole: `image.draft` of
+                the fit is for files.
             group: The product or station; may be left out where the model has one.
 
         Raises:
@@ -161,7 +162,7 @@ class Detector:
                 image = _from_array(image)
             if isinstance(image, Image.Image):
                 with as_image_errors():
-                    upright = to_rgb(image, self._image.bits)
+                    upright = to_light(image, self._image.bits)
                     return picture_of(upright, self._geometries, grey=True)
             content = image if isinstance(image, bytes) else self._read(os.fspath(image))
             limits = limits_of(self._image)

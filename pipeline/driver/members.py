@@ -59,12 +59,13 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
             f"members see different parts of an image ({'; '.join(seen)}, and others): maps can "
             "be joined of equal crops, or of none"
         )
-    bits = sorted({str(m.manifest.geometry.bits) for m in members})
-    if len(bits) > 1:
-        raise ConfigError(
-            f"members were fitted with image.bits {' and '.join(bits)}: one picture is read for "
-            "all of them, so fit them alike"
-        )
+    for name in ("bits", "draft"):
+        values = sorted({str(getattr(m.manifest.geometry, name)) for m in members})
+        if len(values) > 1:
+            raise ConfigError(
+                f"members were fitted with image.{name} {' and '.join(values)}: one picture is "
+                "read for all of them, so fit them alike"
+            )
     return sorted(members, key=lambda member: member.manifest.run)
 
 
@@ -105,6 +106,7 @@ def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
         "image.resize": (settings.image.resize, fresh.image.resize, manifest.geometry.resize),
         "image.crop": (settings.image.crop, fresh.image.crop, manifest.geometry.crop),
         "image.bits": (settings.image.bits, fresh.image.bits, manifest.geometry.bits),
+        "image.draft": (settings.image.draft, fresh.image.draft, manifest.geometry.draft),
         "backbone.name": (settings.backbone.name, fresh.backbone.name, manifest.backbone.name),
         "backbone.layers": (
             settings.backbone.layers,

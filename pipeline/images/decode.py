@@ -45,7 +45,8 @@ def decode_picture(
     shape = input_shape(geometries)
     length = int(np.prod(shape))
     pixels = np.frombuffer(found, np.uint8, length).reshape(shape)
-    return Picture(width, height, pixels, bytes(found[length:]) if grey else None)
+    picture = bytes(memoryview(found)[length:]) if grey else None
+    return Picture(width, height, pixels, picture)
 
 
 def decode_mask(content: bytes, frame: tuple[int, int], limits: Limits) -> Mask:

@@ -47,6 +47,8 @@ class Limits:
     # Of a 16-bit file, how many bits carry light; None: all 16, and a file whose every pixel would
     # fit into 12 is refused.
     bits: int | None = None
+    # Whether JPEG may be decoded at a reduced scale (`pipeline.images.drafts`).
+    draft: bool = False
 
 
 def require_bytes(content: bytes, limits: Limits) -> None:

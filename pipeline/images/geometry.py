@@ -19,6 +19,22 @@ MAP_SIGMA = 4.0
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How a file lies in its upright picture that was decoded at a reduced scale."""
+
+    # (width, height) of the file, upright, in its own pixels.
+    size: tuple[int, int]
+    # Left, top, right and bottom of the file in the picture, in the picture's pixels: the last ones
+    # of a side that the scale does not divide are only in part the file's.
+    box: tuple[float, float, float, float]
+
+    @classmethod
+    def whole(cls, image: Image.Image) -> "Extent":
+        """Return that of a picture that has the file's own pixels."""
+        return cls(image.size, (0, 0, *image.size))
+
+
+@dataclass(frozen=True)
 class Geometry:
     """`resize`: the shorter side, or (height, width); then a square centre `crop`, or None."""
 
@@ -43,24 +59,29 @@ class Geometry:
         assert not isinstance(self.resize, int)
         return self.resize
 
-    def apply(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    def apply(self, image: Image.Image, extent: Extent | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """Return the model's input. Bilinear with antialiasing, as in the papers' transforms.
+
+        Args:
+            image: RGB, or L: grey gives the bytes that it would give as RGB.
+            extent: Of a picture at a reduced scale; None: it has the file's own pixels.
 
         Raises:
             ImageError: if the whole image, resized, would be too large for a crop of it.
         """
-        height, width = self._resized(image.width, image.height)
+        extent = extent or Extent.whole(image)
+        height, width = self.resized(*extent.size)
         if height * width > _MAX_RESIZED_PIXELS:
             raise ImageError(
                 "too_large",
-                f"{image.width}x{image.height} pixels become {width}x{height} with image.resize "
-                f"{self.resize}; at most {_MAX_RESIZED_PIXELS} are resized",
+                f"{extent.size[0]}x{extent.size[1]} pixels become {width}x{height} with "
+                f"image.resize {self.resize}; at most {_MAX_RESIZED_PIXELS} are resized",
             )
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        resized = image.resize((width, height), Image.Resampling.BILINEAR, extent.box)
         if self.crop is not None:
             top, left = _offset(height, self.crop), _offset(width, self.crop)
             resized = resized.crop((left, top, left + self.crop, top + self.crop))
-        return np.asarray(resized)
+        return np.asarray(resized.convert("RGB"))
 
     def to_frame(
         self,
@@ -80,7 +101,7 @@ class Geometry:
             frame_size: (height, width) of the result, pixels.
         """
         input_height, input_width = self.input_size
-        height, width = self._resized(*image_size)
+        height, width = self.resized(*image_size)
         down, rows = _axis(anomaly_map.shape[0], input_height, height, frame_size[0])
         across, columns = _axis(anomaly_map.shape[1], input_width, width, frame_size[1])
         inside = (down @ anomaly_map @ across.T).astype(np.float32)
@@ -88,7 +109,8 @@ class Geometry:
         frame[rows, columns] = inside
         return frame
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Return (height, width) of a whole image, before its crop; all in pixels."""
         if not isinstance(self.resize, int):
             return self.resize
         # As torchvision: the longer side is truncated.
@@ -97,13 +119,14 @@ class Geometry:
         return self.resize, int(self.resize * width / height)
 
 
-def join_inputs(image: Image.Image, geometries: Sequence[Geometry]) -> UInt8[np.ndarray, "..."]:
+def join_inputs(
+    image: Image.Image, geometries: Sequence[Geometry], extent: Extent | None = None
+) -> UInt8[np.ndarray, "..."]:
     """Return the inputs of several models as one array: (h, w, 3) of one, else flat, in order.
 
-    Raises:
-        ImageError: as `Geometry.apply`.
+    Arguments and errors are those of `Geometry.apply`.
     """
-    inputs = [geometry.apply(image) for geometry in geometries]
+    inputs = [geometry.apply(image, extent) for geometry in geometries]
     return inputs[0] if len(inputs) == 1 else np.concatenate([pixels.ravel() for pixels in inputs])
 
 

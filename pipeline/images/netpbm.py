@@ -83,8 +83,8 @@ def _plain(content: bytes, begin: int, wanted: int, _: int) -> np.ndarray:
     return samples[:wanted]
 
 
-def rgb_of(picture: Netpbm, bits: int | None) -> Image.Image:
-    """Return RGB; `top` stands for white, and where that is 65535, `bits` counts as in a PNG.
+def light_of(picture: Netpbm, bits: int | None) -> Image.Image:
+    """Return RGB, or L of grey: `top` is white; where that is 65535, `bits` counts as in a PNG.
 
     Raises:
         ImageError: with status `unsupported`, as `light.grey_of`.
@@ -102,4 +102,4 @@ def rgb_of(picture: Netpbm, bits: int | None) -> Image.Image:
     else:
         levels = scale >> 8  # as Pillow of colour in PNG and TIFF
     pixels = levels.astype(np.uint8)[samples]
-    return Image.fromarray(pixels[..., 0] if samples.shape[2] == 1 else pixels).convert("RGB")
+    return Image.fromarray(pixels[..., 0] if samples.shape[2] == 1 else pixels)

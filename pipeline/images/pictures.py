@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from patchlake.pipeline.images.files import decode_image
+from patchlake.pipeline.images.files import decode_light
 from patchlake.pipeline.images.formats import Limits, as_image_errors
-from patchlake.pipeline.images.geometry import Geometry, join_inputs
+from patchlake.pipeline.images.geometry import Extent, Geometry, join_inputs
 
 # Of a heatmap's longest side, in pixels.
 MAX_SIDE = 512
@@ -35,16 +35,19 @@ def read_picture(
     Raises:
         ImageError: with status `unreadable`, `too_large` or `unsupported`.
     """
-    image = decode_image(content, limits)
+    image, extent = decode_light(content, limits, geometries)
     with as_image_errors():
-        return picture_of(image, geometries, grey=grey)
+        return picture_of(image, geometries, grey=grey, extent=extent)
 
 
-def picture_of(image: Image.Image, geometries: Sequence[Geometry], *, grey: bool) -> Picture:
-    """Return what the stages need of an upright RGB image. Raises as `Geometry.apply`."""
-    pixels = join_inputs(image, geometries)
-    picture = grey_picture(image).tobytes() if grey else None
-    return Picture(image.width, image.height, pixels, picture)
+def picture_of(
+    image: Image.Image, geometries: Sequence[Geometry], *, grey: bool, extent: Extent | None = None
+) -> Picture:
+    """Return what the stages need of an upright image. Arguments and errors: `Geometry.apply`."""
+    pixels = join_inputs(image, geometries, extent)
+    picture = grey_picture(image, extent).tobytes() if grey else None
+    width, height = extent.size if extent else image.size
+    return Picture(width, height, pixels, picture)
 
 
 def picture_size(width: int, height: int) -> tuple[int, int]:
@@ -53,7 +56,13 @@ def picture_size(width: int, height: int) -> tuple[int, int]:
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
-def grey_picture(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Return what a heatmap is drawn on: an upright RGB image at `picture_size`, in grey."""
-    height, width = picture_size(*image.size)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).convert("L"))
+def grey_picture(image: Image.Image, extent: Extent | None = None) -> UInt8[np.ndarray, "h w"]:
+    """Return what a heatmap is drawn on: an upright image at `picture_size`, in grey.
+
+    Colours become grey before they are resized, which halves the time. The other order differs by
+    one level, and in fewer than one of 30,000 pixels of noise by two.
+    """
+    extent = extent or Extent.whole(image)
+    height, width = picture_size(*extent.size)
+    grey = image if image.mode == "L" else image.convert("L")
+    return np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR, extent.box))

@@ -47,12 +47,13 @@ class Identity:
     def covered(self) -> dict[str, object]:
         """Return it as what is digested."""
         network = self.network
-        # float32 is not named: earlier models, of which it is true, keep their digests.
+        # Only what is set: models of before there was a choice keep their digests.
         precision = [] if network.precision == "float32" else [network.precision]
+        draft = {"draft": True} if self.geometry.draft else {}
         return {
             "method": self.method,
             "options": self.method_options,
-            "geometry": {"resize": self.geometry.resize, "crop": self.geometry.crop},
+            "geometry": {"resize": self.geometry.resize, "crop": self.geometry.crop, **draft},
             "backbone": [network.name, network.layers, network.weights_sha256, *precision],
             "index": self.index,
             "seed": self.seed,

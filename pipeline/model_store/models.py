@@ -67,17 +67,24 @@ class GroupRecord(_Record):
 
 
 class GeometryRecord(_Record):
-    """`image.resize`, `image.crop` and `image.bits` of the fit."""
+    """`image.resize`, `image.crop`, `image.bits` and `image.draft` of the fit."""
 
     resize: PositiveInt | tuple[PositiveInt, PositiveInt]
     crop: PositiveInt | None
     # Models of before it was kept have none: then, 16 bits were 16.
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    # As `bits`: then, every picture was decoded as it is.
+    draft: bool = False
 
     @classmethod
     def of(cls, settings: ImageSettings) -> "GeometryRecord":
         """Return the part of the image settings that a model fixes."""
-        return cls(resize=settings.resize, crop=settings.crop, bits=settings.bits)
+        return cls(
+            resize=settings.resize,
+            crop=settings.crop,
+            bits=settings.bits,
+            draft=settings.draft,
+        )
 
 
 class Network(_Record):

@@ -10,6 +10,7 @@ import random
 import re
 import struct
 import zlib
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +25,9 @@ from tests.fuzz.harness import main
 
 LIMITS = Limits(max_pixels=300_000, max_bytes=2**20, max_seconds=2, formats=KNOWN)
 GEOMETRIES = (Geometry((16, 16), None), Geometry(12, 12))
+# Of which a file of 20 x 30 pixels, and many a damaged one, is decoded at a reduced scale.
+SMALL = (Geometry((3, 2), None),)
+DRAFTS = replace(LIMITS, draft=True)
 EXTREMES = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -33,6 +37,8 @@ def case(random: random.Random) -> None:
         decode_picture(content, LIMITS, GEOMETRIES, grey=random.random() < 0.5)
     with contextlib.suppress(ImageError):
         decode_mask(content, (8, 8), LIMITS)
+    with contextlib.suppress(ImageError):
+        decode_picture(content, DRAFTS, SMALL, grey=True)
     is_image(content, LIMITS)
     if b"\xff\x4f\xff\x51" not in content and b"jP" not in content[:16]:
         # In this process nothing bounds OpenJPEG.

@@ -1,5 +1,6 @@
 """The model folder: what is published is read back, and damage is named, never parsed."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchlake.pipeline.config import Settings
+from patchlake.pipeline.config import ImageSettings, Settings
 from patchlake.pipeline.errors import ModelError
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity
@@ -170,3 +171,22 @@ def test_the_digest_of_a_group_is_of_its_arrays_and_not_of_where_they_are(model)
 
     assert digest(provenance=b"2") == digest()
     assert len({digest(), digest(state=b"2"), digest(seed=1)}) == 3
+
+
+def test_a_model_of_before_there_was_a_draft_reads_as_without_and_keeps_its_digest(model):
+    files = [FileRecord(role="state.safetensors", name="n", bytes=1, sha256="1" * 64)]
+    manifest = _manifest(Settings(), {})
+    models.write_manifest(model, manifest)
+    old = json.loads(model.read(models.MANIFEST))
+    del old["geometry"]["draft"], old["settings"]["image"]["draft"]
+    model.write(models.MANIFEST, json.dumps(old).encode())
+    read = models.read_manifest(model)
+    assert read.geometry.draft is False
+    # As commit 32cc728 gave it, the last one before.
+    assert Identity.of(read).group_digest(files) == OLD_DIGEST
+    drafted = GeometryRecord.of(ImageSettings(draft=True))
+    identity = replace(Identity.of(read), geometry=drafted)
+    assert identity.group_digest(files) != OLD_DIGEST
+
+
+OLD_DIGEST = "d0f9a1ba610fdb77c8f36935dd92b409a582306fd22a5caf2b35ed390c465d6d"
