@@ -111,6 +111,8 @@ def _show_speed(arguments: argparse.Namespace, name: str, fitted: Fitted) -> Non
     infer = Scorer(
         [fitted.member], geometries, arguments.batch, _BUDGET, os.cpu_count() or 1
     ).start()
+    infer.score(repeated, fitted.group, Passed("infer", ""))
+    memory = _device_memory(arguments)
     layers = fitted.member.manifest.backbone.layers
     network = copy.deepcopy(fitted.member.backbone(layers).network).to(torch.bfloat16)
     seconds = _in_turns(
@@ -123,7 +125,7 @@ def _show_speed(arguments: argparse.Namespace, name: str, fitted: Fitted) -> Non
     stage, bare = (arguments.count / statistics.median(seconds[one]) for one in ("stage", "bare"))
     print(
         f"{name}: stage {stage:.1f} images/s, bare network {bare:.1f}, {stage / bare:.2f} of it, "
-        f"{_device_memory(arguments)}"
+        f"{memory}"
     )
 
 
