@@ -78,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # The folder's name is short because a socket's path has at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="r") as folder:
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
         ray.init(
             address="local",
             num_cpus=arguments.actors + 1,
