@@ -59,7 +59,7 @@ def main() -> None:
     """Fit, score, and write what came out."""
     arguments = _arguments()
     torch.manual_seed(0)
-    _use_local_weights(arguments.weights)
+    use_local_weights(arguments.weights)
     folder = arguments.folder
     train = sorted(folder.glob("train/good/*"))[: arguments.images]
     test = sorted(folder.glob("test/*/*"))
@@ -152,7 +152,7 @@ def fit_ind_knn(
     return score
 
 
-def _use_local_weights(weights: Path) -> None:
+def use_local_weights(weights: Path) -> None:
     """Have timm and torchvision read the file wherever a peer asks for pretrained weights."""
     create = timm.create_model
 
