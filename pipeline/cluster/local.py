@@ -30,13 +30,14 @@ class LocalRunner:
 
     def run(self, plan: pa.Table, pipeline: Pipeline) -> Iterator[pa.Table]:
         """Yield the last stage's row for each row of the plan, in order."""
-        infer = pipeline.infer.start(self._threads)
         publish = pipeline.publish or _unchanged
         # Stages have threads of their own. Products of numpy's BLAS in several of them, each on all
         # cores, compete: to bring one map to the size of its picture took 25 ms of processor time.
         with on_one_thread(), ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
             rows = (plan.slice(number, 1) for number in range(len(plan)))
             decoded = _submit(ahead, pipeline.decode, islice(rows, 1))
+            # Meanwhile: other processes decode.
+            infer = pipeline.infer.start(self._threads)
             published: list[Future[pa.Table]] = []
             while decoded:
                 pixels = decoded[0].result()
