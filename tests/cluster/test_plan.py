@@ -53,3 +53,29 @@ def test_on_ray_with_many_fragments_a_task(local_ray, monkeypatch: pytest.Monkey
     monkeypatch.setattr(on_ray, "_BLOCKS_A_CPU", 2)
     assert [len(chunk) for chunk in on_ray._chunks(PLAN.table)] == [10] * 6
     _check(list(RayRunner(workers=1).run(PLAN.table, _pipeline())))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "actors", "threads"),
+    [
+        (1, 0, None, 1, 1),
+        (2, 0, None, 1, 2),
+        (3, 0, None, 2, 1),
+        (4, 0, None, 3, 1),
+        (16, 0, None, 12, 1),
+        (16, 0, 2, 2, 1),
+        (16, 4, None, 4, 1),
+    ],
+)
+def test_actors_and_their_threads_keep_the_cpus_busy(
+    cpus: int,
+    gpus: int,
+    workers: int | None,
+    actors: int,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(on_ray.nodes, "offered", {"CPU": cpus, "GPU": gpus}.get)
+    runner = RayRunner(workers)
+    assert runner._actors(gpus, cpus) == actors
+    assert runner._threads(gpus, actors) == threads
