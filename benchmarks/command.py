@@ -5,7 +5,8 @@ r"""Time `patchlake score` as a user types it, of this checkout and of another o
 
 Seconds of the whole command, start included, on all cores: medians over the rounds, with heatmaps
 and without, and how many times faster this checkout is. Both run in this environment; a checkout
-is chosen by PYTHONPATH. MODEL must be of a format that both read.
+is chosen by PYTHONPATH. MODEL must be of a format that both read, or the other one has its own,
+fitted by it on the same images (`--other-model`).
 """
 
 import argparse
@@ -27,17 +28,19 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--against", type=Path, required=True)
+    parser.add_argument("--other-model", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runner", default="local", choices=["local", "ray"])
     arguments = parser.parse_args()
     checkouts = {"this": _HERE, "other": arguments.against.resolve()}
+    models = {"this": arguments.model, "other": arguments.other_model or arguments.model}
     seconds: dict[tuple[str, str], list[float]] = {}
     for number in range(arguments.rounds):
         for heatmaps in ("all", "none"):
             # Another order each round: whoever comes second finds the files in memory.
             names = sorted(checkouts, reverse=bool(number % 2))
             for name in names:
-                took = _score(arguments, checkouts[name], heatmaps)
+                took = _score(arguments, checkouts[name], models[name], heatmaps)
                 seconds.setdefault((heatmaps, name), []).append(took)
     for heatmaps in ("all", "none"):
         this, other = (statistics.median(seconds[heatmaps, name]) for name in ("this", "other"))
@@ -48,10 +51,10 @@ def main() -> None:
         )
 
 
-def _score(arguments: argparse.Namespace, checkout: Path, heatmaps: str) -> float:
+def _score(arguments: argparse.Namespace, checkout: Path, model: Path, heatmaps: str) -> float:
     scores = arguments.work / "scores"
     shutil.rmtree(scores, ignore_errors=True)
-    words = [arguments.images, arguments.model, scores, "--heatmaps", heatmaps]
+    words = [arguments.images, model, scores, "--heatmaps", heatmaps]
     command = [sys.executable, "-m", "patchlake", "score", *map(str, words)]
     begin = time.perf_counter()
     subprocess.run(

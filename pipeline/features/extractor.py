@@ -10,13 +10,13 @@ from torch import Tensor
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.backbone import Backbone
-from patchlake.pipeline.features.precision import Precision
 
-# Images that go through the network together on a CPU, by its precision. In float32 several at once
-# change bits (with DenseNet-169, 32 of them change features by 1e-6) and save nothing. In bfloat16
-# an image of 224 pixels takes 14.2 ms instead of 15.9 with ResNet-18, and 7.5 instead of 11.1 with
-# EfficientNet-Lite0, on a core of a Zen 4; 8 at once are not faster, and keep fewer cores busy.
-_AT_ONCE: Mapping[Precision, int] = {"float32": 1, "bfloat16": 4}
+# On a CPU, pixels that go through the network together in bfloat16: those of 4 images of 224 x 224.
+# In float32 several images at once change bits (with DenseNet-169, 32 of them change features by
+# 1e-6) and save nothing. In bfloat16 an image of 224 pixels takes 14.2 ms instead of 15.9 with
+# ResNet-18, and 7.5 instead of 11.1 with EfficientNet-Lite0, on a core of a Zen 4. More at once are
+# not faster, and keep fewer cores busy; of 448 pixels, two already are slower than one.
+_PIXELS, _MOST = 4 * 224 * 224, 4
 
 # From feature maps (images, channels, rows, columns) of several layers to embeddings by name, whose
 # first axis is the images.
@@ -40,11 +40,14 @@ class Extractor:
     embed: Embed
     batch_size: int = 32
 
-    @property
-    def at_once(self) -> int:
-        """Images that go through the network together."""
-        on_cpu = self.backbone.device.type == "cpu"
-        return _AT_ONCE[self.backbone.precision] if on_cpu else self.batch_size
+    def at_once(self, size: tuple[int, int]) -> int:
+        """Return how many images of (height, width) pixels go through the network together."""
+        if self.backbone.device.type != "cpu":
+            return self.batch_size
+        if self.backbone.precision == "float32":
+            return 1
+        height, width = size
+        return min(_MOST, max(1, _PIXELS // (height * width)))
 
     def __call__(self, pixels: UInt8[np.ndarray, "images h w 3"]) -> dict[str, np.ndarray]:
         """Return the embeddings by name, with the images as first axis; without images, no arrays.
@@ -52,7 +55,7 @@ class Extractor:
         Raises:
             ConfigError: if an embedding is not finite.
         """
-        size = self.at_once
+        size = self.at_once(pixels.shape[1:3])
         batches = [
             self._embed_batch(pixels[begin : begin + size], size)
             for begin in range(0, len(pixels), size)

@@ -79,7 +79,7 @@ class Embed:
         return replace(batch, array=np.empty(0, np.float32))
 
     def _embedded(self, pixels: np.ndarray, passed: Passed) -> Iterator[Arrays]:
-        size = self._extractor.at_once
+        size = self._extractor.at_once(pixels.shape[1:3])
         # Each thread gets at least one batch of a slice.
         slice_ = max(_SLICE, size * self._threads.count)
         for begin in range(0, len(pixels), slice_):

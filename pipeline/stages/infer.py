@@ -152,7 +152,10 @@ class Infer:
         self._methods = methods
         self._trunks = trunks
         self._threads = BlockThreads(threads)
-        self._piece = max(_PIECE, *(trunk.extractor.at_once for trunk in trunks))
+        sizes = [scorer.geometries[trunk.geometry].input_size for trunk in trunks]
+        batch = max(trunk.extractor.at_once(s) for trunk, s in zip(trunks, sizes, strict=True))
+        # Whole batches: those that are not full are filled up.
+        self._piece = batch * max(1, _PIECE // batch)
         # Fragments come group by group: a model is loaded about once a worker.
         self._models = Recent(self._load_group, self._held_bytes, scorer.models_budget)
 

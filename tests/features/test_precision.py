@@ -12,6 +12,7 @@ from patchlake.pipeline.config import BackboneSettings
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features import backbone as loading
 from patchlake.pipeline.features.backbone import UNTRAINED, load_backbone
+from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.features.precision import to_bfloat16
 from tests.conftest import ASSETS
 
@@ -200,3 +201,18 @@ def _pixels(path):
     from PIL import Image
 
     return np.asarray(Image.open(path).convert("RGB").resize((224, 224)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "side", "expected"),
+    [
+        ("float32", 64, 1),
+        ("bfloat16", 64, 4),
+        ("bfloat16", 224, 4),
+        ("bfloat16", 256, 3),
+        ("bfloat16", 320, 1),
+    ],
+)
+def test_larger_images_go_through_the_network_fewer_at_a_time(precision, side, expected):
+    backbone = load_backbone(settings_of("resnet10t.c3_in1k", precision))
+    assert Extractor(backbone, lambda _maps: {}).at_once((side, side)) == expected
