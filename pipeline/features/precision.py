@@ -41,7 +41,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether products of bfloat16 are faster than those of float32 there."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known = torch.cpu.get_capabilities()
+    # Before torch 2.10 there is no way to ask.
+    known = getattr(torch.cpu, "get_capabilities", dict)()
     if platform.machine() in ("aarch64", "arm64"):
         return bool(known.get("bf16"))
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
