@@ -18,7 +18,7 @@ processors that have such products differ as well: features of ResNet-18 by 0.2 
 
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -42,7 +42,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Before torch 2.10 there is no way to ask.
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if platform.machine() in ("aarch64", "arm64"):
         return bool(known.get("bf16"))
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
