@@ -15,7 +15,7 @@ _IMAGES = 232
 # Each imports scipy first, which takes as long as some ten images.
 _MOST_PROCESSES = 8
 # Of 60 images the default, a hundredth of all patches, is a bank of 470 rows. With it the plate has
-# an image AUROC of 0.949, and with this 0.961.
+# an image AUROC of 0.949 in float32, and with this 0.961.
 _BANK = "method.coreset_fraction=0.05"
 
 

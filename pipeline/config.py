@@ -272,7 +272,8 @@ class Settings(_Frozen):
     @classmethod
     def _fits_a_zip(cls, score: ScoreSettings, info: ValidationInfo) -> ScoreSettings:
         images = info.data.get("fragment_images", 0)
-        if score.heatmap_store == "packed" and images > MOST_PACKED:
+        packed = score.heatmap_store == "packed" and score.heatmaps != "none"
+        if packed and images > MOST_PACKED:
             raise ValueError(
                 f"a fragment of {images} images has more heatmaps than go into one file, "
                 f"{MOST_PACKED}; set a smaller fragment_images, or score.heatmap_store=files"

@@ -53,11 +53,22 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
             f"backbone.weights is one file, the members have backbones {names}: leave it out, "
             "their weights are taken from where they were when they were fitted"
         )
+    _require_one_picture(members)
+    return sorted(members, key=lambda member: member.manifest.run)
+
+
+def _require_one_picture(members: Sequence[Member]) -> None:
+    """Refuse members that do not see the same picture of a file. Raises `ConfigError`."""
     seen = sorted({str(m.manifest.geometry) for m in members if m.manifest.geometry.crop})
     if seen and len({m.geometry for m in members}) > 1:
         raise ConfigError(
             f"members see different parts of an image ({'; '.join(seen)}, and others): maps can "
             "be joined of equal crops, or of none"
+        )
+    if members[0].manifest.geometry.draft and len({m.geometry for m in members}) > 1:
+        raise ConfigError(
+            "members were fitted with image.draft and different image.resize: one picture is read "
+            "for all of them, and its scale hangs on all; fit them alike"
         )
     for name in ("bits", "draft"):
         values = sorted({str(getattr(m.manifest.geometry, name)) for m in members})
@@ -66,7 +77,6 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
                 f"members were fitted with image.{name} {' and '.join(values)}: one picture is "
                 "read for all of them, so fit them alike"
             )
-    return sorted(members, key=lambda member: member.manifest.run)
 
 
 def group_digests(members: Sequence[Member]) -> dict[str, str]:

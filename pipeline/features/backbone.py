@@ -101,7 +101,8 @@ def load_backbone(
         return backbone
     try:
         to_bfloat16(backbone.network, size, backbone.device, native=native)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, TypeError, LookupError, AttributeError) as error:
+        # What torch and timm raise where a network is not what is expected of one.
         if settings.precision == "auto":
             # The network is half changed: it is loaded again.
             return _in_float32(settings, seed, storage or StorageSettings())[0]

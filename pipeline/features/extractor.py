@@ -40,9 +40,14 @@ class Extractor:
     embed: Embed
     batch_size: int = 32
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the network is on a CPU."""
+        return self.backbone.device.type == "cpu"
+
     def at_once(self, size: tuple[int, int]) -> int:
         """Return how many images of (height, width) pixels go through the network together."""
-        if self.backbone.device.type != "cpu":
+        if not self.on_cpu:
             return self.batch_size
         if self.backbone.precision == "float32":
             return 1

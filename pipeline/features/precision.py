@@ -60,7 +60,8 @@ def to_bfloat16(
         native: Whether the device multiplies bfloat16. If not, the same is done by rounding.
 
     Raises:
-        RuntimeError: if the network uses its weights by another way than by calling its layers.
+        RuntimeError: if the network uses its weights by another way than by calling its layers, or
+            whatever else torch or the network raises for what it does not take.
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *size, generator=generator).to(device)

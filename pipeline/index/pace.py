@@ -39,7 +39,10 @@ class Pace:
         return self._calls < _TRIAL or self._calls % _RETRY == 0
 
     def prunes(self) -> bool:
-        """Return whether the next call goes to the pruned search. Ask once for each call."""
+        """Return whether the next call goes to the pruned search. Ask once for each call.
+
+        Threads may ask at the same time. What that does to the times costs time and nothing else.
+        """
         call = self._calls
         self._calls += 1
         if call < _TRIAL:

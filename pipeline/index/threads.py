@@ -46,10 +46,12 @@ class BlockThreads:
         """
         if self._pool is not None and self.count > 1:
             futures = [self._pool.submit(function, block) for block in blocks]
-            _, unfinished = wait(futures, return_when=FIRST_EXCEPTION)
-            # After an error, wait for the blocks that are running: they may write to memory that
-            # the caller uses for something else once the error has reached it.
-            wait([future for future in unfinished if not future.cancel()])
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                # After an error or a signal, wait for the blocks that are running: they may write
+                # to memory that the caller uses for something else once the error has reached it.
+                wait([future for future in futures if not future.cancel()])
             return [future.result() for future in futures]
         with _one_thread():
             return [function(block) for block in blocks]

@@ -46,7 +46,8 @@ class Embedder:
         listener().waits("")
         embed = partial(method.embed, seed=self.seed)
         extractor = Extractor(backbone, embed, self.batch_size)
-        return Embed(self, extractor, BlockThreads(threads))
+        # One batch fills a GPU, and each thread would take memory of it.
+        return Embed(self, extractor, BlockThreads(threads if extractor.on_cpu else 1))
 
 
 class Embed:

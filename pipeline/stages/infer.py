@@ -68,7 +68,9 @@ class Scorer:
             shared.setdefault(self._network(member), []).append(number)
         trunks = [self._trunk(numbers, methods) for numbers in shared.values()]
         listener().waits("")
-        return Infer(self, methods, trunks, threads)
+        # One batch fills a GPU, and each thread would take memory of it.
+        on_cpu = all(trunk.extractor.on_cpu for trunk in trunks)
+        return Infer(self, methods, trunks, threads if on_cpu else 1)
 
     def _network(self, member: Member) -> tuple[object, ...]:
         """Return what members must have in common to share feature maps."""
@@ -223,7 +225,8 @@ class Infer:
             if begin == size:
                 # The first ones have shown how large their embeddings are.
                 held = sum(array.nbytes for piece in pieces for a in piece for array in a.values())
-                size = max(size, min(_TOGETHER, size * _EMBEDDED_BYTES // max(1, held)))
+                most = min(_TOGETHER, size * _EMBEDDED_BYTES // max(1, held))
+                size = max(1, most // self._piece) * self._piece
 
     def _embed(self, pixels: np.ndarray) -> list[Arrays]:
         """Return each member's embeddings."""

@@ -1,5 +1,6 @@
 """Blocks run one by one or side by side, each with one thread of faiss and torch."""
 
+import _thread
 from threading import get_ident
 from time import sleep
 
@@ -70,3 +71,17 @@ def test_blocks_of_a_block_run_on_its_thread():
 
     assert BlockThreads(2).map(block, range(4)) == [(1, set())] * 4
     assert inner.count == 3
+
+
+def test_after_a_signal_no_more_blocks_begin():
+    begun: list[int] = []
+
+    def block(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            _thread.interrupt_main()
+        sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        BlockThreads(2).map(block, range(100))
+    assert len(begun) < 20
