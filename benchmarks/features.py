@@ -4,7 +4,6 @@ python benchmarks/features.py IMAGES OUT.npy --backbone resnet18.tv_in1k --weigh
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,11 @@ def extractor_of(
     weights: str | None,
     *,
     layers: Layers | None = None,
-    threads: int | None = None,
 ) -> Extractor:
     """Return what embeds images for a method, by its own layers where none are named."""
     settings = BackboneSettings(name=backbone, weights=weights, layers=layers or method.layers)
     embed = partial(method.embed, seed=0)
-    return Extractor(load_backbone(settings), embed, threads=threads or os.cpu_count() or 1)
+    return Extractor(load_backbone(settings), embed)
 
 
 def embedded(extractor: Extractor, files: Sequence[Path]) -> Arrays:

@@ -108,9 +108,8 @@ def _settings(arguments: argparse.Namespace, name: str, weights: str) -> Setting
 def _show_speed(arguments: argparse.Namespace, name: str, fitted: Fitted) -> None:
     repeated = np.resize(fitted.pixels, (arguments.count, *fitted.pixels.shape[1:]))
     geometries = (fitted.member.geometry,)
-    infer = Scorer(
-        [fitted.member], geometries, arguments.batch, _BUDGET, os.cpu_count() or 1
-    ).start()
+    scorer = Scorer([fitted.member], geometries, arguments.batch, _BUDGET)
+    infer = scorer.start(os.cpu_count() or 1)
     infer.score(repeated, fitted.group, Passed("infer", ""))
     memory = _device_memory(arguments)
     layers = fitted.member.manifest.backbone.layers
