@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from patchlake.pipeline.config import load_settings
-from patchlake.pipeline.driver import evaluate
+from patchlake.pipeline.driver import evaluate, fit, score
+from patchlake.pipeline.driver.execution import Execution
 
 
 @pytest.mark.slow
@@ -19,9 +20,12 @@ def test_it_finds_the_defects_that_it_draws(tmp_path: Path, patchlake, monkeypat
     found = evaluate.run(str(demo / "images"), str(demo / "scores"), None, load_settings())
     assert set(found) == {"brushed_plate", "woven_cloth"}
     for metrics in found.values():
-        # Of the plate it is 0.917 to 0.961, by seed, size of the bank and precision.
-        assert metrics["image_auroc"] > 0.9
+        # Of the plate it is 0.917 to 0.961, by seed, size of the bank and precision: in bfloat16
+        # 0.942 with the demo's bank. In float32 the bound is what it was before there was a choice.
+        assert metrics["image_auroc"] > 0.93
         assert f"{metrics['image_auroc']:.3f}" in result.out
+    for metrics in _in_float32(demo, tmp_path).values():
+        assert metrics["image_auroc"] > 0.95
     named = re.findall(rf"{demo}\S+\.jpg", result.out)
     assert len(named) == 10
     for name in named:
@@ -31,3 +35,14 @@ def test_it_finds_the_defects_that_it_draws(tmp_path: Path, patchlake, monkeypat
     again = patchlake("demo", demo)
     assert again.code == 0, again.err
     assert "all 232 images are done" in again.err
+
+
+def _in_float32(demo: Path, work: Path) -> dict[str, evaluate.Metrics]:
+    """Return the metrics of the demo's images by the demo's settings, but for the precision."""
+    settings = load_settings(
+        assignments=["method.coreset_fraction=0.05", "backbone.precision=float32"]
+    )
+    lake, model, scores = str(demo / "images"), str(work / "exact"), str(work / "exact-scores")
+    fit.run(lake, model, settings, Execution())
+    score.run(lake, model, scores, settings, Execution())
+    return evaluate.run(lake, scores, None, settings)
