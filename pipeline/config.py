@@ -38,6 +38,8 @@ Layers = tuple[Annotated[int, Field(ge=0)], ...] | tuple[str, ...]
 ImageFormat = Literal["JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000"]
 # Each heatmap a file, or all of a fragment in a zip (`pipeline.score_table.packed`).
 HeatmapStore = Literal["files", "packed"]
+# Which images a heatmap is drawn of.
+Heatmaps = Literal["all", "anomalous", "none"]
 # Of a fragment, whose pictures are in memory until they are put: 120 MB at some 30 KB each, and
 # 3.2 GB would be the most if all were noise of 512 x 512 pixels.
 MOST_PACKED = 4096
@@ -131,13 +133,26 @@ class IndexSettings(_Frozen):
 class ScoreSettings(_Frozen):
     """What a scoring run writes beside the numbers."""
 
-    heatmaps: Literal["all", "none"] = "all"
+    # Of every image, or of those that are anomalous; where a group has no verdicts, of all.
+    heatmaps: Heatmaps = "anomalous"
     # A file an image, or one a fragment: a million pictures a night are a million puts.
     heatmap_store: HeatmapStore = "files"
     # Fixes the rows' time; else it is the time at which the run was first started.
     scored_at: AwareDatetime | None = None
     # catalog.namespace.table that the parts are published in; they do not depend on it.
     iceberg_table: str | None = None
+
+
+class VerdictSettings(_Frozen):
+    """What is called anomalous. A model's own are used where none are named."""
+
+    # Share of good images of new parts that may be called anomalous, at the most.
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+    def over(self, fitted: "VerdictSettings") -> "VerdictSettings":
+        """Return a model's settings, with those that the user has named in their place."""
+        named = {name: getattr(self, name) for name in self.model_fields_set}
+        return fitted.model_copy(update=named)
 
 
 def _words(value: object) -> object:
@@ -168,6 +183,9 @@ class ColumnSettings(_Frozen):
     split: str = "split"
     label: str = "label"
     mask: str = "mask"
+    # Images with the same one show one piece; a lot or a time will do as well. Verdicts are
+    # calibrated part by part.
+    part_id: str = "part_id"
     extra: tuple[str, ...] = ()
     # The group of all images of a table that has none: neither a column nor a folder names it.
     one_group: str | None = None
@@ -196,7 +214,7 @@ class ColumnSettings(_Frozen):
 
         One that is called nothing, "", is said to be nowhere.
         """
-        names = ("image_id", "image", "uri", "group", "split", "label", "mask")
+        names = ("image_id", "image", "uri", "group", "split", "label", "mask", "part_id")
         called = {name: str(getattr(self, name)) for name in names}
         return {name: theirs for name, theirs in called.items() if theirs not in ("", name)}
 
@@ -265,6 +283,7 @@ class Settings(_Frozen):
     method: MethodSettings = MethodSettings.model_validate({})
     index: IndexSettings = IndexSettings()
     score: ScoreSettings = ScoreSettings()
+    verdict: VerdictSettings = VerdictSettings()
     columns: ColumnSettings = ColumnSettings()
     storage: StorageSettings = StorageSettings()
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from patchlake.pipeline.errors import TableError
 
 # Raised when code changes results: it is part of every fragment's key.
-OUTPUT_VERSION = 5
+OUTPUT_VERSION = 6
 
 
 def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:
@@ -40,6 +40,7 @@ IMAGES = pa.schema(
         _optional("source_version", pa.string(), "etag, or size and time, of that file"),
         _optional("sha256", pa.string(), "of the encoded file"),
         _optional("mask_version", pa.string(), "etag, or size and time, of the mask's file"),
+        _optional("part_id", pa.string(), "the piece that the picture is of, or its lot"),
     ]
 )
 
@@ -51,6 +52,8 @@ REGION = pa.struct(
         ("height", pa.int32()),
         ("area", pa.int64()),
         ("peak", pa.float32()),
+        ("centre_x", pa.float32()),
+        ("centre_y", pa.float32()),
     ]
 )
 
@@ -60,6 +63,7 @@ SCORES = pa.schema(
         _field("source_path", pa.string(), "Parquet file of the image, relative to IMAGES"),
         _field("source_row", pa.int64(), "row in that file, from 0; with the path, the identity"),
         _field("group", pa.string(), "as in the images table"),
+        _optional("part_id", pa.string(), "as in the images table"),
         _field(
             "status",
             pa.string(),
@@ -68,16 +72,34 @@ SCORES = pa.schema(
         ),
         _optional("error", pa.string(), "what was wrong, in words; null when ok"),
         _optional("image_score", pa.float32(), "larger is worse; raw distance, never clamped"),
-        _optional("p_value", pa.float32(), "null: not there yet"),
-        _optional("is_anomalous", pa.bool_(), "above `threshold`; null where the model has none"),
-        _optional("threshold", pa.float32(), "of `image_score`; null where the model has none"),
+        _optional(
+            "p_value",
+            pa.float32(),
+            "how rarely a good image of a new part scores so high, at the most; null: no calibration",
+        ),
+        _optional("is_anomalous", pa.bool_(), "above `threshold`; null where there is none"),
+        _optional(
+            "threshold",
+            pa.float32(),
+            "of `image_score`, for `verdict.false_alarm_rate`; null: no calibration",
+        ),
         _optional("anomaly_map", pa.list_(pa.float32()), "distance of each patch, row by row"),
         _optional("map_height", pa.int32(), "rows of the patch grid"),
         _optional("map_width", pa.int32(), "columns of the patch grid"),
         _optional(
-            "heatmap_path", pa.string(), "JPEG: colour over the image in grey, relative to SCORES"
+            "pixel_threshold",
+            pa.float32(),
+            "of the smoothed map, for the same rate; null where there is none",
         ),
-        _optional("regions", pa.list_(REGION), "null: not there yet"),
+        _optional(
+            "heatmap_path", pa.string(), "JPEG: colour over the image, relative to SCORES"
+        ),
+        _optional(
+            "regions",
+            pa.list_(REGION),
+            "where an anomalous image is so, the largest first, in pixels of the upright image; "
+            "empty: not anomalous; null: no verdict, or no map",
+        ),
         _optional("width", pa.int32(), "pixels of the upright image"),
         _optional("height", pa.int32(), "pixels of the upright image"),
         _field("model_id", pa.string(), "digest of the group's model; empty for `no_model`"),
@@ -114,6 +136,13 @@ TRAINING_IMAGES = pa.schema(
         _optional(
             "sha256", pa.string(), "of the encoded file; null: it joined before that was kept"
         ),
+        _optional("part_id", pa.string(), "as in the images table"),
+        _optional(
+            "thumbnail", pa.binary(), "16 x 16 grey levels of the model's input, row by row"
+        ),
+        _optional("part", pa.string(), "images with the same one are taken for shots of one part"),
+        _optional("part_score", pa.float32(), "its score without all images of its part"),
+        _optional("part_peak", pa.float32(), "highest point of its smoothed map, likewise"),
     ]
 )
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +82,9 @@ class EmbeddedImages:
     statuses: list[str]
     # Of the usable images' encoded files.
     sha256s: list[str]
+    # Of the usable images: `part_id`, and `images.thumbnails.thumbnail` in base64.
+    part_ids: list[str | None] = field(default_factory=list)
+    thumbnails: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         usable = Counter(self.statuses)["ok"]

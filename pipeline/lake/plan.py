@@ -135,6 +135,7 @@ def output_digest(settings: Settings) -> str:
         {
             "image": settings.image.model_dump(mode="json"),
             "score": settings.score.model_dump(mode="json", exclude=_no_output(settings.score)),
+            "verdict": settings.verdict.model_dump(mode="json"),
             "columns": settings.columns.model_dump(mode="json", exclude=set(VOCABULARY)),
             "fragment_images": settings.fragment_images,
         }

@@ -34,6 +34,7 @@ _LOOKED_AT_ONCE = 16
 
 # Our names of what is read, by what for.
 _WHO = ("image_id", "group")
+_PART = ("part_id",)
 _IMAGE = ("image", "uri")
 _LABELS = ("split", "label")
 
@@ -64,7 +65,7 @@ class Source:
             TableError: if a column cannot be read as ours, or the path says otherwise.
         """
         labels = _LABELS if self.labelled else ()
-        ours = (*_WHO, *_IMAGE, *labels, *(("mask",) if mask else ()))
+        ours = (*_WHO, *_PART, *_IMAGE, *labels, *(("mask",) if mask else ()))
         return self._checked(fragment, ours)
 
     def read_names(self, fragment: Fragment) -> pa.Table:

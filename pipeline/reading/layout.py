@@ -76,6 +76,10 @@ class Layout:
             return found if kind is not None and has_text(kind) else ColumnPlace(theirs)
         if name == "image" and self.struct:
             return ColumnPlace(theirs, f"{self.struct}.bytes")
+        if name == "part_id" and name not in self.columns.renamed:
+            # Tables of before it meant anything may have something else of that name.
+            kind = self.type(found)
+            return found if kind is None or has_text(kind) else ColumnPlace(theirs, None, found.key)
         if name in _BINARY:
             # A picture is not in a path.
             found = ColumnPlace(theirs, found.column)

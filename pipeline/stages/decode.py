@@ -103,9 +103,8 @@ class _Outcome:
 
 def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
     """Return what later stages need of the rows: no encoded images, but what became of them."""
-    kept = [
-        n for n in rows.column_names if n in ("image_id", "source_row") or n.startswith("extra:")
-    ]
+    named = ("image_id", "source_row", "part_id")
+    kept = [n for n in rows.column_names if n in named or n.startswith("extra:")]
     table = rows.select(kept)
     for name, kind in (
         ("status", pa.string()),

@@ -1,6 +1,7 @@
 """embed: pixels to embeddings, stored in the run's folder: the first half of a fit."""
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.headway import Passed, listener
+from patchlake.pipeline.images.thumbnails import thumbnail
 from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.corpus import Arrays
@@ -70,6 +72,8 @@ class Embed:
             source_rows=used.column("source_row").to_pylist(),
             statuses=batch.statuses(),
             sha256s=used.column("sha256").to_pylist(),
+            part_ids=used.column("part_id").to_pylist(),
+            thumbnails=[b64encode(thumbnail(one).tobytes()).decode() for one in batch.array],
         )
         # The embeddings last: they are the marker of a finished fragment.
         name = f"{self._settings.partials}{batch.fragment.key}"
