@@ -10,9 +10,8 @@ from PIL import Image
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.drive import models_budget
-from patchlake.pipeline.driver.members import read_members
+from patchlake.pipeline.driver.members import calibrations_of, read_members, verdict_of
 from patchlake.pipeline.errors import ConfigError, ImageError, Status
-from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import decode_picture, limits_of
@@ -20,8 +19,10 @@ from patchlake.pipeline.images.formats import as_image_errors
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.light import to_light
 from patchlake.pipeline.images.pictures import Picture, picture_of, picture_size
-from patchlake.pipeline.scores.calibration import Calibration, mean_scale
+from patchlake.pipeline.scores.calibration import mean_scale
 from patchlake.pipeline.scores.heatmap import ColourScale, overlay
+from patchlake.pipeline.scores.regions import Region, is_marked, regions_of
+from patchlake.pipeline.scores.verdict import Verdict
 from patchlake.pipeline.stages.infer import Scorer
 from patchlake.pipeline.storage.folder import Folder, split_uri
 
@@ -43,6 +44,10 @@ class Detection:
     anomaly_map: Float32[np.ndarray, "rows columns"] | None = None
     # Of `image_score`; None where the model has none.
     threshold: float | None = None
+    # How rarely a good image of a new part scores so high, at the most; None: no calibration.
+    p_value: float | None = None
+    # Where an anomalous image is so, the largest first; None without a verdict or maps.
+    regions: tuple[Region, ...] | None = None
     # Pixels of the upright image.
     width: int | None = None
     height: int | None = None
@@ -93,6 +98,11 @@ class Detector:
         fixed = members[0].manifest.geometry.model_dump()
         self._image = settings.image.model_copy(update=fixed)
         self._storage = settings.storage
+        fitted = members[0].manifest.settings.verdict
+        self._rate = settings.verdict.over(fitted).false_alarm_rate
+        # Read from the model folder once.
+        self._verdicts: dict[str, Verdict | None] = {}
+        self._scales: dict[str, ColourScale | None] = {}
         scorer = Scorer(
             members=members,
             geometries=self._geometries,
@@ -132,20 +142,43 @@ class Detector:
         # Of no fragment.
         scores = self._infer.score(pixels, named, Passed("infer", ""))
         maps = scores.anomaly_maps
-        threshold, scale = self._threshold(named), self._scale(named)
         detections = iter(
-            Detection(
-                status="ok",
-                image_score=float(scores.image_scores[number]),
-                anomaly_map=None if maps is None else maps[number],
-                threshold=threshold,
-                width=picture.width,
-                height=picture.height,
-                _drawing=_Drawing(picture, self._geometries[0], scale) if scale else None,
+            self._detection(named, picture, score, None if maps is None else maps[number])
+            for number, (picture, score) in enumerate(
+                zip(pictures, scores.image_scores, strict=True)
             )
-            for number, picture in enumerate(pictures)
         )
         return [_failed(one) if isinstance(one, ImageError) else next(detections) for one in found]
+
+    def _detection(
+        self,
+        group: str,
+        picture: Picture,
+        score: np.float32,
+        anomaly_map: Float32[np.ndarray, "rows columns"] | None,
+    ) -> Detection:
+        verdict, scale = self._verdict(group), self._scale(group)
+        geometry = self._geometries[0]
+        p_value = verdict.p_values(np.array([score]))[0] if verdict else np.nan
+        regions: tuple[Region, ...] | None = None
+        if verdict and verdict.pixel_threshold is not None and anomaly_map is not None:
+            regions = ()
+            if score > np.float32(verdict.threshold):
+                size = picture.width, picture.height
+                frame = geometry.to_frame(anomaly_map, size, picture_size(*size))
+                marked = is_marked(frame, verdict.pixel_threshold)
+                regions = tuple(regions_of(frame, marked, size))
+        return Detection(
+            status="ok",
+            image_score=float(score),
+            anomaly_map=anomaly_map,
+            threshold=verdict.threshold if verdict else None,
+            p_value=None if np.isnan(p_value) else float(p_value),
+            regions=regions,
+            width=picture.width,
+            height=picture.height,
+            _drawing=_Drawing(picture, geometry, scale) if scale else None,
+        )
 
     def _group(self, group: str | None) -> str:
         groups = self.groups
@@ -182,18 +215,16 @@ class Detector:
         except FileNotFoundError:
             raise ImageError("missing", f"there is no file {path!r}") from None
 
-    def _threshold(self, group: str) -> float | None:
-        if len(self._members) > 1:
-            # What is anomalous to one member says nothing of a mean of several.
-            return None
-        return self._calibrations(group)[0].threshold
+    def _verdict(self, group: str) -> Verdict | None:
+        if group not in self._verdicts:
+            self._verdicts[group] = verdict_of(self._members, group, self._rate)
+        return self._verdicts[group]
 
     def _scale(self, group: str) -> ColourScale | None:
-        some = self._calibrations(group)
-        return some[0].scale if len(some) == 1 else mean_scale(some)
-
-    def _calibrations(self, group: str) -> list[Calibration]:
-        return [load_calibration(m.model, m.manifest.groups[group]) for m in self._members]
+        if group not in self._scales:
+            some = calibrations_of(self._members, group)
+            self._scales[group] = some[0].scale if len(some) == 1 else mean_scale(some)
+        return self._scales[group]
 
 
 def load(models: Sequence[str], settings: Settings, threads: int | None = None) -> Detector:

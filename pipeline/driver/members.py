@@ -16,11 +16,13 @@ from patchlake.pipeline.groups.banks import (
     searched_bytes,
     shard_starts,
 )
-from patchlake.pipeline.groups.files import load_calibration
+from patchlake.pipeline.groups.files import load_calibration, load_verdicts
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import require_whole
 from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.scores.calibration import Calibration
+from patchlake.pipeline.scores.verdict import Verdict
 from patchlake.pipeline.storage.folder import Folder
 
 log = logging.getLogger(__name__)
@@ -107,6 +109,35 @@ def require_units(members: Sequence[Member], groups: Sequence[str]) -> None:
                     f"little calibrated for an ensemble: {fault}. Fit that group on more good "
                     "images, leave it out with --where, or score with one model"
                 )
+
+
+def calibrations_of(members: Sequence[Member], group: str) -> list[Calibration]:
+    """Return each member's. Raises `ModelError`."""
+    return [load_calibration(m.model, m.manifest.groups[group]) for m in members]
+
+
+def verdict_of(members: Sequence[Member], group: str, rate: float) -> Verdict | None:
+    """Return what a group's scores are judged by; None where nothing is promised of it.
+
+    Raises:
+        ModelError: if a file is missing or damaged.
+    """
+    judged = [load_verdicts(m.model, m.manifest.groups[group]) for m in members]
+    return Verdict.of(judged, calibrations_of(members, group), rate)
+
+
+def announce_verdicts(members: Sequence[Member], groups: Sequence[str], settings: Settings) -> None:
+    """Warn of groups without verdicts, and of those that promise less than was asked for."""
+    for group in groups:
+        verdict = verdict_of(members, group, settings.verdict.false_alarm_rate)
+        if verdict is None:
+            log.warning(
+                "group '%s' has no verdicts: it takes good images of two parts at least that the "
+                "model was calibrated on; models of before have none, fit again",
+                group,
+            )
+        elif verdict.reservation:
+            log.warning("group '%s': %s", group, verdict.reservation)
 
 
 def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:

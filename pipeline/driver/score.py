@@ -13,7 +13,11 @@ from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.drive import Tally, drive, half_of_memory
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.heartbeat import Heart, beating
-from patchlake.pipeline.driver.members import announce_cost, place_large_banks
+from patchlake.pipeline.driver.members import (
+    announce_cost,
+    announce_verdicts,
+    place_large_banks,
+)
 from patchlake.pipeline.driver.preview import Preview, measure
 from patchlake.pipeline.driver.preview import preview as preview_of
 from patchlake.pipeline.driver.retirement import RetiredParts, Retirement
@@ -182,6 +186,8 @@ def _announce(lake: Folder, target: Folder, work: ScoreWork, pending: Fragments)
     if kept and not pending:
         log.info("all %d images are done", work.plan.images)
     announce_cost(work.members, pending, work.digests)
+    known = [group for group in pending.groups if group in work.digests]
+    announce_verdicts(work.members, known, work.record.settings)
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:

@@ -10,9 +10,14 @@ import pyarrow as pa
 from patchlake.pipeline.cluster.runner import Pipeline
 from patchlake.pipeline.config import Settings, digest
 from patchlake.pipeline.driver.drive import models_budget
-from patchlake.pipeline.driver.members import group_digests, read_members, require_units
+from patchlake.pipeline.driver.members import (
+    calibrations_of,
+    group_digests,
+    read_members,
+    require_units,
+    verdict_of,
+)
 from patchlake.pipeline.errors import FragmentsFailed
-from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import verify_groups
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.lake.plan import forget_cuts, output_digest, plan_fragments
@@ -25,6 +30,7 @@ from patchlake.pipeline.reading.planning import Plan, plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import parts
 from patchlake.pipeline.scores.calibration import Calibration, mean_scale
+from patchlake.pipeline.scores.verdict import Verdict
 from patchlake.pipeline.stages.decode import Decode
 from patchlake.pipeline.stages.infer import Scorer
 from patchlake.pipeline.stages.publish import Publish
@@ -48,7 +54,11 @@ class ScoreWork:
 
     def calibrations(self, group: str) -> list[Calibration]:
         """Return each member's."""
-        return [load_calibration(m.model, m.manifest.groups[group]) for m in self.members]
+        return calibrations_of(self.members, group)
+
+    def verdict(self, group: str) -> Verdict | None:
+        """Return what a group's scores are judged by; None where nothing is promised of it."""
+        return verdict_of(self.members, group, self.record.settings.verdict.false_alarm_rate)
 
 
 def plan_score(
@@ -69,6 +79,7 @@ def plan_score(
         update={
             "image": image,
             "seed": members[0].manifest.settings.seed,
+            "verdict": settings.verdict.over(members[0].manifest.settings.verdict),
             # No score hangs on it: an evaluation of them means what the fit meant.
             "columns": settings.columns.meaning_as(members[0].manifest.settings.columns),
         }
@@ -178,7 +189,7 @@ def pipeline_of(
         group: some[0].scale if len(some) == 1 else mean_scale(some)
         for group, some in calibrations.items()
     }
-    thresholds = {group: some[0].threshold for group, some in calibrations.items()}
+    verdicts = {group: work.verdict(group) for group in groups}
     publish = Publish(
         geometry=work.source.geometry,
         scores=target,
@@ -188,12 +199,7 @@ def pipeline_of(
         heatmap_store=settings.score.heatmap_store,
         model_ids={group: work.digests[group] for group in groups},
         scales={group: scale for group, scale in scales.items() if scale},
-        # What is anomalous to one member says nothing of a mean of several.
-        thresholds={
-            group: threshold
-            for group, threshold in thresholds.items()
-            if threshold is not None and len(work.members) == 1
-        },
+        verdicts={group: verdict for group, verdict in verdicts.items() if verdict},
         threads=threads,
     )
     geometries = tuple(dict.fromkeys(member.geometry for member in work.members))
@@ -203,7 +209,7 @@ def pipeline_of(
         batch_size=settings.batch_size,
         models_budget=models_budget(settings),
     )
-    pictures = publish.heatmaps == "all" and bool(publish.scales)
+    pictures = publish.heatmaps != "none" and bool(publish.scales)
     attempts = settings.fragment_attempts
     decode = Decode(work.source, without, threads, geometries, attempts, pictures)
     return Pipeline(decode, scorer, publish)

@@ -53,6 +53,19 @@ class Calibrator:
                 scores = self.detector.score(embeddings, None if is_new else own)
                 yield from (self._sample(scores, at, image) for at, image in enumerate(images))
 
+    def samples(
+        self, images: Sequence[Arrays], numbers: Sequence[int], own: OwnPart | None
+    ) -> list[Sample]:
+        """Return the samples of images, by their embeddings and numbers.
+
+        Args:
+            images: Embeddings of one image each.
+            numbers: Of the same images, in the model.
+            own: What they are not compared with; None if the model has nothing of them.
+        """
+        scores = self.detector.score(_joined(images), own)
+        return [self._sample(scores, at, image) for at, image in enumerate(numbers)]
+
     def _sample(self, scores: Scores, at: int, image: int) -> Sample:
         score = float(scores.image_scores[at])
         if scores.anomaly_maps is None:

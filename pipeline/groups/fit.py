@@ -14,6 +14,7 @@ from patchlake.pipeline.groups.files import Accounts, store_group
 from patchlake.pipeline.groups.gallery import StoredGallery, write_gallery
 from patchlake.pipeline.groups.loading import MEASURED_PATCHES, bank_files, measured_quality
 from patchlake.pipeline.groups.membership import Membership
+from patchlake.pipeline.groups.parts import JUDGED, Parts, judged, verdict_arrays
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
@@ -59,8 +60,18 @@ def fit_group(
     candidates = np.arange(corpus.images) if result.unseen is None else result.unseen
     chosen = choose_evenly(candidates, len(candidates), method.calibration_images)
     membership = Membership.of(corpus, 0).measured(list(calibrator.measure(corpus, chosen)))
+    membership = judged_by(method, calibrator, corpus, membership)
     contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
     return store(corpus.model, corpus.group, contents, identity, settings)
+
+
+def judged_by(
+    method: Method, calibrator: Calibrator, corpus: StoredCorpus, members: Membership
+) -> Membership:
+    """Return the members with the samples that verdicts go by."""
+    # Where many images are scored together, a search has threads of its own.
+    threads = 1 if method.scored_together else corpus.threads
+    return judged(calibrator, corpus, members, JUDGED * method.calibration_images, threads)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ def store(
         images=membership.table,
         provenance=None if origin is None else membership.provenance(origin),
         statistics=result.statistics,
+        verdicts=(verdicts := verdict_arrays(membership)),
     )
     files = store_group(model, group, result.state, contents.bank, accounts) + contents.gallery
     return GroupRecord(
@@ -99,9 +111,26 @@ def store(
         images=membership.count,
         unusable_images=contents.unusable,
         index=settings.index.kind if contents.bank else None,
-        facts=contents.facts,
+        facts=contents.facts | _promise(membership, verdicts),
         files=files,
     )
+
+
+def _promise(members: Membership, verdicts: Arrays) -> dict[str, float | str]:
+    """Return what is said of the calibration of verdicts."""
+    parts = Parts.of(members)
+    told: dict[str, float | str] = {
+        "parts": float(len(set(parts.names))),
+        "parts_told_by": parts.told_by,
+    }
+    if not verdicts:
+        return told
+    judged_parts = len(np.unique(verdicts["parts"]))
+    return told | {
+        "judged_images": float(len(verdicts["scores"])),
+        "judged_parts": float(judged_parts),
+        "smallest_false_alarm_rate": 1 / (judged_parts + 1),
+    }
 
 
 def calibrator_of(

@@ -5,6 +5,7 @@ again every day. One that was withdrawn stays known, so that it is not added aga
 update over the same lake.
 """
 
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,7 @@ class Membership:
         tables = []
         for fragment, images in corpus.embedded_images():
             count = len(images.image_ids)
+            none = [None] * count
             columns = {
                 "image_id": images.image_ids,
                 "source_path": [fragment.path] * count,
@@ -53,6 +55,8 @@ class Membership:
                 "source_version": [fragment.version] * count,
                 "joined": np.full(count, step, np.int32),
                 "sha256": images.sha256s,
+                "part_id": images.part_ids or none,
+                "thumbnail": list(map(b64decode, images.thumbnails)) if images.thumbnails else none,
             }
             tables.append(_table(columns, count))
         return cls(pa.concat_tables(tables).combine_chunks())
@@ -124,6 +128,35 @@ class Membership:
                 values[rows[sample.image]] = getattr(sample, name)
             columns[name] = values
         return Membership(_table(columns, len(self.table)))
+
+    def judged(self, parts: Sequence[str], samples: Sequence[Sample]) -> "Membership":
+        """Return the images with their parts and these samples by part, and no others.
+
+        Args:
+            parts: Of each image in the model, by number.
+            samples: Each measured without what its whole part gave to the model.
+        """
+        rows = np.flatnonzero(pc.is_null(self.table.column("left")).to_numpy())
+        columns = {name: self.table.column(name) for name in TRAINING_IMAGES.names}
+        names: list[str | None] = [None] * len(self.table)
+        scores: list[float | None] = [None] * len(self.table)
+        peaks: list[float | None] = [None] * len(self.table)
+        for row, part in zip(rows, parts, strict=True):
+            names[row] = part
+        for sample in samples:
+            scores[rows[sample.image]] = sample.score
+            peaks[rows[sample.image]] = sample.peak
+        columns |= {"part": names, "part_score": scores, "part_peak": peaks}
+        return Membership(_table(columns, len(self.table)))
+
+    def part_samples(self) -> list[Sample]:
+        """Return the samples by part of the images in the model, by number."""
+        columns = (self.present.column(name).to_pylist() for name in ("part_score", "part_peak"))
+        return [
+            Sample(number, score, peak)
+            for number, (score, peak) in enumerate(zip(*columns, strict=True))
+            if score is not None
+        ]
 
     def samples(self) -> list[Sample]:
         """Return how images in the model scored, of those that were measured."""

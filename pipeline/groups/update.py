@@ -10,10 +10,17 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.calibrate import choose_evenly
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.files import load_accounts, load_state
-from patchlake.pipeline.groups.fit import GroupContents, bank_and_facts, calibrator_of, store
+from patchlake.pipeline.groups.fit import (
+    GroupContents,
+    bank_and_facts,
+    calibrator_of,
+    judged_by,
+    store,
+)
 from patchlake.pipeline.groups.gallery import gallery_files, without_images, write_gallery
 from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
+from patchlake.pipeline.groups.parts import Parts
 from patchlake.pipeline.methods.shared.bank import MemoryBank
 from patchlake.pipeline.methods.shared.contract import EarlierModel, Method, Progress, Updatable
 from patchlake.pipeline.model_store.identity import Identity
@@ -116,6 +123,7 @@ def update_group(
     new = list(calibrator.measure(corpus, chosen, before=before))
     old = _thinned(fitted.members.samples(), at_most - len(new))
     membership = fitted.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
+    membership = judged_by(method, calibrator, corpus, membership)
     contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
     return store(fitted.model, fitted.group, contents, fitted.identity, settings)
 
@@ -151,6 +159,7 @@ def withdraw_group(
     quality = {n: v for n, v in earlier.facts.items() if n in _QUALITY}
     samples = samples_left(fitted.members.samples(), numbers)
     membership = fitted.members.left_by(numbers, step).measured(samples)
+    membership = membership.judged(Parts.of(membership).names, membership.part_samples())
     unusable = fitted.record.unusable_images
     contents = GroupContents(result, bank, result.facts | quality, gallery, membership, unusable)
     return store(fitted.model, group, contents, fitted.identity, settings)

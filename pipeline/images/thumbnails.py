@@ -18,4 +18,5 @@ def thumbnail(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "16 16"]:
     rows, columns = (np.arange(SIDE) * side // SIDE for side in (height, width))
     sums = np.add.reduceat(np.add.reduceat(pixels.sum(axis=2), rows), columns, axis=1)
     counts = np.maximum(1, np.outer(np.diff(rows, append=height), np.diff(columns, append=width)))
-    return np.rint(sums / (3 * counts)).astype(np.uint8)
+    levels: np.ndarray = np.rint(sums / (3 * counts)).astype(np.uint8)
+    return levels

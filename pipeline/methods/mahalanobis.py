@@ -33,7 +33,14 @@ from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.patches import pooled
 from patchlake.pipeline.maths.blas import on_one_thread
-from patchlake.pipeline.maths.gaussian import Moments, merge, merge_rows, whitener, without
+from patchlake.pipeline.maths.gaussian import (
+    Moments,
+    merge,
+    merge_rows,
+    whitener,
+    without,
+    without_all,
+)
 from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
 from patchlake.pipeline.methods.shared.bank import OwnPart
 from patchlake.pipeline.methods.shared.contract import (
@@ -244,7 +251,7 @@ class MahalanobisDetector:
         """Return the sum over levels of each image's distance.
 
         Training images (`own`) are measured against the Gaussians without themselves, each without
-        its own.
+        its own, or all without all of them.
         """
         total = np.zeros(len(next(iter(embeddings.values()))))
         # In one order, whatever order the arrays come in: a sum has other last bits in another.
@@ -253,9 +260,11 @@ class MahalanobisDetector:
             centred = embeddings[name] - level.mean
             # Image by image and without BLAS: the last bits of a product can depend on what is
             # multiplied beside it, and on threads.
-            whitened = (np.einsum("wd,d->w", level.whitening, row) for row in centred)
+            whitened = [np.einsum("wd,d->w", level.whitening, row) for row in centred]
             squared = np.array([np.sum(row**2) for row in whitened])
-            if own is not None:
+            if own is not None and own.together:
+                squared = _without_all(np.array(whitened), self.count, level.shrinkage)
+            elif own is not None:
                 squared = _without_itself(squared, self.count, level.shrinkage)
             total += np.sqrt(squared)
         return Scores(total.astype(np.float32), None)
@@ -362,6 +371,20 @@ def _without_itself(
     rest = np.maximum(1 - (1 - shrinkage) / (count - 1) * squared, 1e-9)
     without: np.ndarray = ratio * squared / rest
     return without
+
+
+def _without_all(
+    whitened: Float64[np.ndarray, "images dim"], count: int, shrinkage: float
+) -> Float64[np.ndarray, " images"]:
+    """Return the squared distances of images to the Gaussian that was fitted without all of them.
+
+    As `_without_itself`, which it is for one image.
+    """
+    left = count - len(whitened)
+    if left < 2:  # noqa: PLR2004 - as in `_without_itself`
+        return np.asarray(np.sum(whitened**2, axis=1))
+    gram = np.einsum("id,jd->ij", whitened, whitened)
+    return left / count * without_all(gram, count, (1 - shrinkage) / count)
 
 
 METHOD: type[Updatable] = Mahalanobis

@@ -48,6 +48,7 @@ from patchlake.pipeline.maths.gaussian import (
     unpacked,
     whitener,
     without,
+    without_all,
 )
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
 from patchlake.pipeline.methods.shared.bank import OwnPart
@@ -209,22 +210,42 @@ class PaDiMDetector:
         """Return M of each location, and the maximum of the smoothed map.
 
         Training images (`own`) are measured against the Gaussians without themselves, each without
-        its own.
+        its own, or all without all of them.
         """
         images, height, width, dim = embeddings["patches"].shape
         rows = embeddings["patches"].reshape(images, height * width, dim)
         distances = np.empty((images, height * width), np.float32)
+        together = own is not None and own.together
 
         def fill(at: slice) -> None:
+            if together:
+                distances[:, at] = self._without_all(rows[:, at], at)
+                return
             for begin in range(0, images, _IMAGES_AT_ONCE):
                 block = slice(begin, begin + _IMAGES_AT_ONCE)
                 distances[block, at] = self._distances(rows[block, at], at)
 
         in_blocks(fill, height * width, bytes_each=dim * dim * 4, threads=torch.get_num_threads())
-        if own is not None:
+        if own is not None and not together:
             distances = without_itself(distances, self.count)
         maps = distances.reshape(images, height, width)
         return Scores(smoothed_peaks(maps), maps)
+
+    def _without_all(
+        self, rows: Float32[np.ndarray, "images locations dim"], at: slice
+    ) -> Float32[np.ndarray, "images locations"]:
+        """Return the distances of training images to Gaussians without any of them."""
+        centred = (rows - self.mean[at]).transpose(1, 2, 0)
+        whitened = (self.whitening[at] @ centred).astype(np.float64)
+        left = self.count - len(rows)
+        if left < 2:  # noqa: PLR2004 - as in `without_itself`
+            squared = np.sum(whitened**2, axis=1)
+        else:
+            grams = whitened.transpose(0, 2, 1) @ whitened
+            scale = (left - 1) / (self.count - 1)
+            squared = scale * without_all(grams, self.count, 1 / (self.count - 1))
+        found: np.ndarray = np.sqrt(squared).T.astype(np.float32)
+        return found
 
     def _distances(
         self, rows: Float32[np.ndarray, "images locations dim"], at: slice

@@ -77,14 +77,20 @@ class OwnPart:
     images: Int64[np.ndarray, " images"]
     # The rows of the memory bank that are of them; none where no row is an image's.
     rows: Int64[np.ndarray, " rows"]
+    # Whether each is compared with a model without all of them, as shots of one part are; else each
+    # with one without itself. Rows of a bank are always left out together.
+    together: bool = False
 
     @classmethod
-    def of(cls, images: Sequence[int], bank: MemoryBank | None) -> "OwnPart":
+    def of(
+        cls, images: Sequence[int], bank: MemoryBank | None, *, together: bool = False
+    ) -> "OwnPart":
         """Return the part that these images have in a model with this bank."""
         numbers = np.array(images, np.int64)
         if bank is None or bank.origin is None:
-            return cls(numbers, np.empty(0, np.int64))
-        return cls(numbers, np.flatnonzero(np.isin(bank.origin[:, 0], numbers)))
+            return cls(numbers, np.empty(0, np.int64), together)
+        rows = np.flatnonzero(np.isin(bank.origin[:, 0], numbers))
+        return cls(numbers, rows, together)
 
 
 def nearest_others(

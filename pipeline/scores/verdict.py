@@ -1,0 +1,110 @@
+"""Verdicts: whether an image is anomalous, by a rate of false alarms that is promised."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from patchlake.pipeline.scores.calibration import Calibration
+from patchlake.pipeline.scores.conformal import Conformal, parts_needed
+from patchlake.pipeline.scores.ensemble import ensemble_scores
+
+# What `groups.parts.verdict_arrays` keeps of a group.
+Judged = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a group's scores are judged by."""
+
+    # An image is anomalous above it.
+    threshold: float
+    # Regions of an anomalous image are where its smoothed map is above it; None without maps.
+    pixel_threshold: float | None = None
+    # None where the method's own threshold is all that there is.
+    calibration: Conformal | None = None
+    # Why less is promised than was asked for, in words.
+    reservation: str | None = None
+
+    @classmethod
+    def of(
+        cls, members: Sequence[Judged], calibrations: Sequence[Calibration], rate: float
+    ) -> "Verdict | None":
+        """Return the verdict of a model, or of an ensemble of several; None if there is none.
+
+        A threshold that the method itself was asked for goes before ours.
+
+        Args:
+            members: Of each model.
+            calibrations: Of the same.
+            rate: Share of good images of new parts that may be anomalous, at the most.
+        """
+        own = calibrations[0].threshold if len(calibrations) == 1 else None
+        judged = _together(members, calibrations)
+        if judged is None:
+            return None if own is None else cls(own)
+        images = Conformal.of(judged["scores"], judged["parts"])
+        pixels = Conformal.of(judged["peaks"], judged["parts"]) if "peaks" in judged else None
+        return cls(
+            threshold=images.threshold(rate) if own is None else own,
+            pixel_threshold=None if pixels is None else pixels.threshold(rate),
+            calibration=images,
+            reservation=_reservation(images, rate) if own is None else None,
+        )
+
+    def p_values(self, scores: Float32[np.ndarray, " images"]) -> Float64[np.ndarray, " images"]:
+        """Return the p-value of each score; NaN where no image was measured."""
+        if self.calibration is None:
+            return np.full(len(scores), np.nan)
+        return self.calibration.p_values(scores)
+
+
+def _reservation(images: Conformal, rate: float) -> str | None:
+    if images.smallest <= rate:
+        return None
+    return (
+        f"a false alarm rate of {rate:g} takes good images of {parts_needed(rate)} parts, and "
+        f"those of {images.parts} were measured: {images.smallest:.3g} is promised instead"
+    )
+
+
+def _together(members: Sequence[Judged], calibrations: Sequence[Calibration]) -> Judged | None:
+    """Return what an ensemble is judged by: its scores of the images that all members measured.
+
+    The highest point of a mean of maps is at most the mean of their highest points, which stand in
+    for it: the threshold of pixels is no lower than it should be.
+    """
+    if not all(members):
+        return None
+    if len(members) == 1:
+        return members[0]
+    shared = reduce(np.intersect1d, (_single(member["images"]) for member in members))
+    if not len(shared):
+        return None
+    rows = [_rows(member["images"], shared) for member in members]
+    scores = [member["scores"][at] for member, at in zip(members, rows, strict=True)]
+    found = {
+        "scores": ensemble_scores(scores, calibrations),
+        "parts": members[0]["parts"][rows[0]],
+    }
+    standard = [
+        calibration.patches.standardise(member["peaks"][at])
+        for member, at, calibration in zip(members, rows, calibrations, strict=True)
+        if "peaks" in member and calibration.patches is not None
+    ]
+    if standard:
+        found["peaks"] = np.asarray(np.mean(standard, axis=0, dtype=np.float64), np.float32)
+    return found
+
+
+def _single(images: np.ndarray) -> np.ndarray:
+    """Return the images that are there once: of equal files none can be told from another."""
+    values, counts = np.unique(images, return_counts=True)
+    return np.asarray(values[(counts == 1) & (values != 0)])
+
+
+def _rows(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    order = np.argsort(images, kind="stable")
+    return np.asarray(order[np.searchsorted(images[order], wanted)])
