@@ -75,7 +75,7 @@ def publish(target: Folder, store: HeatmapStore, batches: list[pa.Table]) -> flo
         heatmap_store=store,
         model_ids={"product": "0"},
         scales={"product": ColourScale(0.5, 1.0)},
-        thresholds={},
+        verdicts={},
     )
     began = time.perf_counter()
     for batch in batches:

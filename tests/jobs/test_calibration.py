@@ -213,3 +213,28 @@ def test_a_stored_score_is_close_to_that_by_a_model_fitted_without_the_image(
     if found.anomaly_maps is not None:
         mean = found.anomaly_maps.mean(dtype=np.float64)
         assert low - 1e-4 <= mean / row["patch_mean"] <= high + 1e-4
+
+
+@pytest.mark.parametrize("method", sorted(SMALL))
+def test_what_verdicts_go_by_is_measured_without_all_images_of_a_part(
+    method: str, images: Path, fitted_by: FittedBy, tmp_path: Path
+):
+    """Each image as if it and its next one were shots of one part, in a model as it was fitted."""
+    model = Model.at(fitted_by(method), images)
+    rows, score = model.training_images, model.scorer()
+    for row in rows:
+        # The tiny images are of as many parts: each was measured without itself.
+        assert row["part_score"] == row["score"]
+        assert row["part_peak"] == row["peak"]
+        assert len(row["thumbnail"]) == 256
+    assert len({row["part"] for row in rows}) == TRAINING_IMAGES
+    facts = model.record.facts
+    assert (facts["parts_told_by"], facts["judged_parts"]) == ("look-alikes", TRAINING_IMAGES)
+    one, other = (model.own_part(number, rows[number]) for number in (2, 3))
+    together = OwnPart(
+        np.concatenate([one.images, other.images]), np.concatenate([one.rows, other.rows]), True
+    )
+    alone = score(rows[2], one).image_scores[0]
+    if method in HAS_ROWS_OF_IMAGES:
+        # An image's neighbours are further away, if anything.
+        assert score(rows[2], together).image_scores[0] >= alone

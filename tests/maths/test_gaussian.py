@@ -20,6 +20,7 @@ from patchlake.pipeline.maths.gaussian import (
     packed,
     unpacked,
     whitener,
+    without_all,
 )
 
 
@@ -259,3 +260,20 @@ def test_a_whitening_may_take_the_memory_of_the_covariance_and_has_the_same_bits
     taken = whitener(covariance, threads=2, reuse=True)
     assert np.shares_memory(taken, covariance)
     np.testing.assert_array_equal(taken, expected)
+
+
+@given(left=st.integers(1, 8), dim=st.integers(1, 5), seed=st.integers(0, 99))
+def test_distances_without_some_images_are_those_to_gaussians_of_the_others(left, dim, seed):
+    """Against Gaussians that are fitted again, in a form that has no identity of Woodbury."""
+    count = 30
+    rows = np.random.default_rng(seed).standard_normal((count, dim)) @ np.diag(
+        np.arange(1, dim + 1)
+    )
+    mean, covariance = rows.mean(axis=0), np.cov(rows.T).reshape(dim, dim)
+    centred = rows[:left] - mean
+    gram = centred @ np.linalg.inv(covariance) @ centred.T
+    found = without_all(gram[None], count, 1 / (count - 1))[0] * (count - left - 1) / (count - 1)
+    others = rows[left:]
+    inverse = np.linalg.inv(np.cov(others.T).reshape(dim, dim))
+    wanted = [mahalanobis(row, others.mean(axis=0), inverse) ** 2 for row in rows[:left]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)

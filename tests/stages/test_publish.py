@@ -35,7 +35,7 @@ def stage(root: Path, **changed: object) -> Publish:
         heatmap_store="packed",
         model_ids={"g": "m"},
         scales={"g": ColourScale(0.2, 0.8)},
-        thresholds={},
+        verdicts={},
     )
     return replace(made, **changed)
 

@@ -1,0 +1,108 @@
+"""Verdicts of one model and of several; regions of an anomalous image."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from patchlake.pipeline.scores.calibration import Calibration, MeanStd, Sample
+from patchlake.pipeline.scores.regions import MOST, is_marked, regions_of
+from patchlake.pipeline.scores.verdict import Verdict
+
+SAMPLES = [Sample(n, float(n), n / 2, n / 4, 1.0) for n in range(30)]
+CALIBRATION = Calibration.of(SAMPLES, None)
+FRAMES = arrays(
+    np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 4)
+)
+
+
+def judged(images=range(1, 31), offset=0.0):
+    count = len(list(images))
+    return {
+        "scores": np.arange(count, dtype=np.float32) + np.float32(offset),
+        "peaks": np.arange(count, dtype=np.float32) / 2,
+        "parts": np.arange(count, dtype=np.int32),
+        "images": np.array(list(images), np.int64),
+    }
+
+
+def test_a_model_says_what_it_promises():
+    verdict = Verdict.of([judged()], [CALIBRATION], 0.1)
+    # 3 of 31 are 0.097: two of thirty scores are above the threshold.
+    assert (verdict.threshold, verdict.pixel_threshold, verdict.reservation) == (27, 13.5, None)
+    assert verdict.p_values(np.array([28.0], np.float32))[0] == pytest.approx(3 / 31)
+    few = Verdict.of([judged()], [CALIBRATION], 0.01)
+    assert "takes good images of 99 parts, and those of 30 were measured: 0.0323" in few.reservation
+
+
+def test_a_threshold_that_the_method_was_asked_for_goes_first():
+    own = Calibration.of(SAMPLES, 12.5)
+    assert Verdict.of([judged()], [own], 0.1).threshold == 12.5
+    of_before = Verdict.of([{}], [own], 0.1)
+    assert (of_before.threshold, of_before.pixel_threshold) == (12.5, None)
+    assert np.isnan(of_before.p_values(np.zeros(2, np.float32))).all()
+
+
+def test_nothing_is_said_where_nothing_was_measured():
+    assert Verdict.of([{}], [CALIBRATION], 0.1) is None
+    assert Verdict.of([judged(), {}], [CALIBRATION] * 2, 0.1) is None
+
+
+def test_an_ensemble_is_judged_by_the_images_that_all_members_measured():
+    unit = Calibration(30, MeanStd(0.0, 1.0), MeanStd(0.0, 1.0), None)
+    one, other = judged(), judged([*range(30, 10, -1), 99], offset=1.0)
+    verdict = Verdict.of([one, other], [unit] * 2, 0.1)
+    shared = range(11, 31)
+    wanted = sorted(((i - 1) + (30 - i + 1)) / 2 for i in shared)
+    assert verdict.calibration.scores.tolist() == wanted
+    assert verdict.calibration.parts == 20
+    assert Verdict.of([one, judged(range(100, 130))], [unit] * 2, 0.1) is None
+
+
+def test_of_equal_files_none_is_taken_for_another():
+    unit = Calibration(30, MeanStd(0.0, 1.0), MeanStd(0.0, 1.0), None)
+    one, other = judged([1, 1, 2, 0, 0, 3]), judged([1, 2, 3, 0])
+    assert Verdict.of([one, other], [unit] * 2, 0.5).calibration.parts == 2
+
+
+@given(FRAMES, st.integers(0, 5))
+def test_each_marked_pixel_is_in_one_region_and_no_image_is_without(frame, threshold):
+    marked = is_marked(frame, threshold)
+    size = frame.shape[1], frame.shape[0]
+    regions = regions_of(frame, marked, size)
+    assert regions
+    assert sum(one.area for one in regions) == marked.sum()
+    if (frame > threshold).any():
+        np.testing.assert_array_equal(marked, frame > threshold)
+    else:
+        # The one around the highest point.
+        assert len(regions) == 1
+        assert marked[np.unravel_index(frame.argmax(), frame.shape)]
+    assert max(one.peak for one in regions) == frame.max()
+    _, count = ndimage.label(marked, structure=np.ones((3, 3)))
+    assert len(regions) == min(count, MOST)
+    assert [one.area for one in regions] == sorted((one.area for one in regions), reverse=True)
+
+
+@given(FRAMES, st.integers(1, 5), st.integers(1, 5))
+def test_regions_are_in_pixels_of_the_image(frame, across, down):
+    marked = is_marked(frame, 2)
+    height, width = frame.shape
+    small = regions_of(frame, marked, (width, height))
+    large = regions_of(frame, marked, (width * across, height * down))
+    for one, other in zip(small, large, strict=True):
+        assert (other.x, other.width) == (one.x * across, one.width * across)
+        assert (other.y, other.height) == (one.y * down, one.height * down)
+        assert other.area == one.area * across * down
+        assert other.centre_x == pytest.approx(one.centre_x * across)
+        assert one.x <= one.centre_x <= one.x + one.width
+
+
+def test_a_box_never_leaves_the_image():
+    frame = np.ones((512, 209), np.float32)
+    [region] = regions_of(frame, is_marked(frame, 0), (1001, 2453))
+    assert (region.x, region.y, region.width, region.height) == (0, 0, 1001, 2453)
+    assert region.area == 1001 * 2453
+    assert (region.centre_x, region.centre_y) == pytest.approx((500.5, 1226.5))
