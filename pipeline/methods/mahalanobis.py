@@ -376,15 +376,15 @@ def _without_itself(
 def _without_all(
     whitened: Float64[np.ndarray, "images dim"], count: int, shrinkage: float
 ) -> Float64[np.ndarray, " images"]:
-    """Return the squared distances of images to the Gaussian that was fitted without all of them.
+    """Return the squared distances of images to the Gaussian that was fitted without all m of them.
 
-    As `_without_itself`, which it is for one image.
+    At most N / (N - m) times as much, as for PaDiM: what is shrunk towards is not scaled.
     """
     left = count - len(whitened)
     if left < 2:  # noqa: PLR2004 - as in `_without_itself`
         return np.asarray(np.sum(whitened**2, axis=1))
     gram = np.einsum("id,jd->ij", whitened, whitened)
-    return left / count * without_all(gram, count, (1 - shrinkage) / count)
+    return without_all(gram, count, (1 - shrinkage) / count)
 
 
 METHOD: type[Updatable] = Mahalanobis

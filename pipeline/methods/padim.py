@@ -234,7 +234,12 @@ class PaDiMDetector:
     def _without_all(
         self, rows: Float32[np.ndarray, "images locations dim"], at: slice
     ) -> Float32[np.ndarray, "images locations"]:
-        """Return the distances of training images to Gaussians without any of them."""
+        """Return the distances of training images to Gaussians without any of the m.
+
+        At most sqrt((N - 1) / (N - m - 1)) times as much: Sigma is left as if it were still divided
+        by N - 1, as its regularisation must not be scaled with the rest. Distances that are too
+        small would break what verdicts promise; too large ones do not.
+        """
         centred = (rows - self.mean[at]).transpose(1, 2, 0)
         whitened = (self.whitening[at] @ centred).astype(np.float64)
         left = self.count - len(rows)
@@ -242,8 +247,7 @@ class PaDiMDetector:
             squared = np.sum(whitened**2, axis=1)
         else:
             grams = whitened.transpose(0, 2, 1) @ whitened
-            scale = (left - 1) / (self.count - 1)
-            squared = scale * without_all(grams, self.count, 1 / (self.count - 1))
+            squared = without_all(grams, self.count, 1 / (self.count - 1))
         found: np.ndarray = np.sqrt(squared).T.astype(np.float32)
         return found
 
