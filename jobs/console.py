@@ -234,16 +234,25 @@ def _logged(count: _Count) -> Iterator[Advance]:
         log.info("%s", count.end())
 
 
-def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+# Of a table: text of one line, or several lines.
+Cell = str | tuple[str, ...]
+
+
+def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """Print a result table on stdout."""
     table = Table()
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(_text(cell) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
+
+
+def _text(cell: Cell) -> Text:
+    lines = (cell,) if isinstance(cell, str) else cell
+    return Text("\n".join(printable(line) for line in lines))
 
 
 def say_reading(what: str) -> None:

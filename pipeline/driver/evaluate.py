@@ -7,6 +7,7 @@ from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.judging import left_out, require_meaning, say_what_counts
 from patchlake.pipeline.driver.observer import Observer, Silent
 from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.evaluation.verdicts import Interval
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.plan import plan_fragments, read_cuts
 from patchlake.pipeline.lake.source import Source
@@ -23,12 +24,48 @@ log = logging.getLogger(__name__)
 
 
 class Metrics(TypedDict):
-    """Of one group. A rate is None where there is nothing to compare."""
+    """Of one group. A rate is None where there is nothing to compare.
+
+    What is at the threshold of the score table is None, and counts are 0, where it has none. An
+    interval is one of 95 %, (low, high), by a bootstrap over parts: images with the same `part_id`,
+    and any image without one by itself (`pipeline.evaluation.verdicts`).
+    """
 
     image_auroc: float | None
     pixel_auroc: float | None
-    # Area under the per-region overlap, to a false positive rate of 0.3.
+    # Area under the per-region overlap, to a false positive rate of 0.3, and of 0.05.
     aupro: float | None
+    aupro_5: float | None
+    # Area under the per-image overlap, over the logarithm of the false positive rate of good
+    # images from 1e-5 to 1e-4. It needs 100,000 pixels of good images: two of them.
+    aupimo: float | None
+    # F1 of the pixels above the pixel threshold, in images that are called anomalous.
+    seg_f1: float | None
+    # Of the defects' regions, the share with such a pixel.
+    region_hit_rate: float | None
+    # Share of the anomalous images that are called so, and of the good ones that are.
+    recall: float | None
+    recall_interval: Interval | None
+    false_alarm_rate: float | None
+    false_alarm_rate_interval: Interval | None
+    # Share of those called anomalous that are. It hangs on how many there are of each.
+    precision: float | None
+    precision_interval: Interval | None
+    f1: float | None
+    f1_interval: Interval | None
+    # Images with a verdict, by it and their label; parts that they are of; images without one.
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+    parts: int
+    no_verdict: int
+    # What `seg_f1` and `region_hit_rate` are made of: pixels of the frame, and regions.
+    pixel_true_positives: int
+    pixel_false_positives: int
+    pixel_false_negatives: int
+    defect_regions: int
+    defect_regions_hit: int
     # Images compared, and those of them that are defective.
     images: int
     anomalous: int
@@ -114,6 +151,48 @@ def _newest(table: Folder) -> runs.RunRecord:
 
 
 def _metrics(name: str, group: GroupMetrics) -> Metrics:
+    _say_what_is_missing(name, group)
+    rates, confusion, segments = group.verdicts.rates(), group.verdicts.confusion(), group.segments
+    return {
+        "image_auroc": group.image_auroc(),
+        "pixel_auroc": group.pixels.auroc(),
+        "aupro": group.pixels.aupro(),
+        "aupro_5": group.pixels.aupro(0.05),
+        "aupimo": group.overlap.aupimo(),
+        "seg_f1": segments.f1(),
+        "region_hit_rate": segments.region_hit_rate(),
+        "recall": rates.recall.value,
+        "recall_interval": rates.recall.interval,
+        "false_alarm_rate": rates.false_alarm_rate.value,
+        "false_alarm_rate_interval": rates.false_alarm_rate.interval,
+        "precision": rates.precision.value,
+        "precision_interval": rates.precision.interval,
+        "f1": rates.f1.value,
+        "f1_interval": rates.f1.interval,
+        "true_positives": confusion.true_positives,
+        "false_positives": confusion.false_positives,
+        "false_negatives": confusion.false_negatives,
+        "true_negatives": confusion.true_negatives,
+        "parts": group.verdicts.parts,
+        "no_verdict": group.unjudged,
+        "pixel_true_positives": segments.true_positives,
+        "pixel_false_positives": segments.false_positives,
+        "pixel_false_negatives": segments.false_negatives,
+        "defect_regions": segments.regions,
+        "defect_regions_hit": segments.regions_hit,
+        "images": len(group.scores),
+        "anomalous": sum(group.is_anomalous),
+        "masks_missing": group.unmasked,
+        "masks_unreadable": group.unreadable_masks,
+        "masks_empty": group.empty_masks,
+        "masks_resized": group.resized_masks,
+        "trained_on": group.trained_on,
+        "train_split": group.train_split,
+        "unlabelled": group.unlabelled,
+    }
+
+
+def _say_what_is_missing(name: str, group: GroupMetrics) -> None:
     if group.unscored or group.unmasked:
         log.warning(
             "group '%s': %d labelled images have no score, %d anomalous ones no mask",
@@ -128,17 +207,9 @@ def _metrics(name: str, group: GroupMetrics) -> Metrics:
     ):
         if count:
             log.warning("group '%s': masks of %d anomalous images %s", name, count, fault)
-    return {
-        "image_auroc": group.image_auroc(),
-        "pixel_auroc": group.pixels.auroc(),
-        "aupro": group.pixels.aupro(),
-        "images": len(group.scores),
-        "anomalous": sum(group.is_anomalous),
-        "masks_missing": group.unmasked,
-        "masks_unreadable": group.unreadable_masks,
-        "masks_empty": group.empty_masks,
-        "masks_resized": group.resized_masks,
-        "trained_on": group.trained_on,
-        "train_split": group.train_split,
-        "unlabelled": group.unlabelled,
-    }
+    if group.unjudged and group.verdicts.parts:
+        log.warning(
+            "group '%s': %d images compared have no verdict, since their model has no threshold",
+            name,
+            group.unjudged,
+        )

@@ -273,6 +273,10 @@ def evaluate(
 ) -> dict[str, Metrics]:
     """Return the metrics of each group over labelled images that are not for training.
 
+    They are image AUROC, pixel AUROC, AUPRO and AUPIMO, which need no threshold, and at the
+    threshold that the score table carries recall, false alarms, precision and F1 of the verdicts,
+    with intervals of 95 %, and F1 of the pixels. `Metrics` lists all of them.
+
     Raises:
         ConfigError: if there is nothing to compare, or a split or label has no meaning.
 

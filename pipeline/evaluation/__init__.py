@@ -1,1 +1,1 @@
-"""Image AUROC, pixel AUROC and AUPRO, streamed."""
+"""Image AUROC, pixel AUROC, AUPRO and AUPIMO, and what is right at a threshold, streamed."""

@@ -13,15 +13,12 @@ equal scores count as tied. The error bounds say how much that can matter on the
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt32
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from scipy import ndimage
 
-# A float32 has 1 sign, 8 exponent and 23 mantissa bits. Without the low 9, an octave (the scores
-# that share sign and exponent) has 2**14 cells, each at most 2**-14 = 6e-5 of its scores wide.
-_DROPPED_BITS = 9
-_CELLS = 2**14
-# Rows of an octave's table of int64: 3 * 2**14 * 8 B = 393 kB. Distances from 0.1 to 10 span 8
-# octaves, 3 MB; all 2 * 255 octaves of finite float32 would take 201 MB.
+from patchlake.pipeline.evaluation.cells import Histograms, bins_of, require_comparable
+
+# Of an octave, these take 3 * 2**14 * 8 B = 393 kB.
 _GOOD, _DEFECTIVE, _OVERLAP = range(3)
 # A region's pixels weigh 1/area each, as integers in this unit, since sums of integers do not
 # depend on order. Rounding changes a region's weight by at most area / 2 units: 5e-7 of it for
@@ -64,16 +61,16 @@ class PixelCurves:
     and `merge`. Memory does not grow with the number of images: see `nbytes`.
 
     Attributes:
-        octaves: By leading bits of the score, rising: counts of good pixels and of defective
-            pixels, and weights of defective pixels in their regions, in each cell.
+        histograms: Counts of good pixels and of defective pixels, and weights of defective pixels
+            in their regions.
     """
 
-    octaves: dict[int, Int64[np.ndarray, "3 cells"]] = field(default_factory=dict, repr=False)
+    histograms: Histograms = field(default_factory=lambda: Histograms(3), repr=False)
 
     @property
     def nbytes(self) -> int:
         """Size of the histograms in bytes: 393 216 for each octave seen, 201 MB at the worst."""
-        return sum(table.nbytes for table in self.octaves.values())
+        return self.histograms.nbytes
 
     def add(
         self,
@@ -90,17 +87,16 @@ class PixelCurves:
             TypeError: if the mask is not boolean.
             ValueError: if the shapes differ or a score is not finite.
         """
-        _require_comparable(anomaly_map, defect_mask)
-        bins = _bins(anomaly_map)
+        require_comparable(anomaly_map, defect_mask)
+        bins = bins_of(anomaly_map)
         good, defective = bins[~defect_mask], bins[defect_mask]
-        self._count(_GOOD, good, np.ones(good.size, np.int64))
-        self._count(_DEFECTIVE, defective, np.ones(defective.size, np.int64))
-        self._count(_OVERLAP, defective, _overlap_weights(defect_mask))
+        self.histograms.count(_GOOD, good, np.ones(good.size, np.int64))
+        self.histograms.count(_DEFECTIVE, defective, np.ones(defective.size, np.int64))
+        self.histograms.count(_OVERLAP, defective, _overlap_weights(defect_mask))
 
     def merge(self, other: "PixelCurves") -> None:
         """Add the pixels counted by `other`, which stays as it is and shares no memory."""
-        for octave, table in other.octaves.items():
-            self._table(octave)[...] += table
+        self.histograms.merge(other.histograms)
 
     def auroc(self) -> float | None:
         """Return the area under the pixel ROC curve, 0..1, ties within a cell counted half.
@@ -146,39 +142,13 @@ class PixelCurves:
         curve = self._curve(_OVERLAP)
         return None if curve is None else curve.area_error_bound(fpr_limit)
 
-    def _table(self, octave: int) -> Int64[np.ndarray, "3 cells"]:
-        if octave not in self.octaves:
-            self.octaves[octave] = np.zeros((3, _CELLS), np.int64)
-        return self.octaves[octave]
-
-    def _count(
-        self, row: int, bins: UInt32[np.ndarray, " pixels"], weights: Int64[np.ndarray, " pixels"]
-    ) -> None:
-        octaves, cells = np.divmod(bins, np.uint32(_CELLS))
-        for octave in np.flatnonzero(np.bincount(octaves)):
-            here = octaves == octave
-            np.add.at(self._table(int(octave))[row], cells[here], weights[here])
-
     def _curve(self, hits: int) -> _Curve | None:
         """Return the curve of row `hits` over good pixels; None if either is empty."""
-        falling = sorted(self.octaves, reverse=True)
-        tables = [self.octaves[octave][:, ::-1] for octave in falling]
-        # The leading zeros are the threshold above every score.
-        counts = np.concatenate([np.zeros((3, 1), np.int64), *tables], axis=1).cumsum(axis=1)
+        counts = self.histograms.falling()
         good, hit = counts[_GOOD], counts[hits]
         if good[-1] == 0 or hit[-1] == 0:
             return None
         return _Curve(false_alarms=good / good[-1], hits=hit / hit[-1])
-
-
-def _bins(scores: Float32[np.ndarray, "height width"]) -> UInt32[np.ndarray, "height width"]:
-    """Return bin numbers 0..2**23 - 1 in the order of the scores."""
-    # IEEE 754 floats sort like sign and magnitude: flip negative ones whole, set the sign of the
-    # others. Adding 0.0 turns -0.0 into 0.0.
-    bits = np.add(scores, 0.0, dtype=np.float32).view(np.uint32)
-    sign = np.uint32(2**31)
-    ordered: UInt32[np.ndarray, "height width"] = np.where(bits & sign, ~bits, bits | sign)
-    return ordered >> np.uint32(_DROPPED_BITS)
 
 
 def _overlap_weights(
@@ -190,24 +160,6 @@ def _overlap_weights(
     weights = np.rint(_REGION_WEIGHT / np.bincount(region)).astype(np.int64)
     of_pixels: Int64[np.ndarray, " defective"] = weights[region]
     return of_pixels
-
-
-def _require_comparable(
-    anomaly_map: Float32[np.ndarray, "height width"],
-    defect_mask: Bool[np.ndarray, "mask_height mask_width"],
-) -> None:
-    if defect_mask.dtype != np.bool_:
-        msg = f"the defect mask is {defect_mask.dtype}, not bool; threshold it first"
-        raise TypeError(msg)
-    if anomaly_map.shape != defect_mask.shape:
-        msg = (
-            f"the anomaly map is {anomaly_map.shape}, its defect mask {defect_mask.shape}; "
-            "resample one to the other's shape"
-        )
-        raise ValueError(msg)
-    if (bad := int(np.count_nonzero(~np.isfinite(anomaly_map)))) > 0:
-        msg = f"{bad} of {anomaly_map.size} scores of the anomaly map are NaN or infinite"
-        raise ValueError(msg)
 
 
 def _require_rate(fpr_limit: float) -> None:

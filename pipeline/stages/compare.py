@@ -2,7 +2,10 @@
 
 The metric frame is 256 x 256 of the whole image: the map is brought there by `Geometry.to_frame`,
 masks as `pipeline.images.masks` says. An anomalous image of which no mask says where its defect is
-counts for the image AUROC only.
+counts for the image AUROC and the verdicts only.
+
+Verdicts and pixel thresholds are those that the score table carries. Of an image that it does not
+call anomalous no pixel is predicted, whatever its map, as the table has no region of it either.
 """
 
 from collections import Counter
@@ -15,8 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchlake.pipeline.errors import ImageError, TableError
+from patchlake.pipeline.evaluation.overlap import ImageOverlap
 from patchlake.pipeline.evaluation.pixels import PixelCurves
 from patchlake.pipeline.evaluation.roc import auroc
+from patchlake.pipeline.evaluation.segments import Segments
+from patchlake.pipeline.evaluation.verdicts import Verdicts
 from patchlake.pipeline.groups.membership import Known
 from patchlake.pipeline.images.decode import decode_mask, limits_of
 from patchlake.pipeline.lake.selection import labels_mean, require_splits, splits_mean
@@ -31,14 +37,24 @@ FRAME = (256, 256)
 
 @dataclass
 class GroupMetrics:
-    """Accumulates one group's images; memory is 9 bytes an image and the histograms of pixels."""
+    """Accumulates one group's images.
+
+    Memory is some 40 bytes an image, 300 bytes a part that has a name, and the histograms of
+    pixels.
+    """
 
     scores: list[float] = field(default_factory=list)
     is_anomalous: list[bool] = field(default_factory=list)
     pixels: PixelCurves = field(default_factory=PixelCurves)
+    overlap: ImageOverlap = field(default_factory=ImageOverlap)
+    # Of images whose model has a threshold.
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    segments: Segments = field(default_factory=Segments)
     # Labelled images that are left out: without a score, and of pixels only, anomalous ones whose
     # mask is missing, no image, or marks nothing.
     unscored: int = 0
+    # Counted in, but for the verdicts: images that have a score and no verdict.
+    unjudged: int = 0
     unmasked: int = 0
     unreadable_masks: int = 0
     empty_masks: int = 0
@@ -167,7 +183,10 @@ def _trained(
 
 _SCORE_COLUMNS = [
     "source_row",
+    "part_id",
     "image_score",
+    "is_anomalous",
+    "pixel_threshold",
     "anomaly_map",
     "map_height",
     "map_width",
@@ -203,6 +222,7 @@ def _add_image(
         return
     group.scores.append(score)
     group.is_anomalous.append(is_anomalous)
+    _judge(group, row, is_anomalous=is_anomalous)
     if not isinstance(anomaly_map, np.ndarray):
         return
     size = (_number(row["width"]), _number(row["height"]))
@@ -210,7 +230,22 @@ def _add_image(
     if mask is None:
         return
     grid = anomaly_map.reshape(_number(row["map_height"]), _number(row["map_width"]))
-    group.pixels.add(source.geometry.to_frame(grid, size, FRAME), mask)
+    frame = source.geometry.to_frame(grid, size, FRAME)
+    group.pixels.add(frame, mask)
+    group.overlap.add(frame, mask)
+    is_flagged, threshold = row.get("is_anomalous"), row.get("pixel_threshold")
+    if isinstance(is_flagged, bool) and isinstance(threshold, float):
+        group.segments.add((frame > np.float32(threshold)) & is_flagged, mask)
+
+
+def _judge(group: GroupMetrics, row: dict[str, object], *, is_anomalous: bool) -> None:
+    # A part of an earlier patchlake may lack the columns.
+    is_flagged, part_id = row.get("is_anomalous"), row.get("part_id")
+    if not isinstance(is_flagged, bool):
+        group.unjudged += 1
+        return
+    part = part_id if isinstance(part_id, str) else None
+    group.verdicts.add(part, is_flagged=is_flagged, is_anomalous=is_anomalous)
 
 
 def _mask(
