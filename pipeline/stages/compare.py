@@ -30,6 +30,7 @@ from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.lake.trained import is_known, read_trained
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.reading.named import is_of_numbers
+from patchlake.pipeline.scores.regions import is_marked
 from patchlake.pipeline.storage.folder import Folder
 
 FRAME = (256, 256)
@@ -235,7 +236,8 @@ def _add_image(
     group.overlap.add(frame, mask)
     is_flagged, threshold = row.get("is_anomalous"), row.get("pixel_threshold")
     if isinstance(is_flagged, bool) and isinstance(threshold, float):
-        group.segments.add((frame > np.float32(threshold)) & is_flagged, mask)
+        marked = is_marked(frame, threshold) if is_flagged else np.zeros(FRAME, bool)
+        group.segments.add(marked, mask)
 
 
 def _judge(group: GroupMetrics, row: dict[str, object], *, is_anomalous: bool) -> None:
