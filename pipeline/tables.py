@@ -75,7 +75,8 @@ SCORES = pa.schema(
         _optional(
             "p_value",
             pa.float32(),
-            "how rarely a good image of a new part scores so high, at the most; null: no calibration",
+            "how rarely a good image of a new part scores so high, at the most; null: no "
+            "calibration",
         ),
         _optional("is_anomalous", pa.bool_(), "above `threshold`; null where there is none"),
         _optional(
@@ -91,9 +92,7 @@ SCORES = pa.schema(
             pa.float32(),
             "of the smoothed map, for the same rate; null where there is none",
         ),
-        _optional(
-            "heatmap_path", pa.string(), "JPEG: colour over the image, relative to SCORES"
-        ),
+        _optional("heatmap_path", pa.string(), "JPEG: colour over the image, relative to SCORES"),
         _optional(
             "regions",
             pa.list_(REGION),
@@ -137,9 +136,7 @@ TRAINING_IMAGES = pa.schema(
             "sha256", pa.string(), "of the encoded file; null: it joined before that was kept"
         ),
         _optional("part_id", pa.string(), "as in the images table"),
-        _optional(
-            "thumbnail", pa.binary(), "16 x 16 grey levels of the model's input, row by row"
-        ),
+        _optional("thumbnail", pa.binary(), "16 x 16 grey levels of the model's input, row by row"),
         _optional("part", pa.string(), "images with the same one are taken for shots of one part"),
         _optional("part_score", pa.float32(), "its score without all images of its part"),
         _optional("part_peak", pa.float32(), "highest point of its smoothed map, likewise"),
@@ -211,6 +208,7 @@ SOURCE = pa.schema(
         _optional("mask", pa.string(), "the mask's file"),
         _optional("captured_at", _UTC, "see IMAGES"),
         _optional("mask_version", pa.string(), "see IMAGES"),
+        _optional("part_id", pa.string(), "see IMAGES"),
         _optional("masked_file", pa.string(), "a file of IMAGES that has the mask"),
         _optional("masked_row", pa.int64(), "the row that has it"),
     ]
