@@ -27,8 +27,6 @@ import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-import pyarrow.dataset as ds
-
 from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import compact as _compact
 from patchlake.pipeline.driver import detector as _detector
@@ -40,7 +38,7 @@ from patchlake.pipeline.driver import score as _score
 from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
 from patchlake.pipeline.driver import withdraw as _withdraw
-from patchlake.pipeline.driver.dataset import open_table
+from patchlake.pipeline.driver.dataset import ScoreDataset, open_table
 from patchlake.pipeline.driver.detector import Detector
 from patchlake.pipeline.driver.evaluate import Metrics
 from patchlake.pipeline.driver.execution import Execution, RunnerName
@@ -326,11 +324,13 @@ def compact(
 
 def open_scores(
     scores: Uri, *, version: str | None = None, settings: Settings | None = None
-) -> ds.Dataset:
+) -> ScoreDataset:
     """Return a score table, or a compacted one, as an Arrow dataset: rows are read when asked for.
 
     `.to_table(columns=..., filter=...).to_pandas()` is a pandas frame. Beside the columns of the
     table (`docs/tables.md`) there are those of the hive keys of its paths, as text.
+    `.discoveries(q=0.1)` are the rows that are anomalous with a false discovery rate of `q`
+    (`pipeline.driver.dataset`).
 
     Args:
         scores: Its folder.
