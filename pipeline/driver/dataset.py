@@ -129,13 +129,7 @@ def open_table(scores: Folder, version: str | None) -> ScoreDataset:
     Raises:
         ConfigError: if there is no file of that version.
     """
-    versions = parts.versions(scores)
-    if not versions:
-        raise ConfigError(f"{scores.root} holds no part of a score table")
-    if version is None:
-        version = _newest(scores, versions)
-    if version not in versions:
-        raise ConfigError(f"{scores.root} has no version '{version}', but {versions}")
+    version = version_of(scores, version)
     files = _files(scores, version)
     if not files:
         raise ConfigError(f"version '{version}' of {scores.root} has no part")
@@ -155,6 +149,18 @@ def open_table(scores: Folder, version: str | None) -> ScoreDataset:
         partitions=[_says(some, list(every_key)) for some in keys],
     )
     return ScoreDataset(list(plain.get_fragments()), schema, plain.format, plain.filesystem)
+
+
+def version_of(scores: Folder, version: str | None) -> str:
+    """Return the version that is meant; see `open_table`, also for errors."""
+    versions = parts.versions(scores)
+    if not versions:
+        raise ConfigError(f"{scores.root} holds no part of a score table")
+    if version is None:
+        version = _newest(scores, versions)
+    if version not in versions:
+        raise ConfigError(f"{scores.root} has no version '{version}', but {versions}")
+    return version
 
 
 def _filesystem(scores: Folder) -> pafs.FileSystem:
