@@ -1,4 +1,4 @@
-"""Every Arrow schema of patchlake, once: the two public tables, and the rows between stages.
+"""Every Arrow schema of patchlake, once: the public tables, and the rows between stages.
 
 Each field says what it holds in its `doc`; the column lists of docs/tables.md are made from here
 (`python -m patchlake.pipeline.tables`), and a test holds the two together. A field is non-null
@@ -105,6 +105,42 @@ SCORES = pa.schema(
     ]
 )
 
+# One row a piece that was photographed: not to be confused with the parts that a score table
+# consists of.
+PARTS = pa.schema(
+    [
+        _field("group", pa.string(), "as in the scores"),
+        _field("part_id", pa.string(), "as in the scores; one of another group is another one"),
+        _field("images", pa.int64(), "rows of the scores that are of it"),
+        _field("scored", pa.int64(), "those of them that have an `image_score`"),
+        _field("tested", pa.int64(), "those of them that have a `p_value`"),
+        _optional(
+            "p_value",
+            pa.float32(),
+            "`tested` times the smallest p_value of its images, 1 at the most (Bonferroni); null: "
+            "none has one",
+        ),
+        _optional(
+            "is_anomalous",
+            pa.bool_(),
+            "`worst_p_value` is at most `verdict.false_alarm_rate / tested`; null: no p_value",
+        ),
+        _optional(
+            "worst_image_id",
+            pa.string(),
+            "its image of the smallest p_value, and of those the highest score; null: none is "
+            "scored",
+        ),
+        _optional("worst_source_path", pa.string(), "that image's `source_path`"),
+        _optional("worst_source_row", pa.int64(), "that image's `source_row`"),
+        _optional("worst_image_score", pa.float32(), "that image's `image_score`"),
+        _optional("worst_p_value", pa.float32(), "that image's `p_value`"),
+        _field("model_id", pa.string(), "that image's `model_id`; else of one of its images"),
+        _field("first_scored_at", _UTC, "the earliest `scored_at` of its images"),
+        _field("last_scored_at", _UTC, "the latest `scored_at` of its images"),
+    ]
+)
+
 PROVENANCE = pa.schema(
     [
         _field("bank_row", pa.int64(), "row of the memory bank, from 0"),
@@ -207,6 +243,7 @@ SOURCE = pa.schema(
         _optional("mask", pa.string(), "the mask's file"),
         _optional("captured_at", _UTC, "see IMAGES"),
         _optional("mask_version", pa.string(), "see IMAGES"),
+        _optional("part_id", pa.string(), "see IMAGES"),
         _optional("masked_file", pa.string(), "a file of IMAGES that has the mask"),
         _optional("masked_row", pa.int64(), "the row that has it"),
     ]
@@ -355,5 +392,5 @@ def markdown(schema: pa.Schema) -> str:
 
 
 if __name__ == "__main__":
-    for title, table in (("images", IMAGES), ("scores", SCORES)):
+    for title, table in (("images", IMAGES), ("scores", SCORES), ("parts", PARTS)):
         print(f"**{title}**\n\n{markdown(table)}\n")  # noqa: T201

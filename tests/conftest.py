@@ -1,12 +1,14 @@
 """Shared fixtures: one lake and one model of tiny synthetic images, and one Ray, per session."""
 
+import hashlib
 import os
 import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from patchlake.pipeline.driver import fit, ingest, score
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.reading import apart
+from patchlake.pipeline.score_table.parquet import PART_ORDER, write_sorted
 from patchlake.pipeline.sources.sources import Arrangement
+from patchlake.pipeline.tables import SCORES
 from tests import s3_servers
 from tests.fault_proxy import FaultProxy, fault_proxy
 
@@ -195,6 +199,35 @@ def read_scores(scores: Path) -> pa.Table:
     """All parts, as an analyst would read them."""
     files = sorted(scores.glob("version=*/**/*.parquet"))
     return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+
+
+def write_part(scores: Path, folder: str = "g=tile", **columns: Sequence[object]) -> Path:
+    """Write a part as `score` does, of rows that are told; what is not told is as of a good image.
+
+    Args:
+        scores: The score table; its version is `abc`.
+        folder: Hive keys below it; one part each.
+        columns: Of SCORES, one at least.
+    """
+    rows = len(next(iter(columns.values())))
+    told: dict[str, Sequence[object]] = {
+        "image_id": [f"{folder}/{number}.png" for number in range(rows)],
+        "source_path": [f"{folder}/images.parquet"] * rows,
+        "source_row": range(rows),
+        "group": ["tile"] * rows,
+        "status": ["ok"] * rows,
+        "image_score": [1.0] * rows,
+        "anomaly_map": [[1.0]] * rows,
+        "model_id": ["m"] * rows,
+        "scored_at": [datetime(2026, 1, 1, tzinfo=UTC)] * rows,
+    } | columns
+    arrays = [pa.array(told.get(f.name, [None] * rows), f.type) for f in SCORES]
+    digest = hashlib.sha256(folder.encode()).hexdigest()
+    path = scores / "version=abc" / folder / f"part-{digest[:12]}-{digest[:20]}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as sink:
+        write_sorted(pa.Table.from_arrays(arrays, schema=SCORES), sink, PART_ORDER)
+    return path
 
 
 def by_place(scores: Path) -> dict[tuple[str, int], dict[str, object]]:

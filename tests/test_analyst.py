@@ -14,7 +14,7 @@ import pytest
 
 from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import compact, library, score
-from tests.conftest import LOCAL, TINY, read_scores
+from tests.conftest import LOCAL, TINY, read_scores, write_part
 
 PAGE = (Path(__file__).parents[1] / "docs" / "analyst.md").read_text()
 SQL = dict(re.findall(r"```sql\n-- (\w+)\n(.*?)```", PAGE, re.DOTALL))
@@ -78,8 +78,12 @@ def _newest(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_the_page_has_its_queries():
-    assert set(SQL) == {"drift", "worst", "places", "regions", "unreadable", "versions"}
-    assert set(PYTHON) == {"polars", "pandas", "pictures", "zipfile"}
+    assert set(SQL) == {
+        *("drift", "worst", "places", "regions", "unreadable", "versions", "discoveries", "parts"),
+    }
+    assert set(PYTHON) == {
+        *("polars", "pandas", "pictures", "zipfile", "discoveries", "discovered", "parts"),
+    }
 
 
 def test_drift_of_quantiles_by_line_and_night(table, rows):
@@ -169,6 +173,56 @@ def test_versions_are_compared_by_rank(table, rows):
         assert found["rank_correlation"] == pytest.approx(1)
         assert found["in_both_worst_hundreds"] == found["images"]
         assert found["old_version"] != found["new_version"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_discoveries_are_the_same_in_all_engines(seed: int, tmp_path: Path, monkeypatch):
+    """Of two nights, with ties, images without a p-value, and a share of defects by the seed."""
+    rng = np.random.default_rng(seed)
+    for night in NIGHTS:
+        parts = 199
+        ranks = rng.integers(1, parts + 2, 300)
+        ranks[: 20 * seed] = rng.integers(1, 4, 20 * seed)
+        p = [None if rng.random() < 0.1 else rank / (parts + 1) for rank in ranks]
+        write_part(tmp_path / "scores", f"dt={night}", p_value=p, image_score=rng.random(300))
+    monkeypatch.chdir(tmp_path)
+    asked = [(row["image_id"], row["p_value"]) for row in _ask("discoveries")]
+    pandas: dict[str, object] = {}
+    exec(PYTHON["discoveries"], pandas)
+    ours: dict[str, object] = {}
+    exec(PYTHON["discovered"], ours)
+    frames = [scope[name] for scope, name in ((pandas, "found"), (ours, "discovered"))]
+    for frame in frames:
+        assert list(zip(frame["image_id"], frame["p_value"], strict=True)) == asked
+    assert "anomaly_map" not in ours["discovered"]
+    assert bool(asked) == (seed > 2)
+
+
+def test_parts_are_the_same_in_sql(tmp_path: Path, monkeypatch):
+    """Of 40 parts with up to some 20 images, at the rate of the page."""
+    rng = np.random.default_rng(3)
+    for night in NIGHTS:
+        ranks = rng.integers(1, 400, 200) ** 2 // 400 + 1
+        write_part(
+            *(tmp_path / "scores", f"dt={night}"),
+            part_id=[None if n == 40 else f"P{n}" for n in rng.integers(0, 41, 200)],
+            p_value=[None if rng.random() < 0.1 else rank / 401 for rank in ranks],
+            image_score=(1 / ranks).tolist(),
+            group=[("plate", "tile")[n] for n in rng.integers(0, 2, 200)],
+        )
+    monkeypatch.chdir(tmp_path)
+    asked = _ask("parts")
+    parts = library.parts("scores", settings=library.settings(verdict={"false_alarm_rate": 0.01}))
+    names = {"part_p_value": "p_value"}
+    expected = [row for row in parts.to_pylist() if row["tested"]]
+    assert len(asked) == len(expected) > 70
+    for found, row in zip(asked, expected, strict=True):
+        assert found == {name: row[names.get(name, name)] for name in found}
+    assert 0 < sum(row["is_anomalous"] for row in asked) < len(asked)
+    monkeypatch.setattr("patchlake.pipeline.driver.parts._false_alarm_rate", lambda *_: 0.01)
+    scope: dict[str, object] = {}
+    exec(PYTHON["parts"], scope)
+    assert len(scope["shown"]) == sum(row["is_anomalous"] for row in asked)
 
 
 def test_the_snippet_for_polars(table, rows):

@@ -38,8 +38,8 @@ def test_the_names_are_these():
         *("Ingested", "InputChanged", "Manifest", "Metrics", "ModelError", "Observer"),
         *("PatchlakeError", "RunStatus", "Settings", "StorageError", "StorageRefused", "Summary"),
         *("TableError", "WorkersLost", "compact", "evaluate", "fit", "ingest", "load"),
-        *("load_settings", "open_scores", "picture", "score", "settings", "status", "update"),
-        "withdraw",
+        *("load_settings", "open_scores", "parts", "picture", "score", "settings", "status"),
+        *("update", "withdraw"),
     ]
     assert dir(patchlake) == patchlake.__all__
     for name in patchlake.__all__:

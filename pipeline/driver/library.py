@@ -27,7 +27,7 @@ import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-import pyarrow.dataset as ds
+import pyarrow as pa
 
 from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import compact as _compact
@@ -35,12 +35,13 @@ from patchlake.pipeline.driver import detector as _detector
 from patchlake.pipeline.driver import evaluate as _evaluate
 from patchlake.pipeline.driver import fit as _fit
 from patchlake.pipeline.driver import ingest as _ingest
+from patchlake.pipeline.driver import parts as _parts
 from patchlake.pipeline.driver import picture as _picture
 from patchlake.pipeline.driver import score as _score
 from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
 from patchlake.pipeline.driver import withdraw as _withdraw
-from patchlake.pipeline.driver.dataset import open_table
+from patchlake.pipeline.driver.dataset import ScoreDataset, open_table
 from patchlake.pipeline.driver.detector import Detector
 from patchlake.pipeline.driver.evaluate import Metrics
 from patchlake.pipeline.driver.execution import Execution, RunnerName
@@ -330,11 +331,13 @@ def compact(
 
 def open_scores(
     scores: Uri, *, version: str | None = None, settings: Settings | None = None
-) -> ds.Dataset:
+) -> ScoreDataset:
     """Return a score table, or a compacted one, as an Arrow dataset: rows are read when asked for.
 
     `.to_table(columns=..., filter=...).to_pandas()` is a pandas frame. Beside the columns of the
     table (`docs/tables.md`) there are those of the hive keys of its paths, as text.
+    `.discoveries(q=0.1)` are the rows that are anomalous with a false discovery rate of `q`
+    (`pipeline.driver.dataset`).
 
     Args:
         scores: Its folder.
@@ -352,6 +355,42 @@ def open_scores(
     (22, ['image_id', 'image_score'])
     """
     return open_table(Folder.at(_uri(scores), _effective(settings).storage), version)
+
+
+def parts(
+    scores: Uri,
+    out: Uri | None = None,
+    *,
+    version: str | None = None,
+    settings: Settings | None = None,
+) -> pa.Table:
+    """Return one verdict for each `part_id` of each group, from all its images (`tables.PARTS`).
+
+    Its p-value is that of its worst image times the number of its images that have one, and at
+    most 1: Bonferroni's, which is valid however the images depend on one another, and costs power
+    where they see the same. So a part of `m` images is never anomalous where `m / (K + 1)` is above
+    the rate, `K` being the parts that its model was calibrated on; what the table tells of that is
+    logged. Images without a `part_id` are left out. Memory grows with the parts.
+
+    Args:
+        scores: The score table, or a compacted one; without a `part_id` there is nothing to say.
+        out: A Parquet file that the same is written to, in one put.
+        version: As of `open_scores`.
+        settings: Of which `storage` counts, and `verdict.false_alarm_rate` if it is given; else it
+            is that of the newest run.
+
+    Raises:
+        ConfigError: if there is no such table or version, no `part_id`, no rate, or `out` is no
+            name of a Parquet file.
+        TableError: if the table has no column `part_id`.
+    """
+    chosen = _effective(settings)
+    if out is not None:
+        _parts.require_out(_uri(out), _uri(scores), chosen)
+    found = _parts.run(_uri(scores), version, chosen)
+    if out is not None:
+        _parts.write(found, _uri(out), chosen)
+    return found
 
 
 def picture(path: Uri, *, settings: Settings | None = None) -> bytes:

@@ -1,11 +1,11 @@
 """resync: what a second ingest finds changed, and old rows that new ones have replaced.
 
 A row of IMAGES is as its file is now if version, group, split, label and the mask's version are,
-and image_id and captured_at where SOURCE says them. Where such a row is there, any other row of the
-same file is over: new rows are written first, then the files that hold old ones are written again
-without them, each in one put. A reader may meanwhile see a picture twice, never not at all, and
-whoever was killed in between is made up for by the next ingest. Only rows with a `source_uri` of
-SOURCE are looked at, by whatever links it was named (`sources.sources.Places`).
+and image_id, captured_at and part_id where SOURCE says them. Where such a row is there, any other
+row of the same file is over: new rows are written first, then the files that hold old ones are
+written again without them, each in one put. A reader may meanwhile see a picture twice, never not
+at all, and whoever was killed in between is made up for by the next ingest. Only rows with a
+`source_uri` of SOURCE are looked at, by whatever links it was named (`sources.sources.Places`).
 
 A row whose file is gone from SOURCE stays, unless its picture has come to lie elsewhere in SOURCE:
 then it was moved. A copy that has lain elsewhere before is none that was moved; for what a killed
@@ -35,8 +35,7 @@ from patchlake.pipeline.storage.owned import or_none, read_json
 from patchlake.pipeline.tables import IMAGES
 
 _STATE = ("source_version", "group", "split", "label")
-_TIME = IMAGES.field("captured_at").type
-_READ = ("source_uri", *_STATE, "sha256", "mask_version", "image_id", "captured_at")
+_READ = ("source_uri", *_STATE, "sha256", "mask_version", "image_id", "captured_at", "part_id")
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ class Row:
     has_mask: bool
     image_id: str | None = None
     captured_at: datetime | None = None
+    part_id: str | None = None
 
     def is_of(self, image: SourceImage, masks: AbstractSet[str | None]) -> bool:
         """Return whether the row is as its file is now.
 
-        What SOURCE does not say any more is kept: a mask, a time, an id.
+        What SOURCE does not say any more is kept: a mask, a time, an id, a piece.
 
         Args:
             image: The file.
@@ -86,7 +86,7 @@ class Row:
 
     def says(self, image: SourceImage) -> tuple[bool, int]:
         """Return how much it says of an image: of two rows of it, one may be of a killed ingest."""
-        own = (*self.state[2:], self.captured_at, self.has_mask or None)
+        own = (*self.state[2:], self.captured_at, self.part_id, self.has_mask or None)
         return self.state[0] == image.version, sum(one is not None for one in own)
 
     def complete(self, image: SourceImage, masks: AbstractSet[str | None]) -> SourceImage:
@@ -113,6 +113,7 @@ class Row:
             placed,
             label=label if "label" in unsaid else image.label,
             captured_at=image.captured_at or self.captured_at,
+            part_id=image.part_id or self.part_id,
             mask_version=self.mask_version if has_mask else image.mask_version,
             masked_file=self.file if has_mask else None,
             masked_row=self.number if has_mask else None,
@@ -125,9 +126,11 @@ class Row:
         return self.file.rpartition("/g=")[0]
 
     def differs(self, image: SourceImage) -> bool:
-        """Return whether SOURCE says another id or time."""
-        return (image.has_own_id and image.image_id != self.image_id) or (
-            image.captured_at is not None and image.captured_at != self.captured_at
+        """Return whether SOURCE says another id, time or piece."""
+        return (
+            (image.has_own_id and image.image_id != self.image_id)
+            or image.captured_at not in (None, self.captured_at)
+            or image.part_id not in (None, self.part_id)
         )
 
 
@@ -292,10 +295,11 @@ class _Read:
             if not {"source_uri", *_STATE} <= held:
                 return []
             names = [column for column in _READ if column in held]
-            # Somebody else's time may be one that Python cannot hold.
-            time = file.schema_arrow.names.index("captured_at") if "captured_at" in held else None
-            if time is not None and file.schema_arrow.field(time).type != _TIME:
-                names.remove("captured_at")
+            # Somebody else's time may be one that Python cannot hold, and their piece a number.
+            for column in {"captured_at", "part_id"} & held:
+                found = file.schema_arrow.field(file.schema_arrow.names.index(column)).type
+                if found != IMAGES.field(column).type:
+                    names.remove(column)
             if "mask_version" not in held:
                 names.append("mask")
             fetch_columns(handle, file, range(file.num_row_groups), names)
@@ -321,6 +325,7 @@ def _rows(file: str, table: pa.Table) -> Iterator[Row]:
             has_mask=masked if "mask_version" not in row else version is not None,
             image_id=row.get("image_id"),
             captured_at=row.get("captured_at"),
+            part_id=row.get("part_id"),
         )
 
 
@@ -335,7 +340,7 @@ def _reason(image: SourceImage, rows: Sequence[Row]) -> str:
     if not rows[0].lies_in(image.hive):
         return "in other partitions"
     if rows[0].differs(image):
-        return "of another image_id or captured_at"
+        return "of another image_id, captured_at or part_id"
     return "with another mask"
 
 

@@ -23,7 +23,7 @@ from patchlake.pipeline.reading.values import as_text, class_names
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import has_text
 
-COLUMNS = ("uri", "image_id", "group", "split", "label", "mask_uri", "captured_at")
+COLUMNS = ("uri", "image_id", "group", "split", "label", "mask_uri", "captured_at", "part_id")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_A_DAY = 24 * 60 * 60
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

@@ -1,9 +1,9 @@
 """A manifest: a table whose rows name image files, with what is known of them.
 
-Columns are `uri`, and `image_id`, `group`, `split`, `label`, `mask_uri`, `captured_at` as there
-are. A header that is nearly one of these is refused, not passed over; other columns are said. How
-cells become text and times is in `pipeline.sources.cells`. Two spellings of a path, `./a.png` and
-`x/../a.png`, are one file.
+Columns are `uri`, and `image_id`, `group`, `split`, `label`, `mask_uri`, `captured_at`, `part_id`
+as there are. A header that is nearly one of these is refused, not passed over; other columns are
+said. How cells become text and times is in `pipeline.sources.cells`. Two spellings of a path,
+`./a.png` and `x/../a.png`, are one file.
 """
 
 import difflib
@@ -27,6 +27,9 @@ _ENDINGS = (".csv", ".tsv", ".parquet")
 _MEANT = {"mask": "mask_uri", "mask_path": "mask_uri", "path": "uri", "file": "uri"}
 _MEANT |= {"filename": "uri", "file_name": "uri", "image": "uri", "class": "label"}
 _NEAR = 0.8
+# By its letters `part_id` is near to `plant_id`, `pair_id` and `path_id`, which are other things:
+# what is nearly it begins as it does.
+_PART, _PART_BEGINS = "part_id", "part"
 _MAY_COME_LATER = frozenset({"group", "split", "label"})
 _SHOWN = 5
 
@@ -99,9 +102,7 @@ def _require_headers(names: Sequence[str], source: str, listing: Listing) -> Non
     for name in names:
         if name in COLUMNS:
             continue
-        plain = "_".join(name.strip().lstrip("\ufeff").casefold().replace("-", " ").split())
-        near = difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=_NEAR)
-        meant = plain if plain in COLUMNS else near[0] if near else _MEANT.get(plain)
+        meant = _meant(name)
         if meant is not None and meant not in names:
             raise TableError(
                 f"{source}: column {shown(name)} is not read; if it is '{meant}', rename it, else "
@@ -112,6 +113,16 @@ def _require_headers(names: Sequence[str], source: str, listing: Listing) -> Non
         raise TableError(f"{source}: a manifest needs column 'uri', it has {list(names)}")
     if others:
         listing.notes.append(f"{source}: columns that are not read: {listed(others)}")
+
+
+def _meant(name: str) -> str | None:
+    """Return the column of ours that a header is nearly called as, or means; None if none."""
+    plain = "_".join(name.strip().lstrip("\ufeff").casefold().replace("-", " ").split())
+    if plain in COLUMNS:
+        return plain
+    others = [column for column in COLUMNS if column != _PART or plain.startswith(_PART_BEGINS)]
+    near = difflib.get_close_matches(plain, others, n=1, cutoff=_NEAR)
+    return near[0] if near else _MEANT.get(plain)
 
 
 def _locate(
@@ -183,6 +194,7 @@ def _image(
         split=_text(row, "split"),
         label=_text(row, "label"),
         captured_at=at,
+        part_id=_text(row, "part_id"),
     )
 
 

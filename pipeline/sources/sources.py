@@ -50,6 +50,8 @@ class SourceImage:
     mask: str | None = None
     captured_at: datetime | None = None
     mask_version: str | None = None
+    # The piece that the picture is of, or its lot.
+    part_id: str | None = None
     # Folders of hive keys that its Parquet file lies in, as "dt=2026-11-28/line=L1"; or "".
     hive: str = ""
     # Of group, split and label, those of which the source says nothing: what is known of an image

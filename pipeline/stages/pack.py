@@ -23,7 +23,7 @@ FILE_BYTES = 256 * 2**20
 _ROW_GROUP_BYTES = 32 * 2**20
 
 # Fields of a `SourceImage` from its id to its mask's version: the other ones say where it lies, and
-# where its mask was.
+# where its mask was. Its part_id counts where it has one, so that files of before keep their names.
 _IDENTIFYING = 11
 TOO_LARGE = "larger than image.max_bytes"
 
@@ -38,7 +38,7 @@ def to_packs(shards: Sequence[Sequence[SourceImage]]) -> list[pa.Table]:
     """
     packs = []
     for shard in shards:
-        identity = [[str(v) for v in astuple(image)[:_IDENTIFYING]] for image in shard]
+        identity = [_identity(image) for image in shard]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
         sources = pa.Table.from_pylist([asdict(image) for image in shard], schema=SOURCE)
         sink = pa.BufferOutputStream()
@@ -49,6 +49,11 @@ def to_packs(shards: Sequence[Sequence[SourceImage]]) -> list[pa.Table]:
         row = {"target": target, "sources": sink.getvalue().to_pybytes()}
         packs.append(pa.Table.from_pylist([row], schema=PACK))
     return packs
+
+
+def _identity(image: SourceImage) -> list[str]:
+    known = [str(value) for value in astuple(image)[:_IDENTIFYING]]
+    return known if image.part_id is None else [*known, image.part_id]
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ def _read(folder: Folder, source: SourceImage, limits: Limits, outcome: _Outcome
         "sha256": hashlib.sha256(content).hexdigest(),
         # Also of a mask that is no image: until its file changes it is not looked at again.
         "mask_version": source.mask_version,
+        "part_id": source.part_id,
     }
 
 

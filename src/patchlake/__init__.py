@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ingest,
         load,
         open_scores,
+        parts,
         picture,
         score,
         settings,
@@ -84,6 +85,7 @@ __all__ = [
     "load",
     "load_settings",
     "open_scores",
+    "parts",
     "picture",
     "score",
     "settings",
@@ -93,7 +95,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact evaluate fit ingest load open_scores picture score settings status update withdraw"
+    "compact evaluate fit ingest load open_scores parts picture score settings status update "
+    "withdraw"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "

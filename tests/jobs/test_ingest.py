@@ -110,6 +110,13 @@ def test_a_manifest_that_says_more_brings_rows_up_to_date(
     assert ingested(f"uri\n./{name}\n") == [("SER-1", "2026-11-20")]
     assert list(images.rglob("*.parquet")) == files
     assert ingested(timed.replace("11-20", "11-21")) == [("SER-1", "2026-11-21")]
+    pieces = []
+    for part_id in ("P7", "P7", "", "P8"):
+        ingested(f"uri,part_id\n{name},{part_id}\n")
+        [file] = images.rglob("*.parquet")
+        pieces.append((file, pq.ParquetFile(file).read(["part_id"]).column(0).to_pylist()))
+    assert [piece for _, piece in pieces] == [["P7"], ["P7"], ["P7"], ["P8"]]
+    assert pieces[0] == pieces[1] == pieces[2]
 
 
 def test_a_mask_that_is_another_images_now_leaves_its_row(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 import patchlake
 from patchlake.pipeline.lake.resync import SupersededRows
+from patchlake.pipeline.sources.sources import SourceImage
+from patchlake.pipeline.stages.pack import to_packs
 
 
 def _photo(path: Path, grey: int) -> None:
@@ -51,12 +54,13 @@ def test_splits_of_a_tree_without_splits_stay(tmp_path: Path):
 
 def test_an_empty_cell_says_nothing(src: Path, tmp_path: Path):
     lake = tmp_path / "lake"
-    first = "uri,group,split,label,image_id,captured_at"
+    first = "uri,group,split,label,image_id,captured_at,part_id"
     patchlake.ingest(
-        _say(tmp_path / "a.csv", first, "src/0.png,tile,train,ok,id0,2026-11-20T02:00Z"), lake
+        _say(tmp_path / "a.csv", first, "src/0.png,tile,train,ok,id0,2026-11-20T02:00Z,P7"), lake
     )
     before = _rows(lake)
-    again = _say(tmp_path / "b.csv", first, "src/0.png,,,,,", "src/1.png,,,,,")
+    assert before["0.png"]["part_id"] == "P7"
+    again = _say(tmp_path / "b.csv", first, "src/0.png,,,,,,", "src/1.png,,,,,,")
     assert patchlake.ingest(again, lake).images == 1
     after = _rows(lake)
     assert after["0.png"] == before["0.png"]
@@ -120,8 +124,8 @@ def test_what_is_known_moves_with_a_picture(src: Path, tmp_path: Path):
     _photo(tmp_path / "mask.png", 255)
     later = _say(
         tmp_path / "later.csv",
-        "uri,label,mask_uri,captured_at",
-        "src/0.png,ng,mask.png,2026-11-20T02:00Z",
+        "uri,label,mask_uri,captured_at,part_id",
+        "src/0.png,ng,mask.png,2026-11-20T02:00Z,P7",
     )
     patchlake.ingest(later, lake)
     before = _rows(lake)["0.png"]
@@ -131,9 +135,50 @@ def test_what_is_known_moves_with_a_picture(src: Path, tmp_path: Path):
     patchlake.ingest(src, lake, group="tile")
     after = _rows(lake)
     assert sorted(after) == ["1.png", "2.png", "old/0.png"]
-    for name in ("label", "mask", "captured_at", "group", "sha256"):
+    for name in ("label", "mask", "captured_at", "group", "sha256", "part_id"):
         assert after["old/0.png"][name] == before[name] is not None
     assert patchlake.ingest(src, lake, group="tile").images == 0
+
+
+def test_a_picture_that_was_taken_again_is_of_no_known_piece(src: Path, tmp_path: Path):
+    lake = tmp_path / "lake"
+    named = _say(tmp_path / "a.csv", "uri,part_id,captured_at", "src/0.png,P7,2026-11-20T02:00Z")
+    patchlake.ingest(named, lake, group="tile")
+    _photo(src / "0.png", 99)
+    assert patchlake.ingest(src, lake).images == 3
+    again = _rows(lake)["0.png"]
+    assert (again["group"], again["part_id"], again["captured_at"]) == ("tile", None, None)
+
+
+@pytest.mark.parametrize("held", ["none", "numbers"])
+def test_a_part_id_comes_to_files_that_were_written_without(src: Path, tmp_path: Path, held: str):
+    """As an earlier release wrote them, or as somebody else has added numbers."""
+    lake = tmp_path / "lake"
+    patchlake.ingest(src, lake, group="tile")
+    [file] = lake.rglob("*.parquet")
+    table = pq.ParquetFile(file).read().drop_columns(["part_id"])
+    if held == "numbers":
+        table = table.append_column("part_id", [list(range(len(table)))])
+    pq.write_table(table, file)
+    assert patchlake.ingest(src, lake, group="tile").images == 0
+    later = _say(tmp_path / "later.csv", "uri,part_id", "src/1.png,P7")
+    assert patchlake.ingest(later, lake).images == 1
+    files = [pq.ParquetFile(path).read() for path in lake.rglob("*.parquet")]
+    rows = {row["image_id"]: row for table in files for row in table.to_pylist()}
+    assert sum(map(len, files)) == len(rows) == 3
+    [named] = [row for row in rows.values() if row["source_uri"].endswith("1.png")]
+    assert (named["part_id"], named["group"]) == ("P7", "tile")
+    assert patchlake.ingest(later, lake).images == 0
+
+
+def test_files_of_images_without_part_id_keep_their_names():
+    """A killed ingest is gone on with by a later release: the same rows, the same file."""
+    image = SourceImage("a.png", "/src", "a.png", "v1", 9, "tile")
+    [pack] = to_packs([[image]])
+    # What patchlake 0.1.0 called it.
+    assert pack.column("target")[0].as_py() == "g=tile/images-6041229725d3.parquet"
+    [other] = to_packs([[replace(image, part_id="P7")]])
+    assert other.column("target") != pack.column("target")
 
 
 def test_masks_are_paired_within_their_own_partition(tmp_path: Path):

@@ -142,6 +142,27 @@ def test_captured_at_of_a_parquet_manifest_comes_along(root):
     assert image.captured_at == at
 
 
+@pytest.mark.parametrize(
+    ("part_ids", "found"),
+    [
+        (["P-0007", "", None], ["P-0007", None, None]),
+        # As a lake's: numbers have one spelling as text.
+        (pa.array([7, None, 70], pa.int32()), ["7", None, "70"]),
+        (pa.array([b"x", b"y", None]).dictionary_encode(), ["x", "y", None]),
+    ],
+)
+def test_part_id_of_a_parquet_manifest_comes_along(root, part_ids, found):
+    _write(root, "a.png", "b.png", "c.png")
+    table = pa.table({"uri": ["a.png", "b.png", "c.png"], "part_id": part_ids})
+    assert _found(_listed(_parquet(root, table)), "part_id") == [(one,) for one in found]
+
+
+def test_part_id_of_a_csv_manifest_comes_along(root):
+    _write(root, "a.png", "b.png")
+    root.write("m.csv", b"uri;part_id\na.png;007\nb.png;\n")
+    assert _found(_listed(root.path("m.csv")), "part_id") == [("007",), (None,)]
+
+
 def test_captured_at_of_a_csv_manifest_comes_along(root):
     _write(root, "a.png")
     root.write("m.csv", b"uri,captured_at\na.png,2026-11-23T01:02:03Z\n")
@@ -177,6 +198,8 @@ def test_a_manifest_that_cannot_be_read_is_named(root, content, fault, said):
         ("image-id", "image_id"),
         ("mask", "mask_uri"),
         ("captured at", "captured_at"),
+        ("Part ID", "part_id"),
+        ("partid", "part_id"),
         ("splits", "split"),
     ],
 )
@@ -189,10 +212,10 @@ def test_a_header_that_is_nearly_one_of_ours_is_not_passed_over(root, header, me
 
 def test_other_columns_are_said(root):
     _write(root, "a.png")
-    root.write("m.csv", b"uri,shift,operator\na.png,2,kim\n")
+    root.write("m.csv", b"uri,shift,operator,plant_id\na.png,2,kim,south\n")
     listing = _listed(root.path("m.csv"))
     assert listing.notes == [
-        f"{root.path('m.csv')}: columns that are not read: ['shift', 'operator']"
+        f"{root.path('m.csv')}: columns that are not read: ['shift', 'operator', 'plant_id']"
     ]
 
 
