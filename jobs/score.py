@@ -38,7 +38,7 @@ def score(
         ),
     ] = None,
     heatmaps: Annotated[
-        Literal["all", "none"] | None, typer.Option(help="Sets score.heatmaps.")
+        Literal["all", "anomalous", "none"] | None, typer.Option(help="Sets score.heatmaps.")
     ] = None,
     weights: options.Weights = None,
     dry_run: options.DryRun = False,

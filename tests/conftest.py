@@ -115,12 +115,14 @@ TINY = {
     "backbone": {"name": "resnet10t.c3_in1k", "weights": "untrained"},
     "method": {"coreset_fraction": 0.1},
     "fragment_images": 10,
-    "score": {"scored_at": "2026-01-01T00:00:00Z"},
+    # Pictures of all, since of the tiny ones hardly any is anomalous.
+    "score": {"scored_at": "2026-01-01T00:00:00Z", "heatmaps": "all"},
 }
 TINY_FLAGS = (
     *("--set", "image.resize=[64, 64]", "--set", "backbone.name=resnet10t.c3_in1k"),
     *("--set", "backbone.weights=untrained", "--set", "method.coreset_fraction=0.1"),
     *("--set", "fragment_images=10", "--set", "score.scored_at=2026-01-01T00:00:00Z"),
+    *("--set", "score.heatmaps=all"),
     *("--runner", "local"),
 )
 

@@ -43,7 +43,13 @@ def plant(
     later = load_settings(
         flags=TINY
         | {"fragment_images": 3, "max_failed": 1.0}
-        | {"score": {"scored_at": datetime(2026, 1, 2, tzinfo=UTC), "heatmap_store": "packed"}}
+        | {
+            "score": {
+                "scored_at": datetime(2026, 1, 2, tzinfo=UTC),
+                "heatmap_store": "packed",
+                "heatmaps": "all",
+            }
+        }
     )
     score.run(str(root / "images"), str(model), str(root / "scores"), later, LOCAL)
     return root

@@ -383,6 +383,10 @@ def parts(
         ConfigError: if there is no such table or version, no `part_id`, no rate, or `out` is no
             name of a Parquet file.
         TableError: if the table has no column `part_id`.
+
+    >>> patchlake.parts("scores")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ConfigError: none of the 44 rows has a part_id
     """
     chosen = _effective(settings)
     if out is not None:
@@ -408,7 +412,7 @@ def picture(path: Uri, *, settings: Settings | None = None) -> bytes:
         StorageError: if storage gives no answer.
 
     >>> rows = patchlake.open_scores("scores").to_table(columns=["heatmap_path"])
-    >>> path = rows.column("heatmap_path")[0].as_py()
+    >>> path = rows.column("heatmap_path").drop_null()[0].as_py()
     >>> patchlake.picture(f"scores/{path}")[:3].hex()  # as every JPEG begins
     'ffd8ff'
     """
@@ -428,7 +432,7 @@ def load(
         model: Folder of the model; or several.
         weights: safetensors file of the network, if it has moved since the fit.
         threads: Of the network and the search; without, all cores.
-        settings: Of which `image` limits, `storage` and memory count.
+        settings: Of which `image` limits, `verdict`, `storage` and memory count.
 
     Raises:
         ConfigError, ModelError: if there is no model, it is damaged, or the weights are others.

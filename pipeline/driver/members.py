@@ -132,8 +132,8 @@ def announce_verdicts(members: Sequence[Member], groups: Sequence[str], settings
         verdict = verdict_of(members, group, settings.verdict.false_alarm_rate)
         if verdict is None:
             log.warning(
-                "group '%s' has no verdicts: it takes good images of two parts at least that the "
-                "model was calibrated on; models of before have none, fit again",
+                "group '%s' has no verdicts: it takes good images of two parts at least that each "
+                "model has measured (docs/verdicts.md), and models of before have measured none",
                 group,
             )
         elif verdict.reservation:

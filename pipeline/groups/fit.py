@@ -14,7 +14,7 @@ from patchlake.pipeline.groups.files import Accounts, store_group
 from patchlake.pipeline.groups.gallery import StoredGallery, write_gallery
 from patchlake.pipeline.groups.loading import MEASURED_PATCHES, bank_files, measured_quality
 from patchlake.pipeline.groups.membership import Membership
-from patchlake.pipeline.groups.parts import JUDGED, Parts, judged, verdict_arrays
+from patchlake.pipeline.groups.parts import JUDGED, judged, told_by, verdict_arrays
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
@@ -118,10 +118,10 @@ def store(
 
 def _promise(members: Membership, verdicts: Arrays) -> dict[str, float | str]:
     """Return what is said of the calibration of verdicts."""
-    parts = Parts.of(members)
+    names = set(members.present.column("part").to_pylist()) - {None}
     told: dict[str, float | str] = {
-        "parts": float(len(set(parts.names))),
-        "parts_told_by": parts.told_by,
+        "parts": float(len(names)),
+        "parts_told_by": told_by(members),
     }
     if not verdicts:
         return told

@@ -129,11 +129,11 @@ class Membership:
             columns[name] = values
         return Membership(_table(columns, len(self.table)))
 
-    def judged(self, parts: Sequence[str], samples: Sequence[Sample]) -> "Membership":
+    def judged(self, parts: Sequence[str | None], samples: Sequence[Sample]) -> "Membership":
         """Return the images with their parts and these samples by part, and no others.
 
         Args:
-            parts: Of each image in the model, by number.
+            parts: Of each image in the model, by number; None: not known.
             samples: Each measured without what its whole part gave to the model.
         """
         rows = np.flatnonzero(pc.is_null(self.table.column("left")).to_numpy())

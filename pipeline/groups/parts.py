@@ -6,6 +6,7 @@ against the model without all shots of its part, and not without itself only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -24,39 +25,62 @@ from patchlake.pipeline.scores.calibration import Sample
 # Images are measured so many times as often as for the colour scale: 1,000, and 200 of SPADE. It
 # takes 99 parts to promise one false alarm in a hundred, and 999 one in a thousand.
 JUDGED = 5
-# Shots of one part that are scored at once, and that Gaussians leave out together: what they leave
-# out of a larger part are so many, evenly spread.
-_AT_ONCE = 64
+# Shots of a part that Gaussians can leave out together: time grows with their third power, and
+# PaDiM has 1.3 MB of each.
+_MOST_SHOTS = 64
+# Images that are scored at once where each is scored by itself.
+_AT_ONCE = 4
+# Of the images that samples were measured with, the share that may leave before they count no more.
+_MAY_LEAVE = 0.1
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Of each image of a model the part that it shows, and what tells that."""
+    """Of each image of a model the part that it shows."""
 
-    # `part_id`, `look-alikes`, or `images`: each is taken for a part of its own.
-    told_by: str
     # By number of the image.
     names: list[str]
 
     @classmethod
-    def of(cls, members: Membership) -> "Parts":
-        """Return those of the images in the model, by `part_id` where any of them has one."""
-        ids = members.present.column("part_id").to_pylist()
-        if any(one is not None for one in ids):
-            # An image without one is a part of its own, whatever others are called.
-            names = [f"image {n}" if one is None else f"part {one}" for n, one in enumerate(ids)]
-            return cls("part_id", names)
+    def of(cls, members: Membership) -> "Parts | None":
+        """Return those of the images in the model; None where nobody can tell.
+
+        Images with a `part_id` are of that part. Another one is of the part of what looks like it,
+        and models of before thumbnails were kept do not know what that is.
+        """
+        ids: list[str | None] = members.present.column("part_id").to_pylist()
+        if None not in ids:
+            return cls([f"part {one}" for one in ids])
         seen = members.present.column("thumbnail").combine_chunks()
         if seen.null_count or not len(seen):
-            # Models of before thumbnails were kept.
-            return cls("images", [f"image {number}" for number in range(len(ids))])
+            return None
         grey = np.frombuffer(b"".join(seen.to_pylist()), np.uint8).reshape(len(seen), -1)
-        return cls("look-alikes", [f"image {number}" for number in look_alikes(grey)])
+        alike = look_alikes(grey).tolist()
+        named: dict[int, str] = {}
+        for like, one in zip(alike, ids, strict=True):
+            if one is not None:
+                named.setdefault(like, f"part {one}")
+        return cls(
+            [
+                named.get(like, f"image {like}") if one is None else f"part {one}"
+                for like, one in zip(alike, ids, strict=True)
+            ]
+        )
 
-    @property
+    @cached_property
     def numbers(self) -> Int64[np.ndarray, " images"]:
         """Of each image a number, equal within a part."""
-        return np.asarray(np.unique(self.names, return_inverse=True)[1], np.int64)
+        return _numbers(self.names)
+
+
+def told_by(members: Membership) -> str:
+    """Return what tells the parts of the images in a model, in words."""
+    named = members.present.column("part_id")
+    if not named.null_count:
+        return "part_id"
+    if members.present.column("thumbnail").null_count:
+        return "nothing"
+    return "part_id and look-alikes" if named.null_count < len(named) else "look-alikes"
 
 
 def choose_by_part(
@@ -67,7 +91,7 @@ def choose_by_part(
     """Return candidates, rising: as many parts as possible, and then as many images of each.
 
     Args:
-        candidates: Numbers of images.
+        candidates: Numbers of images, rising.
         parts: Of all images of the model.
         at_most: How many; of those that are alike in rank, evenly spread ones are taken.
     """
@@ -96,8 +120,9 @@ class PartCalibrator:
     def measure(self, chosen: Int64[np.ndarray, " chosen"], threads: int) -> list[Sample]:
         """Return the samples of images of the corpus, by their numbers in the model, rising.
 
-        Passed over are images whose part has all that the model knows, and those whose part cannot
-        leave it: of Gaussians that is one with images that joined before.
+        Passed over are images whose part cannot leave the model: it has all that the model knows,
+        or the model knows nothing of single images and was trained on this one. Of Gaussians, they
+        are also those of a part of more than 64 images, or with images that joined before.
 
         Args:
             chosen: The images.
@@ -114,34 +139,29 @@ class PartCalibrator:
         """Return the samples of images of one part."""
         result = self.calibrator.result
         if result.unseen is not None:
-            return self._scored(images, images, None)
+            return self._each(images, None)
         every = np.flatnonzero(self.parts == self.parts[images[0]])
         bank = result.bank
-        if len(every) == len(self.parts):
-            return []
-        if bank is not None and bank.origin is not None:
+        if bank is not None:
             own = OwnPart.of(every.tolist(), bank, together=True)
-            return [] if len(own.rows) == len(bank.rows) else self._scored(images, images, own)
-        if every[0] < self.before:
+            is_whole = bank.origin is None or len(own.rows) == len(bank.rows)
+            return [] if is_whole else self._each(images, own)
+        others = len(self.parts) - len(every)
+        # The Gaussian of one image knows no spread.
+        if every[0] < self.before or len(every) > _MOST_SHOTS or others < 2:  # noqa: PLR2004
             return []
-        if len(every) > _AT_ONCE:
-            spread = np.linspace(0, len(every) - 1, _AT_ONCE // 2).round().astype(int)
-            every = np.union1d(every[spread], images[: _AT_ONCE // 2])
         leaving = every.tolist()
-        wanted = [image for image in images if image in set(leaving)]
-        return self._scored(leaving, wanted, OwnPart.of(leaving, bank, together=True))
+        samples = self._scored(leaving, OwnPart.of(leaving, None, together=True))
+        return [sample for sample in samples if sample.image in set(images)]
 
-    def _scored(
-        self, images: Sequence[int], wanted: Sequence[int], own: OwnPart | None
-    ) -> list[Sample]:
-        found: list[Sample] = []
-        for begin in range(0, len(images), _AT_ONCE):
-            some = images[begin : begin + _AT_ONCE]
-            in_corpus = [image - self.before for image in some]
-            arrays = [arrays for _, arrays in self.corpus.some(in_corpus)]
-            samples = self.calibrator.samples(arrays, some, own)
-            found += [sample for sample in samples if sample.image in set(wanted)]
-        return found
+    def _each(self, images: Sequence[int], own: OwnPart | None) -> list[Sample]:
+        pieces = [images[begin : begin + _AT_ONCE] for begin in range(0, len(images), _AT_ONCE)]
+        return [sample for piece in pieces for sample in self._scored(piece, own)]
+
+    def _scored(self, images: Sequence[int], own: OwnPart | None) -> list[Sample]:
+        in_corpus = [image - self.before for image in images]
+        arrays = [arrays for _, arrays in self.corpus.some(in_corpus)]
+        return self.calibrator.samples(arrays, images, own)
 
 
 def judged(
@@ -149,7 +169,8 @@ def judged(
 ) -> Membership:
     """Return the members of a model with the samples by part of those that have just joined.
 
-    Earlier samples are kept as they were measured, thinned to make room.
+    Earlier samples are kept as they were measured, thinned to make room, where their parts still
+    have the images that were left out then.
 
     Args:
         calibrator: Of the model with all of them.
@@ -158,19 +179,55 @@ def judged(
         at_most: Samples.
         threads: In which it is done.
     """
-    before = members.count - corpus.images
     parts = Parts.of(members)
+    if parts is None:
+        return members.judged([None] * members.count, [])
+    before = members.count - corpus.images
+    earlier = _unchanged(members, parts, before)
     unseen = calibrator.result.unseen
     candidates = np.arange(before, members.count) if unseen is None else unseen + before
-    share = max(1, at_most * len(candidates) // max(1, members.count)) if before else at_most
-    chosen = choose_by_part(candidates, parts.numbers, share)
+    share = at_most * len(candidates) // max(1, members.count) if before else at_most
+    chosen = choose_by_part(candidates, parts.numbers, max(share, at_most - len(earlier)))
     new = PartCalibrator(calibrator, corpus, parts.numbers, before).measure(chosen, threads)
-    earlier = members.part_samples()
-    room = max(0, at_most - len(new))
-    if len(earlier) > room:
-        kept = np.linspace(0, len(earlier) - 1, room).round().astype(int)
-        earlier = [earlier[number] for number in kept]
-    return members.judged(parts.names, [*earlier, *new])
+    by_image = {one.image: one for one in earlier}
+    numbers = np.array(list(by_image), np.int64)
+    kept = choose_by_part(numbers, parts.numbers, max(0, at_most - len(new)))
+    return members.judged(parts.names, [*(by_image[image] for image in kept.tolist()), *new])
+
+
+def judged_without(members: Membership) -> Membership:
+    """Return the members of a model that images have left, with the samples that still count.
+
+    They were measured with all of them: what is left is farther from an image than it was then.
+    """
+    present, ever = members.count, len(members.table)
+    parts = Parts.of(members)
+    if parts is None or ever - present > _MAY_LEAVE * ever:
+        return members.judged([None] * present, [])
+    return members.judged(parts.names, _unchanged(members, parts, present))
+
+
+def _unchanged(members: Membership, parts: Parts, before: int) -> list[Sample]:
+    """Return the samples of images whose part is, among the first `before`, what it was."""
+    was = members.present.column("part").to_pylist()[:before]
+    then, now = _sets(was), _sets(parts.names[:before])
+    return [
+        sample
+        for sample in members.part_samples()
+        if sample.image < before and then[was[sample.image]] == now[parts.names[sample.image]]
+    ]
+
+
+def _sets(names: Sequence[str | None]) -> dict[str | None, list[int]]:
+    found: dict[str | None, list[int]] = {}
+    for image, name in enumerate(names):
+        found.setdefault(name, []).append(image)
+    return found
+
+
+def _numbers(names: Sequence[str]) -> Int64[np.ndarray, " images"]:
+    codes: dict[str, int] = {}
+    return np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)
 
 
 def verdict_arrays(members: Membership) -> Arrays:
@@ -181,14 +238,14 @@ def verdict_arrays(members: Membership) -> Arrays:
     samples = members.part_samples()
     numbers = pa.array([one.image for one in samples], pa.int64())
     rows = members.present.take(numbers)
-    names = rows.column("part").to_pylist()
-    if len(set(names)) < 2:  # noqa: PLR2004 - one part has no other to be compared with
+    parts = _numbers(rows.column("part").to_pylist())
+    if len(set(parts.tolist())) < 2:  # noqa: PLR2004 - one part has no other to be compared with
         return {}
     contents = rows.column("sha256").to_pylist()
     digests = [bytes.fromhex(one[:16]) if one else bytes(8) for one in contents]
     arrays: Arrays = {
         "scores": np.array([one.score for one in samples], np.float32),
-        "parts": np.unique(names, return_inverse=True)[1].astype(np.int32),
+        "parts": parts.astype(np.int32),
         "images": np.frombuffer(b"".join(digests), ">i8").astype(np.int64),
     }
     if all(one.peak is not None for one in samples):

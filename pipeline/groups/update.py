@@ -20,7 +20,7 @@ from patchlake.pipeline.groups.fit import (
 from patchlake.pipeline.groups.gallery import gallery_files, without_images, write_gallery
 from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
-from patchlake.pipeline.groups.parts import Parts
+from patchlake.pipeline.groups.parts import judged_without
 from patchlake.pipeline.methods.shared.bank import MemoryBank
 from patchlake.pipeline.methods.shared.contract import EarlierModel, Method, Progress, Updatable
 from patchlake.pipeline.model_store.identity import Identity
@@ -159,7 +159,7 @@ def withdraw_group(
     quality = {n: v for n, v in earlier.facts.items() if n in _QUALITY}
     samples = samples_left(fitted.members.samples(), numbers)
     membership = fitted.members.left_by(numbers, step).measured(samples)
-    membership = membership.judged(Parts.of(membership).names, membership.part_samples())
+    membership = judged_without(membership)
     unusable = fitted.record.unusable_images
     contents = GroupContents(result, bank, result.facts | quality, gallery, membership, unusable)
     return store(fitted.model, group, contents, fitted.identity, settings)

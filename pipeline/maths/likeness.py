@@ -16,6 +16,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 _ALIKE = 0.25
+# Squared distance up to which thumbnails are the same but for rounding, which is 5e-4; two photos
+# that have nothing in common are 512 apart.
+_SAME = 1e-2
 # Photos by which the typical distance is measured: half a million pairs.
 _SAMPLED = 1_000
 # Photos compared at once: 16 MB of distances. Beyond so many blocks in the order of the lake,
@@ -34,20 +37,35 @@ def look_alikes(thumbnails: UInt8[np.ndarray, "images cells"]) -> Int[np.ndarray
     if count < 2:  # noqa: PLR2004 - one photo has nothing to be like
         return np.arange(count)
     standard = _standardised(thumbnails)
-    limit = (_ALIKE**2) * _typical(standard)
-    rows, columns = [], []
+    limit = max(_SAME, (_ALIKE**2) * _typical(standard))
+    first = np.arange(count)
     for begin in range(0, count, _BLOCK):
         block = standard[begin : begin + _BLOCK]
         for other in range(begin, min(count, begin + (1 + _BLOCKS_AHEAD) * _BLOCK), _BLOCK):
-            squared = _squared(block, standard[other : other + _BLOCK])
-            one, two = np.nonzero(squared < limit)
-            rows.append(one + begin)
-            columns.append(two + other)
-    ends = np.concatenate(rows), np.concatenate(columns)
+            one, two = np.nonzero(_squared(block, standard[other : other + _BLOCK]) <= limit)
+            first = _joined(first, one + begin, two + other)
+    return first
+
+
+def _joined(
+    first: Int[np.ndarray, " images"],
+    one: Int[np.ndarray, " links"],
+    two: Int[np.ndarray, " links"],
+) -> Int[np.ndarray, " images"]:
+    """Return the parts once the ends of some links are of one part.
+
+    Links are joined block by block, and so never held all: of three views of many parts there would
+    be as many as a third of all pairs.
+    """
+    different = first[one] != first[two]
+    if not different.any():
+        return first
+    count = len(first)
+    ends = np.append(np.arange(count), one[different]), np.append(first, two[different])
     linked = coo_matrix((np.ones(len(ends[0]), bool), ends), (count, count))
     _, part = connected_components(linked, directed=False)
-    _, first = np.unique(part, return_index=True)
-    return np.asarray(first[part])
+    _, least = np.unique(part, return_index=True)
+    return np.asarray(least[part])
 
 
 def _standardised(thumbnails: UInt8[np.ndarray, "images cells"]) -> Float32[np.ndarray, "i c"]:
@@ -58,11 +76,12 @@ def _standardised(thumbnails: UInt8[np.ndarray, "images cells"]) -> Float32[np.n
 
 
 def _typical(standard: Float32[np.ndarray, "images cells"]) -> float:
-    """Return the median squared distance between two photos."""
+    """Return the median squared distance between two photos that are not the same."""
     step = -(-len(standard) // _SAMPLED)
     some = standard[::step]
-    pairs = np.triu_indices(len(some), 1)
-    return float(np.median(_squared(some, some)[pairs])) if len(pairs[0]) else 0.0
+    squared = _squared(some, some)[np.triu_indices(len(some), 1)]
+    different = squared[squared > _SAME]
+    return float(np.median(different)) if len(different) else 0.0
 
 
 def _squared(

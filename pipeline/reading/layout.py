@@ -79,7 +79,8 @@ class Layout:
         if name == "part_id" and name not in self.columns.renamed:
             # Tables of before it meant anything may have something else of that name.
             kind = self.type(found)
-            return found if kind is None or has_text(kind) else ColumnPlace(theirs, None, found.key)
+            is_name = kind is None or (has_text(kind) and not _is_measure(kind))
+            return found if is_name else ColumnPlace(theirs, None, found.key)
         if name in _BINARY:
             # A picture is not in a path.
             found = ColumnPlace(theirs, found.column)
@@ -182,6 +183,12 @@ class Layout:
                     f"{self.where} has '{near}' and no '{theirs}' ({name}); if it is that, say "
                     f"--set columns.{name}='{near}'; if there is none, --set columns.{name}=''"
                 )
+
+
+def _is_measure(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_floating(kind) or is_binary(kind))
 
 
 _BINARY = ("image", "mask")

@@ -6,6 +6,8 @@ from functools import reduce
 
 import numpy as np
 from jaxtyping import Float32, Float64
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.scores.conformal import Conformal, parts_needed
@@ -81,13 +83,14 @@ def _together(members: Sequence[Judged], calibrations: Sequence[Calibration]) ->
     if len(members) == 1:
         return members[0]
     shared = reduce(np.intersect1d, (_single(member["images"]) for member in members))
-    if not len(shared):
-        return None
     rows = [_rows(member["images"], shared) for member in members]
+    parts = _parts([member["parts"][at] for member, at in zip(members, rows, strict=True)])
+    if len(set(parts.tolist())) < 2:  # noqa: PLR2004 - nothing to compare a part with
+        return None
     scores = [member["scores"][at] for member, at in zip(members, rows, strict=True)]
     found = {
         "scores": ensemble_scores(scores, calibrations),
-        "parts": members[0]["parts"][rows[0]],
+        "parts": parts,
     }
     standard = [
         calibration.patches.standardise(member["peaks"][at])
@@ -97,6 +100,18 @@ def _together(members: Sequence[Judged], calibrations: Sequence[Calibration]) ->
     if standard:
         found["peaks"] = np.asarray(np.mean(standard, axis=0, dtype=np.float64), np.float32)
     return found
+
+
+def _parts(of_members: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the parts of images of which any member says that they are of one."""
+    images = len(of_members[0])
+    ends, offset = [], images
+    for parts in of_members:
+        ends.append(np.stack([np.arange(images), parts.astype(np.int64) + offset]))
+        offset += int(parts.max(initial=0)) + 1
+    one, two = np.concatenate(ends, axis=1)
+    linked = coo_matrix((np.ones(len(one), bool), (one, two)), (offset, offset))
+    return np.asarray(connected_components(linked, directed=False)[1][:images])
 
 
 def _single(images: np.ndarray) -> np.ndarray:

@@ -57,12 +57,9 @@ def test_the_rows_are_the_same_in_fewer_files_sorted_with_the_worst_first(
     assert len(files) == 6
     for file in files:
         parquet = pq.ParquetFile(file)
-        assert [s.column_index for s in parquet.metadata.row_group(0).sorting_columns] == [
-            3,
-            6,
-            1,
-            2,
-        ]
+        sorting = parquet.metadata.row_group(0).sorting_columns
+        by = [parquet.schema.column(one.column_index).path for one in sorting]
+        assert by == ["group", "image_score", "source_path", "source_row"]
         order = [
             (row["group"], row["image_score"] is None, -(row["image_score"] or 0))
             for row in parquet.read(columns=["group", "image_score"]).to_pylist()

@@ -115,10 +115,10 @@ def test_every_image_has_a_finite_score_and_a_map_or_none(done: Done):
     assert (done.scores / "_heatmaps").exists() == has_map
 
 
-def test_without_a_threshold_there_are_no_verdicts(done: Done):
-    """None has one unless it is asked for."""
+def test_every_method_has_verdicts(done: Done):
     for row in by_place(done.scores).values():
-        assert (row["is_anomalous"], row["threshold"]) == (None, None)
+        assert row["is_anomalous"] == (row["image_score"] > row["threshold"])
+        assert 0 < row["p_value"] <= 1
 
 
 def test_verdicts_are_there_where_the_method_has_a_threshold(images: Path, tmp_path: Path):

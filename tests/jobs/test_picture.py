@@ -94,6 +94,7 @@ def test_files_as_they_were_before_there_was_a_choice_keep_their_keys(tiny: Sett
     before = {
         "image": tiny.image.model_dump(mode="json"),
         "score": {"heatmaps": "all", "scored_at": "2026-01-01T00:00:00Z"},
+        "verdict": {"false_alarm_rate": 0.01},
         "columns": tiny.columns.model_dump(mode="json", exclude=set(VOCABULARY)),
         "fragment_images": 10,
     }
@@ -154,7 +155,7 @@ def test_the_command_writes_a_picture_and_says_where(
     with Image.open(io.BytesIO(drawn)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (256, 256))
     for command, told in (
-        ((path.replace(".jpg", "9.jpg"), "b.jpg"), "pictures, none of them of row"),
+        ((f"{path.partition('#')[0]}#99.jpg", "b.jpg"), "pictures, none of them of row"),
         ((path.partition("/")[2], "b.jpg"), "a heatmap_path is relative to SCORES"),
         (("scores/run.json", "b.jpg"), "is no heatmap_path"),
         ((path, "out"), "cannot be written: Is a directory"),
