@@ -116,6 +116,10 @@ def test_every_image_has_a_finite_score_and_a_map_or_none(done: Done):
 
 
 def test_every_method_has_verdicts(done: Done):
+    if done.method == "cfa":
+        # Of a dozen images, it has trained on all.
+        assert {row["is_anomalous"] for row in by_place(done.scores).values()} == {None}
+        return
     for row in by_place(done.scores).values():
         assert row["is_anomalous"] == (row["image_score"] > row["threshold"])
         assert 0 < row["p_value"] <= 1
