@@ -60,13 +60,16 @@ def _show_paths(folder: Path, scores: str) -> None:
     found = sorted(Path(scores).glob("version=*/**/*.parquet"))
     if not found:
         raise ConfigError(f"{scores} holds no part")
-    columns = ["image_id", "image_score", "heatmap_path"]
+    columns = ["image_id", "image_score", "p_value", "heatmap_path"]
     rows = [row for path in found for row in pq.ParquetFile(path).read(columns=columns).to_pylist()]
-    # The worst image of each folder: of each defect of each product, and of the good ones.
-    worst = {str(Path(row["image_id"]).parent): row for row in sorted(rows, key=_image_score)}
+    # The worst image of each folder: of each defect of each product, and of the good ones if one of
+    # them is anomalous.
+    drawn = [row for row in rows if row["heatmap_path"]]
+    worst = {str(Path(row["image_id"]).parent): row for row in sorted(drawn, key=_image_score)}
     say("heatmaps worth opening:")
     for _, row in sorted(worst.items()):
-        say(f"  {scores}/{row['heatmap_path']}  {row['image_id']}  score {row['image_score']:.2f}")
+        judged = f"score {row['image_score']:.2f}  p {row['p_value']:.3f}"
+        say(f"  {scores}/{row['heatmap_path']}  {row['image_id']}  {judged}")
 
 
 def _image_score(row: dict[str, float | None]) -> float:

@@ -202,7 +202,7 @@ def test_the_worst_are_of_the_last_scores_only(
     assert len(list(Path("scores").glob("version=*"))) == 2
     found = duckdb.sql(QUERIES["README.md-0"].replace("'tile'", "'woven_cloth'")).fetchall()
     # Of the first version there would be pictures.
-    assert [picture for _, _, picture in found] == [None] * 10
+    assert [picture for *_, picture in found] == [None] * 10
 
 
 def links() -> list[tuple[str, str]]:

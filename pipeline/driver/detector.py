@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.drive import models_budget
-from patchlake.pipeline.driver.members import calibrations_of, read_members, verdict_of
+from patchlake.pipeline.driver.members import calibrations_of, read_members
 from patchlake.pipeline.errors import ConfigError, ImageError, Status
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.headway import Passed
@@ -217,7 +217,8 @@ class Detector:
 
     def _verdict(self, group: str) -> Verdict | None:
         if group not in self._verdicts:
-            self._verdicts[group] = verdict_of(self._members, group, self._rate)
+            calibrations = calibrations_of(self._members, group)
+            self._verdicts[group] = Verdict.of(calibrations, self._rate)
         return self._verdicts[group]
 
     def _scale(self, group: str) -> ColourScale | None:

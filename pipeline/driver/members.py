@@ -1,7 +1,7 @@
 """The models that a score job scores with: one, or the members of an ensemble."""
 
 import logging
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from patchlake.pipeline.groups.banks import (
     searched_bytes,
     shard_starts,
 )
-from patchlake.pipeline.groups.files import load_calibration, load_verdicts
+from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import require_whole
@@ -116,20 +116,9 @@ def calibrations_of(members: Sequence[Member], group: str) -> list[Calibration]:
     return [load_calibration(m.model, m.manifest.groups[group]) for m in members]
 
 
-def verdict_of(members: Sequence[Member], group: str, rate: float) -> Verdict | None:
-    """Return what a group's scores are judged by; None where nothing is promised of it.
-
-    Raises:
-        ModelError: if a file is missing or damaged.
-    """
-    judged = [load_verdicts(m.model, m.manifest.groups[group]) for m in members]
-    return Verdict.of(judged, calibrations_of(members, group), rate)
-
-
-def announce_verdicts(members: Sequence[Member], groups: Sequence[str], settings: Settings) -> None:
+def announce_verdicts(verdicts: Mapping[str, Verdict | None]) -> None:
     """Warn of groups without verdicts, and of those that promise less than was asked for."""
-    for group in groups:
-        verdict = verdict_of(members, group, settings.verdict.false_alarm_rate)
+    for group, verdict in verdicts.items():
         if verdict is None:
             log.warning(
                 "group '%s' has no verdicts: it takes good images of two parts at least that each "

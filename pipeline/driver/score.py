@@ -186,8 +186,8 @@ def _announce(lake: Folder, target: Folder, work: ScoreWork, pending: Fragments)
     if kept and not pending:
         log.info("all %d images are done", work.plan.images)
     announce_cost(work.members, pending, work.digests)
-    known = [group for group in pending.groups if group in work.digests]
-    announce_verdicts(work.members, known, work.record.settings)
+    if pending:
+        announce_verdicts(work.verdicts)
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -15,7 +16,6 @@ from patchlake.pipeline.driver.members import (
     group_digests,
     read_members,
     require_units,
-    verdict_of,
 )
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.groups.loading import verify_groups
@@ -52,13 +52,24 @@ class ScoreWork:
     source: Source
     record: runs.RunRecord
 
-    def calibrations(self, group: str) -> list[Calibration]:
-        """Return each member's."""
-        return calibrations_of(self.members, group)
+    @property
+    def groups(self) -> list[str]:
+        """Groups that are planned and that every member has."""
+        return [group for group in self.plan.groups if group in self.digests]
 
-    def verdict(self, group: str) -> Verdict | None:
-        """Return what a group's scores are judged by; None where nothing is promised of it."""
-        return verdict_of(self.members, group, self.record.settings.verdict.false_alarm_rate)
+    @cached_property
+    def calibrations(self) -> Mapping[str, list[Calibration]]:
+        """By group, each member's. Read from the models once."""
+        return {group: calibrations_of(self.members, group) for group in self.groups}
+
+    @cached_property
+    def verdicts(self) -> Mapping[str, Verdict | None]:
+        """By group, what its scores are judged by; None where nothing is promised of it."""
+        rate = self.record.settings.verdict.false_alarm_rate
+        return {
+            group: Verdict.of(calibrations, rate)
+            for group, calibrations in self.calibrations.items()
+        }
 
 
 def plan_score(
@@ -180,16 +191,14 @@ def pipeline_of(
         members: Those of `work`, or with their large banks held elsewhere.
     """
     settings = record.settings
-    groups = [group for group in work.plan.groups if group in work.digests]
+    groups = work.groups
     without: dict[str, Selection] = {
         group: "none" for group in work.plan.groups if group not in groups
     }
-    calibrations = {group: work.calibrations(group) for group in groups}
     scales = {
         group: some[0].scale if len(some) == 1 else mean_scale(some)
-        for group, some in calibrations.items()
+        for group, some in work.calibrations.items()
     }
-    verdicts = {group: work.verdict(group) for group in groups}
     publish = Publish(
         geometry=work.source.geometry,
         scores=target,
@@ -199,7 +208,7 @@ def pipeline_of(
         heatmap_store=settings.score.heatmap_store,
         model_ids={group: work.digests[group] for group in groups},
         scales={group: scale for group, scale in scales.items() if scale},
-        verdicts={group: verdict for group, verdict in verdicts.items() if verdict},
+        verdicts={group: verdict for group, verdict in work.verdicts.items() if verdict},
         threads=threads,
     )
     geometries = tuple(dict.fromkeys(member.geometry for member in work.members))

@@ -31,7 +31,6 @@ STATE = "state.safetensors"
 _STATISTICS = "statistics.safetensors"
 IMAGES = "images.parquet"
 CALIBRATION = "calibration.json"
-_VERDICTS = "verdicts.safetensors"
 _PROVENANCE = "provenance.parquet"
 _BANK = ".faiss"
 _AGAIN = "restore it, or fit again"
@@ -48,8 +47,6 @@ class Accounts:
     provenance: pa.Table | None
     # `FitResult.statistics`.
     statistics: Arrays
-    # From `parts.verdict_arrays`.
-    verdicts: Arrays
 
 
 def store_group(
@@ -65,9 +62,8 @@ def store_group(
         accounts: What else is stored.
     """
     contents = {STATE: to_bytes(state), **bank, CALIBRATION: accounts.calibration.to_json()}
-    for role, arrays in ((_STATISTICS, accounts.statistics), (_VERDICTS, accounts.verdicts)):
-        if arrays:
-            contents[role] = to_bytes(arrays)
+    if accounts.statistics:
+        contents[_STATISTICS] = to_bytes(accounts.statistics)
     for role, table in ((_PROVENANCE, accounts.provenance), (IMAGES, accounts.images)):
         if table is not None:
             sink = io.BytesIO()
@@ -107,8 +103,7 @@ def load_accounts(model: Folder, record: GroupRecord) -> Accounts:
     if provenance is not None:
         with reading_file(model, record, _PROVENANCE):
             _require_rows(provenance, record)
-    verdicts = load_verdicts(model, record)
-    return Accounts(load_calibration(model, record), images, provenance, statistics, verdicts)
+    return Accounts(load_calibration(model, record), images, provenance, statistics)
 
 
 def load_images(model: Folder, record: GroupRecord) -> pa.Table | None:
@@ -184,24 +179,6 @@ def load_calibration(model: Folder, record: GroupRecord) -> Calibration:
     """Return how normal images of a group score. Raises `ModelError`."""
     with reading_file(model, record, CALIBRATION) as content:
         return Calibration.from_json(content)
-
-
-def load_verdicts(model: Folder, record: GroupRecord) -> Arrays:
-    """Return what verdicts go by: `scores`, `parts`, `images`, and `peaks` of methods with maps.
-
-    Empty where nothing can be promised, and of models that were fitted before verdicts were.
-
-    Raises:
-        ModelError: if the file is missing or damaged.
-    """
-    if all(file.role != _VERDICTS for file in record.files):
-        return {}
-    arrays = read_arrays(model, record, _VERDICTS)
-    with reading_file(model, record, _VERDICTS):
-        lengths = {len(arrays[name]) for name in ("scores", "parts", "images")}
-        if len(lengths | {len(array) for array in arrays.values()}) != 1 or lengths == {0}:
-            raise ValueError("its arrays are of different numbers of images, or of none")
-    return arrays
 
 
 def bank_records(record: GroupRecord) -> list[FileRecord]:

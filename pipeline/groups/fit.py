@@ -1,7 +1,7 @@
 """fit: one group's model from its stored embeddings, its calibration, and its files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,7 +14,7 @@ from patchlake.pipeline.groups.files import Accounts, store_group
 from patchlake.pipeline.groups.gallery import StoredGallery, write_gallery
 from patchlake.pipeline.groups.loading import MEASURED_PATCHES, bank_files, measured_quality
 from patchlake.pipeline.groups.membership import Membership
-from patchlake.pipeline.groups.parts import JUDGED, judged, told_by, verdict_arrays
+from patchlake.pipeline.groups.parts import JUDGED, judged, judged_of, told_by
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
@@ -25,7 +25,7 @@ from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.methods.shared.selection import gather_rows
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
-from patchlake.pipeline.scores.calibration import Calibration
+from patchlake.pipeline.scores.calibration import Calibration, Judged
 from patchlake.pipeline.storage.folder import Folder
 
 
@@ -98,12 +98,13 @@ def store(
     """Write a group's files; return the record for `model.json`."""
     result, membership = contents.result, contents.membership
     origin = None if result.bank is None else result.bank.origin
+    measured = Calibration.of(membership.samples(), result.threshold)
+    calibration = replace(measured, judged=judged_of(membership))
     accounts = Accounts(
-        calibration=Calibration.of(membership.samples(), result.threshold),
+        calibration=calibration,
         images=membership.table,
         provenance=None if origin is None else membership.provenance(origin),
         statistics=result.statistics,
-        verdicts=(verdicts := verdict_arrays(membership)),
     )
     files = store_group(model, group, result.state, contents.bank, accounts) + contents.gallery
     return GroupRecord(
@@ -111,23 +112,23 @@ def store(
         images=membership.count,
         unusable_images=contents.unusable,
         index=settings.index.kind if contents.bank else None,
-        facts=contents.facts | _promise(membership, verdicts),
+        facts=contents.facts | _promise(membership, calibration.judged),
         files=files,
     )
 
 
-def _promise(members: Membership, verdicts: Arrays) -> dict[str, float | str]:
+def _promise(members: Membership, found: Judged | None) -> dict[str, float | str]:
     """Return what is said of the calibration of verdicts."""
     names = set(members.present.column("part").to_pylist()) - {None}
     told: dict[str, float | str] = {
         "parts": float(len(names)),
         "parts_told_by": told_by(members),
     }
-    if not verdicts:
+    if found is None:
         return told
-    judged_parts = len(np.unique(verdicts["parts"]))
+    judged_parts = len(set(found.parts))
     return told | {
-        "judged_images": float(len(verdicts["scores"])),
+        "judged_images": float(len(found.scores)),
         "judged_parts": float(judged_parts),
         "smallest_false_alarm_rate": 1 / (judged_parts + 1),
     }

@@ -19,8 +19,7 @@ from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.maths.blas import on_one_thread
 from patchlake.pipeline.maths.likeness import look_alikes
 from patchlake.pipeline.methods.shared.bank import OwnPart
-from patchlake.pipeline.methods.shared.corpus import Arrays
-from patchlake.pipeline.scores.calibration import Sample
+from patchlake.pipeline.scores.calibration import Judged, Sample
 
 # Images are measured so many times as often as for the colour scale: 1,000, and 200 of SPADE. It
 # takes 99 parts to promise one false alarm in a hundred, and 999 one in a thousand.
@@ -230,24 +229,22 @@ def _numbers(names: Sequence[str]) -> Int64[np.ndarray, " images"]:
     return np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)
 
 
-def verdict_arrays(members: Membership) -> Arrays:
-    """Return what verdicts go by: of each image measured by part its score, its part and itself.
-
-    Empty where fewer than two parts were measured: nothing can be promised then.
-    """
+def judged_of(members: Membership) -> Judged | None:
+    """Return what verdicts go by; None where fewer than two parts were measured."""
     samples = members.part_samples()
-    numbers = pa.array([one.image for one in samples], pa.int64())
-    rows = members.present.take(numbers)
-    parts = _numbers(rows.column("part").to_pylist())
-    if len(set(parts.tolist())) < 2:  # noqa: PLR2004 - one part has no other to be compared with
-        return {}
+    rows = members.present.take(pa.array([one.image for one in samples], pa.int64()))
+    parts = _numbers(rows.column("part").to_pylist()).tolist()
+    if len(set(parts)) < 2:  # noqa: PLR2004 - one part has no other to be compared with
+        return None
     contents = rows.column("sha256").to_pylist()
-    digests = [bytes.fromhex(one[:16]) if one else bytes(8) for one in contents]
-    arrays: Arrays = {
-        "scores": np.array([one.score for one in samples], np.float32),
-        "parts": parts.astype(np.int32),
-        "images": np.frombuffer(b"".join(digests), ">i8").astype(np.int64),
-    }
-    if all(one.peak is not None for one in samples):
-        arrays["peaks"] = np.array([one.peak for one in samples], np.float32)
-    return arrays
+    peaks = tuple(one.peak for one in samples if one.peak is not None)
+    return Judged(
+        scores=tuple(one.score for one in samples),
+        parts=tuple(parts),
+        images=tuple(int(one[:_DIGITS], 16) if one else 0 for one in contents),
+        peaks=peaks if len(peaks) == len(samples) else None,
+    )
+
+
+# Of a digest in hexadecimal: 8 bytes.
+_DIGITS = 16

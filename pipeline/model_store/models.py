@@ -6,8 +6,7 @@
     g=<group>/gallery-000000000-<sha12>.safetensors  feature maps of training images, of SPADE
     g=<group>/statistics-<sha12>.safetensors     of Mahalanobis AD: for images that join or leave
     g=<group>/images-<sha12>.parquet             every image that was ever in the model
-    g=<group>/calibration-<sha12>.json           how normal images score; colours of the heatmaps
-    g=<group>/verdicts-<sha12>.safetensors       scores of good images, part by part
+    g=<group>/calibration-<sha12>.json           how normal images score, also part by part; colours
     g=<group>/provenance-<sha12>.parquet         bank row -> image, y, x
 
 Nothing is pickled. Every file is checked against its SHA-256 before it is parsed.

@@ -64,6 +64,29 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What verdicts go by: of images, each measured without what its whole part gave to the model.
+
+    All are of one length, an entry an image.
+    """
+
+    scores: tuple[FiniteFloat, ...]
+    # A number, equal for images of one part.
+    parts: tuple[int, ...]
+    # What tells the image from others: the first 8 bytes of its SHA-256; 0 if that is not known.
+    images: tuple[int, ...]
+    # Highest point of the smoothed map; None where the method has no maps.
+    peaks: tuple[FiniteFloat, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not of one length."""
+        peaks = self.scores if self.peaks is None else self.peaks
+        lengths = [len(one) for one in (self.scores, self.parts, self.images, peaks)]
+        if len(set(lengths)) > 1 or not lengths[0]:
+            raise ValueError(f"scores, parts, images and peaks are {lengths}")
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The scores of training images, each measured without what that image gave to the model.
 
@@ -77,6 +100,8 @@ class Calibration:
     scale: ColourScale | None
     # The score above which an image is anomalous, where the method knows one.
     threshold: FiniteFloat | None = None
+    # None where nothing can be promised, and in models of before there were verdicts.
+    judged: Judged | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], threshold: float | None) -> "Calibration":

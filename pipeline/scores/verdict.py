@@ -1,6 +1,6 @@
 """Verdicts: whether an image is anomalous, by a rate of false alarms that is promised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -9,12 +9,9 @@ from jaxtyping import Float32, Float64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from patchlake.pipeline.scores.calibration import Calibration
+from patchlake.pipeline.scores.calibration import Calibration, Judged
 from patchlake.pipeline.scores.conformal import Conformal, parts_needed
 from patchlake.pipeline.scores.ensemble import ensemble_scores
-
-# What `groups.parts.verdict_arrays` keeps of a group.
-Judged = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,24 +28,22 @@ class Verdict:
     reservation: str | None = None
 
     @classmethod
-    def of(
-        cls, members: Sequence[Judged], calibrations: Sequence[Calibration], rate: float
-    ) -> "Verdict | None":
+    def of(cls, members: Sequence[Calibration], rate: float) -> "Verdict | None":
         """Return the verdict of a model, or of an ensemble of several; None if there is none.
 
         A threshold that the method itself was asked for goes before ours.
 
         Args:
             members: Of each model.
-            calibrations: Of the same.
             rate: Share of good images of new parts that may be anomalous, at the most.
         """
-        own = calibrations[0].threshold if len(calibrations) == 1 else None
-        judged = _together(members, calibrations)
+        own = members[0].threshold if len(members) == 1 else None
+        judged = _together(members)
         if judged is None:
             return None if own is None else cls(own)
-        images = Conformal.of(judged["scores"], judged["parts"])
-        pixels = Conformal.of(judged["peaks"], judged["parts"]) if "peaks" in judged else None
+        scores, peaks, parts = judged
+        images = Conformal.of(scores, parts)
+        pixels = None if peaks is None else Conformal.of(peaks, parts)
         return cls(
             threshold=images.threshold(rate) if own is None else own,
             pixel_threshold=None if pixels is None else pixels.threshold(rate),
@@ -72,34 +67,41 @@ def _reservation(images: Conformal, rate: float) -> str | None:
     )
 
 
-def _together(members: Sequence[Judged], calibrations: Sequence[Calibration]) -> Judged | None:
+# Scores, peaks where there are maps, and parts.
+_Measured = tuple[np.ndarray, np.ndarray | None, np.ndarray]
+
+
+def _together(members: Sequence[Calibration]) -> _Measured | None:
     """Return what an ensemble is judged by: its scores of the images that all members measured.
 
     The highest point of a mean of maps is at most the mean of their highest points, which stand in
     for it: the threshold of pixels is no lower than it should be.
     """
-    if not all(members):
+    judged = [member.judged for member in members if member.judged is not None]
+    if len(judged) < len(members):
         return None
+    measured = [_arrays(one) for one in judged]
     if len(members) == 1:
-        return members[0]
-    shared = reduce(np.intersect1d, (_single(member["images"]) for member in members))
-    rows = [_rows(member["images"], shared) for member in members]
-    parts = _parts([member["parts"][at] for member, at in zip(members, rows, strict=True)])
+        return measured[0]
+    images = [np.array(one.images, np.uint64) for one in judged]
+    shared = reduce(np.intersect1d, map(_single, images))
+    rows = [_rows(one, shared) for one in images]
+    parts = _parts([parts[at] for (_, _, parts), at in zip(measured, rows, strict=True)])
     if len(set(parts.tolist())) < 2:  # noqa: PLR2004 - nothing to compare a part with
         return None
-    scores = [member["scores"][at] for member, at in zip(members, rows, strict=True)]
-    found = {
-        "scores": ensemble_scores(scores, calibrations),
-        "parts": parts,
-    }
-    standard = [
-        calibration.patches.standardise(member["peaks"][at])
-        for member, at, calibration in zip(members, rows, calibrations, strict=True)
-        if "peaks" in member and calibration.patches is not None
+    scores = [scores[at] for (scores, _, _), at in zip(measured, rows, strict=True)]
+    peaks = [
+        member.patches.standardise(peaks[at])
+        for member, (_, peaks, _), at in zip(members, measured, rows, strict=True)
+        if peaks is not None and member.patches is not None
     ]
-    if standard:
-        found["peaks"] = np.asarray(np.mean(standard, axis=0, dtype=np.float64), np.float32)
-    return found
+    mean = np.asarray(np.mean(peaks, axis=0, dtype=np.float64), np.float32) if peaks else None
+    return ensemble_scores(scores, members), mean, parts
+
+
+def _arrays(judged: Judged) -> _Measured:
+    peaks = None if judged.peaks is None else np.array(judged.peaks, np.float32)
+    return np.array(judged.scores, np.float32), peaks, np.array(judged.parts, np.int64)
 
 
 def _parts(of_members: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Verdicts in a score table: what they promise, where they mark, and who keeps them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import patchlake as library
 from patchlake.pipeline.config import load_settings
 from patchlake.pipeline.driver import fit, score
 from patchlake.pipeline.groups.files import load_accounts
-from patchlake.pipeline.model_store.models import read_manifest
+from patchlake.pipeline.model_store.identity import Identity
+from patchlake.pipeline.model_store.models import read_manifest, write_files
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
 from tests.jobs.conftest import GROUP, TRAINING_IMAGES, WHERE, FittedBy
@@ -212,15 +214,17 @@ def test_models_of_before_are_scored_without_verdicts(
     images: Path, fitted_by: FittedBy, tmp_path: Path
 ):
     """As a model looked that was fitted by the last version: no verdicts, no thumbnails."""
-    import shutil
-
-    from patchlake.pipeline.model_store.identity import Identity
-
     model = tmp_path / "m"
     shutil.copytree(fitted_by("patchcore"), model)
     manifest = read_manifest(Folder(str(model)))
     record = manifest.groups[GROUP]
-    files = [file for file in record.files if not file.role.startswith("verdicts")]
+    [old] = [file for file in record.files if file.role == "calibration.json"]
+    before = json.loads((model / old.name).read_text())
+    del before["judged"]
+    [new] = write_files(
+        Folder(str(model)), GROUP, {"calibration.json": json.dumps(before).encode()}
+    )
+    files = [new if file.role == old.role else file for file in record.files]
     content = json.loads((model / "model.json").read_text())
     content["groups"][GROUP]["files"] = [one.model_dump() for one in files]
     content["groups"][GROUP]["digest"] = Identity.of(manifest).group_digest(files)

@@ -1,5 +1,7 @@
 """Verdicts of one model and of several; regions of an anomalous image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from patchlake.pipeline.scores.calibration import Calibration, MeanStd, Sample
+from patchlake.pipeline.scores.calibration import Calibration, Judged, MeanStd, Sample
 from patchlake.pipeline.scores.regions import MOST, is_marked, regions_of
 from patchlake.pipeline.scores.verdict import Verdict
 
@@ -20,51 +22,56 @@ FRAMES = arrays(
 
 def judged(images=range(1, 31), offset=0.0):
     count = len(list(images))
-    return {
-        "scores": np.arange(count, dtype=np.float32) + np.float32(offset),
-        "peaks": np.arange(count, dtype=np.float32) / 2,
-        "parts": np.arange(count, dtype=np.int32),
-        "images": np.array(list(images), np.int64),
-    }
+    return Judged(
+        scores=tuple(n + offset for n in range(count)),
+        peaks=tuple(n / 2 for n in range(count)),
+        parts=tuple(range(count)),
+        images=tuple(images),
+    )
+
+
+def verdict_of(judged, calibrations, rate):
+    members = [replace(c, judged=one) for one, c in zip(judged, calibrations, strict=True)]
+    return Verdict.of(members, rate)
 
 
 def test_a_model_says_what_it_promises():
-    verdict = Verdict.of([judged()], [CALIBRATION], 0.1)
+    verdict = verdict_of([judged()], [CALIBRATION], 0.1)
     # 3 of 31 are 0.097: two of thirty scores are above the threshold.
     assert (verdict.threshold, verdict.pixel_threshold, verdict.reservation) == (27, 13.5, None)
     assert verdict.p_values(np.array([28.0], np.float32))[0] == pytest.approx(3 / 31)
-    few = Verdict.of([judged()], [CALIBRATION], 0.01)
+    few = verdict_of([judged()], [CALIBRATION], 0.01)
     assert "takes good images of 99 parts, and those of 30 were measured: 0.0323" in few.reservation
 
 
 def test_a_threshold_that_the_method_was_asked_for_goes_first():
     own = Calibration.of(SAMPLES, 12.5)
-    assert Verdict.of([judged()], [own], 0.1).threshold == 12.5
-    of_before = Verdict.of([{}], [own], 0.1)
+    assert verdict_of([judged()], [own], 0.1).threshold == 12.5
+    of_before = verdict_of([None], [own], 0.1)
     assert (of_before.threshold, of_before.pixel_threshold) == (12.5, None)
     assert np.isnan(of_before.p_values(np.zeros(2, np.float32))).all()
 
 
 def test_nothing_is_said_where_nothing_was_measured():
-    assert Verdict.of([{}], [CALIBRATION], 0.1) is None
-    assert Verdict.of([judged(), {}], [CALIBRATION] * 2, 0.1) is None
+    assert verdict_of([None], [CALIBRATION], 0.1) is None
+    assert verdict_of([judged(), None], [CALIBRATION] * 2, 0.1) is None
 
 
 def test_an_ensemble_is_judged_by_the_images_that_all_members_measured():
     unit = Calibration(30, MeanStd(0.0, 1.0), MeanStd(0.0, 1.0), None)
     one, other = judged(), judged([*range(30, 10, -1), 99], offset=1.0)
-    verdict = Verdict.of([one, other], [unit] * 2, 0.1)
+    verdict = verdict_of([one, other], [unit] * 2, 0.1)
     shared = range(11, 31)
     wanted = sorted(((i - 1) + (30 - i + 1)) / 2 for i in shared)
     assert verdict.calibration.scores.tolist() == wanted
     assert verdict.calibration.parts == 20
-    assert Verdict.of([one, judged(range(100, 130))], [unit] * 2, 0.1) is None
+    assert verdict_of([one, judged(range(100, 130))], [unit] * 2, 0.1) is None
 
 
 def test_of_equal_files_none_is_taken_for_another():
     unit = Calibration(30, MeanStd(0.0, 1.0), MeanStd(0.0, 1.0), None)
     one, other = judged([1, 1, 2, 0, 0, 3]), judged([1, 2, 3, 0])
-    assert Verdict.of([one, other], [unit] * 2, 0.5).calibration.parts == 2
+    assert verdict_of([one, other], [unit] * 2, 0.5).calibration.parts == 2
 
 
 @given(FRAMES, st.integers(0, 5))
@@ -106,3 +113,10 @@ def test_a_box_never_leaves_the_image():
     assert (region.x, region.y, region.width, region.height) == (0, 0, 1001, 2453)
     assert region.area == 1001 * 2453
     assert (region.centre_x, region.centre_y) == pytest.approx((500.5, 1226.5))
+
+
+def test_what_is_not_of_one_length_is_refused():
+    with pytest.raises(ValueError, match=r"scores, parts, images and peaks are \[2, 1, 2, 2\]"):
+        Judged((1.0, 2.0), (0,), (1, 2))
+    whole = replace(CALIBRATION, judged=judged())
+    assert Calibration.from_json(whole.to_json()) == whole
