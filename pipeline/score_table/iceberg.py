@@ -28,6 +28,7 @@ from patchlake.pipeline.score_table.parts import every_part
 from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.folder import NULL_PARTITION, Folder, hive_keys
 from patchlake.pipeline.storage.stores import Entry
+from patchlake.pipeline.tables import SCORES
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -144,10 +145,26 @@ def _load(
             f"Iceberg table {'.'.join(identifier)} has no partition field {lacking}, which folders "
             "of SCORES have; add it, or publish into another table"
         )
+    _complete(table)
     # pyiceberg would try a refused commit again on the newer snapshot, which may hold the same
     # files already. What is to be done is worked out anew instead.
     table.metadata.properties["commit.retry.num-retries"] = "0"
     return table
+
+
+# Columns that the first tables lacked.
+_ADDED = {"part_id", "pixel_threshold"}
+
+
+def _complete(table: "Table") -> None:
+    """Add columns of ours, and fields of regions, that a table of an earlier patchlake lacks.
+
+    A table that lacks more than could have been added since is not ours, and is left alone.
+    """
+    lacking = set(SCORES.names) - set(table.schema().column_names)
+    if lacking and lacking <= _ADDED:
+        with table.update_schema() as update:
+            update.union_by_name(SCORES.remove_metadata())
 
 
 def _create(

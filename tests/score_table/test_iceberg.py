@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("pyiceberg")
@@ -15,6 +16,7 @@ from pyiceberg.utils.config import Config
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.score_table import iceberg, parts
 from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.tables import REGION, SCORES
 from tests.reading.noise import ROWS, VERSION, fragment_of, put
 
 NAME = "lake.plant.scores"
@@ -78,6 +80,28 @@ def test_parts_are_published_once_in_one_snapshot_a_run(scores: Folder, tmp_path
     _assert_holds_the_parts(scores)
     assert _operations() == ["append", "append"]
     assert [s.summary["patchlake.run"] for s in _table().metadata.snapshots] == ["r1", "r2"]
+
+
+def test_a_table_of_before_there_were_parts_and_centres_of_regions_gets_them(
+    scores: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fields = [field for field in SCORES if field.name not in ("part_id", "pixel_threshold")]
+    region = pa.struct([(one.name, one.type) for one in REGION if "centre" not in one.name])
+    at = [field.name for field in fields].index("regions")
+    fields[at] = pa.field("regions", pa.list_(region))
+    catalog = load_catalog("lake")
+    catalog.create_namespace("plant")
+    with monkeypatch.context() as patched:
+        old = pa.schema(fields).remove_metadata()
+        patched.setattr(iceberg.pq, "read_schema", lambda handle: old)  # noqa: ARG005
+        iceberg._create(catalog, ("plant", "scores"), scores, [parts.every_part(scores)[0].name])
+    assert "part_id" not in _table().schema().column_names
+    assert iceberg.publish(NAME, scores, VERSION, run="r1") == iceberg.Snapshot(4, 0)
+    found = _table().scan().to_arrow()
+    assert len(found) == 4 * ROWS
+    assert {"part_id", "pixel_threshold"} <= set(found.column_names)
+    regions = found.schema.field("regions").type.value_type
+    assert {one.name for one in regions} == {one.name for one in REGION}
 
 
 def test_the_table_is_partitioned_by_the_hive_keys_and_prunes_by_statistics(
