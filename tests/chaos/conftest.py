@@ -27,7 +27,7 @@ CUT = {"fragment_images": 3}
 FLAGS = (
     *("--set", "image.resize=[64, 64]", "--set", "backbone.name=resnet10t.c3_in1k"),
     *("--set", "backbone.weights=untrained", "--set", "method.coreset_fraction=0.1"),
-    *("--set", "fragment_images=3", "--set", "workers=2"),
+    *("--set", "fragment_images=3", "--set", "workers=2", "--set", "score.heatmaps=all"),
 )
 SCORED_AT = ("--set", "score.scored_at=2026-01-01T00:00:00Z")
 
