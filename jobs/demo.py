@@ -47,7 +47,13 @@ def demo(
             runner=execution.runner,
             address=address,
         )
-        score.score(images, model, scores, runner=execution.runner, address=address)
+        # Pictures of the good ones, too, to compare with.
+        score.score(
+            *(images, model, scores),
+            heatmaps="all",
+            runner=execution.runner,
+            address=address,
+        )
         evaluate.evaluate(images, scores)
     _show_paths(folder, scores)
 
