@@ -1,7 +1,7 @@
 """Blocks run one by one or side by side, each with one thread of faiss and torch."""
 
-import _thread
-from threading import get_ident
+import signal
+from threading import get_ident, main_thread
 from time import sleep
 
 import faiss
@@ -79,7 +79,8 @@ def test_after_a_signal_no_more_blocks_begin():
     def block(number: int) -> None:
         begun.append(number)
         if number == 0:
-            _thread.interrupt_main()
+            # To the main thread, whose waiting it interrupts, and not only noted for later.
+            signal.pthread_kill(main_thread().ident, signal.SIGINT)
         sleep(0.1)
 
     with pytest.raises(KeyboardInterrupt):
