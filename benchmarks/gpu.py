@@ -37,6 +37,7 @@ from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import fit
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.members import read_members
+from patchlake.pipeline.features.extractor import gpu_batch
 from patchlake.pipeline.groups.loading import load_bank_rows
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.headway import Passed
@@ -108,17 +109,18 @@ def _settings(arguments: argparse.Namespace, name: str, weights: str) -> Setting
 def _show_speed(arguments: argparse.Namespace, name: str, fitted: Fitted) -> None:
     repeated = np.resize(fitted.pixels, (arguments.count, *fitted.pixels.shape[1:]))
     geometries = (fitted.member.geometry,)
-    scorer = Scorer([fitted.member], geometries, arguments.batch, _BUDGET)
+    scorer = Scorer([fitted.member], geometries, _BUDGET)
     infer = scorer.start(os.cpu_count() or 1)
     infer.score(repeated, fitted.group, Passed("infer", ""))
     memory = _device_memory(arguments)
+    batch = gpu_batch((arguments.side, arguments.side))
     layers = fitted.member.manifest.backbone.layers
     network = copy.deepcopy(fitted.member.backbone(layers).network).to(torch.bfloat16)
     seconds = _in_turns(
         arguments,
         {
             "stage": lambda: infer.score(repeated, fitted.group, Passed("infer", "")),
-            "bare": lambda: _forward(network, arguments),
+            "bare": lambda: _forward(network, batch, arguments),
         },
     )
     stage, bare = (arguments.count / statistics.median(seconds[one]) for one in ("stage", "bare"))
@@ -128,13 +130,13 @@ def _show_speed(arguments: argparse.Namespace, name: str, fitted: Fitted) -> Non
     )
 
 
-def _forward(network: torch.nn.Module, arguments: argparse.Namespace) -> None:
+def _forward(network: torch.nn.Module, batch: int, arguments: argparse.Namespace) -> None:
     """Send as many images through the network as the stage is given, in full batches."""
-    shape = (arguments.batch, 3, arguments.side, arguments.side)
+    shape = (batch, 3, arguments.side, arguments.side)
     images = torch.zeros(shape, dtype=torch.bfloat16, device=arguments.device)
     images = images.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        for _ in range(-(-arguments.count // arguments.batch)):
+        for _ in range(-(-arguments.count // batch)):
             network(images)
 
 
@@ -196,7 +198,6 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--rows", type=int, default=10_000, help="of the memory bank")
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--count", type=int, default=2048, help="images that are scored")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args(words)

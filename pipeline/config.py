@@ -266,9 +266,6 @@ class Settings(_Frozen):
     preset: str | None = None
     seed: int = 0
     fragment_images: PositiveInt = 256
-    # Images in one forward pass on a GPU. On a CPU images go one by one, which is faster
-    # (docs/architecture.md, "Same bytes") and makes the result independent of this number.
-    batch_size: PositiveInt = 32
     # Inference workers on Ray; None: what the cluster has.
     workers: PositiveInt | None = None
     # Bytes that one process may hold of a fit's rows, or of a memory bank and its search; None:

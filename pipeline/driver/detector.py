@@ -106,7 +106,6 @@ class Detector:
         scorer = Scorer(
             members=members,
             geometries=self._geometries,
-            batch_size=settings.batch_size,
             models_budget=models_budget(settings),
         )
         self._infer = scorer.start(threads)

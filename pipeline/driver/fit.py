@@ -158,7 +158,6 @@ def _pipeline(work: FitWork, target: Folder, partials: str, threads: int) -> Pip
         method=settings.method.name,
         method_options=work.identity.method_options,
         seed=settings.seed,
-        batch_size=settings.batch_size,
     )
     decode = Decode(work.source, work.selections, threads, attempts=settings.fragment_attempts)
     return Pipeline(decode, embedder)

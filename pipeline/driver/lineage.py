@@ -145,7 +145,6 @@ def embed(
         method=base.manifest.method,
         method_options=base.manifest.method_options,
         seed=settings.seed,
-        batch_size=settings.batch_size,
     )
     decode = Decode(
         rows.source,

@@ -215,7 +215,6 @@ def pipeline_of(
     scorer = Scorer(
         members=tuple(members),
         geometries=geometries,
-        batch_size=settings.batch_size,
         models_budget=models_budget(settings),
     )
     pictures = publish.heatmaps != "none" and bool(publish.scales)

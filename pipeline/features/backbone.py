@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -61,9 +61,8 @@ class Backbone:
         Raises:
             ConfigError: if the network does not take images of this size.
         """
-        mean = torch.tensor(self.mean, device=self.device) * 255
-        std = torch.tensor(self.std, device=self.device) * 255
-        scaled = (pixels.to(self.device).float() - mean) / std
+        mean, std = _colours(self.mean, self.device), _colours(self.std, self.device)
+        scaled = (pixels.to(self.device, non_blocking=True).float() - mean) / std
         try:
             maps: list[Tensor] = self.network(scaled.permute(0, 3, 1, 2))
         except AssertionError as error:
@@ -77,6 +76,12 @@ class Backbone:
             maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
         maps = [feature_map.float() for feature_map in maps]
         return sorted(maps, key=lambda feature_map: feature_map[0, 0].numel(), reverse=True)
+
+
+@lru_cache(maxsize=16)
+def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return fractions of 255 as levels, on the device: to copy them there takes it to a stop."""
+    return torch.tensor(values, device=device) * 255
 
 
 def load_backbone(

@@ -62,7 +62,7 @@ class ExactSearch:
         Raises:
             ValueError: if fewer than k rows remain, or the dimensions differ.
         """
-        check_asked(self.bank, queries, k, ignore)
+        check_asked(self.bank, queries.shape[1], k, ignore)
         size = max(1, _PRODUCT // len(self.bank))
         distances = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
@@ -102,15 +102,15 @@ class ExactSearch:
 
 def check_asked(
     bank: Float32[np.ndarray, "bank dim"],
-    queries: Float32[np.ndarray, "queries query_dim"],
+    query_dim: int,
     k: int,
     ignore: Int64[np.ndarray, " ignored"] | None,
 ) -> None:
     """Raise ValueError if fewer than k rows remain, or the dimensions differ."""
     left = len(bank) - (0 if ignore is None else len(np.unique(ignore)))
-    if k > left or queries.shape[1] != bank.shape[1]:
+    if k > left or query_dim != bank.shape[1]:
         raise ValueError(
-            f"{k} neighbours of queries of {queries.shape[1]} dimensions cannot be found among "
+            f"{k} neighbours of queries of {query_dim} dimensions cannot be found among "
             f"{left} rows of {bank.shape[1]} dimensions"
         )
 

@@ -106,7 +106,7 @@ class PrunedSearch:
         Raises:
             ValueError: if fewer than k rows remain, or the dimensions differ.
         """
-        check_asked(self.dense.bank, queries, k, ignore)
+        check_asked(self.dense.bank, queries.shape[1], k, ignore)
         if self._bank is None or self._projection is None:
             return self.dense.nearest(queries, k, ignore=ignore)
         distances = np.empty((len(queries), k), np.float32)

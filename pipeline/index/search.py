@@ -1,9 +1,13 @@
 """The interface of every search of this package, and all that a method knows of one."""
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
+
+if TYPE_CHECKING:
+    # It imports torch, 3 s of a process that only reads or writes tables.
+    from torch import Tensor
 
 
 @runtime_checkable
@@ -28,3 +32,13 @@ class Search(Protocol):
 
     def vectors(self, rows: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows dim"]:
         """Return bank rows."""
+
+
+@runtime_checkable
+class DeviceSearch(Search, Protocol):
+    """A search on a GPU, which also takes queries that are there."""
+
+    def nearest_on_device(
+        self, queries: "Tensor", k: int
+    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return what `nearest` returns."""

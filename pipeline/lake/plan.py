@@ -128,8 +128,8 @@ def _no_output(score: ScoreSettings) -> set[str]:
 def output_digest(settings: Settings) -> str:
     """Return the digest of all settings that a part's bytes depend on, besides the model.
 
-    Runner, workers, `batch_size`, `max_failed`, where parts are published and what labels and
-    splits mean are not among them.
+    Runner, workers, `max_failed`, where parts are published and what labels and splits mean are not
+    among them.
     """
     return digest(
         {

@@ -18,11 +18,12 @@ Deliberate differences from the paper:
   authors' 1024 dimensions are defined (`pipeline.features.patches`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64
 from pydantic import Field
 from torch import Tensor
@@ -31,7 +32,7 @@ from torch.nn import functional
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.features import patches
 from patchlake.pipeline.index.exact import ExactSearch
-from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.index.search import DeviceSearch, Search
 from patchlake.pipeline.maths.projection import projected
 from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart, nearest_others, others
 from patchlake.pipeline.methods.shared.contract import (
@@ -179,15 +180,45 @@ class PatchCoreDetector:
 
     def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
         """Return s* (Eq. 6) or s (Eq. 7) of each image, and every patch's distance to the bank."""
-        images, height, width, dim = embeddings["patches"].shape
-        queries = embeddings["patches"].reshape(-1, dim)
-        distances, rows = nearest_others(self.search, queries, 1, own)
+        queries = embeddings["patches"].reshape(-1, embeddings["patches"].shape[-1])
+        nearest = nearest_others(self.search, queries, 1, own)
+        return self._scores(embeddings["patches"].shape, *nearest, queries.__getitem__, own)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the search is."""
+        return isinstance(self.search, DeviceSearch)
+
+    def score_on_device(self, embeddings: dict[str, Tensor]) -> Scores:
+        """Return what `score` returns of new images, to the bit."""
+        assert isinstance(self.search, DeviceSearch)
+        queries = embeddings["patches"].flatten(end_dim=-2)
+        nearest = self.search.nearest_on_device(queries, 1)
+
+        def of_number(number: np.ndarray) -> np.ndarray:
+            return queries[torch.from_numpy(number).to(queries.device)].cpu().numpy()
+
+        return self._scores(embeddings["patches"].shape, *nearest, of_number, None)
+
+    def _scores(
+        self,
+        shape: Sequence[int],
+        distances: Float32[np.ndarray, "patches 1"],
+        rows: Int64[np.ndarray, "patches 1"],
+        of_number: Callable[[np.ndarray], np.ndarray],
+        own: OwnPart | None,
+    ) -> Scores:
+        """Return the scores of images, from each patch's nearest row.
+
+        `of_number` returns patches by their number in those of all images.
+        """
+        images, height, width = shape[:3]
         by_image = distances.reshape(images, height * width)
         worst = by_image.argmax(axis=1)
         image_scores = by_image.max(axis=1)
         if self.method.image_score == "reweighted":
             number = np.arange(images) * height * width + worst
-            image_scores = self._reweighted(queries[number], rows[number, 0], image_scores, own)
+            image_scores = self._reweighted(of_number(number), rows[number, 0], image_scores, own)
         maps = by_image.reshape(images, height, width)
         if self.method.distance == "cosine":
             # Of unit vectors, half the squared distance is 1 - cos.

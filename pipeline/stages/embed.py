@@ -37,7 +37,6 @@ class Embedder:
     method: str
     method_options: Mapping[str, Scalar]
     seed: int
-    batch_size: int
 
     def start(self, threads: int) -> "Embed":
         """Return the stage, with the backbone loaded. It works in so many threads."""
@@ -47,9 +46,8 @@ class Embedder:
         backbone = load_backbone(self.backbone, seed=self.seed, storage=storage)
         listener().waits("")
         embed = partial(method.embed, seed=self.seed)
-        extractor = Extractor(backbone, embed, self.batch_size)
-        # One batch fills a GPU, and each thread would take memory of it.
-        return Embed(self, extractor, BlockThreads(threads if extractor.on_cpu else 1))
+        extractor = Extractor(backbone, embed)
+        return Embed(self, extractor, BlockThreads(extractor.threads(threads)))
 
 
 class Embed:

@@ -5,9 +5,11 @@ and references to what others hold, which are all that travels to it. One model 
 ensemble): members with the same backbone share its feature maps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ModelError
-from patchlake.pipeline.features.extractor import Extractor, joined
+from patchlake.pipeline.features.extractor import Extractor, joined, on_host
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import load_group
 from patchlake.pipeline.groups.member import Member
@@ -25,7 +27,12 @@ from patchlake.pipeline.images.geometry import Geometry, split_inputs
 from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.maths.blas import on_one_thread
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.shared.contract import GroupDetector, Method, Scores
+from patchlake.pipeline.methods.shared.contract import (
+    DeviceDetector,
+    GroupDetector,
+    Method,
+    Scores,
+)
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.scores.calibration import Calibration
@@ -45,6 +52,7 @@ _TOGETHER = 64
 _MISFITS = (ValueError, TypeError, LookupError, ArithmeticError)
 # Files that are named, of a gallery's many.
 _SHOWN = 6
+_Embeddings = TypeVar("_Embeddings")
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,6 @@ class Scorer:
     members: Sequence[Member]
     # Of the pixels, in the order in which decode has made them.
     geometries: Sequence[Geometry]
-    batch_size: int
     # Bytes of models that stay loaded.
     models_budget: int
 
@@ -68,9 +75,8 @@ class Scorer:
             shared.setdefault(self._network(member), []).append(number)
         trunks = [self._trunk(numbers, methods) for numbers in shared.values()]
         listener().waits("")
-        # One batch fills a GPU, and each thread would take memory of it.
-        on_cpu = all(trunk.extractor.on_cpu for trunk in trunks)
-        return Infer(self, methods, trunks, threads if on_cpu else 1)
+        # All networks are on the same device.
+        return Infer(self, methods, trunks, trunks[0].extractor.threads(threads))
 
     def _network(self, member: Member) -> tuple[object, ...]:
         """Return what members must have in common to share feature maps."""
@@ -98,7 +104,7 @@ class Scorer:
             )
             for number, member in zip(numbers, members, strict=True)
         }
-        extractor = Extractor(backbone, _EmbedAll(embeds), self.batch_size)
+        extractor = Extractor(backbone, _EmbedAll(embeds))
         return _Trunk(extractor, self.geometries.index(members[0].geometry), list(numbers))
 
 
@@ -189,22 +195,30 @@ class Infer:
         """
         detectors, calibrations = self._models.get(group)
 
-        def of_detectors(embeddings: Sequence[Arrays]) -> Scores:
+        def of_detectors(
+            score: Callable[[GroupDetector, _Embeddings], Scores], members: Sequence[_Embeddings]
+        ) -> Scores:
             found = [
-                self._score(number, group, embeddings[number], detector)
-                for number, detector in enumerate(detectors)
+                self._score(number, group, partial(score, detector, embeddings))
+                for number, (detector, embeddings) in enumerate(
+                    zip(detectors, members, strict=True)
+                )
             ]
             return found[0] if len(found) == 1 else _together(found, calibrations)
 
         def of_piece(piece: np.ndarray) -> Scores:
-            scores = of_detectors(self._embed(piece))
+            with self._trunks[0].extractor.own_queue():
+                scores = of_detectors(_scored, self._embed(piece))
             passed(len(piece))
             return scores
 
         # Products of numpy's BLAS are made in each thread, side by side.
         with on_one_thread():
             if any(method.scored_together for method in self._methods):
-                parts = [of_detectors(some) for some in self._embedded(pixels, passed)]
+                parts = [
+                    of_detectors(lambda detector, arrays: detector.score(arrays), some)
+                    for some in self._embedded(pixels, passed)
+                ]
             else:
                 parts = self._threads.map(of_piece, _cut(pixels, self._piece))
         grids = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
@@ -218,7 +232,7 @@ class Infer:
         begin, size = 0, self._piece
         while begin < len(pixels):
             some = pixels[begin : begin + size]
-            pieces = self._threads.map(self._embed, _cut(some, self._piece))
+            pieces = self._threads.map(self._arrays, _cut(some, self._piece))
             yield [joined(parts) for parts in zip(*pieces, strict=True)]
             passed(len(some))
             begin += size
@@ -228,22 +242,24 @@ class Infer:
                 most = min(_TOGETHER, size * _EMBEDDED_BYTES // max(1, held))
                 size = max(1, most // self._piece) * self._piece
 
-    def _embed(self, pixels: np.ndarray) -> list[Arrays]:
-        """Return each member's embeddings."""
+    def _arrays(self, pixels: np.ndarray) -> list[Arrays]:
+        with self._trunks[0].extractor.own_queue():
+            return [on_host(tensors) for tensors in self._embed(pixels)]
+
+    def _embed(self, pixels: np.ndarray) -> list[dict[str, Tensor]]:
+        """Return each member's embeddings of a piece, where the networks are."""
         inputs = split_inputs(pixels, self._scorer.geometries)
-        embeddings: list[Arrays] = [{} for _ in self._methods]
+        embeddings: list[dict[str, Tensor]] = [{} for _ in self._methods]
         for trunk in self._trunks:
-            for name, array in trunk.extractor(inputs[trunk.geometry]).items():
+            for name, tensor in trunk.extractor.of_piece(inputs[trunk.geometry]).items():
                 number, _, own = name.partition("/")
-                embeddings[int(number)][own] = array
+                embeddings[int(number)][own] = tensor
         return embeddings
 
-    def _score(
-        self, number: int, group: str, embeddings: Arrays, detector: GroupDetector
-    ) -> Scores:
+    def _score(self, number: int, group: str, score: Callable[[], Scores]) -> Scores:
         """Return one member's scores. Raises `ModelError`."""
         with _fitting(self._scorer.members[number], group):
-            found = detector.score(embeddings)
+            found = score()
             if not np.isfinite(found.image_scores).all():
                 raise ValueError("the scores are not finite")
         return found
@@ -264,6 +280,12 @@ class Infer:
         # One model's scores are in no need of a common unit.
         joined = members if len(members) > 1 else ()
         return detectors, [load_calibration(m.model, m.manifest.groups[group]) for m in joined]
+
+
+def _scored(detector: GroupDetector, embeddings: dict[str, Tensor]) -> Scores:
+    if isinstance(detector, DeviceDetector) and detector.is_on_device:
+        return detector.score_on_device(embeddings)
+    return detector.score(on_host(embeddings))
 
 
 def _cut(pixels: np.ndarray, size: int) -> list[np.ndarray]:

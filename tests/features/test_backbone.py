@@ -61,14 +61,14 @@ def embed(feature_maps):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_neither_batch_size_nor_threads_change_a_bit(precision, pictures):
+def test_neither_pieces_nor_threads_change_a_bit(precision, pictures):
     small = load_backbone(SMALL.model_copy(update={"precision": precision}))
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         expected = pool.submit(Extractor(small, embed), pictures).result()
         assert expected["patches"].shape == (7, 6, 8, 128 + 256)
         assert expected["first"].shape == (7, 128)
-        for batch_size, cut in ((7, 7), (3, 4), (32, 1)):
-            extract = Extractor(small, embed, batch_size)
+        extract = Extractor(small, embed)
+        for cut in (7, 4, 1):
             parts = pool.map(extract, [pictures[i : i + cut] for i in range(0, 7, cut)])
             embedded = joined(list(parts))
             assert list(embedded) == list(expected)

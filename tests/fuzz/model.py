@@ -146,7 +146,7 @@ def _use(folder: Folder) -> None:
     require_whole(folder, manifest)
     member = Member(folder, manifest, manifest.backbone.weights)
     build(manifest.method, manifest.method_options)
-    infer: Infer = Scorer([member], [member.geometry], 8, 2**30).start(1)
+    infer: Infer = Scorer([member], [member.geometry], 2**30).start(1)
     for group, record in manifest.groups.items():
         pixels = np.full((1, *member.geometry.input_size, 3), 90, np.uint8)
         scores = infer.score(pixels, group, Passed("infer", ""))

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from patchlake.pipeline.index import accelerated
+from patchlake.pipeline.index import accelerated, exact
 from patchlake.pipeline.index.accelerated import AcceleratedSearch
 from patchlake.pipeline.index.exact import ExactSearch
 
@@ -31,7 +33,7 @@ def rows(count: int, *, rank: int, offset: float, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("rank", "offset"), [(5, 0.0), (64, 0.0), (20, 1000.0)])
 def test_results_equal_the_dense_search_to_the_bit(device, k, rank, offset, monkeypatch):
     # Blocks of 25 queries, so that there are several.
-    monkeypatch.setattr(accelerated, "_ESTIMATES", 50_000)
+    monkeypatch.setattr(accelerated, "_BOUNDS", 50_000)
     bank = rows(2000, rank=rank, offset=offset, seed=0)
     # As a bank is that the workers of a node have in common.
     bank.flags.writeable = False
@@ -91,8 +93,8 @@ def test_one_long_row_does_not_make_all_others_possible(device, monkeypatch):
         monkeypatch.setattr(
             AcceleratedSearch,
             "_measure",
-            lambda self, q, query, row, f=AcceleratedSearch._measure, c=count: (
-                c.append(len(query)) or f(self, q, query, row)
+            lambda self, q, query, row, kind, f=AcceleratedSearch._measure, c=count: (
+                c.append(len(query)) or f(self, q, query, row, kind)
             ),
         )
         search.nearest(queries, 1)
@@ -122,9 +124,71 @@ def test_the_product_alone_would_find_other_neighbours():
     bank = rows(2000, rank=64, offset=0.0, seed=0)
     queries = rows(300, rank=64, offset=0.0, seed=1)
     search = AcceleratedSearch.over(bank, torch.device("cpu"))
-    centred = torch.from_numpy(queries - bank.mean(axis=0)).bfloat16()
-    estimates = search._squared - 2 * (centred @ search._rounded.T).float()
-    assert (estimates.argmin(dim=1).numpy() != search.nearest(queries, 1)[1][:, 0]).any()
+    centred = torch.from_numpy(queries - bank.mean(axis=0))
+    bounds = accelerated._product(accelerated._query_factors(centred), search._factors)
+    assert (bounds.argmin(dim=1).numpy() != search.nearest(queries, 1)[1][:, 0]).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-12, 1e-3, 1.0, 1e6]),
+    st.sampled_from([0.0, 1.0, 1e4]),
+)
+def test_no_distance_is_below_its_bound(dim, seed, scale, offset):
+    random = np.random.default_rng(seed)
+    lengths = 10.0 ** random.uniform(-3, 3, (60, 1))
+    vectors = (scale * (random.standard_normal((60, dim)) * lengths + offset)).astype(np.float32)
+    queries, bank = torch.from_numpy(vectors[:20]), torch.from_numpy(vectors[20:])
+    centred, bank_centred = queries - bank.mean(dim=0), bank - bank.mean(dim=0)
+    bounds = accelerated._product(
+        accelerated._query_factors(centred), accelerated._bank_factors(bank_centred)
+    ).double()
+    _, rest = accelerated._errors(dim)
+    lengths_squared = centred.double().square().sum(dim=1, keepdim=True)
+    exact = torch.cdist(centred.double(), bank_centred.double()).square()
+    assert (bounds + lengths_squared * (1 - rest) <= exact + 1e-35).all()
+    # And it is no bound of nothing: it is nearer than 5 % of the two lengths' product.
+    scales = lengths_squared + bank_centred.double().square().sum(dim=1)
+    assert (exact - bounds - lengths_squared * (1 - rest) <= 0.05 * scales + 1e-30).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_float64_leaves_in_doubt_is_decided_on_the_cpu(device, monkeypatch):
+    """Rows twice in the bank, and a distance on the border of two float32."""
+    bank = rows(200, rank=64, offset=0.0, seed=0)
+    bank[100:150] = bank[:50]
+    queries = rows(80, rank=64, offset=0.0, seed=1)
+    queries[:50] = bank[:50] + np.float32(0.25)
+    asked = []
+    monkeypatch.setattr(
+        accelerated, "measured", lambda q, *rest: asked.append(len(q)) or exact.measured(q, *rest)
+    )
+    for k in (1, 2, 5):
+        asked.clear()
+        found = AcceleratedSearch.over(bank, torch.device(device)).nearest(queries, k)
+        expected = ExactSearch.over(bank).nearest(queries, k)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert 50 <= sum(asked) < 80
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_queries_on_the_device_are_searched_for_there(device):
+    bank, queries = (rows(count, rank=20, offset=1.0, seed=count) for count in (500, 60))
+    search = AcceleratedSearch.over(bank, torch.device(device))
+    found = search.nearest_on_device(torch.from_numpy(queries).to(device), 3)
+    for one, other in zip(found, search.nearest(queries, 3), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_that_are_not_finite_are_refused(device):
+    bank = rows(50, rank=20, offset=0.0, seed=0)
+    search = AcceleratedSearch.over(bank, torch.device(device))
+    with pytest.raises(ValueError, match="not finite"):
+        search.nearest(np.full((3, 64), np.nan, np.float32), 1)
 
 
 def test_too_many_neighbours_are_refused():

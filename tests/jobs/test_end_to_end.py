@@ -105,7 +105,7 @@ def test_scoring_again_does_nothing_and_a_lost_part_is_made_again_the_same(
     assert output_files(tmp_path) == before
 
 
-@pytest.mark.parametrize("changed", [{"batch_size": 1}, {"batch_size": 7}, {"max_failed": 0.5}])
+@pytest.mark.parametrize("changed", [{"memory_budget": 2**26}, {"max_failed": 0.5}])
 def test_settings_that_only_steer_the_work_change_no_byte(
     changed: dict[str, object], images: Path, model: Path, scores: Path, tmp_path: Path
 ):
@@ -128,7 +128,7 @@ def test_scores_do_not_depend_on_the_cut_into_fragments(
 def test_the_model_does_not_depend_on_the_cut_or_the_runner(
     images: Path, model: Path, tmp_path: Path
 ):
-    cut = load_settings(flags=TINY | {"fragment_images": 5, "batch_size": 3})
+    cut = load_settings(flags=TINY | {"fragment_images": 5})
     fit.run(str(images), str(tmp_path), cut, LOCAL)
     digests = [
         {group: record.digest for group, record in read_manifest(Folder(str(at))).groups.items()}

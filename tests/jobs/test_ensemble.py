@@ -109,7 +109,8 @@ def test_the_order_of_models_and_the_images_of_a_batch_change_no_byte(
     one = [members["patchcore"], members["padim"], members["small"]]
     run(images, one, tmp_path / "one")
     monkeypatch.setattr("patchlake.pipeline.stages.infer._EMBEDDED_BYTES", 1)
-    run(images, one[::-1], tmp_path / "other", batch_size=1)
+    monkeypatch.setattr("patchlake.pipeline.stages.infer._PIECE", 1)
+    run(images, one[::-1], tmp_path / "other")
     found = output_files(tmp_path / "one")
     assert found == output_files(tmp_path / "other")
     assert sum(name.endswith(".jpg") for name in found) == 44
@@ -119,13 +120,13 @@ def test_members_of_one_backbone_share_its_features(
     images: Path, members: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen = []
-    embed = Extractor.__call__
+    embed = Extractor.of_piece
 
     def counted(self, pixels):
         seen.append(len(pixels))
         return embed(self, pixels)
 
-    monkeypatch.setattr(Extractor, "__call__", counted)
+    monkeypatch.setattr(Extractor, "of_piece", counted)
     run(images, [members[name] for name in ("patchcore", "padim", "dn2")], tmp_path)
     assert sum(seen) == 44
 

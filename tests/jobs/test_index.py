@@ -209,7 +209,7 @@ def test_a_worker_searches_the_bank_that_is_held_for_it_and_loads_one_that_is_lo
     alone = Member(folder, manifest, "untrained")
     for held, rows in ((Held(others), others.bank), (Held(None), stored)):
         member = replace(alone, banks={group: held})
-        infer = Scorer([member], [member.geometry], 1, 2**30).start(1)
+        infer = Scorer([member], [member.geometry], 2**30).start(1)
         ((found,), _) = infer._load_group(group)
         np.testing.assert_array_equal(found.search.vectors(np.arange(len(rows))), rows)
     # Its rows and their centred copy are not the worker's; what prunes the search is.

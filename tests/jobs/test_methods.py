@@ -146,8 +146,8 @@ def test_batches_and_threads_change_no_byte(
 ):
     monkeypatch.setattr(Execution, "threads", 1)
     monkeypatch.setattr("patchlake.pipeline.stages.infer._EMBEDDED_BYTES", 1)
-    settings = settings_of(done.method, batch_size=1)
-    score.run(str(images), str(done.model), str(tmp_path), settings, LOCAL)
+    monkeypatch.setattr("patchlake.pipeline.stages.infer._PIECE", 1)
+    score.run(str(images), str(done.model), str(tmp_path), settings_of(done.method), LOCAL)
     assert output_files(tmp_path) == output_files(done.scores)
 
 

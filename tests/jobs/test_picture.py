@@ -65,8 +65,7 @@ def test_threads_and_kills_change_no_byte(
         part.unlink()
     for part in parts[:2]:
         (tmp_path / "scores" / "_heatmaps" / f"{part.stem[-20:]}.zip").unlink()
-    more = settings.model_copy(update={"batch_size": 3})
-    score.run(str(images), str(model), str(tmp_path / "scores"), more, LOCAL)
+    score.run(str(images), str(model), str(tmp_path / "scores"), settings, LOCAL)
     assert output_files(tmp_path / "scores") == output_files(packed)
 
 

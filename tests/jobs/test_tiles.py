@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.config import load_settings
 from patchlake.pipeline.driver import evaluate, fit, ingest, score
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.sources.sources import Arrangement
@@ -82,22 +82,20 @@ def test_so_are_those_of_the_precision_that_it_chooses(tiles: Path):
 
 
 @pytest.mark.ray
-def test_either_runner_and_any_batch_size_give_the_same_bytes(tmp_path: Path, local_ray: None):
+def test_either_runner_gives_the_same_bytes(tmp_path: Path, local_ray: None):
     """On the real hazelnut images, which are fewer."""
     source = str(ASSETS / "data" / "hazelnut")
     lake, model = str(tmp_path / "images"), str(tmp_path / "model")
-    settings = load_settings(
-        flags=CHOSEN | {"fragment_images": 16, "score": {"scored_at": "2026-01-01T00:00:00Z"}}
-    )
+    score_ = {"heatmaps": "all", "scored_at": "2026-01-01T00:00:00Z"}
+    settings = load_settings(flags=CHOSEN | {"fragment_images": 16, "score": score_})
     ingest.run(source, lake, Arrangement(), settings, LOCAL)
     fit.run(lake, model, settings, LOCAL)
     results = {}
-    for size, name in ((1, "local"), (32, "ray")):
-        used: Settings = settings.model_copy(update={"batch_size": size})
-        out = tmp_path / f"scores-{name}-{size}"
-        score.run(lake, model, str(out), used, Execution(name, None))
-        results[name, size] = output_files(out)
-    first = results["local", 1]
+    for name in ("local", "ray"):
+        out = tmp_path / f"scores-{name}"
+        score.run(lake, model, str(out), settings, Execution(name, None))
+        results[name] = output_files(out)
+    first = results["local"]
     assert len(first) > 51
     assert all(result == first for result in results.values())
 

@@ -96,6 +96,18 @@ class GroupDetector(Protocol):
 
 
 @runtime_checkable
+class DeviceDetector(GroupDetector, Protocol):
+    """A detector that can score embeddings on a GPU, where the network has left them."""
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether what it keeps loaded is there."""
+
+    def score_on_device(self, embeddings: "dict[str, Tensor]") -> Scores:
+        """Return what `score` returns of new images, to the bit."""
+
+
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of settings; one module of `pipeline.methods` each, found by its name."""
 
