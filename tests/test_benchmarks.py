@@ -22,7 +22,7 @@ def test_the_benchmark_for_gpus_runs_on_a_cpu(images, tmp_path, monkeypatch, cap
     monkeypatch.setitem(sys.modules, "gpu", gpu)
     spec.loader.exec_module(gpu)
 
-    small = ["--device", "cpu", "--side", "64", "--rows", "100", "--count", "6", "--batch", "2"]
+    small = ["--device", "cpu", "--side", "64", "--rows", "100", "--count", "6"]
     named = ["--weights", "resnet10t.c3_in1k=untrained"]
     gpu.main([str(images), str(tmp_path), *named, *small, "--rounds", "1"])
 
