@@ -3,8 +3,7 @@ r"""On a GPU: the infer stage beside the bare network, and the search of GPUs be
     python benchmarks/gpu.py IMAGES WORK \
         --weights wide_resnet50_2=wide_resnet50_2.safetensors resnet18=resnet18.safetensors
 
-**This has never run on a GPU: there was none.** `--device cpu` with a few small images is a test of
-the script, and its speeds say nothing.
+`--device cpu` with a few small images is a test of the script, and its speeds say nothing.
 
 PatchCore is fitted on the normal images of IMAGES (an images table of one group), with a memory
 bank of `--rows`. Then, with each network, in turns:
