@@ -31,6 +31,12 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a different model.")
     ] = False,
+    robust: Annotated[
+        bool,
+        typer.Option(
+            "--robust", help="Leave out training images that look anomalous; sets robust."
+        ),
+    ] = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
     update: Annotated[
@@ -49,11 +55,13 @@ def fit(
         "backbone.weights": weights,
         "columns.one_group": group,
         "preset": preset,
+        "robust": robust or None,
     }
     settings = options.read_settings(config, assignments, options.nested(flags))
     options.require_dry_run(as_json=as_json, dry_run=dry_run)
-    if update and (overwrite or dry_run):
-        other = "--overwrite" if overwrite else "--dry-run"
+    combined = {"--overwrite": overwrite, "--dry-run": dry_run, "--robust": robust}
+    other = next((flag for flag, is_set in combined.items() if is_set), None)
+    if update and other:
         raise ConfigError(f"--update cannot be combined with {other}: name one")
     say_reading(images)
     from patchlake.pipeline.driver import fit as fitting

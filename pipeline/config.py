@@ -265,6 +265,8 @@ class Settings(_Frozen):
 
     preset: str | None = None
     seed: int = 0
+    # Whether a fit leaves out the training images that look anomalous themselves.
+    robust: bool = False
     fragment_images: PositiveInt = 256
     # Inference workers on Ray; None: what the cluster has.
     workers: PositiveInt | None = None

@@ -178,6 +178,25 @@ TRAINING_IMAGES = pa.schema(
     ]
 )
 
+# One row a training image that looks anomalous to the model, or looked so to a robust fit.
+SUSPECTS = pa.schema(
+    [
+        _field("group", pa.string(), "as in the images table"),
+        _field("image_id", pa.string(), "as in the images table"),
+        _field("source_path", pa.string(), "Parquet file of the image, relative to IMAGES"),
+        _field("source_row", pa.int64(), "row in that file, from 0"),
+        _optional("part_id", pa.string(), "as in the images table"),
+        _field("score", pa.float32(), "its score without all images of its part"),
+        _field(
+            "deviation",
+            pa.float64(),
+            "how many standard deviations the score's logarithm lies above the group's median",
+        ),
+        _field("is_suspect", pa.bool_(), "`deviation` is above 3.5"),
+        _field("left_out", pa.bool_(), "a robust fit has left it out of the model"),
+    ]
+)
+
 # One row an image that a model was trained on, beside its scores.
 TRAINED = pa.schema(
     [

@@ -110,8 +110,10 @@ def run(
                 target.root,
             )
             return published
-        manifest = _manifest(work, job, fitted, failed)
-        return publish(job, tally, manifest, work.plan.kept, overwrite=overwrite)
+        records = {group: one.record for group, one in fitted.items()}
+        suspects = {group: one.suspects for group, one in fitted.items()}
+        manifest = _manifest(work, job, records, failed)
+        return publish(job, tally, manifest, work.plan.kept, suspects, overwrite=overwrite)
 
 
 def preview(
@@ -210,6 +212,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         ),
         index=settings.index.model_dump(mode="json"),
         seed=settings.seed,
+        robust=settings.robust,
     )
     output, vocabulary = output_digest(settings), settings.columns.vocabulary
     version = digest({**identity.covered(), "output": output, "vocabulary": vocabulary})

@@ -13,11 +13,10 @@ from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.observer import Observer, fraction
 from patchlake.pipeline.errors import ConfigError, PatchlakeError, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus
-from patchlake.pipeline.groups.fit import fit_group
+from patchlake.pipeline.groups.fit import FittedModel, fit_group
 from patchlake.pipeline.groups.partials import embedded_bytes
 from patchlake.pipeline.methods.shared.contract import Method, Progress
 from patchlake.pipeline.model_store.identity import Identity
-from patchlake.pipeline.model_store.models import GroupRecord
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.storage.folder import Folder
 
@@ -66,7 +65,7 @@ def fit_groups(
     broken: Sequence[str],
     runner: Runner,
     observer: Observer,
-) -> tuple[dict[str, GroupRecord], dict[str, str]]:
+) -> tuple[dict[str, FittedModel], dict[str, str]]:
     """Return the groups that were fitted, and why the others were not.
 
     One group's failure is its own: the others are fitted.
@@ -78,7 +77,7 @@ def fit_groups(
         runner: Where it is done. No result depends on where.
         observer: Is told how far it is.
     """
-    outcomes: dict[str, GroupRecord | str] = {}
+    outcomes: dict[str, FittedModel | str] = {}
     broken_keys = pa.array(broken, pa.string())
     sizes = embedded_bytes(fitting.model, fitting.partials)
     limit = min(_SMALL_BYTES, fitting.memory_budget // _MEMORY_PER_BYTE)
@@ -98,7 +97,7 @@ def fit_groups(
     outcomes |= _fit_small(fitting, small, runner, observer)
     for corpus in large:
         outcomes[corpus.group] = _fit_large(fitting, corpus, observer)
-    fitted = {g: one for g, one in outcomes.items() if isinstance(one, GroupRecord)}
+    fitted = {g: one for g, one in outcomes.items() if isinstance(one, FittedModel)}
     reasons = {g: one for g, one in outcomes.items() if isinstance(one, str)}
     for group, reason in reasons.items():
         log.warning("group '%s' is not fitted: %s", group, reason)
@@ -107,10 +106,10 @@ def fit_groups(
 
 def _fit_small(
     fitting: GroupFits, corpora: Sequence[StoredCorpus], runner: Runner, observer: Observer
-) -> dict[str, GroupRecord | str]:
+) -> dict[str, FittedModel | str]:
     """Return the outcome of each group; several are fitted at a time."""
     calls = [partial(_outcome, fitting, fitting.alone(corpus)) for corpus in corpora]
-    found: dict[str, GroupRecord | str] = {}
+    found: dict[str, FittedModel | str] = {}
     if not calls:
         return found
     with observer.task("fit of groups", len(calls), "groups") as advance:
@@ -120,14 +119,14 @@ def _fit_small(
     return found
 
 
-def _fit_large(fitting: GroupFits, corpus: StoredCorpus, observer: Observer) -> GroupRecord | str:
+def _fit_large(fitting: GroupFits, corpus: StoredCorpus, observer: Observer) -> FittedModel | str:
     with fraction(observer, f"fit of {corpus.group}") as on_progress:
         return _outcome(fitting, corpus, on_progress)
 
 
 def _outcome(
     fitting: GroupFits, corpus: StoredCorpus, on_progress: Progress | None = None
-) -> GroupRecord | str:
+) -> FittedModel | str:
     """Fit a group where this is called; a failure is returned, so that it stops no other group."""
     try:
         return fit_group(fitting.method, corpus, fitting.identity, fitting.settings, on_progress)

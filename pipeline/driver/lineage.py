@@ -14,8 +14,10 @@ from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.heartbeat import Heart
 from patchlake.pipeline.driver.members import require_unchanged
 from patchlake.pipeline.driver.summary import require_success, summarise
+from patchlake.pipeline.driver.suspects import write_suspects
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus
+from patchlake.pipeline.groups.fit import FittedModel
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.partials import intact_keys
 from patchlake.pipeline.groups.update import PublishedGroup, updatable
@@ -98,6 +100,7 @@ def open_base(target: Folder, settings: Settings) -> PublishedModel:
     fixed = {
         "preset": fitted.preset,
         "seed": fitted.seed,
+        "robust": fitted.robust,
         "image": settings.image.model_copy(
             update={
                 **manifest.geometry.model_dump(),
@@ -160,7 +163,7 @@ def embed(
 class Outcome:
     """What a step did: groups that it changed, and why others were not."""
 
-    records: Mapping[str, models.GroupRecord]
+    fitted: Mapping[str, FittedModel]
     changes: Mapping[str, models.Change]
     failed: Mapping[str, str]
 
@@ -184,6 +187,8 @@ def publish_step(
         return present
     if outcome.changes:
         _take_step(base, job)
+        suspects = {group: one.suspects for group, one in outcome.fitted.items()}
+        write_suspects(base.target, suspects, is_step=True)
         models.write_manifest(base.target, manifest)
     digests = {group: change.digest for group, change in outcome.changes.items()}
     summary = summarise(job, tally, planned, len(planned) - tally.fragments, groups=digests)
@@ -242,12 +247,13 @@ def _changed(base: PublishedModel, job: Run, outcome: Outcome) -> models.Manifes
         where=record.where,
         groups=dict(outcome.changes),
     )
+    changed = {group: one.record for group, one in outcome.fitted.items()}
     backbone = manifest.backbone.model_copy(update={"weights": base.settings.backbone.weights})
     return manifest.model_copy(
         update={
             "run": record.run,
             "backbone": backbone,
-            "groups": {**manifest.groups, **outcome.records},
+            "groups": {**manifest.groups, **changed},
             "libraries": runs.library_versions(),
             "lineage": [*manifest.lineage, step],
         }
@@ -258,7 +264,7 @@ def _changed(base: PublishedModel, job: Run, outcome: Outcome) -> models.Manifes
 class ChangedGroup:
     """One group after a step."""
 
-    record: models.GroupRecord
+    model: FittedModel
     change: models.Change
 
 
@@ -269,7 +275,7 @@ def change_groups(groups: Iterable[str], change: Callable[[str], ChangedGroup | 
         groups: Their names.
         change: Changes one; None where it stays as it is.
     """
-    records: dict[str, models.GroupRecord] = {}
+    fitted: dict[str, FittedModel] = {}
     changes: dict[str, models.Change] = {}
     failed: dict[str, str] = {}
     for group in groups:
@@ -281,8 +287,8 @@ def change_groups(groups: Iterable[str], change: Callable[[str], ChangedGroup | 
             failed[group] = str(error)
             continue
         if changed is not None:
-            records[group], changes[group] = changed.record, changed.change
-    return Outcome(records, changes, failed)
+            fitted[group], changes[group] = changed.model, changed.change
+    return Outcome(fitted, changes, failed)
 
 
 def require_embedded(fragments: Fragments, tally: Tally) -> None:

@@ -1,7 +1,12 @@
 """What a fit does last: `model.json` and the summary."""
 
+from collections.abc import Mapping
+
+import pyarrow as pa
+
 from patchlake.pipeline.driver.drive import Tally
 from patchlake.pipeline.driver.summary import require_success, summarise
+from patchlake.pipeline.driver.suspects import write_suspects
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragments
@@ -13,10 +18,11 @@ def publish(
     tally: Tally,
     manifest: models.Manifest,
     planned: Fragments,
+    suspects: Mapping[str, pa.Table],
     *,
     overwrite: bool,
 ) -> models.Manifest:
-    """Write `model.json` and the summary; return the manifest.
+    """Write the list of suspects, `model.json` and the summary; return the manifest.
 
     Raises:
         ConfigError: if another run has published meanwhile, and `overwrite` was not asked.
@@ -24,6 +30,8 @@ def publish(
     """
     target = job.folder
     if manifest.groups:
+        # First: who finds the model finds the list, and the same command again would not write it.
+        write_suspects(target, suspects)
         models.publish_manifest(target, manifest, overwrite=overwrite)
     digests = {group: record.digest for group, record in manifest.groups.items()}
     already_done = len(planned) - tally.fragments

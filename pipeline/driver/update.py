@@ -251,8 +251,9 @@ def _update(
         log.warning("group '%s': no new image can be used: %s", before.group, corpus.unusable)
         return None
     with fraction(observer, f"update of {before.group}") as on_progress:
-        record = update_group(base.method, before, corpus, base.step, on_progress)
+        updated = update_group(base.method, before, corpus, base.step, on_progress)
+    digest_ = updated.record.digest
     change = models.Change(
-        parent=before.record.digest, digest=record.digest, added=corpus.images, withdrawn=0
+        parent=before.record.digest, digest=digest_, added=corpus.images, withdrawn=0
     )
-    return ChangedGroup(record, change)
+    return ChangedGroup(updated, change)

@@ -212,11 +212,11 @@ def _withdraw(
 ) -> ChangedGroup:
     """Take images out of one group; `corpus_of` has their embeddings where those are needed."""
     fitted, numbers = leaving[group].fitted, leaving[group].numbers
-    record = withdraw_group(base.method, fitted, numbers, corpus_of(group), base.step)
+    left = withdraw_group(base.method, fitted, numbers, corpus_of(group), base.step)
     change = models.Change(
-        parent=fitted.record.digest, digest=record.digest, added=0, withdrawn=len(numbers)
+        parent=fitted.record.digest, digest=left.record.digest, added=0, withdrawn=len(numbers)
     )
-    return ChangedGroup(record, change)
+    return ChangedGroup(left, change)
 
 
 def _whole(corpus: StoredCorpus, images: int) -> StoredCorpus:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32
 
 from patchlake.pipeline.config import Settings
@@ -15,6 +17,7 @@ from patchlake.pipeline.groups.gallery import StoredGallery, write_gallery
 from patchlake.pipeline.groups.loading import MEASURED_PATCHES, bank_files, measured_quality
 from patchlake.pipeline.groups.membership import Membership
 from patchlake.pipeline.groups.parts import JUDGED, judged, judged_of, told_by
+from patchlake.pipeline.groups.suspects import CleanCorpus, listed, without_suspects
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
@@ -25,7 +28,7 @@ from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.methods.shared.selection import gather_rows
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord
-from patchlake.pipeline.scores.calibration import Calibration, Judged
+from patchlake.pipeline.scores.calibration import Calibration, Judged, Sample
 from patchlake.pipeline.storage.folder import Folder
 
 
@@ -35,8 +38,8 @@ def fit_group(
     identity: Identity,
     settings: Settings,
     progress: Progress | None = None,
-) -> GroupRecord:
-    """Fit one group and write its files; return the record for `model.json`.
+) -> "FittedModel":
+    """Fit one group and write its files; return the record for `model.json`, and the suspects.
 
     Args:
         method: With its settings.
@@ -53,16 +56,61 @@ def fit_group(
             f"group '{corpus.group}' has no usable training image (label good, split not test); "
             f"unusable: {corpus.unusable or 'none'}"
         )
-    result = method.fit(corpus, seed=settings.seed, progress=progress)
-    gallery = write_gallery(corpus, result.to_gallery) if result.to_gallery else []
-    bank, facts = bank_and_facts(corpus, result, settings)
-    calibrator = calibrator_of(method, corpus.model, result, gallery, identity)
-    candidates = np.arange(corpus.images) if result.unseen is None else result.unseen
+    clean = CleanCorpus(corpus)
+    if settings.robust:
+        measure = partial(_all_samples, method, identity, settings, progress)
+        clean = without_suspects(corpus, measure)
+    kept = clean.corpus
+    result = method.fit(kept, seed=settings.seed, progress=progress)
+    gallery = write_gallery(kept, result.to_gallery) if result.to_gallery else []
+    bank, facts = bank_and_facts(kept, result, settings)
+    calibrator = calibrator_of(method, kept.model, result, gallery, identity)
+    candidates = np.arange(kept.images) if result.unseen is None else result.unseen
     chosen = choose_evenly(candidates, len(candidates), method.calibration_images)
-    membership = Membership.of(corpus, 0).measured(list(calibrator.measure(corpus, chosen)))
-    membership = judged_by(method, calibrator, corpus, membership)
-    contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
-    return store(corpus.model, corpus.group, contents, identity, settings)
+    # What is left out is known as what has left: an update over the same images does not add it.
+    members = Membership.of(corpus, 0).left_by(clean.numbers, 0)
+    members = members.measured(list(calibrator.measure(kept, chosen)))
+    members = judged_by(method, calibrator, kept, members)
+    suspects = listed(corpus.group, members, clean.left_out)
+    contents = GroupContents(result, bank, facts, gallery, members, kept.unusable)
+    return FittedModel(store(kept.model, kept.group, contents, identity, settings), suspects)
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A group's model as its files have it, and those of its images that look anomalous to it."""
+
+    record: GroupRecord
+    # Schema `SUSPECTS`.
+    suspects: pa.Table
+
+
+def _all_samples(
+    method: Method,
+    identity: Identity,
+    settings: Settings,
+    progress: Progress | None,
+    corpus: StoredCorpus,
+) -> list[Sample]:
+    """Fit a corpus and return the samples by part of all its images; nothing of the fit is kept.
+
+    Raises:
+        ConfigError: if the method's model knows nothing of single images.
+    """
+    result = method.fit(corpus, seed=settings.seed, progress=progress)
+    if result.unseen is not None:
+        raise ConfigError(
+            f"--robust scores each training image without its own part in the model, and a model "
+            f"of method '{identity.method}' was trained on all of them: fit without --robust, or "
+            "with another method"
+        )
+    gallery = write_gallery(corpus, result.to_gallery) if result.to_gallery else []
+    calibrator = calibrator_of(method, corpus.model, result, gallery, identity)
+    threads = 1 if method.scored_together else corpus.threads
+    members = judged(calibrator, corpus, Membership.of(corpus, 0), corpus.images, threads)
+    for file in gallery:
+        corpus.model.remove(file.name)
+    return members.part_samples()
 
 
 def judged_by(

@@ -11,6 +11,7 @@ from patchlake.pipeline.groups.calibrate import choose_evenly
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.files import load_accounts, load_state
 from patchlake.pipeline.groups.fit import (
+    FittedModel,
     GroupContents,
     bank_and_facts,
     calibrator_of,
@@ -21,6 +22,7 @@ from patchlake.pipeline.groups.gallery import gallery_files, without_images, wri
 from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
 from patchlake.pipeline.groups.parts import judged_without
+from patchlake.pipeline.groups.suspects import listed
 from patchlake.pipeline.methods.shared.bank import MemoryBank
 from patchlake.pipeline.methods.shared.contract import EarlierModel, Method, Progress, Updatable
 from patchlake.pipeline.model_store.identity import Identity
@@ -95,8 +97,8 @@ def update_group(
     corpus: StoredCorpus,
     step: int,
     progress: Progress | None = None,
-) -> GroupRecord:
-    """Write the files of a group's model with the corpus' images; return its record.
+) -> FittedModel:
+    """Write the files of a group's model with the corpus' images; return its record and suspects.
 
     Scores of the earlier images are kept as they were measured when they joined, thinned to make
     room for those of the new ones: their embeddings are gone.
@@ -125,7 +127,12 @@ def update_group(
     membership = fitted.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
     membership = judged_by(method, calibrator, corpus, membership)
     contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
-    return store(fitted.model, fitted.group, contents, fitted.identity, settings)
+    return _stored(fitted, contents)
+
+
+def _stored(fitted: PublishedGroup, contents: GroupContents) -> FittedModel:
+    record = store(fitted.model, fitted.group, contents, fitted.identity, fitted.settings)
+    return FittedModel(record, listed(fitted.group, contents.membership))
 
 
 def withdraw_group(
@@ -134,8 +141,8 @@ def withdraw_group(
     numbers: Int64[np.ndarray, " withdrawn"],
     corpus: StoredCorpus | None,
     step: int,
-) -> GroupRecord:
-    """Write the files of a group's model without some images; return its record.
+) -> FittedModel:
+    """Write the files of a group's model without some images; return its record and suspects.
 
     The scores of those that stay are kept as they were measured, and an approximate index's quality
     as well.
@@ -162,7 +169,7 @@ def withdraw_group(
     membership = judged_without(membership)
     unusable = fitted.record.unusable_images
     contents = GroupContents(result, bank, result.facts | quality, gallery, membership, unusable)
-    return store(fitted.model, group, contents, fitted.identity, settings)
+    return _stored(fitted, contents)
 
 
 _QUALITY = {"queries", "recall_at_1", "mean_score_error_relative", "max_score_error_relative"}

@@ -29,6 +29,8 @@ class Identity:
     # `IndexSettings` as JSON.
     index: Mapping[str, object]
     seed: int
+    # Whether suspects were left out.
+    robust: bool
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Identity":
@@ -42,6 +44,7 @@ class Identity:
             network=manifest.backbone,
             index=index,
             seed=manifest.settings.seed,
+            robust=manifest.settings.robust,
         )
 
     def covered(self) -> dict[str, object]:
@@ -57,6 +60,7 @@ class Identity:
             "backbone": [network.name, network.layers, network.weights_sha256, *precision],
             "index": self.index,
             "seed": self.seed,
+            **({"robust": True} if self.robust else {}),
         }
 
     def group_digest(self, files: Sequence[FileRecord]) -> str:
