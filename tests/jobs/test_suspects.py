@@ -1,0 +1,173 @@
+"""Bad images among the good: they are listed, and a robust fit is one without them."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from patchlake.pipeline.config import Settings
+from patchlake.pipeline.driver import fit, update, withdraw
+from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.driver.withdraw import Withdrawal
+from patchlake.pipeline.errors import FragmentsFailed, ModelError
+from patchlake.pipeline.model_store.models import Manifest, read_manifest
+from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.tables import SUSPECTS
+from tests.conftest import LOCAL, TINY_FLAGS
+from tests.jobs.test_methods import settings_of
+
+BAD = ("woven_cloth/train/good/003.png", "woven_cloth/train/good/007.png")
+METHODS = ("dn2", "mahalanobis", "padim", "patchcore", "spade")
+
+
+def robust(method: str) -> Settings:
+    return settings_of(method, robust=True)
+
+
+@pytest.fixture(scope="module")
+def lake(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 plates, and two cloths that somebody has filed as good plates, in two files."""
+    table = ds.dataset(images, partitioning=None).to_table().sort_by("image_id")
+    rows = table.to_pylist()
+    plates = [r for r in rows if r["group"] == "brushed_plate" and r["label"] == "good"]
+    cloths = [r for r in rows if r["image_id"] in BAD]
+    assert (len(plates), len(cloths)) == (16, 2)
+    filed = [*plates[:7], cloths[0], *plates[7:12], cloths[1], *plates[12:]]
+    every = [{**row, "group": "plates", "split": "train"} for row in filed]
+    root = tmp_path_factory.mktemp("mixed")
+    write(root, every)
+    return root
+
+
+def write(root: Path, rows: list[dict[str, object]]) -> None:
+    schema = pa.schema([(name, pa.string()) for name in ("image_id", "group", "split", "label")])
+    schema = schema.append(pa.field("image", pa.binary()))
+    for number, some in enumerate((rows[:9], rows[9:])):
+        pq.write_table(pa.Table.from_pylist(some, schema=schema), root / f"{number}.parquet")
+
+
+def suspects(model: Path) -> list[dict[str, object]]:
+    table = pq.read_table(model / "suspects.parquet")
+    assert table.schema.equals(SUSPECTS)
+    return list(table.to_pylist())
+
+
+def named(model: Path, flag: str) -> set[object]:
+    return {row["image_id"] for row in suspects(model) if row[flag]}
+
+
+def arrays(manifest: Manifest) -> dict[str, str]:
+    """Digests of what a model scores with, and is judged by."""
+    files = manifest.groups["plates"].files
+    return {file.role: file.sha256 for file in files if not file.role.startswith("images.")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_robust_fit_is_one_of_the_images_that_it_keeps(method: str, lake: Path, tmp_path: Path):
+    fit.run(str(lake), str(tmp_path / "plain"), settings_of(method), LOCAL)
+    assert named(tmp_path / "plain", "is_suspect") == set(BAD)
+    assert named(tmp_path / "plain", "left_out") == set()
+    assert len(suspects(tmp_path / "plain")) == 18, "too few to list the most suspicious alone"
+
+    found = fit.run(str(lake), str(tmp_path / "robust"), robust(method), LOCAL)
+    out = named(tmp_path / "robust", "left_out")
+    assert out >= set(BAD)
+    record = found.groups["plates"]
+    assert (record.images, record.unusable_images) == (18 - len(out), {"suspect": len(out)})
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in sorted(lake.glob("*.parquet")):
+        table = pq.read_table(path)
+        mask = [one not in out for one in table.column("image_id").to_pylist()]
+        pq.write_table(table.filter(pa.array(mask)), kept / path.name)
+    clean = fit.run(str(kept), str(tmp_path / "clean"), settings_of(method), LOCAL)
+    # The rows' places are other ones; nothing else is.
+    roles = {role for role in arrays(clean) if not role.startswith(("provenance", "gallery"))}
+    assert {r: arrays(found)[r] for r in roles} == {r: arrays(clean)[r] for r in roles}
+    assert record.digest != clean.groups["plates"].digest, "who scores can tell"
+
+
+def test_nothing_of_the_rounds_is_left_in_the_model(lake: Path, tmp_path: Path):
+    found = fit.run(str(lake), str(tmp_path), robust("spade"), LOCAL)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    wanted = {file.name for record in found.groups.values() for file in record.files}
+    assert {name for name in files if not name.startswith("_runs")} == {
+        *wanted,
+        "model.json",
+        "suspects.parquet",
+    }
+    assert not [name for name in files if "partials" in name]
+
+
+def test_a_clean_lake_loses_nothing(images: Path, tmp_path: Path):
+    fit.run(str(images), str(tmp_path / "plain"), settings_of("patchcore"), LOCAL)
+    fit.run(str(images), str(tmp_path / "robust"), robust("patchcore"), LOCAL)
+    both = [read_manifest(Folder(str(tmp_path / name))).groups for name in ("plain", "robust")]
+    for group, record in both[0].items():
+        other = both[1][group]
+        assert other.unusable_images == {}
+        assert {f.role: f.sha256 for f in other.files} == {f.role: f.sha256 for f in record.files}
+
+
+def test_an_update_does_not_bring_back_what_was_left_out(lake: Path, tmp_path: Path):
+    model = tmp_path / "model"
+    before = fit.run(str(lake), str(model), robust("patchcore"), LOCAL)
+    after = update.run(str(lake), str(model), settings_of("patchcore"), LOCAL)
+    assert after.groups == before.groups
+    assert named(model, "left_out") >= set(BAD)
+
+
+def test_the_list_follows_updates_and_withdrawals(lake: Path, tmp_path: Path):
+    model, half = tmp_path / "model", tmp_path / "half"
+    half.mkdir()
+    table = pq.read_table(lake / "0.parquet")
+    pq.write_table(table, half / "0.parquet")
+    other = table.set_column(
+        table.column_names.index("group"), "group", pa.array(["other"] * len(table))
+    )
+    pq.write_table(other, half / "other.parquet")
+    fit.run(str(half), str(model), settings_of("dn2"), LOCAL)
+    first = suspects(model)
+    assert not first, "nine images are too few"
+    update.run(str(lake), str(model), settings_of("dn2"), LOCAL)
+    assert named(model, "is_suspect") == set(BAD)
+    withdraw.run(str(model), Withdrawal(BAD[:1], group="plates"), settings_of("dn2"), LOCAL)
+    assert BAD[0] not in {row["image_id"] for row in suspects(model)}
+
+
+def test_a_damaged_list_is_named(lake: Path, tmp_path: Path):
+    fit.run(str(lake), str(tmp_path), settings_of("dn2"), LOCAL)
+    (tmp_path / "suspects.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(ModelError, match=r"suspects\.parquet.*remove it"):
+        withdraw.run(str(tmp_path), Withdrawal(BAD[:1]), settings_of("dn2"), LOCAL)
+
+
+def test_a_method_that_knows_no_single_image_refuses(lake: Path, tmp_path: Path):
+    with pytest.raises(FragmentsFailed, match="was trained on all of them"):
+        fit.run(str(lake), str(tmp_path), robust("cfa"), LOCAL)
+
+
+def test_the_command(lake: Path, tmp_path: Path, patchlake):
+    model = tmp_path / "model"
+    assert patchlake("fit", lake, model, *TINY_FLAGS, "--robust").code == 0
+    assert named(model, "left_out") >= set(BAD)
+    refused = patchlake("fit", lake, model, *TINY_FLAGS, "--robust", "--update")
+    assert refused.code == 2
+    assert "--update cannot be combined with --robust" in refused.err
+    other = patchlake("fit", lake, model, *TINY_FLAGS)
+    assert "holds a different model" in other.err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_ray_leaves_out_the_same(method: str, lake: Path, tmp_path: Path, local_ray: None):
+    models = {}
+    for name in ("local", "ray"):
+        execution = Execution(name, None)
+        models[name] = fit.run(str(lake), str(tmp_path / name), robust(method), execution)
+    assert models["local"].groups == models["ray"].groups
+    assert suspects(tmp_path / "local") == suspects(tmp_path / "ray")
