@@ -37,13 +37,11 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     # One file at a time: files of a folder, without the columns that are in their paths.
     table = ds.dataset(arguments.images, partitioning=None).to_table().sort_by("image_id")
-    pool, test = _split(table, arguments.seed)
-    print(
-        "method     share  fit     image AUROC  pixel AUROC  AUPRO  found     good ones with them"
-    )
+    pool = _pool(table, arguments.seed)
+    print("method     share  fit     image AUROC  pixel AUROC  AUPRO  found  good ones with them")
     for share in arguments.shares:
         lake = arguments.work / f"images-{share}"
-        bad = _write(table, lake, pool, test, share)
+        bad = _write(table, lake, pool, share)
         for method in arguments.methods:
             for robust in (False, True):
                 line = _line(lake, arguments.work, method, bad, robust=robust)
@@ -51,8 +49,8 @@ def main(words: Sequence[str] | None = None) -> None:
                 print(f"{method:<10} {share:<6} {way:<7} {line}", flush=True)
 
 
-def _split(table: pa.Table, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of defective images, in random order: those to mix in, and those to test."""
+def _pool(table: pa.Table, seed: int) -> np.ndarray:
+    """Return rows of defective images of half of the parts, in random order."""
     labels = np.array(table.column("label").to_pylist(), object)
     defective = np.flatnonzero(labels != "good")
     images = table.column("image")
@@ -60,8 +58,7 @@ def _split(table: pa.Table, seed: int) -> tuple[np.ndarray, np.ndarray]:
     parts = look_alikes(np.stack(seen))
     random = np.random.default_rng(seed)
     names = random.permutation(np.unique(parts))
-    is_test = np.isin(parts, names[: len(names) // 2])
-    return random.permutation(defective[~is_test]), defective[is_test]
+    return random.permutation(defective[np.isin(parts, names[: len(names) // 2])])
 
 
 def _thumbnail(content: bytes) -> np.ndarray:
@@ -70,9 +67,7 @@ def _thumbnail(content: bytes) -> np.ndarray:
     return thumbnail(np.asarray(pixels)).ravel()
 
 
-def _write(
-    table: pa.Table, lake: Path, pool: np.ndarray, test: np.ndarray, share: float
-) -> set[str]:
+def _write(table: pa.Table, lake: Path, pool: np.ndarray, share: float) -> set[str]:
     """Write the images table with a share of defective training images; return their ids."""
     rows = table.to_pydict()
     is_training = [

@@ -29,7 +29,7 @@ from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.methods import build, options_of
-from patchlake.pipeline.methods.shared.contract import Method
+from patchlake.pipeline.methods.shared.contract import Method, Updatable
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.reading.listing import open_lake
@@ -185,6 +185,12 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         raise ConfigError(
             f"method '{settings.method.name}' has no memory bank that "
             f"index.kind={settings.index.kind} could be measured on; use index.kind=exact"
+        )
+    if settings.robust and not isinstance(method, Updatable):
+        raise ConfigError(
+            "robust fits score each training image without its own part in the model, and a model "
+            f"of method '{settings.method.name}' is trained on all of them together; fit without "
+            "--robust (robust=false), or with another method"
         )
     settings = _with_layers(settings, method)
     geometry = Geometry(settings.image.resize, settings.image.crop)

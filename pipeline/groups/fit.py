@@ -92,18 +92,8 @@ def _all_samples(
     progress: Progress | None,
     corpus: StoredCorpus,
 ) -> list[Sample]:
-    """Fit a corpus and return the samples by part of all its images; nothing of the fit is kept.
-
-    Raises:
-        ConfigError: if the method's model knows nothing of single images.
-    """
+    """Fit a corpus and return the samples by part of all its images; nothing of the fit is kept."""
     result = method.fit(corpus, seed=settings.seed, progress=progress)
-    if result.unseen is not None:
-        raise ConfigError(
-            f"--robust scores each training image without its own part in the model, and a model "
-            f"of method '{identity.method}' was trained on all of them: fit without --robust, or "
-            "with another method"
-        )
     gallery = write_gallery(corpus, result.to_gallery) if result.to_gallery else []
     calibrator = calibrator_of(method, corpus.model, result, gallery, identity)
     threads = 1 if method.scored_together else corpus.threads
