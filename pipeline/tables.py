@@ -411,5 +411,10 @@ def markdown(schema: pa.Schema) -> str:
 
 
 if __name__ == "__main__":
-    for title, table in (("images", IMAGES), ("scores", SCORES), ("parts", PARTS)):
+    for title, table in (
+        ("images", IMAGES),
+        ("scores", SCORES),
+        ("parts", PARTS),
+        ("suspects", SUSPECTS),
+    ):
         print(f"**{title}**\n\n{markdown(table)}\n")  # noqa: T201

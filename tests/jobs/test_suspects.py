@@ -11,7 +11,7 @@ from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import fit, update, withdraw
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.withdraw import Withdrawal
-from patchlake.pipeline.errors import FragmentsFailed, ModelError
+from patchlake.pipeline.errors import ConfigError, ModelError
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import SUSPECTS
@@ -146,7 +146,7 @@ def test_a_damaged_list_is_named(lake: Path, tmp_path: Path):
 
 
 def test_a_method_that_knows_no_single_image_refuses(lake: Path, tmp_path: Path):
-    with pytest.raises(FragmentsFailed, match="was trained on all of them"):
+    with pytest.raises(ConfigError, match="'cfa' is trained on all of them together"):
         fit.run(str(lake), str(tmp_path), robust("cfa"), LOCAL)
 
 
