@@ -7,7 +7,7 @@ from scipy import stats
 
 from patchlake.pipeline.maths.outliers import deviations
 
-SCORES = st.lists(st.floats(1e-3, 1e3, width=32), min_size=1, max_size=60)
+SCORES = st.lists(st.floats(2**-10, 2**10, width=32), min_size=1, max_size=60)
 
 
 @given(SCORES)
