@@ -61,8 +61,7 @@ def fit_group(
         measure = partial(_all_samples, method, identity, settings, progress)
         clean = without_suspects(corpus, measure)
     kept = clean.corpus
-    result = method.fit(kept, seed=settings.seed, progress=progress)
-    gallery = write_gallery(kept, result.to_gallery) if result.to_gallery else []
+    result, gallery = _fitted(method, kept, settings, progress, kept.model)
     bank, facts = bank_and_facts(kept, result, settings)
     calibrator = calibrator_of(method, kept.model, result, gallery, identity)
     candidates = np.arange(kept.images) if result.unseen is None else result.unseen
@@ -85,6 +84,19 @@ class FittedModel:
     suspects: pa.Table
 
 
+def _fitted(
+    method: Method,
+    corpus: StoredCorpus,
+    settings: Settings,
+    progress: Progress | None,
+    model: Folder,
+) -> tuple[FitResult, list[FileRecord]]:
+    """Fit a corpus; return the result, and the gallery, which is written into a model."""
+    result = method.fit(corpus, seed=settings.seed, progress=progress)
+    gallery = write_gallery(corpus, result.to_gallery, model) if result.to_gallery else []
+    return result, gallery
+
+
 def _all_samples(
     method: Method,
     identity: Identity,
@@ -93,23 +105,26 @@ def _all_samples(
     corpus: StoredCorpus,
 ) -> list[Sample]:
     """Fit a corpus and return the samples by part of all its images; nothing of the fit is kept."""
-    result = method.fit(corpus, seed=settings.seed, progress=progress)
-    gallery = write_gallery(corpus, result.to_gallery) if result.to_gallery else []
-    calibrator = calibrator_of(method, corpus.model, result, gallery, identity)
-    threads = 1 if method.scored_together else corpus.threads
-    members = judged(calibrator, corpus, Membership.of(corpus, 0), corpus.images, threads)
-    for file in gallery:
-        corpus.model.remove(file.name)
-    return members.part_samples()
+    # Not in the model itself: the one that is published there may have a file of the same content.
+    aside = Folder.at(corpus.model.path(corpus.partials), corpus.model.storage)
+    result, gallery = _fitted(method, corpus, settings, progress, aside)
+    calibrator = calibrator_of(method, aside, result, gallery, identity)
+    members = Membership.of(corpus, 0)
+    return judged_by(method, calibrator, corpus, members, corpus.images).part_samples()
 
 
 def judged_by(
-    method: Method, calibrator: Calibrator, corpus: StoredCorpus, members: Membership
+    method: Method,
+    calibrator: Calibrator,
+    corpus: StoredCorpus,
+    members: Membership,
+    at_most: int | None = None,
 ) -> Membership:
-    """Return the members with the samples that verdicts go by."""
+    """Return the members with samples by part: of so many images, else as many as verdicts need."""
     # Where many images are scored together, a search has threads of its own.
     threads = 1 if method.scored_together else corpus.threads
-    return judged(calibrator, corpus, members, JUDGED * method.calibration_images, threads)
+    wanted = JUDGED * method.calibration_images if at_most is None else at_most
+    return judged(calibrator, corpus, members, wanted, threads)
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ _PREFIX = "gallery-"
 
 
 def write_gallery(
-    corpus: StoredCorpus, keep: Callable[[Arrays], Arrays], *, before: int = 0
+    corpus: StoredCorpus, keep: Callable[[Arrays], Arrays], model: Folder, *, before: int = 0
 ) -> list[FileRecord]:
-    """Write what `keep` takes of each fragment's embeddings; the workers do it.
+    """Write what `keep` takes of each fragment's embeddings into a model; the workers do it.
 
     `before` images are in the gallery already.
     """
-    return list(corpus.each(_Writer(corpus.model, corpus.group, keep, before)))
+    return list(corpus.each(_Writer(model, corpus.group, keep, before)))
 
 
 def without_images(

@@ -117,7 +117,7 @@ def update_group(
     result = method.update(fitted.load(), corpus, seed=settings.seed, progress=progress)
     gallery = fitted.gallery
     if result.to_gallery is not None:
-        gallery = gallery + write_gallery(corpus, result.to_gallery, before=before)
+        gallery = gallery + write_gallery(corpus, result.to_gallery, fitted.model, before=before)
     bank, facts = bank_and_facts(corpus, result, settings, before=before)
     calibrator = calibrator_of(method, fitted.model, result, gallery, fitted.identity)
     at_most = method.calibration_images

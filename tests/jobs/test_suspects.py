@@ -15,7 +15,8 @@ from patchlake.pipeline.driver import fit, update, withdraw
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.withdraw import Withdrawal
 from patchlake.pipeline.errors import ConfigError, ModelError
-from patchlake.pipeline.model_store.models import Manifest, read_manifest
+from patchlake.pipeline.model_store.models import Manifest, read_manifest, verify_file
+from patchlake.pipeline.stopping import Stopped
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import SUSPECTS
 from tests.conftest import LOCAL, TINY_FLAGS
@@ -126,6 +127,23 @@ def test_nothing_of_the_rounds_is_left_in_the_model(lake: Path, tmp_path: Path):
         "suspects.parquet",
     }
     assert not [name for name in files if "partials" in name]
+
+
+def test_the_published_model_is_whole_until_another_one_is(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first look of a robust fit makes the very files of a fit of all images."""
+    before = fit.run(str(lake), str(tmp_path), settings_of("spade"), LOCAL)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise Stopped("stopped before it was published")
+
+    monkeypatch.setattr(fit, "publish", stopped)
+    with pytest.raises(Stopped):
+        fit.run(str(lake), str(tmp_path), robust("spade"), LOCAL, overwrite=True)
+    assert read_manifest(Folder(str(tmp_path))) == before
+    for file in before.groups["plates"].files:
+        verify_file(Folder(str(tmp_path)), file)
 
 
 def test_where_nothing_is_suspect_a_robust_fit_is_the_fit(
