@@ -107,6 +107,24 @@ def test_regions_are_in_pixels_of_the_image(frame, across, down):
         assert one.x <= one.centre_x <= one.x + one.width
 
 
+@given(FRAMES, st.integers(0, 5), st.integers(1, 900), st.integers(1, 900))
+def test_a_region_is_what_scipy_says_of_the_whole_frame(frame, threshold, width, height):
+    marked = is_marked(frame, threshold)
+    across, down = width / frame.shape[1], height / frame.shape[0]
+    labels, count = ndimage.label(marked, structure=np.ones((3, 3)))
+    every = range(1, count + 1)
+    expected = [
+        (peak, (centre[0] + 0.5) * down, (centre[1] + 0.5) * across)
+        for peak, centre in zip(
+            ndimage.maximum(frame, labels, every),
+            ndimage.center_of_mass(marked, labels, every),
+            strict=True,
+        )
+    ]
+    found = regions_of(frame, marked, (width, height))
+    assert sorted((one.peak, one.centre_y, one.centre_x) for one in found) == sorted(expected)
+
+
 def test_a_box_never_leaves_the_image():
     frame = np.ones((512, 209), np.float32)
     [region] = regions_of(frame, is_marked(frame, 0), (1001, 2453))
