@@ -2,18 +2,19 @@ r"""What a heatmap costs, from the photo that came with the row to its JPEG, ste
 
     python benchmarks/heatmap.py FOLDER... --side 512
 
-Milliseconds of processor time an image, medians, and bytes. Maps are made up: two smooth spots, of
-which both are coloured and outlined; `all over` has a map that is coloured everywhere.
+Milliseconds of processor time an image, medians, and bytes. Maps are made up: two smooth spots,
+both coloured and outlined.
 
     hand-over   the photo made in decode, of every image; and what it was before: grey, raw
     photo       decoded in publish
     map         smoothed, at the photo's size
-    colour      over the photo; then all over it
+    colour      over the photo
     outlines    found and drawn
     strip       with a score that was not drawn before
     JPEG        encoded
     whole       from the photo to the JPEG, by the calls that a job makes, less the regions
     regions     of anomalous images, pictures or not
+    all over    colour all over the photo
 """
 
 import argparse
@@ -81,18 +82,18 @@ def step_by_step(image: Image.Image, number: int, times: Times) -> tuple[int, in
     judgement = Judgement(2.5 + 0.001 * len(times["whole"]), 1.9, 0.01, PIXEL_THRESHOLD)
     other = Judgement(3.5 + 0.001 * len(times["whole"]), 1.9, 0.01, PIXEL_THRESHOLD)
     photo = timed("hand-over", lambda: small_photo(image))
+    whole = Examined(other, spots, image.size, GEOMETRY)
+    timed("whole", lambda: to_jpeg(whole.picture(photo, SCALE)))
     timed("grey before", lambda: as_before(image, columns, rows))
     pixels = timed("photo", lambda: photo_pixels(photo))
     frame = timed("map", lambda: GEOMETRY.to_frame(spots, image.size, (rows, columns)))
     coloured = timed("colour", lambda: overlay(pixels, frame, SCALE))
-    timed("all over", lambda: overlay(pixels, frame, ALL_OVER))
     marked = is_marked(frame, PIXEL_THRESHOLD)
     timed("outlines", lambda: outline(coloured, is_marked(frame, PIXEL_THRESHOLD)))
     picture = timed("strip", lambda: captioned(coloured, judgement, SCALE))
     content = timed("JPEG", lambda: to_jpeg(picture))
-    whole = Examined(other, spots, image.size, GEOMETRY)
-    timed("whole", lambda: to_jpeg(whole.picture(photo, SCALE)))
     timed("regions", lambda: regions_of(frame, marked, image.size))
+    timed("all over", lambda: overlay(pixels, frame, ALL_OVER))
     return len(photo), len(content), rows * columns
 
 

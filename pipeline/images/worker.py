@@ -17,7 +17,7 @@ Memory: `RLIMIT_AS`, above what the process has after its imports, of
     32 where JPEG 2000 is allowed    OpenJPEG has int32 of each of 4 channels twice
     4 times max_bytes                the file, and copies of pieces of it
     1 GiB                            the picture resized to 100 megapixels, and all that is small:
-                                     the photo, too, with 20 MB on the way to it
+                                     the photo, too
 
 that is 2.7 GiB by default, and what an image of 100 megapixels may need. It is not reserved.
 """

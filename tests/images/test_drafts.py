@@ -116,7 +116,7 @@ def _shown(content: bytes, limits: Limits) -> Image.Image:
     st.sampled_from(MODES),
 )
 @settings(max_examples=40, deadline=None)
-def test_the_photo_is_that_of_the_plain_way_to_the_byte(image, mode):
+def test_a_photo_of_less_than_two_sides_is_that_of_the_plain_way_to_the_byte(image, mode):
     content = _encode(image.convert(mode), "TIFF")
     plain = decode_image(content, WHOLE)
     height, width = picture_size(*plain.size)
@@ -125,6 +125,18 @@ def test_the_photo_is_that_of_the_plain_way_to_the_byte(image, mode):
     assert np.array_equal(np.asarray(found.convert("RGB")), expected)
     # Grey stays so, but where it has alpha.
     assert found.mode == ("L" if mode in ("L", "1") else "RGB")
+
+
+@pytest.mark.parametrize("side", [1024, 1025, 1600, 2047])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_photo_of_a_large_file_is_near_that_of_the_plain_way(side, mode):
+    noise = np.random.default_rng(0).normal(0, 2, (side // 2, side, 3))
+    smooth = np.asarray(_smooth(side, side // 2), float)
+    image = Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8)).convert(mode)
+    plain = image.resize((512, 256), BILINEAR)
+    found = resized_photo(image)
+    assert found.mode == mode
+    assert _levels(np.asarray(found), np.asarray(plain)).max() <= 4
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -196,6 +208,18 @@ def test_a_draft_is_the_picture_wherever_its_orientation_turns_it(
     assert _levels(found.pixels, whole.pixels).max() <= 3
     shown = [np.asarray(_shown(content, limits).convert("L")) for limits in (DRAFT, WHOLE)]
     assert _levels(*shown).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_photo_of_a_draft_that_is_large_itself_is_in_its_place(orientation):
+    # A half of this file is still twice the photo, whose sides are divided first.
+    content = _turned(_smooth(2101, 2099), orientation)
+    shown = [
+        resized_photo(*decode_light(content, limits, [Geometry((300, 300), None)]))
+        for limits in (DRAFT, WHOLE)
+    ]
+    assert draft_scale(2101, 2099, [Geometry((300, 300), None)]) == 2
+    assert _levels(*(np.asarray(one) for one in shown)).max() <= 6
 
 
 def test_a_draft_is_of_the_lower_frequencies_of_all_pixels():
