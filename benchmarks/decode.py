@@ -1,4 +1,4 @@
-r"""What an image costs from its bytes to the model's input and the picture below its heatmap.
+r"""What an image costs from its bytes to the model's input and the photo below its heatmap.
 
     python benchmarks/decode.py FOLDER... --side 1024 --kind PNG --peers SITE
 
@@ -9,8 +9,8 @@ opencv-python-headless`), which are compared with Pillow's bare decoding.
     header      the file's header, and what is mended of it
     decode      Pillow's decoding
     input       resized to 224 x 224
-    picture     grey, at most 512 pixels a side
-    plain       the sum, where all is made RGB first, and the picture is resized as RGB
+    photo       the one below the heatmap: at most 512 pixels a side, as JPEG
+    plain       the sum, where all is made RGB first
     ours        the sum as it is done
     processes   ours in a decoding process: both processes, with what goes between them, and SHA-256
     draft       ours with image.draft, in this process
@@ -40,7 +40,7 @@ from patchlake.pipeline.images.decode import decode_picture
 from patchlake.pipeline.images.formats import Limits, open_image
 from patchlake.pipeline.images.geometry import Geometry, join_inputs
 from patchlake.pipeline.images.light import to_light
-from patchlake.pipeline.images.pictures import grey_picture, picture_size, read_picture
+from patchlake.pipeline.images.pictures import read_picture, small_photo
 
 GEOMETRIES = (Geometry((224, 224), None),)
 WHOLE, DRAFT = Limits(), Limits(draft=True)
@@ -129,9 +129,9 @@ def step_by_step(content: bytes, times: dict[str, list[float]]) -> None:
     marks.append(time.process_time())
     join_inputs(image, GEOMETRIES)
     marks.append(time.process_time())
-    grey_picture(image)
+    small_photo(image)
     marks.append(time.process_time())
-    for name, took in zip(("header", "decode", "input", "picture"), np.diff(marks), strict=True):
+    for name, took in zip(("header", "decode", "input", "photo"), np.diff(marks), strict=True):
         times[name].append(1000 * took)
 
 
@@ -139,25 +139,23 @@ def ours() -> dict[str, Callable[[bytes], object]]:
     """Return the ways of this package, and the plain one."""
 
     def in_processes(content: bytes) -> None:
-        decode_picture(content, WHOLE, GEOMETRIES, grey=True)
+        decode_picture(content, WHOLE, GEOMETRIES, photo=True)
         hashlib.sha256(content).hexdigest()
 
     return {
         "plain": plain,
-        "ours": lambda content: read_picture(content, WHOLE, GEOMETRIES, grey=True),
+        "ours": lambda content: read_picture(content, WHOLE, GEOMETRIES, photo=True),
         "processes": in_processes,
-        "draft": lambda content: read_picture(content, DRAFT, GEOMETRIES, grey=True),
+        "draft": lambda content: read_picture(content, DRAFT, GEOMETRIES, photo=True),
     }
 
 
-def plain(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return the input and the picture, by way of RGB."""
+def plain(content: bytes) -> tuple[np.ndarray, bytes]:
+    """Return the input and the photo, by way of RGB."""
     opened = open_image(content, WHOLE)
     opened.load()
     image = opened.convert("RGB")
-    height, width = picture_size(*image.size)
-    shrunk = image.resize((width, height), Image.Resampling.BILINEAR)
-    return GEOMETRIES[0].apply(image), np.asarray(shrunk.convert("L"))
+    return GEOMETRIES[0].apply(image), small_photo(image)
 
 
 def peers(content: bytes) -> dict[str, Callable[[bytes], object]]:

@@ -25,7 +25,7 @@ from PIL import Image
 from patchlake.pipeline.config import HeatmapStore, StorageSettings
 from patchlake.pipeline.driver.picture import read
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.images.pictures import picture_size
+from patchlake.pipeline.images.pictures import picture_size, small_photo
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.score_table import parts
 from patchlake.pipeline.score_table.heatmaps import heatmap_name
@@ -45,11 +45,12 @@ def batch_of(number: int) -> pa.Table:
     rng = np.random.default_rng(number)
     height, width = picture_size(_WIDTH, _HEIGHT)
     pattern = Image.fromarray(rng.integers(60, 200, (_MAP, _MAP)).astype(np.uint8))
-    grey = np.asarray(pattern.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    drawn = [
-        np.clip(grey + rng.normal(0, 2, grey.shape), 0, 255).astype(np.uint8).tobytes()
-        for _ in range(_IMAGES)
-    ]
+    smooth = np.asarray(pattern.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    photos = []
+    for _ in range(_IMAGES):
+        noisy = np.clip(smooth + rng.normal(0, 2, smooth.shape), 0, 255).astype(np.uint8)
+        # In colour, as most photos are.
+        photos.append(small_photo(Image.fromarray(noisy).convert("RGB")))
     maps = rng.random((_IMAGES, _MAP, _MAP), np.float32)
     rows = {
         "image_id": [f"{number}-{row}" for row in range(_IMAGES)],
@@ -58,7 +59,7 @@ def batch_of(number: int) -> pa.Table:
         "image_score": pa.array(maps.max(axis=(1, 2))),
         "width": pa.array([_WIDTH] * _IMAGES, pa.int32()),
         "height": pa.array([_HEIGHT] * _IMAGES, pa.int32()),
-        "picture": drawn,
+        "photo": photos,
     }
     fragment = Fragment(f"{number}.parquet", (0,), 0, "product", _IMAGES, "1").keyed("benchmark")
     return FragmentBatch(fragment, pa.table(rows), maps).to_arrow()

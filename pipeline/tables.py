@@ -91,7 +91,11 @@ SCORES = pa.schema(
             pa.float32(),
             "of the smoothed map, for the same rate; null where there is none",
         ),
-        _optional("heatmap_path", pa.string(), "JPEG: colour over the image, relative to SCORES"),
+        _optional(
+            "heatmap_path",
+            pa.string(),
+            "JPEG: colour and outlines over the image, relative to SCORES",
+        ),
         _optional(
             "regions",
             pa.list_(REGION),

@@ -15,23 +15,18 @@ from patchlake.pipeline.driver.detector import Detection
 from patchlake.pipeline.evaluation import roc
 from patchlake.pipeline.features.layers import NamedLayers
 from patchlake.pipeline.groups import calibrate
-from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images import geometry
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.lake import trained
 from patchlake.pipeline.maths import projection
 from patchlake.pipeline.methods.shared import contract
-from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.scores import heatmap
-from patchlake.pipeline.stages.publish import Publish
+from patchlake.pipeline.scores.verdict import Judgement
+from patchlake.pipeline.stages.examined import Examined
 
 ROOT = Path(patchlake.__file__).parent
 
 F32, F64, I64, U8 = np.float32, np.float64, np.int64, np.uint8
-
-
-def _blank(kind: type) -> object:
-    return object.__new__(kind)
 
 
 # A call with an array of a false shape or type, where any is taken, and the name of the argument.
@@ -49,7 +44,9 @@ WRONG = {
     "methods": (lambda: contract.Scores(np.zeros(2, F32), np.zeros((3, 1, 1), F32)), "anomaly"),
     "scores": (lambda: heatmap.to_jpeg(np.zeros((1, 1, 4), U8)), "picture"),
     "stages": (
-        lambda: _blank(Publish)._drawn(_blank(Fragment), _blank(Passed), (), np.zeros((1, 1), F64)),
+        lambda: Examined(
+            Judgement(1.0), np.zeros((1, 1), F64), (1, 1), geometry.Geometry((1, 1), None)
+        ),
         "anomaly_map",
     ),
     "driver": (lambda: Detection("ok", anomaly_map=np.zeros((2, 2), F64)), "anomaly_map"),

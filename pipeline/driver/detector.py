@@ -1,8 +1,9 @@
 """A model in memory: images one by one or in lists, without a lake, a score table or Ray."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,13 +17,13 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import decode_picture, limits_of
 from patchlake.pipeline.images.formats import as_image_errors
-from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.light import to_light
-from patchlake.pipeline.images.pictures import Picture, picture_of, picture_size
+from patchlake.pipeline.images.pictures import Picture, picture_of
 from patchlake.pipeline.scores.calibration import mean_scale
-from patchlake.pipeline.scores.heatmap import ColourScale, overlay
-from patchlake.pipeline.scores.regions import Region, is_marked, regions_of
-from patchlake.pipeline.scores.verdict import Verdict
+from patchlake.pipeline.scores.heatmap import ColourScale
+from patchlake.pipeline.scores.regions import Region
+from patchlake.pipeline.scores.verdict import Judgement, Verdict, judgements_of
+from patchlake.pipeline.stages.examined import Examined
 from patchlake.pipeline.stages.infer import Scorer
 from patchlake.pipeline.storage.folder import Folder, split_uri
 
@@ -56,36 +57,35 @@ class Detection:
     @property
     def is_anomalous(self) -> bool | None:
         """Whether the score is above the threshold; None where one of them is missing."""
-        if self.image_score is None or self.threshold is None:
+        if self.image_score is None:
             return None
-        return self.image_score > self.threshold
+        return Judgement(self.image_score, self.threshold).is_anomalous
 
     def heatmap(self) -> Image.Image:
-        """Return the heatmap that a score job would write: at most 512 pixels a side.
+        """Return the heatmap that a score job would write: RGB, a photo with a strip below it.
+
+        The photo has at most 512 pixels a side, and is at the upper left corner.
 
         Raises:
             ConfigError: if there is no score, or the method has no anomaly maps.
         """
-        if self._drawing is None or self.anomaly_map is None:
+        if self._drawing is None:
             reason = self.error or "the method has no anomaly maps"
             raise ConfigError(f"there is no heatmap: {reason}")
-        return self._drawing.draw(self.anomaly_map)
+        return self._drawing.draw()
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """The picture below a heatmap, and how the map comes upon it."""
+    """What a heatmap is drawn of, when it is asked for."""
 
-    picture: Picture
-    geometry: Geometry
+    photo: bytes
     scale: ColourScale
+    # Makes the image anew: what it has made of the map is not kept for each detection.
+    image: Callable[[], Examined]
 
-    def draw(self, anomaly_map: Float32[np.ndarray, "rows columns"]) -> Image.Image:
-        size = self.picture.width, self.picture.height
-        shape = picture_size(*size)
-        grey = np.frombuffer(self.picture.grey or b"", np.uint8).reshape(shape)
-        frame = self.geometry.to_frame(anomaly_map, size, shape)
-        return Image.fromarray(overlay(grey, frame, self.scale))
+    def draw(self) -> Image.Image:
+        return Image.fromarray(self.image().picture(self.photo, self.scale))
 
 
 class Detector:
@@ -141,11 +141,10 @@ class Detector:
         # Of no fragment.
         scores = self._infer.score(pixels, named, Passed("infer", ""))
         maps = scores.anomaly_maps
+        judgements = judgements_of(scores.image_scores, self._verdict(named))
         detections = iter(
-            self._detection(named, picture, score, None if maps is None else maps[number])
-            for number, (picture, score) in enumerate(
-                zip(pictures, scores.image_scores, strict=True)
-            )
+            self._detection(named, picture, judgement, None if maps is None else maps[number])
+            for number, (picture, judgement) in enumerate(zip(pictures, judgements, strict=True))
         )
         return [_failed(one) if isinstance(one, ImageError) else next(detections) for one in found]
 
@@ -153,30 +152,26 @@ class Detector:
         self,
         group: str,
         picture: Picture,
-        score: np.float32,
+        judgement: Judgement,
         anomaly_map: Float32[np.ndarray, "rows columns"] | None,
     ) -> Detection:
-        verdict, scale = self._verdict(group), self._scale(group)
-        geometry = self._geometries[0]
-        p_value = verdict.p_values(np.array([score]))[0] if verdict else np.nan
-        regions: tuple[Region, ...] | None = None
-        if verdict and verdict.pixel_threshold is not None and anomaly_map is not None:
-            regions = ()
-            if score > np.float32(verdict.threshold):
-                size = picture.width, picture.height
-                frame = geometry.to_frame(anomaly_map, size, picture_size(*size))
-                marked = is_marked(frame, verdict.pixel_threshold)
-                regions = tuple(regions_of(frame, marked, size))
+        regions, drawing, scale = None, None, self._scale(group)
+        if anomaly_map is not None:
+            size = picture.width, picture.height
+            image = partial(Examined, judgement, anomaly_map, size, self._geometries[0])
+            regions = image().regions()
+            if scale is not None and picture.photo is not None:
+                drawing = _Drawing(picture.photo, scale, image)
         return Detection(
             status="ok",
-            image_score=float(score),
+            image_score=judgement.score,
             anomaly_map=anomaly_map,
-            threshold=verdict.threshold if verdict else None,
-            p_value=None if np.isnan(p_value) else float(p_value),
-            regions=regions,
+            threshold=judgement.threshold,
+            p_value=judgement.p_value,
+            regions=None if regions is None else tuple(regions),
             width=picture.width,
             height=picture.height,
-            _drawing=_Drawing(picture, geometry, scale) if scale else None,
+            _drawing=drawing,
         )
 
     def _group(self, group: str | None) -> str:
@@ -195,10 +190,10 @@ class Detector:
             if isinstance(image, Image.Image):
                 with as_image_errors():
                     upright = to_light(image, self._image.bits)
-                    return picture_of(upright, self._geometries, grey=True)
+                    return picture_of(upright, self._geometries, photo=True)
             content = image if isinstance(image, bytes) else self._read(os.fspath(image))
             limits = limits_of(self._image)
-            return decode_picture(content, limits, self._geometries, grey=True)
+            return decode_picture(content, limits, self._geometries, photo=True)
         except ImageError as error:
             return error
 

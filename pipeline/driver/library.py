@@ -442,8 +442,8 @@ def load(
     ...     ["pictures/woven_cloth/test/good/000.png", "pictures/woven_cloth/test/hole/000.png"],
     ...     group="woven_cloth",
     ... )
-    >>> good.image_score < hole.image_score, hole.anomaly_map.shape, hole.heatmap().size
-    (True, (8, 8), (256, 256))
+    >>> good.image_score < hole.image_score, hole.anomaly_map.shape, hole.heatmap().width
+    (True, (8, 8), 256)
     """
     chosen = settings or Settings()
     if weights is not None:

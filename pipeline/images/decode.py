@@ -30,23 +30,23 @@ def limits_of(settings: ImageSettings) -> Limits:
 
 
 def decode_picture(
-    content: bytes, limits: Limits, geometries: Sequence[Geometry], *, grey: bool
+    content: bytes, limits: Limits, geometries: Sequence[Geometry], *, photo: bool
 ) -> Picture:
-    """Return an image's inputs for the models, and its grey picture if that is asked for.
+    """Return an image's inputs for the models, and its small photo if that is asked for.
 
     Raises:
         ImageError: with status `unreadable`, `too_large` or `unsupported`.
         RuntimeError: if decoding was stopped, or the system ends the decoding process.
     """
     require_bytes(content, limits)
-    options = Options(limits, tuple(geometries), grey=grey)
+    options = Options(limits, tuple(geometries), photo=photo)
     facts, found = decoders.ask(PICTURE, options, content)
     width, height = _size(facts)
     shape = input_shape(geometries)
     length = int(np.prod(shape))
     pixels = np.frombuffer(found, np.uint8, length).reshape(shape)
-    picture = bytes(memoryview(found)[length:]) if grey else None
-    return Picture(width, height, pixels, picture)
+    small = bytes(memoryview(found)[length:]) if photo else None
+    return Picture(width, height, pixels, small)
 
 
 def decode_mask(content: bytes, frame: tuple[int, int], limits: Limits) -> Mask:

@@ -242,7 +242,7 @@ def _start() -> subprocess.Popen[bytes]:
     environment["OPENBLAS_NUM_THREADS"] = "1"
     # What one picture takes is kept for the next, up to 128 MiB: given back and asked for each
     # time, its pages take a third of the time of decoding (glibc, as it does in a process that
-    # grew). 16 megapixels are 64 MB of RGB with 16 of grey beside it: 64 MiB were too few.
+    # grew). 16 megapixels are 64 MB of RGB, and what is made of them is beside it.
     environment["MALLOC_MMAP_THRESHOLD_"] = str(32 * 2**20)
     environment["MALLOC_TRIM_THRESHOLD_"] = str(128 * 2**20)
     return subprocess.Popen(

@@ -104,7 +104,9 @@ class Geometry:
         height, width = self.resized(*image_size)
         down, rows = _axis(anomaly_map.shape[0], input_height, height, frame_size[0])
         across, columns = _axis(anomaly_map.shape[1], input_width, width, frame_size[1])
-        inside = (down @ anomaly_map @ across.T).astype(np.float32)
+        inside: np.ndarray = (down @ anomaly_map @ across.T).astype(np.float32)
+        if inside.shape == frame_size:
+            return inside
         frame = np.full(frame_size, inside.min(), np.float32)
         frame[rows, columns] = inside
         return frame

@@ -16,7 +16,8 @@ Memory: `RLIMIT_AS`, above what the process has after its imports, of
                                      a decoder: the coefficients of a progressive CMYK JPEG
     32 where JPEG 2000 is allowed    OpenJPEG has int32 of each of 4 channels twice
     4 times max_bytes                the file, and copies of pieces of it
-    1 GiB                            the picture resized to 100 megapixels, and all that is small
+    1 GiB                            the picture resized to 100 megapixels, and all that is small:
+                                     the photo, too
 
 that is 2.7 GiB by default, and what an image of 100 megapixels may need. It is not reserved.
 """
@@ -123,11 +124,11 @@ def _serve(requests: BinaryIO, answers: BinaryIO, base: int) -> bool:
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a file; `geometries` and `grey` of a picture, `frame` of a mask."""
+    """What is asked of a file; `geometries` and `photo` of a picture, `frame` of a mask."""
 
     limits: Limits
     geometries: tuple[Geometry, ...] = ()
-    grey: bool = False
+    photo: bool = False
     frame: tuple[int, int] = (0, 0)
 
 
@@ -147,13 +148,13 @@ def parse_options(text: bytes) -> Options:
         Geometry(tuple(g["resize"]) if isinstance(g["resize"], list) else g["resize"], g["crop"])
         for g in fields["geometries"]
     ]
-    return Options(Limits(**limits), tuple(geometries), fields["grey"], tuple(fields["frame"]))
+    return Options(Limits(**limits), tuple(geometries), fields["photo"], tuple(fields["frame"]))
 
 
 def _picture(content: bytes, options: Options) -> tuple[Facts, Sequence[bytes | memoryview]]:
-    picture = read_picture(content, options.limits, options.geometries, grey=options.grey)
+    picture = read_picture(content, options.limits, options.geometries, photo=options.photo)
     pixels = np.ascontiguousarray(picture.pixels).data.cast("B")
-    return {"size": [picture.width, picture.height]}, (pixels, picture.grey or b"")
+    return {"size": [picture.width, picture.height]}, (pixels, picture.photo or b"")
 
 
 def _mask(content: bytes, options: Options) -> tuple[Facts, Sequence[bytes | memoryview]]:

@@ -1,7 +1,8 @@
-"""Heatmaps: the anomaly map as colour over the picture, on one fixed scale for each group.
+"""Heatmaps: the anomaly map as colour over the photo, on one fixed scale for each group.
 
 The scale comes from the training images, each measured against the bank without its own rows. So
-the colours mean the same every night, and good products stay uncoloured.
+the colours mean the same every night, and good products stay uncoloured. What is above the
+threshold of pixels has an outline; what is written below it all, `pipeline.scores.caption` says.
 """
 
 import io
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
 # Violet over magenta and orange to pale yellow, rising in lightness: readable in grey and with
@@ -51,47 +52,60 @@ class ColourScale:
     def strength(self, frame: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
         """Return 0 at `low` and below, 1 at `high` and above."""
         strength: np.ndarray = np.clip((frame - self.low) / (self.high - self.low), 0, 1)
-        return strength.astype(np.float32)
+        return strength.astype(np.float32, copy=False)
 
 
 def overlay(
-    grey: UInt8[np.ndarray, "h w"], frame: Float32[np.ndarray, "h w"], scale: ColourScale
+    photo: UInt8[np.ndarray, "h w 3"], frame: Float32[np.ndarray, "h w"], scale: ColourScale
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the picture with colour where the map exceeds the scale's low end.
+    """Return the photo with colour where the map exceeds the scale's low end.
 
-    Within 2 grey levels of what `blended` says; strength is taken in 255 steps of its root.
+    Within 2 levels of what `blended` says; strength is taken in 255 steps of its root.
 
     Args:
-        grey: What it is drawn on (`grey_picture` of `pipeline.images.pictures`).
+        photo: What it is drawn on (`photo_pixels` of `pipeline.images.pictures`); stays as it is.
         frame: The anomaly map, of the same size.
         scale: The group's.
     """
-    picture = np.repeat(grey[..., None], 3, axis=2)
-    coloured = np.flatnonzero(frame > scale.low)
-    if len(coloured):
-        # Of the root, as opacity is: its steps are equal then.
-        root = np.sqrt(scale.strength(frame.ravel()[coloured]))
-        steps = np.rint(root * (_STEPS - 1)).astype(np.intp)
-        flat = picture.reshape(-1, 3)
-        flat[coloured] = _colours()[steps, grey.ravel()[coloured]]
+    picture = photo.copy()
+    for begin in range(0, len(frame), _BAND):
+        rows = slice(begin, begin + _BAND)
+        coloured = np.flatnonzero((frame[rows] > scale.low).any(axis=0))
+        if len(coloured):
+            columns = slice(coloured[0], coloured[-1] + 1)
+            # Of the root, as opacity is: its steps are equal then.
+            root = np.sqrt(scale.strength(frame[rows, columns]))
+            steps = np.rint(root * (_STEPS - 1)).astype(np.uint16) * _LEVELS
+            levels = picture[rows, columns]
+            for channel, table in enumerate(_colours()):
+                # What has no colour is at step 0, which leaves a level as it is.
+                levels[..., channel] = table[steps + levels[..., channel]]
     return picture
 
 
-_STEPS = 256
+# Rows at a time: little is looked at that has no colour, and arrays stay in the processor's caches.
+_BAND = 32
+# A step and a level are the two bytes of one uint16.
+_STEPS, _LEVELS = 256, np.uint16(256)
 
 
 @lru_cache(1)
-def _colours() -> UInt8[np.ndarray, "steps grey 3"]:
-    """Return what becomes of each grey level at each strength: 196,608 bytes."""
+def _colours() -> UInt8[np.ndarray, "3 65536"]:
+    """Return what becomes of each level of red, green and blue at each strength.
+
+    An entry's place is its step of strength times 256, and its level.
+    """
     strength = (np.arange(_STEPS, dtype=np.float32) / (_STEPS - 1)) ** 2
-    every = np.broadcast_to(np.arange(256, dtype=np.uint8), (_STEPS, 256))
-    return blended(every, np.broadcast_to(strength[:, None], every.shape))
+    levels = np.arange(256, dtype=np.uint8)[:, None]
+    every = np.broadcast_to(levels, (_STEPS, 256, 3))
+    mixed = blended(every, np.broadcast_to(strength[:, None], (_STEPS, 256)))
+    return np.ascontiguousarray(mixed.transpose(2, 0, 1)).reshape(3, -1)
 
 
 def blended(
-    grey: UInt8[np.ndarray, "h w"], strength: Float32[np.ndarray, "h w"]
+    photo: UInt8[np.ndarray, "h w 3"], strength: Float32[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return grey levels with the colour of a strength (0 to 1) over them.
+    """Return a photo with the colour of a strength (0 to 1) over it.
 
     It takes 6 ms for a picture of 512 x 209 pixels, so it is asked once for all there can be.
     """
@@ -100,17 +114,56 @@ def blended(
     )
     # Opacity rises faster than colour, so that the lower end is visible on bright pictures too.
     opacity = _OPACITY * np.sqrt(strength)[..., None]
-    mixed = np.asarray(grey, np.float32)[..., None] * (1 - opacity) + colour * opacity
+    mixed = np.asarray(photo, np.float32) * (1 - opacity) + colour * opacity
     picture: np.ndarray = np.rint(mixed).astype(np.uint8)
     return picture
 
 
-def to_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Return the picture as JPEG, each pixel with a colour of its own.
+def outline(picture: UInt8[np.ndarray, "h w 3"], marked: Bool[np.ndarray, "h w"]) -> None:
+    """Draw a line around each area into the picture: white, with black beside it.
 
-    On 512 x 209 pixels it takes 0.5 ms and 30 KB, where PNG takes 5.6 ms and 107 KB (level 1), or
-    8.6 ms and 115 KB (level 4).
+    One of the two is seen on any photo of three pixels or more a side. The white line is the
+    outermost pixel of an area, also where the area ends with the picture: so an area of one pixel
+    has a line, and so has one that fills the picture.
+
+    Args:
+        picture: What is drawn into, in C order.
+        marked: The areas (`is_marked` of `pipeline.scores.regions`).
+    """
+    line = marked & ~_shrunk(marked)
+    pixels = picture.reshape(-1, 3)
+    for area, level in ((_grown(line), _DARK), (line, _LIGHT)):
+        # By their numbers, in a third of the time that a mask takes.
+        pixels[np.flatnonzero(area)] = level
+
+
+_LIGHT, _DARK = 255, 0
+
+
+def _grown(area: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Return the area with all pixels around it."""
+    down = area.copy()
+    down[1:] |= area[:-1]
+    down[:-1] |= area[1:]
+    grown = down.copy()
+    grown[:, 1:] |= down[:, :-1]
+    grown[:, :-1] |= down[:, 1:]
+    return grown
+
+
+def _shrunk(area: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Return the pixels of an area all of whose neighbours are of it, and none at the border."""
+    inside = np.zeros_like(area)
+    inside[1:-1, 1:-1] = ~_grown(~area)[1:-1, 1:-1]
+    return inside
+
+
+def to_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Return the picture as JPEG, of which two by two pixels share a hue.
+
+    On 512 x 552 pixels it takes 0.7 ms and 44 KB, where PNG takes 15 ms and 274 KB. With a hue for
+    each pixel it would be 1.0 ms and 51 KB, and the photo that is drawn on has none.
     """
     sink = io.BytesIO()
-    Image.fromarray(picture).save(sink, "JPEG", quality=90, subsampling=0)
+    Image.fromarray(picture).save(sink, "JPEG", quality=90, subsampling="4:2:0")
     return sink.getvalue()

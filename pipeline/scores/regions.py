@@ -64,25 +64,23 @@ def regions_of(
     """
     width, height = size
     across, down = width / frame.shape[1], height / frame.shape[0]
-    labels, count = ndimage.label(marked, structure=_CONNECTED)
-    numbers = np.arange(1, count + 1)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    peaks = ndimage.maximum(frame, labels, numbers)
-    centres = ndimage.center_of_mass(marked, labels, numbers)
-    boxes = ndimage.find_objects(labels)
+    labels, _ = ndimage.label(marked, structure=_CONNECTED)
     found = []
-    for box, area, peak, centre in zip(boxes, areas, peaks, centres, strict=True):
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
         rows, columns = box
+        # Within its box: over the whole frame the same takes 30 ms, at 512 x 512 pixels.
+        inside = labels[box] == number
+        ys, xs = (at + side.start for at, side in zip(np.nonzero(inside), box, strict=True))
         left, top = int(columns.start * across), int(rows.start * down)
         right = min(width, int(np.ceil(columns.stop * across)))
         bottom = min(height, int(np.ceil(rows.stop * down)))
         found.append(
             Region(
                 *(left, top, right - left, bottom - top),
-                area=max(1, round(int(area) * across * down)),
-                peak=float(peak),
-                centre_x=float((centre[1] + 0.5) * across),
-                centre_y=float((centre[0] + 0.5) * down),
+                area=max(1, round(len(ys) * across * down)),
+                peak=float(frame[box][inside].max()),
+                centre_x=float((xs.mean() + 0.5) * across),
+                centre_y=float((ys.mean() + 0.5) * down),
             )
         )
     found.sort(key=lambda one: (-one.area, -one.peak, one.y, one.x))

@@ -58,6 +58,37 @@ class Verdict:
         return self.calibration.p_values(scores)
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of one image."""
+
+    score: float
+    # What it was judged by, as of `Verdict`; None where there is no verdict.
+    threshold: float | None = None
+    p_value: float | None = None
+    pixel_threshold: float | None = None
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """Whether the score is above the threshold; None where there is none."""
+        if self.threshold is None:
+            return None
+        # As float32, which the score table has: who compares its columns gets the same answer.
+        return bool(np.float32(self.score) > np.float32(self.threshold))
+
+
+def judgements_of(
+    scores: Float32[np.ndarray, " images"], verdict: Verdict | None
+) -> Sequence[Judgement]:
+    """Return what a verdict, if the group has one, says of each score."""
+    if verdict is None:
+        return [Judgement(score) for score in scores.tolist()]
+    return [
+        Judgement(score, verdict.threshold, None if np.isnan(p) else p, verdict.pixel_threshold)
+        for score, p in zip(scores.tolist(), verdict.p_values(scores).tolist(), strict=True)
+    ]
+
+
 def _reservation(images: Conformal, rate: float) -> str | None:
     if images.smallest <= rate:
         return None

@@ -32,9 +32,9 @@ class Decode:
     geometries: Sequence[Geometry] = ()
     # How often this and every later stage tries a fragment.
     attempts: int = ATTEMPTS
-    # Whether heatmaps will be drawn: the rows then carry the grey picture that is drawn on, 0.26 MB
-    # an image at most, so that no image is read and decoded twice.
-    pictures: bool = False
+    # Whether heatmaps will be drawn: the rows then carry the small photo that they are drawn on, as
+    # JPEG of some 30 KB, so that no file is read and decoded twice.
+    photos: bool = False
     # Of each fragment, by its key: the rows, numbered in the file, that are taken of those
     # selected. None: all of them.
     chosen: Mapping[str, Sequence[int]] | None = None
@@ -76,13 +76,13 @@ class Decode:
         try:
             content = self.source.read_image(row.to_pylist()[0])
             limits = limits_of(self.source.limits)
-            found = decode_picture(content, limits, self._geometries, grey=self.pictures)
+            found = decode_picture(content, limits, self._geometries, photo=self.photos)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
         finally:
             passed(1)
         sha256 = hashlib.sha256(content).hexdigest()
-        return _Outcome("ok", None, found.width, found.height, found.pixels, found.grey, sha256)
+        return _Outcome("ok", None, found.width, found.height, found.pixels, found.photo, sha256)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Outcome:
     width: int | None
     height: int | None
     pixels: np.ndarray | None
-    picture: bytes | None = None
+    photo: bytes | None = None
     # Of the encoded file.
     sha256: str | None = None
 
@@ -111,7 +111,7 @@ def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
         ("error", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("picture", pa.large_binary()),
+        ("photo", pa.large_binary()),
         ("sha256", pa.string()),
     ):
         table = table.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))

@@ -1,6 +1,6 @@
 """publish: heatmaps, then the part file, whose presence means that the fragment is done."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -8,20 +8,16 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from jaxtyping import Float32
 
 from patchlake.pipeline.config import Heatmaps, HeatmapStore
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.geometry import Geometry
-from patchlake.pipeline.images.pictures import picture_size
-from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.score_table.heatmaps import heatmap_name, put_file, put_packed
 from patchlake.pipeline.score_table.parts import put_part
-from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_jpeg
-from patchlake.pipeline.scores.regions import Region, is_marked, regions_of
-from patchlake.pipeline.scores.verdict import Verdict
+from patchlake.pipeline.scores.heatmap import ColourScale, to_jpeg
+from patchlake.pipeline.scores.verdict import Judgement, Verdict, judgements_of
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
+from patchlake.pipeline.stages.examined import Examined
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import SCORES
 
@@ -52,33 +48,49 @@ class Publish:
         return result_of(advance("publish", self._publish, table))
 
     def _publish(self, batch: FragmentBatch) -> FragmentBatch:
-        judged = self._judged(batch)
-        table = self._score_table(batch, judged, self._put_heatmaps(batch, judged))
+        judgements = self._judgements(batch)
+        table = self._score_table(batch, judgements, self._examine(batch, judgements))
         if len(table) != len(batch.rows):
             raise AssertionError(f"{len(batch.rows)} rows came in, {len(table)} would go out")
         put_part(self.scores, self.version, batch.fragment, table)
         return batch
 
+    def _judgements(self, batch: FragmentBatch) -> dict[int, Judgement]:
+        """Return what is said of each row that has a score, by its number, in their order."""
+        if "image_score" not in batch.rows.column_names:
+            return {}
+        scores = batch.rows.column("image_score")
+        known = np.flatnonzero(scores.is_valid().to_numpy())
+        verdict = self.verdicts.get(batch.fragment.group)
+        found = judgements_of(scores.drop_null().to_numpy(), verdict)
+        return dict(zip(known.tolist(), found, strict=True))
+
     def _score_table(
-        self, batch: FragmentBatch, judged: "_Judged", pictures: Mapping[int, str]
+        self,
+        batch: FragmentBatch,
+        judgements: Mapping[int, Judgement],
+        seen: Mapping[int, "_Seen"],
     ) -> pa.Table:
-        """Return the part's rows; `pictures` are paths by source row, of the rows that have one."""
+        """Return the part's rows; `judgements` and `seen` are by the row's number."""
         fragment, rows = batch.fragment, batch.rows
         count = len(rows)
-        is_ok = [status == "ok" for status in batch.statuses()]
         # A method without anomaly maps hands on maps of no patches.
-        is_mapped = [ok and batch.array.size > 0 for ok in is_ok]
-        maps = (anomaly_map.ravel() for anomaly_map in batch.array)
+        maps = dict(zip(seen, batch.array, strict=True)) if seen else {}
+        said = [judgements.get(row) for row in range(count)]
+        found = [seen.get(row, _UNSEEN) for row in range(count)]
         grid = batch.array.shape[1:]
-        source_rows = rows.column("source_row").to_pylist()
         computed: dict[str, object] = {
             "source_path": [fragment.path] * count,
             "group": [fragment.group] * count,
-            **judged.columns,
-            "anomaly_map": [next(maps) if mapped else None for mapped in is_mapped],
-            "map_height": [grid[0] if mapped else None for mapped in is_mapped],
-            "map_width": [grid[1] if mapped else None for mapped in is_mapped],
-            "heatmap_path": [pictures.get(row) for row in source_rows],
+            "p_value": [one and one.p_value for one in said],
+            "is_anomalous": [one and one.is_anomalous for one in said],
+            "threshold": [one and one.threshold for one in said],
+            "pixel_threshold": [one and one.pixel_threshold for one in said],
+            "regions": [one.regions for one in found],
+            "anomaly_map": [maps[row].ravel() if row in maps else None for row in range(count)],
+            "map_height": [grid[0] if row in maps else None for row in range(count)],
+            "map_width": [grid[1] if row in maps else None for row in range(count)],
+            "heatmap_path": [one.heatmap_path for one in found],
             "model_id": [self.model_ids.get(fragment.group, "")] * count,
             "scored_at": [self.scored_at] * count,
         }
@@ -97,116 +109,79 @@ class Publish:
                 table = table.append_column(name.removeprefix("extra:"), rows.column(name))
         return table
 
-    def _judged(self, batch: FragmentBatch) -> "_Judged":
-        """Return what the verdict of the group says of each row."""
-        rows = batch.rows
-        nothing: list[object] = [None] * len(rows)
-        if "image_score" not in rows.column_names:
-            return _Judged({"image_score": nothing}, {})
-        scores = rows.column("image_score")
-        verdict = self.verdicts.get(batch.fragment.group)
-        if verdict is None:
-            return _Judged({"image_score": scores}, {})
-        known = np.flatnonzero(scores.is_valid().to_numpy())
-        values = scores.drop_null().to_numpy()
-        is_anomalous = values > np.float32(verdict.threshold)
-        regions = self._regions(batch, verdict, known, is_anomalous)
-        columns: dict[str, object] = {"image_score": scores}
-        for name, found in (
-            ("p_value", [None if np.isnan(p) else p for p in verdict.p_values(values)]),
-            ("is_anomalous", is_anomalous.tolist()),
-            ("threshold", [verdict.threshold] * len(known)),
-            ("pixel_threshold", [verdict.pixel_threshold] * len(known)),
-            ("regions", regions),
-        ):
-            column = nothing.copy()
-            for row, value in zip(known, found, strict=True):
-                column[row] = value
-            columns[name] = column
-        return _Judged(columns, dict(zip(known.tolist(), is_anomalous.tolist(), strict=True)))
+    def _examine(
+        self, batch: FragmentBatch, judgements: Mapping[int, Judgement]
+    ) -> "dict[int, _Seen]":
+        """Find regions, draw heatmaps and put them; return what was found by the row's number.
 
-    def _regions(
-        self, batch: FragmentBatch, verdict: Verdict, known: np.ndarray, is_anomalous: np.ndarray
-    ) -> list[list[dict[str, float]] | None]:
-        """Return the regions of the rows that have a score; None where there is no map."""
-        threshold = verdict.pixel_threshold
-        if threshold is None or not batch.array.size:
-            return [None] * len(known)
-        sizes = [batch.rows.column(name).take(pa.array(known)) for name in ("width", "height")]
-        found: list[list[dict[str, float]] | None] = []
-        for number, anomalous in enumerate(is_anomalous):
-            regions: list[Region] = []
-            if anomalous:
-                size = sizes[0][number].as_py(), sizes[1][number].as_py()
-                frame = self.geometry.to_frame(batch.array[number], size, picture_size(*size))
-                regions = regions_of(frame, is_marked(frame, threshold), size)
-            found.append([asdict(one) for one in regions])
-        return found
-
-    def _put_heatmaps(self, batch: FragmentBatch, judged: "_Judged") -> dict[int, str]:
-        """Draw the pictures and put them; return their paths by source row."""
-        fragment = batch.fragment
-        if self.heatmaps == "none" or fragment.group not in self.scales or not batch.array.size:
+        Rows without a map are not in it.
+        """
+        if not batch.array.size:
             return {}
-        ok = np.flatnonzero(pc.equal(batch.rows.column("status"), "ok").to_numpy())
+        key, is_packed = batch.fragment.key, self.heatmap_store == "packed"
+        drawn = self._drawn(batch.fragment.group, judgements)
+        see = partial(self._see, batch, Passed("publish", key), drawn)
+        threads = self.threads if is_packed else max(self.threads, _PUTS_AT_ONCE)
+        with ThreadPoolExecutor(threads) as pool:
+            seen = list(pool.map(see, judgements, self._images(batch, judgements)))
+        packed = dict(one.packed for one in seen if one.packed is not None)
+        put_packed(self.scores, key, packed)
+        return dict(zip(judgements, seen, strict=True))
+
+    def _images(
+        self, batch: FragmentBatch, judgements: Mapping[int, Judgement]
+    ) -> Iterator[Examined]:
+        widths, heights = (batch.rows.column(name) for name in ("width", "height"))
+        for (row, judgement), anomaly_map in zip(judgements.items(), batch.array, strict=True):
+            size = widths[row].as_py(), heights[row].as_py()
+            yield Examined(judgement, anomaly_map, size, self.geometry)
+
+    def _drawn(self, group: str, judgements: Mapping[int, Judgement]) -> set[int]:
+        """Return which rows get a heatmap."""
+        if self.heatmaps == "none" or group not in self.scales:
+            return set()
         # Without verdicts nobody knows which are anomalous.
-        every = self.heatmaps == "all" or not judged.is_anomalous
-        wanted = np.array([every or judged.is_anomalous[row] for row in ok.tolist()], bool)
-        drawn = batch.rows.take(pa.array(ok[wanted]))
-        maps = batch.array[wanted]
-        names = ["source_row", "width", "height", "picture"]
-        rows = zip(*(drawn.column(name) for name in names), strict=True)
-        passed, store = Passed("publish", fragment.key), self.heatmap_store
-        if store == "packed":
-            draw = partial(self._drawn, fragment, passed)
-            with ThreadPoolExecutor(self.threads) as pool:
-                pictures = dict(pool.map(draw, rows, maps))
-            if pictures:
-                put_packed(self.scores, fragment.key, pictures)
-            return {row: heatmap_name(fragment.key, row, store) for row in pictures}
-        write = partial(self._written, fragment, passed)
-        with ThreadPoolExecutor(max(self.threads, _PUTS_AT_ONCE)) as pool:
-            written = list(pool.map(write, rows, maps))
-        return {row: heatmap_name(fragment.key, row, store) for row in written}
+        every = self.heatmaps == "all" or group not in self.verdicts
+        return {row for row, one in judgements.items() if every or one.is_anomalous}
 
-    def _written(
+    def _see(
         self,
-        fragment: Fragment,
+        batch: FragmentBatch,
         passed: Passed,
-        row: tuple[pa.Scalar, ...],
-        anomaly_map: Float32[np.ndarray, "rows columns"],
-    ) -> int:
-        """Put one picture as a file; return its source row."""
-        source_row, content = self._drawn(fragment, passed, row, anomaly_map)
-        put_file(self.scores, fragment.key, source_row, content)
-        return source_row
-
-    def _drawn(
-        self,
-        fragment: Fragment,
-        passed: Passed,
-        row: tuple[pa.Scalar, ...],
-        anomaly_map: Float32[np.ndarray, "rows columns"],
-    ) -> tuple[int, bytes]:
-        """Return one picture's source row, and the picture as JPEG."""
-        source_row, width, height, picture = row
-        size = width.as_py(), height.as_py()
-        shape = picture_size(*size)
-        frame = self.geometry.to_frame(anomaly_map, size, shape)
-        grey = np.frombuffer(picture.as_buffer(), np.uint8).reshape(shape)
-        content = to_jpeg(overlay(grey, frame, self.scales[fragment.group]))
+        drawn: Container[int],
+        row: int,
+        image: Examined,
+    ) -> "_Seen":
+        """Return what is seen of the row of that number. A file of its picture is put here."""
+        found = image.regions()
+        regions = None if found is None else [asdict(one) for one in found]
+        if row not in drawn:
+            return _Seen(regions)
+        source_row, photo = (
+            batch.rows.column(name)[row].as_py() for name in ("source_row", "photo")
+        )
+        key = batch.fragment.key
+        picture = to_jpeg(image.picture(photo, self.scales[batch.fragment.group]))
         passed(1)
-        return source_row.as_py(), content
+        path = heatmap_name(key, source_row, self.heatmap_store)
+        if self.heatmap_store == "packed":
+            return _Seen(regions, path, (source_row, picture))
+        put_file(self.scores, key, source_row, picture)
+        return _Seen(regions, path)
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What the verdict says of a fragment's rows."""
+class _Seen:
+    """What is seen of one row that has a map."""
 
-    # Columns of the score table.
-    columns: Mapping[str, object]
-    # By the row's number, of those that have a score; none where the group has no verdict.
-    is_anomalous: Mapping[int, bool]
+    # As the score table has them.
+    regions: list[dict[str, float]] | None = None
+    heatmap_path: str | None = None
+    # A picture that is still to be put, and of which row.
+    packed: tuple[int, bytes] | None = None
+
+
+_UNSEEN = _Seen()
 
 
 def _as(values: object, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

@@ -34,16 +34,16 @@ EXTREMES = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 
 def case(random: random.Random) -> None:
     content = _mutated(random)
     with contextlib.suppress(ImageError):
-        decode_picture(content, LIMITS, GEOMETRIES, grey=random.random() < 0.5)
+        decode_picture(content, LIMITS, GEOMETRIES, photo=random.random() < 0.5)
     with contextlib.suppress(ImageError):
         decode_mask(content, (8, 8), LIMITS)
     with contextlib.suppress(ImageError):
-        decode_picture(content, DRAFTS, SMALL, grey=True)
+        decode_picture(content, DRAFTS, SMALL, photo=True)
     is_image(content, LIMITS)
     if b"\xff\x4f\xff\x51" not in content and b"jP" not in content[:16]:
         # In this process nothing bounds OpenJPEG.
         with contextlib.suppress(ImageError):
-            read_picture(content, LIMITS, GEOMETRIES, grey=True)
+            read_picture(content, LIMITS, GEOMETRIES, photo=True)
 
 
 @lru_cache(maxsize=1)

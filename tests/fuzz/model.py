@@ -29,7 +29,9 @@ from patchlake.pipeline.images.synthetic import write_products
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity, require_whole
+from patchlake.pipeline.scores.caption import captioned
 from patchlake.pipeline.scores.heatmap import overlay
+from patchlake.pipeline.scores.verdict import Judgement
 from patchlake.pipeline.sources.sources import Arrangement
 from patchlake.pipeline.stages.infer import Infer, Scorer
 from patchlake.pipeline.storage.folder import Folder
@@ -152,7 +154,9 @@ def _use(folder: Folder) -> None:
         scores = infer.score(pixels, group, Passed("infer", ""))
         calibration = load_calibration(folder, record)
         if scores.anomaly_maps is not None and calibration.scale is not None:
-            overlay(pixels[0, ..., 0], np.zeros(pixels.shape[1:3], np.float32), calibration.scale)
+            blank = np.zeros(pixels.shape[1:3], np.float32)
+            picture = overlay(pixels[0], blank, calibration.scale)
+            captioned(picture, Judgement(float(scores.image_scores[0])), calibration.scale)
         load_accounts(folder, record)
 
 

@@ -87,7 +87,7 @@ WITHOUT_PALETTE = _png(4, 4, 3, bytes(20))
 
 
 def _decode(content: bytes, limits: Limits = LIMITS) -> pictures.Picture:
-    return decode_picture(content, limits, GEOMETRIES, grey=True)
+    return decode_picture(content, limits, GEOMETRIES, photo=True)
 
 
 def _error(content: bytes, limits: Limits = LIMITS) -> ImageError:
@@ -106,7 +106,7 @@ def _outcome(call) -> object:
         return error.status, str(error)
     if isinstance(found, masks.Mask):
         return found.size, found.is_defect.tobytes()
-    return found.width, found.height, found.pixels.tobytes(), found.grey
+    return found.width, found.height, found.pixels.tobytes(), found.photo
 
 
 SAMPLES = [
@@ -133,9 +133,9 @@ def test_a_decoding_process_gives_what_this_one_gives(content, patches):
     for place, piece in patches:
         damaged[place : place + len(piece)] = piece
     content, small = bytes(damaged), replace(LIMITS, max_pixels=10_000)
-    for grey in (True, False):
-        here = _outcome(lambda g=grey: pictures.read_picture(content, small, GEOMETRIES, grey=g))
-        there = _outcome(lambda g=grey: decode_picture(content, small, GEOMETRIES, grey=g))
+    for photo in (True, False):
+        here = _outcome(lambda p=photo: pictures.read_picture(content, small, GEOMETRIES, photo=p))
+        there = _outcome(lambda p=photo: decode_picture(content, small, GEOMETRIES, photo=p))
         assert here == there
     here = _outcome(lambda: masks.decode_mask(content, (5, 6), small))
     assert here == _outcome(lambda: decode_mask(content, (5, 6), small))
@@ -148,9 +148,9 @@ def test_mutated_files_end_in_a_picture_or_an_image_error():
 
 
 def test_a_picture_for_one_model_has_its_shape():
-    found = decode_picture(GOOD, LIMITS, GEOMETRIES[:1], grey=False)
+    found = decode_picture(GOOD, LIMITS, GEOMETRIES[:1], photo=False)
     assert found.pixels.shape == (32, 24, 3)
-    assert found.grey is None
+    assert found.photo is None
     assert (found.width, found.height) == (70, 50)
 
 

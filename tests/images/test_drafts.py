@@ -15,7 +15,12 @@ from patchlake.pipeline.images.drafts import draft_scale
 from patchlake.pipeline.images.files import decode_image, decode_light
 from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.images.geometry import Geometry, join_inputs
-from patchlake.pipeline.images.pictures import grey_picture, picture_size, read_picture
+from patchlake.pipeline.images.pictures import (
+    photo_pixels,
+    picture_size,
+    read_picture,
+    resized_photo,
+)
 
 WHOLE, DRAFT = Limits(), Limits(draft=True)
 SQUASH, CROPPED = Geometry((48, 32), None), Geometry(48, 40)
@@ -78,7 +83,7 @@ def _levels(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 def test_inputs_are_those_of_the_plain_way_to_the_byte(image, mode, geometry):
     content = _encode(image.convert(mode), "TIFF")
-    found = read_picture(content, WHOLE, [geometry], grey=False)
+    found = read_picture(content, WHOLE, [geometry], photo=False)
     plain = decode_image(content, WHOLE)
     assert plain.mode == "RGB"
     height, width = geometry.resized(*plain.size)
@@ -101,36 +106,62 @@ def test_grey_stays_grey_until_it_is_resized(depth, kind):
     assert np.array_equal(join_inputs(image, [SQUASH]), SQUASH.apply(image.convert("RGB")))
 
 
-def _of_the_plain_way(image: Image.Image) -> np.ndarray:
-    height, width = picture_size(*image.size)
-    return np.asarray(image.resize((width, height), BILINEAR).convert("L"))
+def _shown(content: bytes, limits: Limits) -> Image.Image:
+    """What a heatmap is drawn on, before it is JPEG."""
+    return resized_photo(*decode_light(content, limits, [SQUASH]))
 
 
-@given(patterns.map(lambda image: image.resize((900, 700), Image.Resampling.NEAREST)) | patterns)
+@given(
+    patterns.map(lambda image: image.resize((900, 700), Image.Resampling.NEAREST)) | patterns,
+    st.sampled_from(MODES),
+)
 @settings(max_examples=40, deadline=None)
-def test_the_grey_picture_is_that_of_the_plain_way_but_for_roundings(image):
-    # Either way rounds three times, and ends at most 1.5 levels from the exact picture.
-    difference = _levels(grey_picture(image), _of_the_plain_way(image))
-    assert difference.max(initial=0) <= 2
+def test_a_photo_of_less_than_two_sides_is_that_of_the_plain_way_to_the_byte(image, mode):
+    content = _encode(image.convert(mode), "TIFF")
+    plain = decode_image(content, WHOLE)
+    height, width = picture_size(*plain.size)
+    expected = np.asarray(plain.resize((width, height), BILINEAR))
+    found = _shown(content, WHOLE)
+    assert np.array_equal(np.asarray(found.convert("RGB")), expected)
+    # Grey stays so, but where it has alpha.
+    assert found.mode == ("L" if mode in ("L", "1") else "RGB")
 
 
-def test_of_noise_hardly_a_pixel_of_the_grey_picture_is_off_by_more_than_a_level():
-    apart = np.zeros(3, int)
-    for seed in range(4):
-        image = _pattern("noise", 900 + 100 * seed, 800, seed)
-        difference = _levels(grey_picture(image), _of_the_plain_way(image))
-        apart += np.bincount(difference.ravel(), minlength=3)
-    assert apart[2] <= apart.sum() / 30_000
+@pytest.mark.parametrize("side", [1024, 1025, 1600, 2047])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_photo_of_a_large_file_is_near_that_of_the_plain_way(side, mode):
+    noise = np.random.default_rng(0).normal(0, 2, (side // 2, side, 3))
+    smooth = np.asarray(_smooth(side, side // 2), float)
+    image = Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8)).convert(mode)
+    plain = image.resize((512, 256), BILINEAR)
+    found = resized_photo(image)
+    assert found.mode == mode
+    assert _levels(np.asarray(found), np.asarray(plain)).max() <= 4
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
-def test_the_grey_picture_of_grey_is_that_of_the_plain_way_to_the_byte(mode):
-    image = _pattern("noise", 800, 600, 1).convert("L").convert(mode)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_photo_travels_as_jpeg_of_its_mode(mode):
+    image = _smooth(800, 600, mode=mode)
     content = _encode(image, "PNG")
-    plain = image.convert("RGB").resize((512, 384), BILINEAR).convert("L")
-    found = np.frombuffer(read_picture(content, WHOLE, [SQUASH], grey=True).grey, np.uint8)
-    difference = _levels(found.reshape(384, 512), np.asarray(plain))
-    assert difference.max() == 0
+    photo = read_picture(content, WHOLE, [SQUASH], photo=True).photo
+    with Image.open(io.BytesIO(photo)) as jpeg:
+        assert (jpeg.format, jpeg.mode, jpeg.size) == ("JPEG", mode, (512, 384))
+    shown = np.asarray(_shown(content, WHOLE).convert("RGB"))
+    off = _levels(photo_pixels(photo), shown)
+    assert off.max() <= 8
+    assert off.mean() <= 1
+
+
+def test_a_dot_that_grey_would_hide_is_in_the_photo():
+    yellow, red = (170, 170, 30), (240, 118, 110)
+    image = Image.new("RGB", (600, 400), yellow)
+    image.paste(red, (300, 200, 330, 230))
+    shades = {image.convert("L").getpixel(place) for place in ((10, 10), (315, 215))}
+    assert max(shades) - min(shades) <= 1
+    content = _encode(image, "PNG")
+    pixels = photo_pixels(read_picture(content, WHOLE, [SQUASH], photo=True).photo)
+    for place, colour in (((10, 10), yellow), ((183, 268), red)):
+        assert _levels(pixels[place], np.array(colour)).max() <= 6
 
 
 # --- with a draft
@@ -170,21 +201,32 @@ def test_a_draft_is_the_picture_wherever_its_orientation_turns_it(
     # libjpeg's blocks, and sides that no scale divides, must not move the picture: of slopes of
     # some 10 levels a pixel of the input, half a pixel of a draft would be 4 or more.
     content = _turned(_smooth(width, height, mode=mode), orientation, progressive=is_progressive)
-    whole = read_picture(content, WHOLE, [geometry], grey=True)
-    found = read_picture(content, DRAFT, [geometry], grey=True)
+    whole = read_picture(content, WHOLE, [geometry], photo=True)
+    found = read_picture(content, DRAFT, [geometry], photo=True)
     assert decode_light(content, DRAFT, [geometry])[1] is not None
     assert (found.width, found.height) == (whole.width, whole.height)
     assert _levels(found.pixels, whole.pixels).max() <= 3
-    assert len(found.grey) == len(whole.grey)
-    grey = [np.frombuffer(picture.grey, np.uint8) for picture in (found, whole)]
-    assert _levels(*grey).max() <= 6
+    shown = [np.asarray(_shown(content, limits).convert("L")) for limits in (DRAFT, WHOLE)]
+    assert _levels(*shown).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_photo_of_a_draft_that_is_large_itself_is_in_its_place(orientation):
+    # A half of this file is still twice the photo, whose sides are divided first.
+    content = _turned(_smooth(2101, 2099), orientation)
+    shown = [
+        resized_photo(*decode_light(content, limits, [Geometry((300, 300), None)]))
+        for limits in (DRAFT, WHOLE)
+    ]
+    assert draft_scale(2101, 2099, [Geometry((300, 300), None)]) == 2
+    assert _levels(*(np.asarray(one) for one in shown)).max() <= 6
 
 
 def test_a_draft_is_of_the_lower_frequencies_of_all_pixels():
     # Detail that the input cannot show goes, of 255 levels, and does not come back as stripes.
     stripes = _pattern("stripes", 512, 512, 0)
     content = _encode(stripes, "JPEG", quality=95)
-    whole, found = (read_picture(content, one, [SQUASH], grey=False) for one in (WHOLE, DRAFT))
+    whole, found = (read_picture(content, one, [SQUASH], photo=False) for one in (WHOLE, DRAFT))
     assert _levels(found.pixels, whole.pixels).max() <= 12
     assert _levels(found.pixels, whole.pixels).mean() <= 3
 
@@ -192,9 +234,9 @@ def test_a_draft_is_of_the_lower_frequencies_of_all_pixels():
 def test_a_decoding_process_drafts_as_this_one():
     for orientation in range(1, 9):
         content = _turned(_smooth(301, 233), orientation)
-        here = read_picture(content, DRAFT, [SQUASH, CROPPED], grey=True)
-        there = decode_picture(content, DRAFT, [SQUASH, CROPPED], grey=True)
-        assert here.grey == there.grey
+        here = read_picture(content, DRAFT, [SQUASH, CROPPED], photo=True)
+        there = decode_picture(content, DRAFT, [SQUASH, CROPPED], photo=True)
+        assert here.photo == there.photo
         assert np.array_equal(here.pixels, there.pixels)
         assert (here.width, here.height) == (there.width, there.height)
 
@@ -203,14 +245,14 @@ def test_a_decoding_process_drafts_as_this_one():
 def test_other_kinds_of_files_are_decoded_as_they_are(kind):
     options = {"compression": "jpeg"} if kind == "TIFF" else {}
     content = _encode(_smooth(400, 400), kind, **options)
-    whole, found = (read_picture(content, one, [SQUASH], grey=True) for one in (WHOLE, DRAFT))
+    whole, found = (read_picture(content, one, [SQUASH], photo=True) for one in (WHOLE, DRAFT))
     assert np.array_equal(found.pixels, whole.pixels)
-    assert found.grey == whole.grey
+    assert found.photo == whole.photo
 
 
 def test_a_photo_that_is_not_much_larger_is_decoded_as_it_is():
     content = _encode(_pattern("noise", 4 * 32 - 1, 4 * 48, 0), "JPEG")
-    whole, found = (read_picture(content, one, [SQUASH], grey=True) for one in (WHOLE, DRAFT))
+    whole, found = (read_picture(content, one, [SQUASH], photo=True) for one in (WHOLE, DRAFT))
     assert np.array_equal(found.pixels, whole.pixels)
     assert decode_light(content, DRAFT, [SQUASH])[1] is None
 
@@ -218,7 +260,7 @@ def test_a_photo_that_is_not_much_larger_is_decoded_as_it_is():
 def test_a_phones_jpeg_of_several_pictures_is_its_first_one():
     photo = _smooth(403, 397)
     content = _encode(photo, "MPO", save_all=True, append_images=[photo.rotate(90)], quality=95)
-    whole, found = (read_picture(content, one, [SQUASH], grey=False) for one in (WHOLE, DRAFT))
+    whole, found = (read_picture(content, one, [SQUASH], photo=False) for one in (WHOLE, DRAFT))
     assert decode_light(content, DRAFT, [SQUASH])[1] is not None
     assert _levels(found.pixels, whole.pixels).max() <= 3
 
@@ -234,8 +276,8 @@ def _lossless(width: int, height: int) -> bytes:
 
 def test_a_lossless_jpeg_has_no_scale_and_is_decoded_as_it_is():
     content = _lossless(400, 400)
-    assert np.ptp(read_picture(content, WHOLE, [SQUASH], grey=False).pixels) == 0
-    found = decode_picture(content, DRAFT, [SQUASH], grey=True)
+    assert np.ptp(read_picture(content, WHOLE, [SQUASH], photo=False).pixels) == 0
+    found = decode_picture(content, DRAFT, [SQUASH], photo=True)
     assert (found.width, found.height) == (400, 400)
     assert found.pixels.min() == found.pixels.max() == 128
 
@@ -248,7 +290,7 @@ def test_what_is_broken_has_the_error_that_it_has_without_a_draft(kept, is_progr
     said = []
     for limits in (WHOLE, DRAFT):
         with pytest.raises(ImageError) as raised:
-            decode_picture(content, limits, [SQUASH], grey=True)
+            decode_picture(content, limits, [SQUASH], photo=True)
         said.append((raised.value.status, str(raised.value)))
     assert said[0] == said[1]
 
@@ -256,7 +298,7 @@ def test_what_is_broken_has_the_error_that_it_has_without_a_draft(kept, is_progr
 def test_limits_are_of_the_file_and_not_of_its_draft():
     content = _encode(_smooth(400, 400), "JPEG")
     with pytest.raises(ImageError, match=r"400x400 pixels, image\.max_pixels is 100000"):
-        decode_picture(content, replace(DRAFT, max_pixels=100_000), [SQUASH], grey=True)
+        decode_picture(content, replace(DRAFT, max_pixels=100_000), [SQUASH], photo=True)
     strip = _encode(_smooth(20_000, 10), "JPEG")
     with pytest.raises(ImageError, match="20000x10 pixels become 1000000x500"):
-        read_picture(strip, DRAFT, [Geometry(500, 100), Geometry((1, 100), None)], grey=True)
+        read_picture(strip, DRAFT, [Geometry(500, 100), Geometry((1, 100), None)], photo=True)

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from patchlake.pipeline.scores.calibration import Calibration, Judged, MeanStd, Sample
 from patchlake.pipeline.scores.regions import MOST, is_marked, regions_of
-from patchlake.pipeline.scores.verdict import Verdict
+from patchlake.pipeline.scores.verdict import Judgement, Verdict, judgements_of
 
 SAMPLES = [Sample(n, float(n), n / 2, n / 4, 1.0) for n in range(30)]
 CALIBRATION = Calibration.of(SAMPLES, None)
@@ -50,6 +50,27 @@ def test_a_threshold_that_the_method_was_asked_for_goes_first():
     of_before = verdict_of([None], [own], 0.1)
     assert (of_before.threshold, of_before.pixel_threshold) == (12.5, None)
     assert np.isnan(of_before.p_values(np.zeros(2, np.float32))).all()
+
+
+def test_each_score_is_judged():
+    verdict = verdict_of([judged()], [CALIBRATION], 0.1)
+    good, bad = judgements_of(np.array([27, 28], np.float32), verdict)
+    assert (good.score, good.threshold, good.pixel_threshold) == (27, 27, 13.5)
+    assert (bad.score, bad.threshold, bad.pixel_threshold) == (28, 27, 13.5)
+    assert (good.p_value, bad.p_value) == pytest.approx((4 / 31, 3 / 31))
+    assert (good.is_anomalous, bad.is_anomalous) == (False, True)
+    # A threshold that the method was asked for, without a measured image.
+    [alone] = judgements_of(np.array([13], np.float32), Verdict(12.5))
+    assert (alone, alone.is_anomalous) == (Judgement(13.0, 12.5), True)
+    [unknown] = judgements_of(np.array([13], np.float32), None)
+    assert (unknown, unknown.is_anomalous) == (Judgement(13.0), None)
+
+
+def test_an_image_is_judged_as_the_columns_of_the_table_say():
+    # Of float32, which of these is the same number.
+    threshold = 0.1
+    assert float(np.float32(threshold)) > threshold
+    assert Judgement(float(np.float32(threshold)), threshold).is_anomalous is False
 
 
 def test_nothing_is_said_where_nothing_was_measured():
@@ -105,6 +126,24 @@ def test_regions_are_in_pixels_of_the_image(frame, across, down):
         assert other.area == one.area * across * down
         assert other.centre_x == pytest.approx(one.centre_x * across)
         assert one.x <= one.centre_x <= one.x + one.width
+
+
+@given(FRAMES, st.integers(0, 5), st.integers(1, 900), st.integers(1, 900))
+def test_a_region_is_what_scipy_says_of_the_whole_frame(frame, threshold, width, height):
+    marked = is_marked(frame, threshold)
+    across, down = width / frame.shape[1], height / frame.shape[0]
+    labels, count = ndimage.label(marked, structure=np.ones((3, 3)))
+    every = range(1, count + 1)
+    expected = [
+        (peak, (centre[0] + 0.5) * down, (centre[1] + 0.5) * across)
+        for peak, centre in zip(
+            ndimage.maximum(frame, labels, every),
+            ndimage.center_of_mass(marked, labels, every),
+            strict=True,
+        )
+    ]
+    found = regions_of(frame, marked, (width, height))
+    assert sorted((one.peak, one.centre_y, one.centre_x) for one in found) == sorted(expected)
 
 
 def test_a_box_never_leaves_the_image():

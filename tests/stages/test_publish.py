@@ -1,4 +1,4 @@
-"""publish: a fragment's pictures by either store, of the rows that have one."""
+"""publish: a fragment's pictures by either store, of the rows that have one; and its regions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.pictures import small_photo
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.score_table import heatmaps
-from patchlake.pipeline.scores.heatmap import ColourScale
+from patchlake.pipeline.scores.heatmap import ColourScale, to_jpeg
+from patchlake.pipeline.scores.verdict import Judgement, Verdict
 from patchlake.pipeline.stages.batch import FragmentBatch, FragmentResult
+from patchlake.pipeline.stages.examined import Examined
 from patchlake.pipeline.stages.publish import Publish
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import output_files
@@ -44,15 +48,19 @@ def batch(statuses: Sequence[str]) -> pa.Table:
     """A fragment of six rows; only those that are ok have a score, a map and a picture."""
     rng = np.random.default_rng(0)
     ok = [status == "ok" for status in statuses]
-    grey = [rng.integers(0, 255, HEIGHT * WIDTH, np.uint8).tobytes() if one else None for one in ok]
+    noise = rng.integers(0, 255, (len(ok), HEIGHT, WIDTH, 3), np.uint8)
+    photos = [
+        small_photo(Image.fromarray(one)) if is_ok else None
+        for one, is_ok in zip(noise, ok, strict=True)
+    ]
     rows = {
         "image_id": [str(row) for row in ROWS],
         "source_row": pa.array(ROWS, pa.int64()),
         "status": statuses,
-        "image_score": pa.array([0.5 if one else None for one in ok], pa.float32()),
+        "image_score": pa.array([n / 8 if one else None for n, one in enumerate(ok)], pa.float32()),
         "width": pa.array([WIDTH if one else None for one in ok], pa.int32()),
         "height": pa.array([HEIGHT if one else None for one in ok], pa.int32()),
-        "picture": pa.array(grey, pa.binary()),
+        "photo": pa.array(photos, pa.large_binary()),
     }
     maps = rng.random((sum(ok), 4, 4), np.float32) if any(ok) else np.empty(0, np.float32)
     return FragmentBatch(FRAGMENT, pa.table(rows), maps, attempts=1).to_arrow()
@@ -106,3 +114,39 @@ def test_the_zip_is_put_before_the_part(tmp_path: Path):
     made = stage(tmp_path)
     assert "version=v" in FragmentResult.from_arrow(made(batch(["ok"] * 6))).failure
     assert [path.name for path in (tmp_path / "_heatmaps").iterdir()] == [f"{FRAGMENT.key}.zip"]
+
+
+@pytest.mark.parametrize("store", ["files", "packed"])
+@pytest.mark.parametrize("asked", ["all", "anomalous", "none"])
+def test_what_is_written_is_what_is_seen_of_each_image(store, asked, tmp_path: Path):
+    # Of scores 0 to 5/8 and the third row failed, the last three are anomalous.
+    verdict = Verdict(0.25, pixel_threshold=0.6)
+    made = stage(tmp_path, heatmap_store=store, heatmaps=asked, verdicts={"g": verdict})
+    statuses = ["ok", "ok", "unreadable", "ok", "ok", "ok"]
+    publish(made, statuses)
+    came = FragmentBatch.from_arrow(batch(statuses))
+    photos = came.rows.column("photo").to_pylist()
+    [part] = tmp_path.glob("version=v/*.parquet")
+    rows = pq.ParquetFile(part).read().to_pylist()
+    maps = iter(came.array)
+    for number, row in enumerate(rows):
+        if statuses[number] != "ok":
+            assert row["regions"] is row["anomaly_map"] is row["heatmap_path"] is None
+            assert row["image_score"] is row["threshold"] is row["is_anomalous"] is None
+            continue
+        judgement = Judgement(number / 8, 0.25, None, 0.6)
+        image = Examined(judgement, next(maps), (WIDTH, HEIGHT), made.geometry)
+        assert row["anomaly_map"] == image.anomaly_map.ravel().tolist()
+        assert row["is_anomalous"] == judgement.is_anomalous == (number > 2)
+        assert bool(row["regions"]) == row["is_anomalous"]
+        boxes = [(one["x"], one["y"], one["area"], one["centre_x"]) for one in row["regions"]]
+        # The table has float32.
+        assert boxes == [
+            (one.x, one.y, one.area, np.float32(one.centre_x)) for one in image.regions()
+        ]
+        is_drawn = asked == "all" or (asked == "anomalous" and row["is_anomalous"])
+        assert (row["heatmap_path"] is not None) == is_drawn
+        if is_drawn:
+            expected = to_jpeg(image.picture(photos[number], made.scales["g"]))
+            path = f"{tmp_path}/{row['heatmap_path']}"
+            assert heatmaps.read(path, made.scores.storage) == expected
