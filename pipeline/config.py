@@ -299,6 +299,20 @@ class Settings(_Frozen):
         return score
 
 
+# Settings that there were, and that changed no result: what records say of them is passed over.
+_RETIRED = ("batch_size",)
+
+
+def _without_retired(recorded: object) -> object:
+    if isinstance(recorded, dict):
+        return {name: value for name, value in recorded.items() if name not in _RETIRED}
+    return recorded
+
+
+# Settings as a model or a run of an earlier version may have recorded them.
+RecordedSettings = Annotated[Settings, BeforeValidator(_without_retired)]
+
+
 def load_settings(
     text: str = "", assignments: Sequence[str] = (), flags: Raw | None = None
 ) -> Settings:

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt
 
-from patchlake.pipeline.config import ImageSettings, Layers, Scalar, Settings
+from patchlake.pipeline.config import ImageSettings, Layers, RecordedSettings, Scalar
 from patchlake.pipeline.errors import ConfigError, ModelError
 from patchlake.pipeline.storage import cache
 from patchlake.pipeline.storage.folder import Folder, escape
@@ -137,7 +137,7 @@ class Manifest(_Record):
     groups: dict[str, GroupRecord]
     failed_groups: dict[str, str]
     libraries: dict[str, str]
-    settings: Settings
+    settings: RecordedSettings
     # From the fit on. Models of before it was kept have none.
     lineage: list[Step] = []
 

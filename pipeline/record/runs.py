@@ -16,7 +16,7 @@ from importlib.metadata import version
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from patchlake.pipeline.config import Settings
+from patchlake.pipeline.config import RecordedSettings
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.storage.folder import Folder
@@ -56,7 +56,7 @@ class RunRecord(BaseModel):
     # Of the score table or the fit: model and output settings, or the fit's settings.
     version: str
     started_at: AwareDatetime
-    settings: Settings
+    settings: RecordedSettings
 
 
 class Summary(BaseModel):
@@ -88,7 +88,7 @@ class Summary(BaseModel):
     removed_parts: list[str]
     groups: dict[str, str]
     libraries: dict[str, str]
-    settings: Settings
+    settings: RecordedSettings
     parts: list[str]
 
     @property

@@ -190,3 +190,15 @@ def test_a_model_of_before_there_was_a_draft_reads_as_without_and_keeps_its_dige
 
 
 OLD_DIGEST = "d0f9a1ba610fdb77c8f36935dd92b409a582306fd22a5caf2b35ed390c465d6d"
+
+
+def test_a_setting_that_is_gone_does_not_make_a_model_unreadable(model: Folder):
+    models.write_manifest(model, _manifest(Settings(), {}))
+    content = json.loads(model.read(models.MANIFEST))
+    content["settings"]["batch_size"] = 32
+    model.write(models.MANIFEST, json.dumps(content).encode())
+    assert models.read_manifest(model).settings == Settings()
+    content["settings"]["bach_size"] = 32
+    model.write(models.MANIFEST, json.dumps(content).encode())
+    with pytest.raises(ModelError, match="bach_size"):
+        models.read_manifest(model)
