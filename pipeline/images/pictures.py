@@ -10,6 +10,7 @@ from PIL import Image
 from patchlake.pipeline.images.files import decode_light
 from patchlake.pipeline.images.formats import Limits, as_image_errors
 from patchlake.pipeline.images.geometry import Extent, Geometry, join_inputs
+from patchlake.pipeline.maths.interior import Interior
 
 # Of a heatmap's longest side, in pixels.
 MAX_SIDE = 512
@@ -25,6 +26,8 @@ class Picture:
     pixels: UInt8[np.ndarray, "..."]
     # The bytes of `grey_picture`, where they were asked for.
     grey: bytes | None
+    # Which pixels of the first input count, where a region of interest says it.
+    interior: Interior | None = None
 
 
 def read_picture(
