@@ -43,6 +43,11 @@ Heatmaps = Literal["all", "anomalous", "none"]
 # Of a fragment, whose pictures are in memory until they are put: 120 MB at some 30 KB each, and
 # 3.2 GB would be the most if all were noise of 512 x 512 pixels.
 MOST_PACKED = 4096
+# In widths and heights of the upright picture, from its upper left corner.
+Place = Annotated[float, Field(ge=0, le=1)]
+Polygon = Annotated[tuple[tuple[Place, Place], ...], Field(min_length=3)]
+# Polygons, or the path or URI of a mask.
+Interest = Annotated[tuple[Polygon, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
 # A nested mapping, as YAML gives it, before it is checked.
 Raw = Mapping[str, object]
 
@@ -80,6 +85,9 @@ class ImageSettings(_Frozen):
     draft: bool = False
     # A `uri` cell is read only below one of these: a table must not be able to name any file.
     uri_prefixes: tuple[str, ...] = ()
+    # Group -> what of its pictures counts. Fixed in a model. Fractions, since a camera that is
+    # replaced has other pixels, and still sees the part at the same place.
+    roi: dict[str, Interest] = {}
 
 
 class BackboneSettings(_Frozen):
@@ -186,6 +194,9 @@ class ColumnSettings(_Frozen):
     # Images with the same one show one piece; a lot or a time will do as well. Verdicts are
     # calibrated part by part.
     part_id: str = "part_id"
+    # A mask of each image that says what of it counts; "": there is none. Nothing is taken for one
+    # by its name alone, since what it hides is not looked at.
+    roi: str = ""
     extra: tuple[str, ...] = ()
     # The group of all images of a table that has none: neither a column nor a folder names it.
     one_group: str | None = None
@@ -216,7 +227,9 @@ class ColumnSettings(_Frozen):
         """
         names = ("image_id", "image", "uri", "group", "split", "label", "mask", "part_id")
         called = {name: str(getattr(self, name)) for name in names}
-        return {name: theirs for name, theirs in called.items() if theirs not in ("", name)}
+        named = {name: theirs for name, theirs in called.items() if theirs not in ("", name)}
+        # Of this one, the name is no default either where it is ours.
+        return named | ({"roi": self.roi} if self.roi else {})
 
     @property
     def vocabulary(self) -> dict[str, list[str]]:
@@ -229,8 +242,8 @@ class ColumnSettings(_Frozen):
         return fitted.model_copy(update=named)
 
     def meaning_as(self, other: "ColumnSettings") -> "ColumnSettings":
-        """Return these settings with another's vocabulary, where the user has named none."""
-        unnamed = [name for name in VOCABULARY if name not in self.model_fields_set]
+        """Return these settings with a model's vocabulary and `roi`, where the user names none."""
+        unnamed = [name for name in (*VOCABULARY, "roi") if name not in self.model_fields_set]
         return self.model_copy(update={name: getattr(other, name) for name in unnamed})
 
 
@@ -295,6 +308,17 @@ class Settings(_Frozen):
                 f"{MOST_PACKED}; set a smaller fragment_images, or score.heatmap_store=files"
             )
         return score
+
+    @field_validator("columns")
+    @classmethod
+    def _one_region(cls, columns: ColumnSettings, info: ValidationInfo) -> ColumnSettings:
+        image = info.data.get("image")
+        if columns.roi and image is not None and image.roi:
+            raise ValueError(
+                f"columns.roi '{columns.roi}' has a region for each image, and image.roi one for "
+                f"groups {sorted(image.roi)}: set one of the two"
+            )
+        return columns
 
 
 def load_settings(

@@ -15,6 +15,7 @@ from patchlake.pipeline.groups.gallery import StoredGallery, write_gallery
 from patchlake.pipeline.groups.loading import MEASURED_PATCHES, bank_files, measured_quality
 from patchlake.pipeline.groups.membership import Membership
 from patchlake.pipeline.groups.parts import JUDGED, judged, judged_of, told_by
+from patchlake.pipeline.groups.roi import write_roi
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
@@ -61,7 +62,8 @@ def fit_group(
     chosen = choose_evenly(candidates, len(candidates), method.calibration_images)
     membership = Membership.of(corpus, 0).measured(list(calibrator.measure(corpus, chosen)))
     membership = judged_by(method, calibrator, corpus, membership)
-    contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
+    roi = write_roi(corpus.model, corpus.group, corpus.roi)
+    contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable, roi)
     return store(corpus.model, corpus.group, contents, identity, settings)
 
 
@@ -86,6 +88,8 @@ class GroupContents:
     membership: Membership
     # The number of images that could not be used, by status.
     unusable: dict[str, int]
+    # Of `groups.roi`: one file or none.
+    roi: list[FileRecord]
 
 
 def store(
@@ -106,7 +110,8 @@ def store(
         provenance=None if origin is None else membership.provenance(origin),
         statistics=result.statistics,
     )
-    files = store_group(model, group, result.state, contents.bank, accounts) + contents.gallery
+    files = store_group(model, group, result.state, contents.bank, accounts)
+    files += contents.gallery + contents.roi
     return GroupRecord(
         digest=identity.group_digest(files),
         images=membership.count,

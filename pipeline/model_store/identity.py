@@ -29,6 +29,8 @@ class Identity:
     # `IndexSettings` as JSON.
     index: Mapping[str, object]
     seed: int
+    # Whether each image says what of it counts. What counts of a whole group is among its files.
+    each_has_roi: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Identity":
@@ -42,6 +44,7 @@ class Identity:
             network=manifest.backbone,
             index=index,
             seed=manifest.settings.seed,
+            each_has_roi=bool(manifest.settings.columns.roi),
         )
 
     def covered(self) -> dict[str, object]:
@@ -50,6 +53,7 @@ class Identity:
         # Only what is set: models of before there was a choice keep their digests.
         precision = [] if network.precision == "float32" else [network.precision]
         draft = {"draft": True} if self.geometry.draft else {}
+        roi = {"roi": "of each image"} if self.each_has_roi else {}
         return {
             "method": self.method,
             "options": self.method_options,
@@ -57,6 +61,7 @@ class Identity:
             "backbone": [network.name, network.layers, network.weights_sha256, *precision],
             "index": self.index,
             "seed": self.seed,
+            **roi,
         }
 
     def group_digest(self, files: Sequence[FileRecord]) -> str:

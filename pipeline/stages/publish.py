@@ -15,10 +15,12 @@ from patchlake.pipeline.config import Heatmaps, HeatmapStore
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.pictures import picture_size
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.score_table.heatmaps import heatmap_name, put_file, put_packed
 from patchlake.pipeline.score_table.parts import put_part
 from patchlake.pipeline.scores.heatmap import ColourScale, overlay, to_jpeg
+from patchlake.pipeline.scores.outline import outlined
 from patchlake.pipeline.scores.regions import Region, is_marked, regions_of
 from patchlake.pipeline.scores.verdict import Verdict
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
@@ -154,7 +156,9 @@ class Publish:
         wanted = np.array([every or judged.is_anomalous[row] for row in ok.tolist()], bool)
         drawn = batch.rows.take(pa.array(ok[wanted]))
         maps = batch.array[wanted]
-        names = ["source_row", "width", "height", "picture"]
+        if "interior" not in drawn.column_names:
+            drawn = drawn.append_column("interior", pa.nulls(len(drawn), pa.binary()))
+        names = ["source_row", "width", "height", "picture", "interior"]
         rows = zip(*(drawn.column(name) for name in names), strict=True)
         passed, store = Passed("publish", fragment.key), self.heatmap_store
         if store == "packed":
@@ -189,12 +193,16 @@ class Publish:
         anomaly_map: Float32[np.ndarray, "rows columns"],
     ) -> tuple[int, bytes]:
         """Return one picture's source row, and the picture as JPEG."""
-        source_row, width, height, picture = row
+        source_row, width, height, picture, interior = row
         size = width.as_py(), height.as_py()
         shape = picture_size(*size)
         frame = self.geometry.to_frame(anomaly_map, size, shape)
         grey = np.frombuffer(picture.as_buffer(), np.uint8).reshape(shape)
-        content = to_jpeg(overlay(grey, frame, self.scales[fragment.group]))
+        drawn = overlay(grey, frame, self.scales[fragment.group])
+        if interior.is_valid:
+            inside = Interior.from_bytes(interior.as_py()).pixels()
+            drawn = outlined(drawn, self.geometry.over_frame(inside, size, shape))
+        content = to_jpeg(drawn)
         passed(1)
         return source_row.as_py(), content
 
