@@ -22,7 +22,7 @@ from patchlake.pipeline.images.interest import Polygons
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
-from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place
+from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, soak
 from tests.small import SMALL, UPDATABLE
 
 GROUPS = ("brushed_plate", "woven_cloth")
@@ -261,19 +261,16 @@ def test_only_the_groups_that_are_named_have_a_region(model: Path, images: Path,
     assert found.groups["woven_cloth"].digest != none.groups["woven_cloth"].digest
 
 
-@pytest.mark.parametrize("method", ["patchcore", "padim"])
-def test_a_mask_of_a_group_is_as_its_polygons(method: str, images: Path, outside, tmp_path: Path):
+def test_a_mask_of_a_group_is_as_its_polygons(patchcore: Path, images: Path, outside, tmp_path):
     """Of a mask of the pictures' size, each pixel is inside that is in the polygon."""
     size = Image.open(io.BytesIO(_first_image(images))).size
     (tmp_path / "mask.png").write_bytes(mask_of(0, size))
     region = dict.fromkeys(GROUPS, str(tmp_path / "mask.png"))
-    settings = with_region(method, region)
-    fit.run(str(images), str(tmp_path / "model"), settings, LOCAL)
-    fit.run(str(images), str(tmp_path / "polygons"), with_region(method), LOCAL)
+    fit.run(str(images), str(tmp_path / "model"), with_region(region=region), LOCAL)
     # The model has a copy.
     (tmp_path / "mask.png").unlink()
-    found = scored(outside, tmp_path / "model", tmp_path / "scores", method)
-    assert found == scored(images, tmp_path / "polygons", tmp_path / "theirs", method)
+    found = scored(outside, tmp_path / "model", tmp_path / "scores")
+    assert found == scored(images, patchcore, tmp_path / "theirs")
 
 
 def _first_image(lake: Path) -> bytes:
@@ -281,16 +278,11 @@ def _first_image(lake: Path) -> bytes:
     return pq.ParquetFile(file).read().column("image")[0].as_py()
 
 
-@pytest.mark.parametrize("method", sorted(SMALL))
-def test_masks_of_each_image_are_as_its_polygons(method: str, masked: Path, tmp_path: Path):
-    columns = {"columns": {"roi": "part_mask"}}
-    settings = settings_of(method, **columns)
+def test_masks_of_each_image_are_as_its_polygons(done: Done, masked: Path, tmp_path: Path):
+    settings = settings_of(done.method, columns={"roi": "part_mask"})
     fit.run(str(masked), str(tmp_path / "model"), settings, LOCAL)
-    fit.run(str(masked), str(tmp_path / "polygons"), with_region(method), LOCAL)
-    theirs = scored(masked, tmp_path / "polygons", tmp_path / "theirs", method)
-    assert scored(masked, tmp_path / "model", tmp_path / "ours", method, **columns) == theirs
     # A score that names no column reads that of the fit.
-    assert scored(masked, tmp_path / "model", tmp_path / "unsaid", method) == theirs
+    assert scored(masked, tmp_path / "model", tmp_path / "s", done.method) == said(done.scores)
 
 
 def test_a_mask_that_cannot_be_used_is_a_row_with_a_status(masked: Path, tmp_path: Path):
@@ -454,7 +446,9 @@ def test_members_of_an_ensemble_have_one_region(
         together(images, [model], tmp_path / "three")
 
 
-@pytest.mark.parametrize("method", UPDATABLE)
+@pytest.mark.parametrize(
+    "method", [name if name in ("mahalanobis", "patchcore") else soak(name) for name in UPDATABLE]
+)
 def test_a_model_keeps_its_region_when_images_join_and_leave(
     method: str, images: Path, outside: Path, tmp_path: Path
 ):
