@@ -18,7 +18,7 @@ from patchlake.pipeline.driver import evaluate, fit, score, update, withdraw
 from patchlake.pipeline.driver.withdraw import Withdrawal
 from patchlake.pipeline.errors import ConfigError, ModelError
 from patchlake.pipeline.groups.files import load_calibration
-from patchlake.pipeline.images.interest import Polygons
+from patchlake.pipeline.images.interest import BLANK, Polygons
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
@@ -283,6 +283,56 @@ def test_masks_of_each_image_are_as_its_polygons(done: Done, masked: Path, tmp_p
     fit.run(str(masked), str(tmp_path / "model"), settings, LOCAL)
     # A score that names no column reads that of the fit.
     assert scored(masked, tmp_path / "model", tmp_path / "s", done.method) == said(done.scores)
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_regions_that_differ_from_image_to_image_hide_each_its_own(method, images: Path, tmp_path):
+    def mask(number: int, size: tuple[int, int]) -> np.ndarray:
+        # A box whose place goes with the image; a quarter of it at least.
+        width, height = size
+        left, top = width * (number % 5) // 10, height * (number % 3) // 6
+        inside = np.zeros((height, width), bool)
+        inside[top : top + height // 2, left : left + width // 2] = True
+        return inside
+
+    def masks(number: int, size: tuple[int, int]) -> bytes:
+        return as_png(mask(number, size).astype(np.uint8) * 255)
+
+    def turned(table: pa.Table) -> pa.Table:
+        found = []
+        for number, content in enumerate(table.column("image").to_pylist()):
+            pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+            inside = mask(number, pixels.shape[1::-1])[..., None]
+            found.append(as_png(np.where(inside, pixels, 255 - pixels)))
+        at = table.column_names.index("image")
+        return table.set_column(at, "image", pa.array(found, pa.binary())).drop_columns(["sha256"])
+
+    one = rewritten(images, tmp_path / "a", with_masks(masks))
+    other = rewritten(one, tmp_path / "b", turned)
+    settings = settings_of(method, columns={"roi": "part_mask"})
+    fit.run(str(one), str(tmp_path / "model"), settings, LOCAL)
+    fit.run(str(other), str(tmp_path / "same"), settings, LOCAL)
+    assert arrays_of(tmp_path / "same") == arrays_of(tmp_path / "model")
+    found = scored(one, tmp_path / "model", tmp_path / "one", method)
+    assert found == scored(other, tmp_path / "model", tmp_path / "other", method)
+    assert all(row["status"] == "ok" for row in found.values())
+
+
+def test_a_part_that_looks_like_what_is_blank_is_found(patchcore: Path, images: Path, tmp_path):
+    """Grey was never learned, though most of what the network saw of each image was grey."""
+
+    def hidden(content: bytes) -> bytes:
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).copy()
+        pixels[:] = BLANK
+        return as_png(pixels)
+
+    lake = rewritten(images, tmp_path / "lake", with_images(hidden))
+    found = scored(lake, patchcore, tmp_path / "scores")
+    before = scored(images, patchcore, tmp_path / "before")
+    for place, row in found.items():
+        inside = np.array(row["anomaly_map"], np.float32)
+        # Everywhere, and not only at an edge that it has with the rest.
+        assert np.median(inside) > 0.5 * np.max(before[place]["anomaly_map"])
 
 
 def test_a_mask_that_cannot_be_used_is_a_row_with_a_status(masked: Path, tmp_path: Path):
