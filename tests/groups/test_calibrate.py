@@ -16,7 +16,7 @@ class Fixed:
     def __init__(self, grid: np.ndarray) -> None:
         self.grid = grid.astype(np.float32)
 
-    def score(self, embeddings, own=None):
+    def score(self, embeddings, own=None):  # noqa: ARG002
         count = len(embeddings["patches"])
         return Scores(np.full(count, 7, np.float32), np.stack([self.grid] * count))
 
