@@ -21,6 +21,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -48,6 +49,7 @@ Place = Annotated[float, Field(ge=0, le=1)]
 Polygon = Annotated[tuple[tuple[Place, Place], ...], Field(min_length=3)]
 # Polygons, or the path or URI of a mask.
 Interest = Annotated[tuple[Polygon, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
+_INTEREST: TypeAdapter[Interest] = TypeAdapter(Interest)
 # A nested mapping, as YAML gives it, before it is checked.
 Raw = Mapping[str, object]
 
@@ -88,6 +90,23 @@ class ImageSettings(_Frozen):
     # Group -> what of its pictures counts. Fixed in a model. Fractions, since a camera that is
     # replaced has other pixels, and still sees the part at the same place.
     roi: dict[str, Interest] = {}
+
+    @field_validator("roi", mode="before")
+    @classmethod
+    def _says_what_counts(cls, roi: object) -> object:
+        """Say it once: what pydantic says of each corner by each way to read it fills a screen."""
+        if not isinstance(roi, Mapping):
+            raise ValueError("write {GROUP: REGION, ...}")  # noqa: TRY004 - pydantic takes these
+        for group, said in roi.items():
+            try:
+                _INTEREST.validate_python(said)
+            except ValidationError:
+                raise ValueError(
+                    f"of group {shown(str(group))} it is neither polygons nor the path of a mask: "
+                    "write [[[x, y], [x, y], [x, y], ...], ...], x and y from 0 to 1 in widths and "
+                    "heights of the picture, not in pixels"
+                ) from None
+        return roi
 
 
 class BackboneSettings(_Frozen):

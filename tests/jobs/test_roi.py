@@ -403,12 +403,14 @@ def test_a_column_that_is_no_mask_is_refused(masked: Path, tmp_path: Path):
         fit.run(str(masked), str(tmp_path), settings, LOCAL)
 
 
+NEITHER = r"^setting 'image.roi' is .*of group 'woven_cloth' it is neither .*not in pixels$"
 REFUSED = [
-    ({"woven_cloth": [[[0.1, 0.1], [0.9, 0.1]]]}, "image.roi.*at least 3"),
-    ({"woven_cloth": [[[10, 10], [90, 10], [90, 90]]]}, "image.roi.*less than or equal to 1"),
-    ({"woven_cloth": []}, "image.roi"),
-    ({"woven_cloth": ""}, "image.roi"),
-    (7, "image.roi"),
+    ({"woven_cloth": [[[0.1, 0.1], [0.9, 0.1]]]}, NEITHER),
+    ({"woven_cloth": [[[10, 10], [90, 10], [90, 90]]]}, NEITHER),
+    ({"woven_cloth": [[[0.1, 0.1], [0.9, 0.1], [float("nan"), 0.9]]]}, NEITHER),
+    ({"woven_cloth": []}, NEITHER),
+    ({"woven_cloth": ""}, NEITHER),
+    (7, r"'image.roi' is 7: .*write \{GROUP: REGION, \.\.\.\}"),
 ]
 
 
