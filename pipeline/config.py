@@ -21,6 +21,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -43,6 +44,12 @@ Heatmaps = Literal["all", "anomalous", "none"]
 # Of a fragment, whose pictures are in memory until they are put: 120 MB at some 30 KB each, and
 # 3.2 GB would be the most if all were noise of 512 x 512 pixels.
 MOST_PACKED = 4096
+# In widths and heights of the upright picture, from its upper left corner.
+Place = Annotated[float, Field(ge=0, le=1)]
+Polygon = Annotated[tuple[tuple[Place, Place], ...], Field(min_length=3)]
+# Polygons, or the path or URI of a mask.
+Interest = Annotated[tuple[Polygon, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
+_INTEREST: TypeAdapter[Interest] = TypeAdapter(Interest)
 # A nested mapping, as YAML gives it, before it is checked.
 Raw = Mapping[str, object]
 
@@ -80,6 +87,26 @@ class ImageSettings(_Frozen):
     draft: bool = False
     # A `uri` cell is read only below one of these: a table must not be able to name any file.
     uri_prefixes: tuple[str, ...] = ()
+    # Group -> what of its pictures counts. Fixed in a model. Fractions, since a camera that is
+    # replaced has other pixels, and still sees the part at the same place.
+    roi: dict[str, Interest] = {}
+
+    @field_validator("roi", mode="before")
+    @classmethod
+    def _says_what_counts(cls, roi: object) -> object:
+        """Say it once: what pydantic says of each corner by each way to read it fills a screen."""
+        if not isinstance(roi, Mapping):
+            raise ValueError("write {GROUP: REGION, ...}")  # noqa: TRY004 - pydantic takes these
+        for group, said in roi.items():
+            try:
+                _INTEREST.validate_python(said)
+            except ValidationError:
+                raise ValueError(
+                    f"of group {shown(str(group))} it is neither polygons nor the path of a mask: "
+                    "write [[[x, y], [x, y], [x, y], ...], ...], x and y from 0 to 1 in widths and "
+                    "heights of the picture, not in pixels"
+                ) from None
+        return roi
 
 
 class BackboneSettings(_Frozen):
@@ -186,6 +213,9 @@ class ColumnSettings(_Frozen):
     # Images with the same one show one piece; a lot or a time will do as well. Verdicts are
     # calibrated part by part.
     part_id: str = "part_id"
+    # A mask of each image that says what of it counts; "": there is none. Nothing is taken for one
+    # by its name alone, since what it hides is not looked at.
+    roi: str = ""
     extra: tuple[str, ...] = ()
     # The group of all images of a table that has none: neither a column nor a folder names it.
     one_group: str | None = None
@@ -216,7 +246,9 @@ class ColumnSettings(_Frozen):
         """
         names = ("image_id", "image", "uri", "group", "split", "label", "mask", "part_id")
         called = {name: str(getattr(self, name)) for name in names}
-        return {name: theirs for name, theirs in called.items() if theirs not in ("", name)}
+        named = {name: theirs for name, theirs in called.items() if theirs not in ("", name)}
+        # Of this one, the name is no default either where it is ours.
+        return named | ({"roi": self.roi} if self.roi else {})
 
     @property
     def vocabulary(self) -> dict[str, list[str]]:
@@ -229,8 +261,8 @@ class ColumnSettings(_Frozen):
         return fitted.model_copy(update=named)
 
     def meaning_as(self, other: "ColumnSettings") -> "ColumnSettings":
-        """Return these settings with another's vocabulary, where the user has named none."""
-        unnamed = [name for name in VOCABULARY if name not in self.model_fields_set]
+        """Return these settings with a model's vocabulary and `roi`, where the user names none."""
+        unnamed = [name for name in (*VOCABULARY, "roi") if name not in self.model_fields_set]
         return self.model_copy(update={name: getattr(other, name) for name in unnamed})
 
 
@@ -297,6 +329,17 @@ class Settings(_Frozen):
                 f"{MOST_PACKED}; set a smaller fragment_images, or score.heatmap_store=files"
             )
         return score
+
+    @field_validator("columns")
+    @classmethod
+    def _one_region(cls, columns: ColumnSettings, info: ValidationInfo) -> ColumnSettings:
+        image = info.data.get("image")
+        if columns.roi and image is not None and image.roi:
+            raise ValueError(
+                f"columns.roi '{columns.roi}' has a region for each image, and image.roi one for "
+                f"groups {sorted(image.roi)}: set one of the two"
+            )
+        return columns
 
 
 # Settings that there were, and that changed no result: what records say of them is passed over.

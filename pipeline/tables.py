@@ -44,6 +44,9 @@ IMAGES = pa.schema(
     ]
 )
 
+# Of other people's tables, named by `columns.roi`. `ingest` writes none.
+ROI = _optional("roi", pa.binary(), "mask of what counts, white on black, in the upright image")
+
 REGION = pa.struct(
     [
         ("x", pa.int32()),

@@ -11,12 +11,14 @@ from PIL import Image
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.drive import models_budget
+from patchlake.pipeline.driver.interests import Regions, require_same_roi
 from patchlake.pipeline.driver.members import calibrations_of, read_members
 from patchlake.pipeline.errors import ConfigError, ImageError, Status
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import decode_picture, limits_of
 from patchlake.pipeline.images.formats import as_image_errors
+from patchlake.pipeline.images.interest import confine
 from patchlake.pipeline.images.light import to_light
 from patchlake.pipeline.images.pictures import Picture, picture_of
 from patchlake.pipeline.scores.calibration import mean_scale
@@ -100,6 +102,13 @@ class Detector:
         self._storage = settings.storage
         fitted = members[0].manifest.settings.verdict
         self._rate = settings.verdict.over(fitted).false_alarm_rate
+        if members[0].manifest.settings.columns.roi:
+            raise ConfigError(
+                f"{members[0].model.root} was fitted with a region of interest for each image "
+                f"(columns.roi '{members[0].manifest.settings.columns.roi}'), which a picture by "
+                "itself has not: score a table with `patchlake score`"
+            )
+        self._regions = Regions.of(members, self.groups)
         # Read from the model folder once.
         self._verdicts: dict[str, Verdict | None] = {}
         self._scales: dict[str, ColourScale | None] = {}
@@ -133,13 +142,14 @@ class Detector:
             ConfigError: if the group is not the model's.
         """
         named = self._group(group)
-        found = [self._picture(image) for image in images]
+        found = [self._picture(image, named) for image in images]
         pictures = [one for one in found if isinstance(one, Picture)]
         if not pictures:
             return [_failed(one) for one in found if isinstance(one, ImageError)]
         pixels = np.stack([picture.pixels for picture in pictures])
+        interiors = [one.interior for one in pictures if one.interior is not None]
         # Of no fragment.
-        scores = self._infer.score(pixels, named, Passed("infer", ""))
+        scores = self._infer.score(pixels, named, Passed("infer", ""), interiors)
         maps = scores.anomaly_maps
         judgements = judgements_of(scores.image_scores, self._verdict(named))
         detections = iter(
@@ -158,7 +168,8 @@ class Detector:
         regions, drawing, scale = None, None, self._scale(group)
         if anomaly_map is not None:
             size = picture.width, picture.height
-            image = partial(Examined, judgement, anomaly_map, size, self._geometries[0])
+            seen = judgement, anomaly_map, size, self._geometries[0], picture.interior
+            image = partial(Examined, *seen)
             regions = image().regions()
             if scale is not None and picture.photo is not None:
                 drawing = _Drawing(picture.photo, scale, image)
@@ -183,19 +194,26 @@ class Detector:
             raise ConfigError(f"the model has groups {groups}; {asked}: score(..., group=)")
         return group
 
-    def _picture(self, image: ImageLike) -> Picture | ImageError:
+    def _picture(self, image: ImageLike, group: str) -> Picture | ImageError:
         try:
-            if isinstance(image, np.ndarray):
-                image = _from_array(image)
-            if isinstance(image, Image.Image):
-                with as_image_errors():
-                    upright = to_light(image, self._image.bits)
-                    return picture_of(upright, self._geometries, photo=True)
-            content = image if isinstance(image, bytes) else self._read(os.fspath(image))
-            limits = limits_of(self._image)
-            return decode_picture(content, limits, self._geometries, photo=True)
+            found = self._whole_picture(image)
+            interest = self._regions.interests.get(group)
+            if interest is None:
+                return found
+            return confine(found, interest, self._geometries, self._regions.grids)
         except ImageError as error:
             return error
+
+    def _whole_picture(self, image: ImageLike) -> Picture:
+        """Return a picture, all of it. Raises `ImageError`."""
+        if isinstance(image, np.ndarray):
+            image = _from_array(image)
+        if isinstance(image, Image.Image):
+            with as_image_errors():
+                upright = to_light(image, self._image.bits)
+                return picture_of(upright, self._geometries, photo=True)
+        content = image if isinstance(image, bytes) else self._read(os.fspath(image))
+        return decode_picture(content, limits_of(self._image), self._geometries, photo=True)
 
     def _read(self, path: str) -> bytes:
         folder, name = split_uri(path, self._storage)
@@ -235,6 +253,8 @@ def load(models: Sequence[str], settings: Settings, threads: int | None = None) 
     """
     folders = [Folder.at(model, settings.storage) for model in models]
     members = read_members(folders, settings)
+    for member in members:
+        require_same_roi(settings, member.model, member.manifest)
     return Detector(members, settings, threads or os.cpu_count() or 1)
 
 

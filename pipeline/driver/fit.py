@@ -15,6 +15,7 @@ from patchlake.pipeline.driver.drive import drive, half_of_memory
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.fleet import GroupFits, fit_groups
 from patchlake.pipeline.driver.heartbeat import beating
+from patchlake.pipeline.driver.interests import Regions, as_stored, asked_regions
 from patchlake.pipeline.driver.preview import Preview, measure
 from patchlake.pipeline.driver.preview import preview as preview_of
 from patchlake.pipeline.driver.publishing import publish
@@ -59,6 +60,8 @@ class FitWork:
     selections: Mapping[str, Selection]
     method: Method
     identity: Identity
+    # Group -> what of its pictures counts, and the grid of the method's patches, if it has one.
+    regions: Regions
 
 
 def run(
@@ -161,7 +164,12 @@ def _pipeline(work: FitWork, target: Folder, partials: str, threads: int) -> Pip
         method_options=work.identity.method_options,
         seed=settings.seed,
     )
-    decode = Decode(work.source, work.selections, threads, attempts=settings.fragment_attempts)
+    decode = Decode(
+        *(work.source, work.selections, threads),
+        attempts=settings.fragment_attempts,
+        interests=work.regions.interests,
+        grids=work.regions.grids,
+    )
     return Pipeline(decode, embedder)
 
 
@@ -175,6 +183,7 @@ def _fitting(work: FitWork, target: Folder, partials: str, threads: int) -> Grou
         partials=partials,
         memory_budget=settings.memory_budget or half_of_memory(),
         threads=(os.cpu_count() or 1, threads),
+        rois=as_stored(work.regions.interests),
     )
 
 
@@ -203,7 +212,8 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     settings = settings.model_copy(update={"backbone": precise})
     # One black image shows here, not in every worker, whether method and backbone go together.
     embed = partial(method.embed, seed=settings.seed)
-    Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
+    embedded = Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
+    regions = asked_regions(settings, plan.groups, (lake, where), embedded)
     assert settings.backbone.layers is not None  # `_with_layers` has set them.
     identity = Identity(
         method=settings.method.name,
@@ -219,9 +229,11 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         index=settings.index.model_dump(mode="json"),
         seed=settings.seed,
         robust=settings.robust,
+        each_has_roi=bool(settings.columns.roi),
     )
     output, vocabulary = output_digest(settings), settings.columns.vocabulary
-    version = digest({**identity.covered(), "output": output, "vocabulary": vocabulary})
+    covered = {**identity.covered(), **regions.covered()}
+    version = digest({**covered, "output": output, "vocabulary": vocabulary})
     plan = plan.keyed({}, otherwise=version)
     record = runs.RunRecord(
         run=runs.identify(lake, version, where, plan.kept),
@@ -239,7 +251,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         counted(len(plan.kept), "fragments"),
         target.root,
     )
-    return FitWork(plan, source, record, selections, method, identity)
+    return FitWork(plan, source, record, selections, method, identity, regions)
 
 
 def _with_layers(settings: Settings, method: Method) -> Settings:

@@ -1,8 +1,8 @@
 """The groups of a fit: small ones whole in a worker each, large ones by all workers together."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
@@ -41,6 +41,8 @@ class GroupFits:
     memory_budget: int
     # Of this process, and of a worker that fits a group alone.
     threads: tuple[int, int]
+    # Group -> what of its pictures counts, as a model keeps it.
+    rois: Mapping[str, bytes] = field(default_factory=dict)
 
     def corpus(self, fragments: Fragments, runner: Runner) -> StoredCorpus:
         """Return a group's corpus, with all workers at its disposal."""
@@ -51,6 +53,7 @@ class GroupFits:
             workers=runner,
             memory_budget=self.memory_budget,
             threads=self.threads[0],
+            roi=self.rois.get(fragments[0].group),
         )
 
     def alone(self, corpus: StoredCorpus) -> StoredCorpus:

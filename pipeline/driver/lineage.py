@@ -12,6 +12,7 @@ from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.drive import Tally, drive, half_of_memory
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.heartbeat import Heart
+from patchlake.pipeline.driver.interests import Regions, require_same_roi
 from patchlake.pipeline.driver.members import require_unchanged
 from patchlake.pipeline.driver.summary import require_success, summarise
 from patchlake.pipeline.driver.suspects import write_suspects
@@ -66,7 +67,12 @@ class PublishedModel:
 
     def require_weights(self) -> None:
         """Check that the network is that of the fit. Raises `ModelError`."""
-        Member(self.target, self.manifest, self.settings.backbone.weights).checked_backbone()
+        self.member.checked_backbone()
+
+    @property
+    def member(self) -> Member:
+        """The model as one that could score."""
+        return Member(self.target, self.manifest, self.settings.backbone.weights)
 
     def corpus(self, job: Run, fragments: Fragments, runner: Runner) -> StoredCorpus:
         """Return one group's embeddings, as `embed` has stored them."""
@@ -91,6 +97,7 @@ def open_base(target: Folder, settings: Settings) -> PublishedModel:
     manifest = models.read_manifest(target)
     require_whole(target, manifest)
     require_unchanged(settings, manifest)
+    require_same_roi(settings, target, manifest)
     method = build(manifest.method, manifest.method_options)
     if manifest.lineage and manifest.lineage[-1].verb != "fit":
         # Left by a step that was stopped between publishing and cleaning up.
@@ -149,12 +156,15 @@ def embed(
         method_options=base.manifest.method_options,
         seed=settings.seed,
     )
+    regions = Regions.of([base.member], rows.fragments.groups)
     decode = Decode(
         rows.source,
         rows.selections,
         execution.threads,
         attempts=settings.fragment_attempts,
         chosen=rows.rows,
+        interests=regions.interests,
+        grids=regions.grids,
     )
     return drive(heart, runner, pending, Pipeline(decode, embedder), execution.observer)
 

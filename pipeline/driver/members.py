@@ -8,6 +8,7 @@ from functools import partial
 
 from patchlake.pipeline.cluster.runner import Runner
 from patchlake.pipeline.config import Settings, digest
+from patchlake.pipeline.driver.interests import require_one_roi
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.banks import (
     Holders,
@@ -56,6 +57,7 @@ def read_members(folders: Sequence[Folder], settings: Settings) -> list[Member]:
             "their weights are taken from where they were when they were fitted"
         )
     _require_one_picture(members)
+    require_one_roi(members)
     return sorted(members, key=lambda member: member.manifest.run)
 
 

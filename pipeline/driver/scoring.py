@@ -11,6 +11,7 @@ import pyarrow as pa
 from patchlake.pipeline.cluster.runner import Pipeline
 from patchlake.pipeline.config import Settings, digest
 from patchlake.pipeline.driver.drive import models_budget
+from patchlake.pipeline.driver.interests import Regions, require_same_roi
 from patchlake.pipeline.driver.members import (
     calibrations_of,
     group_digests,
@@ -51,6 +52,7 @@ class ScoreWork:
     digests: Mapping[str, str]
     source: Source
     record: runs.RunRecord
+    regions: Regions
 
     @property
     def groups(self) -> list[str]:
@@ -83,6 +85,8 @@ def plan_score(
     """Check everything that can be wrong with the command, then cut the work."""
     require_names(settings.columns.extra)
     members = read_members(folders, settings)
+    for member in members:
+        require_same_roi(settings, member.model, member.manifest)
     # The first member's: heatmaps and metrics need one way from the map to the picture.
     fixed = members[0].manifest.geometry
     image = settings.image.model_copy(update=fixed.model_dump())
@@ -124,7 +128,9 @@ def plan_score(
     source = Source(
         *(lake, settings.columns, settings.image, members[0].geometry), labelled=False, extra=extra
     )
-    return ScoreWork(plan, members, digests, source, record)
+    known = [group for group in plan.groups if group in digests]
+    regions = Regions.of(members, known)
+    return ScoreWork(plan, members, digests, source, record, regions)
 
 
 def _key_digests(digests: Mapping[str, str], settings: Settings) -> tuple[dict[str, str], str]:
@@ -219,5 +225,9 @@ def pipeline_of(
     )
     pictures = publish.heatmaps != "none" and bool(publish.scales)
     attempts = settings.fragment_attempts
-    decode = Decode(work.source, without, threads, geometries, attempts, pictures)
+    decode = Decode(
+        *(work.source, without, threads, geometries, attempts, pictures),
+        interests=work.regions.interests,
+        grids=work.regions.grids,
+    )
     return Pipeline(decode, scorer, publish)

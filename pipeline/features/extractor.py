@@ -12,6 +12,8 @@ from torch import Tensor
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.backbone import Backbone
+from patchlake.pipeline.features.confined import confined_embeddings, confined_maps
+from patchlake.pipeline.maths.interior import Interior
 
 # On a CPU, pixels that go through the network together in bfloat16: those of 4 images of 224 x 224.
 # In float32 several images at once change bits (with DenseNet-169, 32 of them change features by
@@ -69,8 +71,14 @@ class Extractor:
         """Return how many threads should call it at a time, of those that are offered."""
         return offered if self.on_cpu else min(offered, GPU_BATCHES)
 
-    def __call__(self, pixels: UInt8[np.ndarray, "images h w 3"]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, pixels: UInt8[np.ndarray, "images h w 3"], interiors: Sequence[Interior] = ()
+    ) -> dict[str, np.ndarray]:
         """Return the embeddings by name, with the images as first axis; without images, no arrays.
+
+        Args:
+            pixels: The images.
+            interiors: What of each counts (`features.confined`); none where all does.
 
         Raises:
             ConfigError: if an embedding is not finite.
@@ -78,34 +86,44 @@ class Extractor:
         size = self.at_once(pixels.shape[1:3])
         with self.own_queue():
             batches = [
-                on_host(self._of_batch(pixels[begin : begin + size], size))
-                for begin in range(0, len(pixels), size)
+                on_host(self._of_batch(some, own, size))
+                for some, own in in_pieces(pixels, interiors, size)
             ]
         return joined(batches)
 
-    def of_piece(self, pixels: UInt8[np.ndarray, "images h w 3"]) -> dict[str, Tensor]:
+    def of_piece(
+        self, pixels: UInt8[np.ndarray, "images h w 3"], interiors: Sequence[Interior] = ()
+    ) -> dict[str, Tensor]:
         """Return the embeddings of a few batches of images, at least one, where the network is.
+
+        Arguments are those of a call.
 
         Raises:
             ConfigError: if an embedding is not finite.
         """
         size = self.at_once(pixels.shape[1:3])
         batches = [
-            self._of_batch(pixels[begin : begin + size], size)
-            for begin in range(0, len(pixels), size)
+            self._of_batch(some, own, size) for some, own in in_pieces(pixels, interiors, size)
         ]
         if len(batches) == 1:
             return batches[0]
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
-    def _of_batch(self, pixels: np.ndarray, size: int) -> dict[str, Tensor]:
+    def _of_batch(
+        self, pixels: np.ndarray, interiors: Sequence[Interior], size: int
+    ) -> dict[str, Tensor]:
         """Return the embeddings of at most `size` images, computed as a batch of that size."""
         # From pinned memory a GPU copies while the processor goes on.
         shape = (size, *pixels.shape[1:])
         padded = torch.zeros(shape, dtype=torch.uint8, pin_memory=not self.on_cpu)
         padded.numpy()[: len(pixels)] = pixels
         with torch.inference_mode():
-            embedded = self.embed(self.backbone.feature_maps(padded))
+            maps = self.backbone.feature_maps(padded)
+            if interiors:
+                maps = [confined_maps(one, interiors) for one in maps]
+            embedded = self.embed(maps)
+            if interiors:
+                embedded = {n: confined_embeddings(t, interiors) for n, t in embedded.items()}
             own = {name: tensor[: len(pixels)].contiguous() for name, tensor in embedded.items()}
             # Pixels are finite, so it can only be the weights. Distances would not be numbers.
             if not all(bool(tensor.isfinite().all()) for tensor in own.values()):
@@ -125,6 +143,22 @@ class Extractor:
             _queues.stream = torch.cuda.Stream(self.backbone.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(_queues.stream):
             yield
+
+
+def in_pieces(
+    pixels: np.ndarray, interiors: Sequence[Interior], size: int
+) -> list[tuple[np.ndarray, Sequence[Interior]]]:
+    """Return images in pieces of a size, each with what of its images counts, where that is told.
+
+    Args:
+        pixels: With the images as first axis.
+        interiors: One an image, or none at all.
+        size: Images of a piece.
+    """
+    return [
+        (pixels[begin : begin + size], interiors[begin : begin + size])
+        for begin in range(0, len(pixels), size)
+    ]
 
 
 def gpu_batch(size: tuple[int, int]) -> int:

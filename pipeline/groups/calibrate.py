@@ -9,6 +9,7 @@ from jaxtyping import Int64
 
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods.shared.bank import OwnPart
 from patchlake.pipeline.methods.shared.contract import FitResult, GroupDetector, Scores
 from patchlake.pipeline.methods.shared.corpus import Arrays
@@ -51,10 +52,15 @@ class Calibrator:
                 # Images that the fit has not seen have no part in the model.
                 is_new = self.result.unseen is not None
                 scores = self.detector.score(embeddings, None if is_new else own)
-                yield from (self._sample(scores, at, image) for at, image in enumerate(images))
+                interiors = corpus.interiors([image for image, _ in batch])
+                yield from _samples(scores, self.geometry, images, interiors)
 
     def samples(
-        self, images: Sequence[Arrays], numbers: Sequence[int], own: OwnPart | None
+        self,
+        images: Sequence[Arrays],
+        numbers: Sequence[int],
+        own: OwnPart | None,
+        interiors: Sequence[Interior] = (),
     ) -> list[Sample]:
         """Return the samples of images, by their embeddings and numbers.
 
@@ -62,19 +68,29 @@ class Calibrator:
             images: Embeddings of one image each.
             numbers: Of the same images, in the model.
             own: What they are not compared with; None if the model has nothing of them.
+            interiors: What of each counts; none where all does.
         """
         scores = self.detector.score(_joined(images), own)
-        return [self._sample(scores, at, image) for at, image in enumerate(numbers)]
+        return list(_samples(scores, self.geometry, numbers, interiors))
 
-    def _sample(self, scores: Scores, at: int, image: int) -> Sample:
+
+def _samples(
+    scores: Scores, geometry: Geometry, numbers: Sequence[int], interiors: Sequence[Interior]
+) -> Iterator[Sample]:
+    """Yield the samples of images, whose maps are lowered outside as those that are scored are."""
+    height, width = geometry.input_size
+    for at, image in enumerate(numbers):
         score = float(scores.image_scores[at])
         if scores.anomaly_maps is None:
-            return Sample(image, score)
+            yield Sample(image, score)
+            continue
         grid = scores.anomaly_maps[at]
-        height, width = self.geometry.input_size
-        frame = self.geometry.to_frame(grid, (width, height), (height, width))
         exact = grid.astype(np.float64)
-        return Sample(image, score, float(frame.max()), float(exact.mean()), float(exact.std()))
+        if interiors:
+            exact = exact[interiors[at].patches(grid.shape)]
+            grid = interiors[at].within(grid)
+        frame = geometry.to_frame(grid, (width, height), (height, width))
+        yield Sample(image, score, float(frame.max()), float(exact.mean()), float(exact.std()))
 
 
 def _joined(images: Sequence[Arrays]) -> Arrays:

@@ -1,5 +1,6 @@
 """A group's embeddings as the embed stage left them: what a method is fitted on."""
 
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from patchlake.pipeline.groups.partials import (
     opened,
     pieces,
 )
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods.shared.corpus import Arrays, EmbeddingReader, Fold, Notes, S
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 from patchlake.pipeline.reading.fragments import Fragment
@@ -60,6 +62,8 @@ class StoredCorpus:
     # Bytes that one process may hold, and threads of this one.
     memory_budget: int
     threads: int
+    # What of the group's pictures counts, as a model keeps it (`groups.roi`); None: all.
+    roi: bytes | None = None
 
     @property
     def group(self) -> str:
@@ -86,6 +90,24 @@ class StoredCorpus:
         with ThreadPoolExecutor(READ_AT_ONCE) as pool:
             keys = (fragment.key for fragment in self.fragments)
             yield from zip(self.fragments, pool.map(self._images_of, keys), strict=True)
+
+    def interiors(self, images: Sequence[int]) -> list[Interior]:
+        """Return what counts of these images, in their order; nothing where all does."""
+        if not self._has_interiors:
+            return []
+        found: dict[int, Interior] = {}
+        for number, wanted in self._by_fragment(images).items():
+            first = int(self._firsts[number])
+            told = self._images_of(self.fragments[number].key).interiors
+            for image in wanted:
+                found[image] = Interior.from_bytes(b64decode(told[image - first]))
+        return [found[image] for image in images]
+
+    @cached_property
+    def _has_interiors(self) -> bool:
+        """Whether images have regions of interest: all of a group have one, or none has."""
+        used = np.flatnonzero(np.diff(self._firsts))
+        return bool(len(used) and self._images_of(self.fragments[int(used[0])].key).interiors)
 
     @property
     def unusable(self) -> dict[str, int]:

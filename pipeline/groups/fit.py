@@ -17,6 +17,7 @@ from patchlake.pipeline.groups.gallery import StoredGallery, write_gallery
 from patchlake.pipeline.groups.loading import MEASURED_PATCHES, bank_files, measured_quality
 from patchlake.pipeline.groups.membership import Membership
 from patchlake.pipeline.groups.parts import JUDGED, judged, judged_of, told_by
+from patchlake.pipeline.groups.roi import write_roi
 from patchlake.pipeline.groups.suspects import CleanCorpus, listed, without_suspects
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
@@ -71,7 +72,8 @@ def fit_group(
     members = members.measured(list(calibrator.measure(kept, chosen)))
     members = judged_by(method, calibrator, kept, members)
     suspects = listed(corpus.group, members, clean.left_out)
-    contents = GroupContents(result, bank, facts, gallery, members, kept.unusable)
+    roi = write_roi(kept.model, kept.group, kept.roi)
+    contents = GroupContents(result, bank, facts, gallery, members, kept.unusable, roi)
     return FittedModel(store(kept.model, kept.group, contents, identity, settings), suspects)
 
 
@@ -139,6 +141,8 @@ class GroupContents:
     membership: Membership
     # The number of images that could not be used, by status.
     unusable: dict[str, int]
+    # Of `groups.roi`: one file or none.
+    roi: list[FileRecord]
 
 
 def store(
@@ -159,7 +163,8 @@ def store(
         provenance=None if origin is None else membership.provenance(origin),
         statistics=result.statistics,
     )
-    files = store_group(model, group, result.state, contents.bank, accounts) + contents.gallery
+    files = store_group(model, group, result.state, contents.bank, accounts)
+    files += contents.gallery + contents.roi
     return GroupRecord(
         digest=identity.group_digest(files),
         images=membership.count,

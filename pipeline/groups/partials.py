@@ -85,6 +85,8 @@ class EmbeddedImages:
     # Of the usable images: `part_id`, and `images.thumbnails.thumbnail` in base64.
     part_ids: list[str | None] = field(default_factory=list)
     thumbnails: list[str] = field(default_factory=list)
+    # Of the usable images: `Interior.to_bytes` in base64; none where all of each image counts.
+    interiors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         usable = Counter(self.statuses)["ok"]

@@ -160,7 +160,8 @@ class PartCalibrator:
     def _scored(self, images: Sequence[int], own: OwnPart | None) -> list[Sample]:
         in_corpus = [image - self.before for image in images]
         arrays = [arrays for _, arrays in self.corpus.some(in_corpus)]
-        return self.calibrator.samples(arrays, images, own)
+        interiors = self.corpus.interiors(in_corpus)
+        return self.calibrator.samples(arrays, images, own, interiors)
 
 
 def judged(

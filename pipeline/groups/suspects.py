@@ -129,6 +129,7 @@ def _copy(model: Folder, key: str, partials: str, folder: str, left: Sequence[in
         sha256s=_some(images.sha256s, left),
         part_ids=_some(images.part_ids, left),
         thumbnails=_some(images.thumbnails, left),
+        interiors=_some(images.interiors, left),
     )
     model.write(f"{partials}{folder}{key}.json", json.dumps(asdict(kept)).encode())
 

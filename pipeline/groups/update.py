@@ -22,6 +22,7 @@ from patchlake.pipeline.groups.gallery import gallery_files, without_images, wri
 from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
 from patchlake.pipeline.groups.parts import judged_without
+from patchlake.pipeline.groups.roi import roi_files
 from patchlake.pipeline.groups.suspects import listed
 from patchlake.pipeline.methods.shared.bank import MemoryBank
 from patchlake.pipeline.methods.shared.contract import EarlierModel, Method, Progress, Updatable
@@ -126,7 +127,8 @@ def update_group(
     old = _thinned(fitted.members.samples(), at_most - len(new))
     membership = fitted.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
     membership = judged_by(method, calibrator, corpus, membership)
-    contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable)
+    roi = roi_files(fitted.record)
+    contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable, roi)
     return _stored(fitted, contents)
 
 
@@ -168,7 +170,8 @@ def withdraw_group(
     membership = fitted.members.left_by(numbers, step).measured(samples)
     membership = judged_without(membership)
     unusable = fitted.record.unusable_images
-    contents = GroupContents(result, bank, result.facts | quality, gallery, membership, unusable)
+    facts, roi = result.facts | quality, roi_files(fitted.record)
+    contents = GroupContents(result, bank, facts, gallery, membership, unusable, roi)
     return _stored(fitted, contents)
 
 

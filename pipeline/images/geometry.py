@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
 from patchlake.pipeline.errors import ConfigError, ImageError
@@ -79,7 +79,7 @@ class Geometry:
             )
         resized = image.resize((width, height), Image.Resampling.BILINEAR, extent.box)
         if self.crop is not None:
-            top, left = _offset(height, self.crop), _offset(width, self.crop)
+            top, left = crop_offset(height, self.crop), crop_offset(width, self.crop)
             resized = resized.crop((left, top, left + self.crop, top + self.crop))
         return np.asarray(resized.convert("RGB"))
 
@@ -110,6 +110,25 @@ class Geometry:
         frame = np.full(frame_size, inside.min(), np.float32)
         frame[rows, columns] = inside
         return frame
+
+    def over_frame(
+        self,
+        inside: Bool[np.ndarray, "rows columns"],
+        image_size: tuple[int, int],
+        frame_size: tuple[int, int],
+    ) -> Bool[np.ndarray, "h w"]:
+        """Return which pixels of a frame show a pixel of the input that is marked.
+
+        Args:
+            inside: A truth value for each pixel of the model's input.
+            image_size: (width, height) of the image, pixels.
+            frame_size: (height, width) of the frame over the whole image, pixels.
+        """
+        height, width = self.resized(*image_size)
+        rows = _places(frame_size[0], height, self.input_size[0])
+        columns = _places(frame_size[1], width, self.input_size[1])
+        found = inside[np.maximum(rows, 0)[:, np.newaxis], np.maximum(columns, 0)]
+        return np.asarray(found & (rows >= 0)[:, np.newaxis] & (columns >= 0))
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return (height, width) of a whole image, before its crop; all in pixels."""
@@ -150,9 +169,17 @@ def split_inputs(
     return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _offset(resized: int, crop: int) -> int:
+def crop_offset(resized: int, crop: int) -> int:
+    """Return where a centre crop of a side begins, in pixels of the resized picture."""
     # As torchvision's CenterCrop: a half is rounded to the even number.
     return round((resized - crop) / 2)
+
+
+def _places(frame: int, resized: int, input_size: int) -> Int64[np.ndarray, " frame"]:
+    """Return the input's pixel at the centre of each of a frame's, on one axis; -1 outside."""
+    centres = (np.arange(frame) + 0.5) * (resized / frame) - crop_offset(resized, input_size)
+    is_seen = (centres >= 0) & (centres < input_size)
+    return np.where(is_seen, np.floor(centres), -1).astype(np.int64)
 
 
 # 64 sizes of 512 rows and 28 columns: 7 MB.
@@ -160,7 +187,7 @@ def _offset(resized: int, crop: int) -> int:
 def _axis(patches: int, input_size: int, resized: int, frame: int) -> tuple[np.ndarray, slice]:
     """Return the operator of one axis, and which frame pixels it fills."""
     # Centres of the frame's pixels, in pixels of the input.
-    centres = (np.arange(frame) + 0.5) * (resized / frame) - _offset(resized, input_size)
+    centres = (np.arange(frame) + 0.5) * (resized / frame) - crop_offset(resized, input_size)
     inside = np.flatnonzero((centres >= 0) & (centres < input_size))
     if not inside.size:
         # The crop of a long image lies between the centres of a coarse frame's pixels.

@@ -11,6 +11,7 @@ from PIL import Image
 from patchlake.pipeline.images.files import decode_light
 from patchlake.pipeline.images.formats import Limits, as_image_errors
 from patchlake.pipeline.images.geometry import Extent, Geometry, join_inputs
+from patchlake.pipeline.maths.interior import Interior
 
 # Of the longest side of the photo in a heatmap, in pixels.
 MAX_SIDE = 512
@@ -32,6 +33,8 @@ class Picture:
     pixels: UInt8[np.ndarray, "..."]
     # What `small_photo` returns, where it was asked for.
     photo: bytes | None
+    # Which pixels of the first input count, where a region of interest says it.
+    interior: Interior | None = None
 
 
 def read_picture(

@@ -5,7 +5,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchlake.pipeline.config import VOCABULARY, ScoreSettings, Settings, digest
+from patchlake.pipeline.config import VOCABULARY, ColumnSettings, ScoreSettings, Settings, digest
 from patchlake.pipeline.errors import ConfigError, FileDamaged
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import list_tables
@@ -112,7 +112,7 @@ def _sealed_as(name: str) -> str:
 
 
 def _cuts_name(settings: Settings) -> str:
-    columns = settings.columns.model_dump(mode="json", exclude=set(VOCABULARY))
+    columns = settings.columns.model_dump(mode="json", exclude={*VOCABULARY, "roi"})
     return f"_cuts/{digest({'columns': columns, 'images': settings.fragment_images})[:12]}.arrow"
 
 
@@ -125,18 +125,27 @@ def _no_output(score: ScoreSettings) -> set[str]:
     return names
 
 
+def _no_columns(columns: ColumnSettings) -> set[str]:
+    """Return the names of settings under `columns` that no byte of these parts depends on."""
+    # As above: before there were regions of interest, there was no such name.
+    return set(VOCABULARY) if columns.roi else {*VOCABULARY, "roi"}
+
+
 def output_digest(settings: Settings) -> str:
     """Return the digest of all settings that a part's bytes depend on, besides the model.
 
+    Regions of groups (`image.roi`) are a model's.
     Runner, workers, `max_failed`, where parts are published and what labels and splits mean are not
     among them.
     """
     return digest(
         {
-            "image": settings.image.model_dump(mode="json"),
+            "image": settings.image.model_dump(mode="json", exclude={"roi"}),
             "score": settings.score.model_dump(mode="json", exclude=_no_output(settings.score)),
             "verdict": settings.verdict.model_dump(mode="json"),
-            "columns": settings.columns.model_dump(mode="json", exclude=set(VOCABULARY)),
+            "columns": settings.columns.model_dump(
+                mode="json", exclude=_no_columns(settings.columns)
+            ),
             "fragment_images": settings.fragment_images,
         }
     )

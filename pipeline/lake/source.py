@@ -54,8 +54,13 @@ class Source:
     # Columns that are passed through, with the type that they have in all files of the table.
     extra: pa.Schema = _NOTHING
 
-    def read(self, fragment: Fragment, *, mask: bool = False) -> pa.Table:
+    def read(self, fragment: Fragment, *, mask: bool = False, roi: bool = False) -> pa.Table:
         """Return a fragment's rows under our own column names, with `source_row`.
+
+        Args:
+            fragment: The fragment.
+            mask: Whether masks of defects are read, too.
+            roi: Whether masks of what counts are.
 
         Null where neither the file nor its path has a column.
 
@@ -65,7 +70,8 @@ class Source:
             TableError: if a column cannot be read as ours, or the path says otherwise.
         """
         labels = _LABELS if self.labelled else ()
-        ours = (*_WHO, *_PART, *_IMAGE, *labels, *(("mask",) if mask else ()))
+        masks = [name for name, is_wanted in (("mask", mask), ("roi", roi)) if is_wanted]
+        ours = (*_WHO, *_PART, *_IMAGE, *labels, *masks)
         return self._checked(fragment, ours)
 
     def read_names(self, fragment: Fragment) -> pa.Table:

@@ -31,6 +31,8 @@ class Identity:
     seed: int
     # Whether suspects were left out.
     robust: bool
+    # Whether each image says what of it counts. What counts of a whole group is among its files.
+    each_has_roi: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Identity":
@@ -45,6 +47,7 @@ class Identity:
             index=index,
             seed=manifest.settings.seed,
             robust=manifest.settings.robust,
+            each_has_roi=bool(manifest.settings.columns.roi),
         )
 
     def covered(self) -> dict[str, object]:
@@ -53,6 +56,7 @@ class Identity:
         # Only what is set: models of before there was a choice keep their digests.
         precision = [] if network.precision == "float32" else [network.precision]
         draft = {"draft": True} if self.geometry.draft else {}
+        roi = {"roi": "of each image"} if self.each_has_roi else {}
         return {
             "method": self.method,
             "options": self.method_options,
@@ -61,6 +65,7 @@ class Identity:
             "index": self.index,
             "seed": self.seed,
             **({"robust": True} if self.robust else {}),
+            **roi,
         }
 
     def group_digest(self, files: Sequence[FileRecord]) -> str:

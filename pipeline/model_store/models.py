@@ -5,6 +5,7 @@
     g=<group>/index-00000-of-00001-<sha12>.faiss the memory bank, if the method has one
     g=<group>/gallery-000000000-<sha12>.safetensors  feature maps of training images, of SPADE
     g=<group>/statistics-<sha12>.safetensors     of Mahalanobis AD: for images that join or leave
+    g=<group>/roi-<sha12>.json                   what of its pictures counts, where not all does
     g=<group>/images-<sha12>.parquet             every image that was ever in the model
     g=<group>/calibration-<sha12>.json           how normal images score, also part by part; colours
     g=<group>/provenance-<sha12>.parquet         bank row -> image, y, x

@@ -24,7 +24,7 @@ from patchlake.pipeline.where.condition import Where
 # Groups that a message shows.
 _NAMED = 3
 # Columns that every verb reads: one that a setting names has to be somewhere.
-_ASKED = ("image_id", "image", "uri", "group")
+_ASKED = ("image_id", "image", "uri", "group", "roi")
 
 
 class Cut(NamedTuple):

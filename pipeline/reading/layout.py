@@ -191,6 +191,6 @@ def _is_measure(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or is_binary(kind))
 
 
-_BINARY = ("image", "mask")
+_BINARY = ("image", "mask", "roi")
 # What follows the split in a file's name: `-00000-of-00001.parquet`, or the ending alone.
 _SHARD = re.compile(r"(-\d+(-of-\d+)?)?(\.[a-z]+)*$", re.IGNORECASE)

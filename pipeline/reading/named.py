@@ -15,7 +15,7 @@ from patchlake.pipeline.reading.columns import fetch_columns, select
 from patchlake.pipeline.reading.layout import ColumnPlace, Layout
 from patchlake.pipeline.reading.values import agrees, as_text, class_names, column_error, shown
 from patchlake.pipeline.storage.folder import Folder, hive_keys, is_hashed
-from patchlake.pipeline.tables import IMAGES, require_columns
+from patchlake.pipeline.tables import IMAGES, ROI, require_columns
 
 
 def read_named(
@@ -236,6 +236,8 @@ _NAMED = 3
 
 
 def _field(name: str) -> pa.Field:
+    if name == ROI.name:
+        return ROI
     return IMAGES.field(name) if name in IMAGES.names else pa.field(name, pa.string())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchlake.pipeline.errors import FileDamaged, InputChanged, PatchlakeError
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
 from patchlake.pipeline.record.runs import here
 from patchlake.pipeline.tables import FRAGMENT_BATCH, FRAGMENT_RESULT, PLAN
@@ -81,6 +82,13 @@ class FragmentBatch:
     def statuses(self) -> list[str]:
         """Return the status of each row."""
         return list(self.rows.column("status").to_pylist())
+
+    def interiors(self) -> list[Interior]:
+        """Return what counts of each ok image, in order; nothing where there is no such region."""
+        if "interior" not in self.rows.column_names:
+            return []
+        found = [one for one in self.rows.column("interior").to_pylist() if one is not None]
+        return [Interior.from_bytes(one) for one in found]
 
 
 @dataclass(frozen=True)

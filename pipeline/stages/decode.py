@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from patchlake.pipeline.errors import ImageError
 from patchlake.pipeline.headway import Passed
-from patchlake.pipeline.images.decode import decode_picture, limits_of
+from patchlake.pipeline.images.decode import decode_mask, decode_picture, limits_of
 from patchlake.pipeline.images.geometry import Geometry, input_shape
+from patchlake.pipeline.images.interest import Interest, Painted, confine
+from patchlake.pipeline.images.pictures import Picture
 from patchlake.pipeline.lake.selection import Selection, select_rows
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading.fragments import Fragments
@@ -38,6 +40,11 @@ class Decode:
     # Of each fragment, by its key: the rows, numbered in the file, that are taken of those
     # selected. None: all of them.
     chosen: Mapping[str, Sequence[int]] | None = None
+    # Group -> what of its pictures counts. Where the source has a column for it, each image says
+    # that itself.
+    interests: Mapping[str, Interest] = field(default_factory=dict)
+    # Grids of patches, of which one at least must be inside.
+    grids: Sequence[tuple[int, int]] = ()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
@@ -50,7 +57,8 @@ class Decode:
 
     def _decode(self, batch: FragmentBatch) -> FragmentBatch:
         selection = self.selections.get(batch.fragment.group, "all")
-        rows = select_rows(self.source.read(batch.fragment), selection, self.source.columns)
+        read = self.source.read(batch.fragment, roi=bool(self.source.columns.roi))
+        rows = select_rows(read, selection, self.source.columns)
         if self.chosen is not None:
             taken = pa.array(self.chosen[batch.fragment.key], pa.int64())
             rows = rows.filter(pc.is_in(rows.column("source_row"), value_set=taken))
@@ -58,7 +66,8 @@ class Decode:
             reason = f"the model has no group '{batch.fragment.group}'"
             outcomes: list[_Outcome] = [_Outcome.failed("no_model", reason)] * len(rows)
         else:
-            decode_row = partial(self._decode_row, Passed("decode", batch.fragment.key))
+            passed = Passed("decode", batch.fragment.key)
+            decode_row = partial(self._decode_row, passed, batch.fragment.group)
             with ThreadPoolExecutor(self.threads) as pool:
                 # A row at a time: as Python objects all of them would be a second copy.
                 one = (rows.slice(number, 1) for number in range(len(rows)))
@@ -72,17 +81,45 @@ class Decode:
     def _geometries(self) -> Sequence[Geometry]:
         return self.geometries or (self.source.geometry,)
 
-    def _decode_row(self, passed: Passed, row: pa.Table) -> "_Outcome":
+    def _decode_row(self, passed: Passed, group: str, row: pa.Table) -> "_Outcome":
         try:
-            content = self.source.read_image(row.to_pylist()[0])
+            record = row.to_pylist()[0]
+            content = self.source.read_image(record)
             limits = limits_of(self.source.limits)
             found = decode_picture(content, limits, self._geometries, photo=self.photos)
+            interest = self._interest(record, group, found)
+            if interest is not None:
+                found = confine(found, interest, self._geometries, self.grids)
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
         finally:
             passed(1)
         sha256 = hashlib.sha256(content).hexdigest()
-        return _Outcome("ok", None, found.width, found.height, found.pixels, found.photo, sha256)
+        interior = found.interior.to_bytes() if found.interior else None
+        sizes = found.width, found.height
+        return _Outcome("ok", None, *sizes, found.pixels, found.photo, sha256, interior)
+
+    def _interest(self, row: dict[str, object], group: str, picture: Picture) -> Interest | None:
+        """Return what counts of an image; None: all. Raises `ImageError`."""
+        column = self.source.columns.roi
+        if not column:
+            return self.interests.get(group)
+        content = row.get("roi")
+        if not isinstance(content, bytes):
+            raise ImageError("missing", f"the row has no region of interest in column '{column}'")
+        size = picture.width, picture.height
+        try:
+            mask = decode_mask(content, size[::-1], limits_of(self.source.limits))
+        except ImageError as error:
+            what = f"its region of interest (column '{column}'): {error}"
+            raise ImageError(error.status, what) from None
+        if mask.size != size:
+            raise ImageError(
+                "unsupported",
+                f"its region of interest (column '{column}') has {mask.size[0]}x{mask.size[1]} "
+                f"pixels, and the upright image {size[0]}x{size[1]}: they must be of one size",
+            )
+        return Painted.of(mask.is_defect)
 
 
 @dataclass(frozen=True)
@@ -95,6 +132,8 @@ class _Outcome:
     photo: bytes | None = None
     # Of the encoded file.
     sha256: str | None = None
+    # `Interior.to_bytes`.
+    interior: bytes | None = None
 
     @classmethod
     def failed(cls, status: str, error: str) -> "_Outcome":
@@ -113,6 +152,7 @@ def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
         ("height", pa.int32()),
         ("photo", pa.large_binary()),
         ("sha256", pa.string()),
+        ("interior", pa.binary()),
     ):
         table = table.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))
     return table

@@ -2,7 +2,7 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from patchlake.pipeline.config import BackboneSettings, Scalar
 from patchlake.pipeline.features.backbone import load_backbone
-from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.features.extractor import Extractor, in_pieces
 from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.headway import Passed, listener
 from patchlake.pipeline.images.thumbnails import thumbnail
 from patchlake.pipeline.index.threads import BlockThreads
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.per_image import write_per_image
@@ -72,21 +73,24 @@ class Embed:
             sha256s=used.column("sha256").to_pylist(),
             part_ids=used.column("part_id").to_pylist(),
             thumbnails=[b64encode(thumbnail(one).tobytes()).decode() for one in batch.array],
+            interiors=[b64encode(one.to_bytes()).decode() for one in batch.interiors()],
         )
         # The embeddings last: they are the marker of a finished fragment.
         name = f"{self._settings.partials}{batch.fragment.key}"
-        model, pixels = self._settings.model, batch.array
+        model = self._settings.model
         model.write(f"{name}.json", json.dumps(asdict(images)).encode())
         passed = Passed("embed", batch.fragment.key)
-        write_per_image(model, f"{name}{EMBEDDINGS}", self._embedded(pixels, passed))
+        write_per_image(model, f"{name}{EMBEDDINGS}", self._embedded(batch, passed))
         return replace(batch, array=np.empty(0, np.float32))
 
-    def _embedded(self, pixels: np.ndarray, passed: Passed) -> Iterator[Arrays]:
+    def _embedded(self, batch: FragmentBatch, passed: Passed) -> Iterator[Arrays]:
+        pixels, interiors = batch.array, batch.interiors()
         size = self._extractor.at_once(pixels.shape[1:3])
         # Each thread gets at least one batch of a slice.
         slice_ = max(_SLICE, size * self._threads.count)
-        for begin in range(0, len(pixels), slice_):
-            some = pixels[begin : begin + slice_]
-            batches = [some[first : first + size] for first in range(0, len(some), size)]
-            yield from self._threads.map(self._extractor, batches)
+        for some, own in in_pieces(pixels, interiors, slice_):
+            yield from self._threads.map(self._of_batch, in_pieces(some, own, size))
             passed(len(some))
+
+    def _of_batch(self, batch: tuple[np.ndarray, Sequence[Interior]]) -> Arrays:
+        return self._extractor(*batch)

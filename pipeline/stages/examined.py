@@ -8,8 +8,10 @@ from jaxtyping import Bool, Float32, UInt8
 
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.pictures import photo_pixels, picture_size
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.scores.caption import captioned
 from patchlake.pipeline.scores.heatmap import ColourScale, outline, overlay
+from patchlake.pipeline.scores.outline import outlined
 from patchlake.pipeline.scores.regions import Region, is_marked, regions_of
 from patchlake.pipeline.scores.verdict import Judgement
 
@@ -24,6 +26,8 @@ class Examined:
     size: tuple[int, int]
     # Of the fit: from the map to the picture.
     geometry: Geometry
+    # Which pixels of the model's input count, where a region of interest says it.
+    interior: Interior | None = None
 
     def regions(self) -> list[Region] | None:
         """Return where an anomalous image is so, the largest first; None without a verdict."""
@@ -36,11 +40,17 @@ class Examined:
     def picture(self, photo: bytes | memoryview, scale: ColourScale) -> UInt8[np.ndarray, "h w 3"]:
         """Return the heatmap: colour and outlines over the photo, and below it what they mean.
 
+        The region of interest has its line below those of the anomalous regions.
+
         Args:
             photo: JPEG that `small_photo` made of the image.
             scale: The group's.
         """
         drawn = overlay(photo_pixels(photo), self._frame, scale)
+        if self.interior is not None:
+            inside = self.interior.pixels()
+            shape = picture_size(*self.size)
+            drawn = outlined(drawn, self.geometry.over_frame(inside, self.size, shape))
         if self._marked is not None:
             outline(drawn, self._marked)
         return captioned(drawn, self.judgement, scale)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ModelError
-from patchlake.pipeline.features.extractor import Extractor, joined, on_host
+from patchlake.pipeline.features.extractor import Extractor, in_pieces, joined, on_host
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import load_group
 from patchlake.pipeline.groups.member import Member
@@ -26,6 +26,7 @@ from patchlake.pipeline.headway import Passed, listener
 from patchlake.pipeline.images.geometry import Geometry, split_inputs
 from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.maths.blas import on_one_thread
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.contract import (
     DeviceDetector,
@@ -53,6 +54,8 @@ _MISFITS = (ValueError, TypeError, LookupError, ArithmeticError)
 # Files that are named, of a gallery's many.
 _SHOWN = 6
 _Embeddings = TypeVar("_Embeddings")
+# Images as decode makes them, and what of each counts.
+_Piece = tuple[np.ndarray, Sequence[Interior]]
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class Infer:
         maps = np.empty((0, 0, 0), np.float32)
         if len(batch.array):
             passed = Passed("infer", batch.fragment.key)
-            found = self.score(batch.array, batch.fragment.group, passed)
+            found = self.score(batch.array, batch.fragment.group, passed, batch.interiors())
             scores, grids = found.image_scores, found.anomaly_maps
             maps = np.empty((len(scores), 0, 0), np.float32) if grids is None else grids
         is_ok = np.array([status == "ok" for status in batch.statuses()], bool)
@@ -185,13 +188,22 @@ class Infer:
         rows = batch.rows.append_column("image_score", pa.array(column, pa.float32(), mask=~is_ok))
         return replace(batch, rows=rows, array=maps)
 
-    def score(self, pixels: np.ndarray, group: str, passed: Passed) -> Scores:
+    def score(
+        self,
+        pixels: np.ndarray,
+        group: str,
+        passed: Passed,
+        interiors: Sequence[Interior] = (),
+    ) -> Scores:
         """Return the scores of images as decode makes them, at least one.
+
+        Maps have their lowest value inside in all places outside.
 
         Args:
             pixels: Of each image what `join_inputs` returns, uint8.
             group: Whose model it is.
             passed: Is told of images as they are scored.
+            interiors: What of each image counts; none where all does.
         """
         detectors, calibrations = self._models.get(group)
 
@@ -206,10 +218,10 @@ class Infer:
             ]
             return found[0] if len(found) == 1 else _together(found, calibrations)
 
-        def of_piece(piece: np.ndarray) -> Scores:
+        def of_piece(piece: _Piece) -> Scores:
             with self._trunks[0].extractor.own_queue():
                 scores = of_detectors(_scored, self._embed(piece))
-            passed(len(piece))
+            passed(len(piece[0]))
             return scores
 
         # Products of numpy's BLAS are made in each thread, side by side.
@@ -217,22 +229,24 @@ class Infer:
             if any(method.scored_together for method in self._methods):
                 parts = [
                     of_detectors(lambda detector, arrays: detector.score(arrays), some)
-                    for some in self._embedded(pixels, passed)
+                    for some in self._embedded(pixels, interiors, passed)
                 ]
             else:
-                parts = self._threads.map(of_piece, _cut(pixels, self._piece))
+                parts = self._threads.map(of_piece, in_pieces(pixels, interiors, self._piece))
         grids = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
-        return Scores(
-            np.concatenate([part.image_scores for part in parts]),
-            np.concatenate(grids) if grids else None,
-        )
+        maps = np.concatenate(grids) if grids else None
+        if maps is not None and interiors:
+            maps = np.stack([one.within(grid) for one, grid in zip(interiors, maps, strict=True)])
+        return Scores(np.concatenate([part.image_scores for part in parts]), maps)
 
-    def _embedded(self, pixels: np.ndarray, passed: Passed) -> Iterator[list[Arrays]]:
+    def _embedded(
+        self, pixels: np.ndarray, interiors: Sequence[Interior], passed: Passed
+    ) -> Iterator[list[Arrays]]:
         """Yield each member's embeddings of as many images as are scored together."""
         begin, size = 0, self._piece
         while begin < len(pixels):
-            some = pixels[begin : begin + size]
-            pieces = self._threads.map(self._arrays, _cut(some, self._piece))
+            some, own = pixels[begin : begin + size], interiors[begin : begin + size]
+            pieces = self._threads.map(self._arrays, in_pieces(some, own, self._piece))
             yield [joined(parts) for parts in zip(*pieces, strict=True)]
             passed(len(some))
             begin += size
@@ -242,18 +256,20 @@ class Infer:
                 most = min(_TOGETHER, size * _EMBEDDED_BYTES // max(1, held))
                 size = max(1, most // self._piece) * self._piece
 
-    def _arrays(self, pixels: np.ndarray) -> list[Arrays]:
+    def _arrays(self, piece: "_Piece") -> list[Arrays]:
         with self._trunks[0].extractor.own_queue():
-            return [on_host(tensors) for tensors in self._embed(pixels)]
+            return [on_host(tensors) for tensors in self._embed(piece)]
 
-    def _embed(self, pixels: np.ndarray) -> list[dict[str, Tensor]]:
+    def _embed(self, piece: "_Piece") -> list[dict[str, Tensor]]:
         """Return each member's embeddings of a piece, where the networks are."""
+        pixels, interiors = piece
         inputs = split_inputs(pixels, self._scorer.geometries)
         embeddings: list[dict[str, Tensor]] = [{} for _ in self._methods]
         for trunk in self._trunks:
-            for name, tensor in trunk.extractor.of_piece(inputs[trunk.geometry]).items():
-                number, _, own = name.partition("/")
-                embeddings[int(number)][own] = tensor
+            own = trunk.extractor.of_piece(inputs[trunk.geometry], interiors)
+            for name, tensor in own.items():
+                number, _, of_member = name.partition("/")
+                embeddings[int(number)][of_member] = tensor
         return embeddings
 
     def _score(self, number: int, group: str, score: Callable[[], Scores]) -> Scores:
@@ -286,10 +302,6 @@ def _scored(detector: GroupDetector, embeddings: dict[str, Tensor]) -> Scores:
     if isinstance(detector, DeviceDetector) and detector.is_on_device:
         return detector.score_on_device(embeddings)
     return detector.score(on_host(embeddings))
-
-
-def _cut(pixels: np.ndarray, size: int) -> list[np.ndarray]:
-    return [pixels[begin : begin + size] for begin in range(0, len(pixels), size)]
 
 
 @contextmanager

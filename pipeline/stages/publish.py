@@ -12,6 +12,7 @@ import pyarrow as pa
 from patchlake.pipeline.config import Heatmaps, HeatmapStore
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.score_table.heatmaps import heatmap_name, put_file, put_packed
 from patchlake.pipeline.score_table.parts import put_part
 from patchlake.pipeline.scores.heatmap import ColourScale, to_jpeg
@@ -131,10 +132,14 @@ class Publish:
     def _images(
         self, batch: FragmentBatch, judgements: Mapping[int, Judgement]
     ) -> Iterator[Examined]:
-        widths, heights = (batch.rows.column(name) for name in ("width", "height"))
+        rows = batch.rows
+        widths, heights = (rows.column(name) for name in ("width", "height"))
+        interiors = rows.column("interior") if "interior" in rows.column_names else None
         for (row, judgement), anomaly_map in zip(judgements.items(), batch.array, strict=True):
             size = widths[row].as_py(), heights[row].as_py()
-            yield Examined(judgement, anomaly_map, size, self.geometry)
+            content = None if interiors is None else interiors[row].as_py()
+            interior = None if content is None else Interior.from_bytes(content)
+            yield Examined(judgement, anomaly_map, size, self.geometry, interior)
 
     def _drawn(self, group: str, judgements: Mapping[int, Judgement]) -> set[int]:
         """Return which rows get a heatmap."""

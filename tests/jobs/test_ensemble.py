@@ -122,9 +122,9 @@ def test_members_of_one_backbone_share_its_features(
     seen = []
     embed = Extractor.of_piece
 
-    def counted(self, pixels):
+    def counted(self, pixels, interiors):
         seen.append(len(pixels))
-        return embed(self, pixels)
+        return embed(self, pixels, interiors)
 
     monkeypatch.setattr(Extractor, "of_piece", counted)
     run(images, [members[name] for name in ("patchcore", "padim", "dn2")], tmp_path)
