@@ -68,12 +68,12 @@ def _say(model: Folder, group: str, found: pa.Table) -> None:
     where = model.path(SUSPECTS_FILE)
     if left_out:
         log.warning(
-            "group '%s': %s left out, as they look anomalous themselves; they are listed in %s",
-            *(group, counted(left_out, "training images"), where),
+            "group '%s': a look at the training images left out %s that seemed anomalous, see %s",
+            *(group, counted(left_out, "images"), where),
         )
-    if doubtful:
+    elif doubtful:
         log.warning(
-            "group '%s': %s anomalous themselves, see %s; withdraw those that are, or fit with "
-            "--robust, which leaves such images out",
-            *(group, f"{counted(doubtful, 'training images')} may be", where),
+            "group '%s': of the training images %s may be anomalous, see %s; withdraw what is, or "
+            "fit with --robust, which leaves such images out",
+            *(group, counted(doubtful, "images"), where),
         )

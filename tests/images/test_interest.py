@@ -93,7 +93,7 @@ def test_no_pixel_outside_changes_a_bit_of_the_input(interest, geometry, width, 
     other = np.where(inside_of(interest, width, height)[..., None], one, 255 - one)
     found = []
     for pixels in (one, other):
-        picture = picture_of(Image.fromarray(pixels), [geometry], grey=False)
+        picture = picture_of(Image.fromarray(pixels), [geometry], photo=False)
         try:
             found.append(confine(picture, interest, [geometry], []).pixels.tobytes())
         except ImageError as error:
@@ -117,7 +117,7 @@ def test_nor_does_one_of_a_picture_that_was_decoded_at_a_reduced_scale(
         blocks = pixels.reshape(height // scale, scale, width // scale, scale, 3)
         draft = Image.fromarray(blocks.mean(axis=(1, 3)).astype(np.uint8))
         extent = Extent((width, height), (0, 0, *draft.size))
-        picture = picture_of(draft, [geometry], grey=False, extent=extent)
+        picture = picture_of(draft, [geometry], photo=False, extent=extent)
         try:
             found.append(confine(picture, interest, [geometry], []).pixels.tobytes())
         except ImageError as error:
@@ -127,7 +127,7 @@ def test_nor_does_one_of_a_picture_that_was_decoded_at_a_reduced_scale(
 
 @given(geometries, sides, sides)
 def test_a_region_of_everything_changes_nothing(geometry, width, height):
-    picture = picture_of(Image.fromarray(noise(width, height, 1)), [geometry], grey=False)
+    picture = picture_of(Image.fromarray(noise(width, height, 1)), [geometry], photo=False)
     found = confine(picture, WHOLE, [geometry], [])
     assert np.array_equal(found.pixels, picture.pixels)
     assert found.interior.is_whole
@@ -135,7 +135,7 @@ def test_a_region_of_everything_changes_nothing(geometry, width, height):
 
 def test_what_is_inside_stays_and_what_is_outside_is_blank_but_for_a_seam():
     geometry = Geometry((40, 40), None)
-    picture = picture_of(Image.fromarray(noise(80, 80, 1)), [geometry], grey=False)
+    picture = picture_of(Image.fromarray(noise(80, 80, 1)), [geometry], photo=False)
     found = confine(picture, HALF, [geometry], []).pixels
     # The seam is a pixel and a half of the input.
     assert np.array_equal(found[:, :18], picture.pixels[:, :18])
@@ -145,9 +145,9 @@ def test_what_is_inside_stays_and_what_is_outside_is_blank_but_for_a_seam():
 def test_the_inputs_of_several_models_are_confined_each_at_its_size():
     geometries = [Geometry((32, 24), None), Geometry((16, 16), None)]
     image = Image.fromarray(noise(64, 48, 1))
-    joined = confine(picture_of(image, geometries, grey=False), HALF, geometries, [])
+    joined = confine(picture_of(image, geometries, photo=False), HALF, geometries, [])
     alone = [
-        confine(picture_of(image, [one], grey=False), HALF, [one], []).pixels.ravel()
+        confine(picture_of(image, [one], photo=False), HALF, [one], []).pixels.ravel()
         for one in geometries
     ]
     assert np.array_equal(joined.pixels, np.concatenate(alone))
@@ -167,7 +167,7 @@ def test_the_inputs_of_several_models_are_confined_each_at_its_size():
 )
 def test_a_region_without_a_patch_is_refused(interest, grids, said):
     geometry = Geometry((40, 40), None)
-    picture = picture_of(Image.fromarray(noise(80, 80, 1)), [geometry], grey=False)
+    picture = picture_of(Image.fromarray(noise(80, 80, 1)), [geometry], photo=False)
     with pytest.raises(ImageError, match=said) as error:
         confine(picture, interest, [geometry], grids)
     assert error.value.status == "unsupported"

@@ -551,11 +551,14 @@ def _jpeg(picture: Image.Image) -> bytes:
 
 
 def test_a_heatmap_shows_the_outline(patchcore: Path, model: Path, images: Path, tmp_path: Path):
-    scored(images, patchcore, tmp_path)
-    row = next(iter(by_place(tmp_path).values()))
-    picture = np.asarray(Image.open(tmp_path / row["heatmap_path"]).convert("RGB")).astype(int)
-    cyan = (abs(picture - (0, 200, 220)).sum(axis=2) < 60).mean()
-    assert 0.003 < cyan < 0.1
+    def cyan(model: Path, out: Path) -> float:
+        scored(images, model, out)
+        row = next(iter(by_place(out).values()))
+        picture = np.asarray(Image.open(out / row["heatmap_path"]).convert("RGB")).astype(int)
+        return float((picture[..., 1:].min(axis=2) - picture[..., 0] > 60).mean())
+
+    assert 0.003 < cyan(patchcore, tmp_path / "confined") < 0.1
+    assert cyan(model, tmp_path / "whole") == 0
 
 
 def test_a_model_of_masks_cannot_score_a_picture_by_itself(masked: Path, tmp_path: Path):

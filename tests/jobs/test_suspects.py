@@ -198,6 +198,16 @@ def test_a_method_that_knows_no_single_image_refuses(lake: Path, tmp_path: Path)
         fit.run(str(lake), str(tmp_path), robust("cfa"), LOCAL)
 
 
+def test_a_region_of_interest_stays_with_the_images_that_are_kept(lake: Path, tmp_path: Path):
+    region = {"plates": [[[0.05, 0.1], [0.95, 0.1], [0.95, 0.9], [0.05, 0.9]]]}
+    image = {"resize": [64, 64], "roi": region}
+    found = fit.run(
+        str(lake), str(tmp_path), settings_of("patchcore", robust=True, image=image), LOCAL
+    )
+    assert named(tmp_path, "left_out") >= set(BAD)
+    assert "roi.json" in arrays(found)
+
+
 def test_the_command(lake: Path, tmp_path: Path, patchlake):
     model = tmp_path / "model"
     assert patchlake("fit", lake, model, *TINY_FLAGS, "--robust").code == 0
