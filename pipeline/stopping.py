@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import ClassVar, Literal, NoReturn
@@ -221,12 +221,25 @@ def _end_children() -> None:
     deadline = time.monotonic() + _GONE_S
     # Those of the signal's moment, too: whose parent has ended since is no descendant any more.
     left = _State.children | _descendants()
+    # Halted before any is ended: what one starts between a look and its end would be nobody's
+    # child, as a raylet's agent was that then lived for a minute.
+    halted: dict[int, int] = {}
+    while left.keys() - halted and time.monotonic() < deadline:
+        _send(signal.SIGSTOP, left.keys() - halted)
+        halted = left
+        left = left | _descendants()
     while left and time.monotonic() < deadline:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        _send(signal.SIGKILL, left)
         time.sleep(0.02)
         left = {pid: born for pid, born in (left | _descendants()).items() if _is_alive(pid, born)}
+    # Whatever the time: none of them is left halted.
+    _send(signal.SIGKILL, left)
+
+
+def _send(number: signal.Signals, pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _descendants() -> dict[int, int]:

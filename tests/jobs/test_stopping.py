@@ -140,6 +140,39 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path):
         assert process.stderr.read().count("stopped by SIGTERM") == 1
 
 
+def test_what_children_start_meanwhile_ends_as_well(tmp_path: Path):
+    """A raylet that starts its agent in that moment; here one that starts hundreds a second."""
+    mark = str(tmp_path / "mark")
+    body = f"""
+os.environ["PATCHLAKE_TEST"] = {mark!r}
+busy = "for _ in $(seq 500); do sleep 9 & sleep 0.002; done"
+subprocess.Popen(["sh", "-c", busy])
+time.sleep(0.3)
+in_c()
+"""
+    with start(body, tmp_path) as process:
+        until_ready(process)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 4
+    left = _with_environment(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def _with_environment(text: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            # It has ended, or is another user's.
+            continue
+    return found
+
+
 def test_a_signal_that_was_ignored_where_it_was_started_counts(tmp_path: Path):
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     with start(BODIES["waiting"], tmp_path, **ignored) as process:
