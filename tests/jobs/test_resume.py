@@ -33,9 +33,9 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     seen: list[np.ndarray] = []
     embed = Extractor.__call__
 
-    def noted(self: Extractor, pixels: np.ndarray):
+    def noted(self: Extractor, pixels: np.ndarray, *interiors: object):
         seen.extend(pixels)
-        return embed(self, pixels)
+        return embed(self, pixels, *interiors)
 
     monkeypatch.setattr(Extractor, "__call__", noted)
     return seen
