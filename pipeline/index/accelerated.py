@@ -122,7 +122,10 @@ class AcceleratedSearch:
         if ignore is not None:
             bounds[:, torch.from_numpy(ignore).to(bounds.device)] = torch.inf
         # Of one, the minimum takes a tenth of the time.
-        first = bounds.argmin(1, True) if k == 1 else bounds.topk(k, 1, largest=False).indices  # noqa: FBT003
+        if k == 1:
+            first = bounds.argmin(dim=1, keepdim=True)
+        else:
+            first = bounds.topk(k, dim=1, largest=False).indices
         query = torch.arange(len(queries), device=first.device).repeat_interleave(k)
         reached = self._measure(queries, query, first.reshape(-1), torch.float32).reshape(-1, k)
         rounding = 1 + (queries.shape[1] + 3) * _UNIT
