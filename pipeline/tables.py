@@ -60,6 +60,9 @@ REGION = pa.struct(
     ]
 )
 
+# A part of an image, in whole pixels of the upright image.
+BOX = pa.struct([(name, pa.int32()) for name in ("x", "y", "width", "height")])
+
 SCORES = pa.schema(
     [
         _field("image_id", pa.string(), "as in the images table"),
@@ -201,6 +204,67 @@ SUSPECTS = pa.schema(
         ),
         _field("is_suspect", pa.bool_(), "`deviation` is above 3.5"),
         _field("left_out", pa.bool_(), "a robust fit has left it out of the model"),
+    ]
+)
+
+# One row a decision of a person (or of whoever wrote a CSV) on one image. Rows are only ever added:
+# whoever thinks again adds another one.
+REVIEWS = pa.schema(
+    [
+        _field("image_id", pa.string(), "as in the images table"),
+        _optional("group", pa.string(), "as in the images table; null: not said"),
+        _field("verdict", pa.string(), "`defective`, `good`, or `unsure`"),
+        _optional(
+            "regions",
+            pa.list_(BOX),
+            "where the defect is, as drawn, in pixels of the upright image; null: not drawn",
+        ),
+        _field("reviewer", pa.string(), "who decided"),
+        _field("reviewed_at", _UTC, "when"),
+        _optional("root", pa.string(), "the images table; null: not said"),
+        _optional("source_path", pa.string(), "Parquet file of the image, relative to it"),
+        _optional("source_row", pa.int64(), "row in that file, from 0"),
+        _optional("sha256", pa.string(), "of the encoded file that was looked at"),
+        _optional("scores", pa.string(), "the score table that was reviewed; null: none was"),
+        _optional("version", pa.string(), "of its rows"),
+        _optional("model_id", pa.string(), "as in the scores"),
+        _optional("image_score", pa.float32(), "as in the scores"),
+        _optional("p_value", pa.float32(), "as in the scores"),
+        _optional("is_anomalous", pa.bool_(), "as in the scores"),
+    ]
+)
+
+# One row a group and night of one version of a score table.
+DRIFT = pa.schema(
+    [
+        _field("group", pa.string(), "as in the scores"),
+        _field("night", pa.string(), "value of the hive key that tells it, or day of `scored_at`"),
+        _field("model_id", pa.string(), "as in the scores"),
+        _field("images", pa.int64(), "rows of the scores"),
+        _field("unreadable", pa.int64(), "those of them without a score, but for `no_model`"),
+        _field("unreadable_rate", pa.float64(), "their share of `images`"),
+        _field("scored", pa.int64(), "those of them that have an `image_score`"),
+        _field("tested", pa.int64(), "those of them that have a `p_value`"),
+        _optional("q05", pa.float32(), "5 % of the image scores are at most that"),
+        _optional("q25", pa.float32(), "likewise 25 %"),
+        _optional("q50", pa.float32(), "likewise 50 %"),
+        _optional("q75", pa.float32(), "likewise 75 %"),
+        _optional("q95", pa.float32(), "likewise 95 %"),
+        _optional("q99", pa.float32(), "likewise 99 %"),
+        _optional("alarms", pa.int64(), "images that are anomalous; null: none has a verdict"),
+        _optional("alarm_rate", pa.float64(), "their share of `tested`"),
+        _optional("alarm_rate_low", pa.float64(), "lower end of its interval of 95 %"),
+        _optional("alarm_rate_high", pa.float64(), "upper end of it"),
+        _optional(
+            "shift",
+            pa.float64(),
+            "how far the mean image lies from that of the training images, in standard deviations "
+            "of a part; null: the model keeps nothing to compare with",
+        ),
+        _optional("brightness", pa.float64(), "mean grey level (0 to 255), less that in training"),
+        _optional("sharpness", pa.float64(), "of edges, as a share of that in training"),
+        _optional("p_value", pa.float64(), "how rarely a night without drift moves so far"),
+        _optional("is_drift", pa.bool_(), "found by the test over all rows of the table"),
     ]
 )
 
@@ -423,5 +487,7 @@ if __name__ == "__main__":
         ("scores", SCORES),
         ("parts", PARTS),
         ("suspects", SUSPECTS),
+        ("reviews", REVIEWS),
+        ("drift", DRIFT),
     ):
         print(f"**{title}**\n\n{markdown(table)}\n")  # noqa: T201
