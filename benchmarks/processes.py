@@ -6,6 +6,7 @@ several share once. A peak between two looks is missed. Linux only.
 """
 
 import os
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -26,6 +27,9 @@ class Ran:
     seconds: float
     peak_mib: float
     output: str
+    # Of all processors, by the command and all that it waited for. Other work beside it, which makes
+    # `seconds` longer, hardly counts.
+    processor_seconds: float
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> Ran:
@@ -35,7 +39,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Ran:
         SystemExit: if it fails, with the end of what it said.
     """
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), _used()
         process = subprocess.Popen(command, env=dict(environment), stdout=output, stderr=errors)
         watch = _Watch(process.pid)
         status = process.wait()
@@ -45,7 +49,13 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Ran:
         errors.seek(0)
         if status:
             raise SystemExit(f"{' '.join(command)} ended with {status}:\n{errors.read()[-3000:]}")
-        return Ran(seconds, peak, output.read())
+        return Ran(seconds, peak, output.read(), _used() - used)
+
+
+def _used() -> float:
+    """Return the processor seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def in_turns(

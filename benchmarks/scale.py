@@ -5,12 +5,14 @@ r"""What an image costs in small and in large tables: `patchlake score` of 1,000
 IMAGES is a table that `patchlake ingest` has written. Tables of each size are made in WORK: its
 rows again and again under new ids, in Parquet files of `--file-images`; 50,000 magnetic tiles take
 2 GB. Each score is the whole command, its start included. Printed are images a second of each size,
-those of what a size has beyond the one before (without start and end), and MiB (`processes.py`).
+those of what a size has beyond the one before (without start and end), MiB (`processes.py`), and
+processor milliseconds an image, which other work on the machine hardly changes.
 The curve is flat if the last size costs as much an image as the first.
 """
 
 import argparse
 import shutil
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,13 +71,19 @@ def _repeated(images: Path, count: int) -> Iterator[tuple[Path, pa.Table]]:
 
 
 def _show(found: dict[int, Sequence[Ran]]) -> None:
-    print(f"{'images':>8} {'s':>8} {'images/s':>9} {'beyond the last':>16} {'MiB':>7}")
+    print(
+        f"{'images':>8} {'s':>8} {'images/s':>9} {'beyond the last':>16} {'MiB':>7} {'CPU ms':>7}"
+    )
     before = (0, 0.0)
     per_image = []
     for size, runs in found.items():
         seconds, peak = medians(runs)
         beyond = (size - before[0]) / (seconds - before[1])
-        print(f"{size:8} {seconds:8.1f} {size / seconds:9.1f} {beyond:16.1f} {peak:7.0f}")
+        used = statistics.median(one.processor_seconds for one in runs) / size * 1000
+        told = (
+            f"{size:8} {seconds:8.1f} {size / seconds:9.1f} {beyond:16.1f} {peak:7.0f} {used:7.1f}"
+        )
+        print(told)
         per_image.append(seconds / size)
         before = (size, seconds)
     print(f"an image of the last size costs {per_image[-1] / per_image[0]:.2f} of one of the first")

@@ -1,0 +1,220 @@
+r"""Whether a promised rate holds for any method, which is fitted on good images of some parts.
+
+    python benchmarks/promises.py WORK FOLDER [FOLDER ...] --method patchcore --splits 200
+    python benchmarks/promises.py WORK FOLDER [FOLDER ...] --method patchcore padim  # an ensemble
+
+FOLDERs have good images only, which are embedded once (lite0); each embedding is a fragment of its
+own, so that a fit is a choice of fragments, and is otherwise the one of `patchlake fit`, with its
+calibration. Parts are told by look-alikes of all images, which stand for the truth; those that a
+fit tells are told of its own images. Of each part two images at most are fitted on, and one is
+judged. Printed are the shares of fresh parts called anomalous beside three rates, the standard
+error over the splits, and how many parts were measured. Splits are written to WORK as they are
+done, and an interrupted run goes on.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from patchlake.pipeline.cluster.local import LocalRunner
+from patchlake.pipeline.config import BackboneSettings, Settings
+from patchlake.pipeline.features.backbone import load_backbone
+from patchlake.pipeline.groups.corpus import StoredCorpus
+from patchlake.pipeline.groups.fit import calibrator_of, judged_by
+from patchlake.pipeline.groups.gallery import write_gallery
+from patchlake.pipeline.groups.membership import Membership
+from patchlake.pipeline.groups.parts import judged_of
+from patchlake.pipeline.images.thumbnails import thumbnail
+from patchlake.pipeline.maths.likeness import look_alikes
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.shared.contract import GroupDetector, Method
+from patchlake.pipeline.model_store.identity import Identity
+from patchlake.pipeline.model_store.models import GeometryRecord, Network
+from patchlake.pipeline.reading.fragments import Fragment
+from patchlake.pipeline.scores.calibration import Calibration
+from patchlake.pipeline.scores.ensemble import ensemble_scores
+from patchlake.pipeline.scores.verdict import Verdict
+from patchlake.pipeline.stages.batch import FragmentBatch
+from patchlake.pipeline.stages.embed import Embedder
+from patchlake.pipeline.storage.folder import Folder
+
+_RATES = (0.01, 0.05, 0.1)
+_SIDE = 224
+_BUDGET = 4 * 2**30
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Embed, then fit and judge split after split, and print the shares."""
+    arguments = _arguments(words)
+    files = [path for folder in arguments.folders for path in sorted(folder.iterdir())]
+    options = [{k: json.loads(v) for k, v in one} for one in _by_method(arguments)]
+    members = [
+        _Member.embedded(arguments.work / name, name, given, files)
+        for name, given in zip(arguments.method, options, strict=True)
+    ]
+    grey = np.stack([thumbnail(_pixels(path)).ravel() for path in files])
+    parts = look_alikes(grey)
+    kept = arguments.work / f"{'-'.join(arguments.method)}.jsonl"
+    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    for number in range(len(done), arguments.splits):
+        found = _judged(members, parts, arguments.parts, number)
+        done.append(found)
+        with kept.open("a") as handle:
+            handle.write(json.dumps(found) + "\n")
+        if (number + 1) % 10 == 0 or number + 1 == arguments.splits:
+            print(f"{number + 1:>4} splits  {_words(done)}", flush=True)
+
+
+def _judged(members: Sequence["_Member"], parts: np.ndarray, count: int, number: int) -> dict:
+    """Return the shares of fresh parts called anomalous at each rate, and the parts measured."""
+    rng = np.random.default_rng(number)
+    names = rng.permutation(np.unique(parts))
+    shots = {name: rng.permutation(np.flatnonzero(parts == name)) for name in names}
+    chosen = np.sort(np.concatenate([shots[name][:2] for name in names[:count]]))
+    fresh = np.sort(np.concatenate([shots[name][:1] for name in names[count:]]))
+    fits = [member.fit(chosen) for member in members]
+    scores = [member.scores(one, fresh) for member, one in zip(members, fits, strict=True)]
+    calibrations = [one.calibration for one in fits]
+    judged = scores[0] if len(members) == 1 else ensemble_scores(scores, calibrations)
+    verdict = Verdict.of(calibrations, _RATES[0])
+    assert verdict is not None
+    assert verdict.calibration is not None
+    p_values = verdict.p_values(judged)
+    shutil.rmtree(members[0].model.path("groups"), ignore_errors=True)
+    return {
+        "shares": [float(np.mean(p_values <= rate)) for rate in _RATES],
+        "measured": verdict.calibration.parts,
+        "fresh": len(fresh),
+    }
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    detector: GroupDetector
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One method, and the stored embeddings of all images."""
+
+    model: Folder
+    method: Method
+    identity: Identity
+    fragments: Sequence[Fragment]
+
+    @classmethod
+    def embedded(cls, work: Path, name: str, options: dict, files: Sequence[Path]) -> "_Member":
+        """Return the method with the embeddings, which are made where they are not there."""
+        method = build(name, options)
+        network = BackboneSettings(layers=method.layers)
+        embedder = Embedder(Folder.at(str(work)), "embedded/", network, name, options, 0)
+        fragments = [
+            Fragment(path.name, (0,), 0, "all", 1, "1", f"{number:06}")
+            for number, path in enumerate(files)
+        ]
+        stage = None
+        for fragment, path in zip(fragments, files, strict=True):
+            if not (work / "embedded" / f"{fragment.key}.embeddings.arrow").exists():
+                stage = stage or embedder.start(1)
+                stage(_batch(fragment, path).to_arrow())
+        backbone = load_backbone(network, seed=0)
+        identity = Identity(
+            method=name,
+            method_options=options,
+            geometry=GeometryRecord.of(Settings().image),
+            network=Network(
+                name=network.name,
+                layers=method.layers,
+                weights=None,
+                weights_sha256=backbone.weights_sha256,
+                precision="float32",
+            ),
+            index={},
+            seed=0,
+            robust=False,
+        )
+        return cls(Folder.at(str(work)), method, identity, fragments)
+
+    def fit(self, chosen: np.ndarray) -> _Fitted:
+        """Return what `patchlake fit` makes of these images, and how it is calibrated."""
+        corpus = self._corpus(chosen)
+        result = self.method.fit(corpus, seed=0)
+        gallery = write_gallery(corpus, result.to_gallery, self.model) if result.to_gallery else []
+        calibrator = calibrator_of(self.method, self.model, result, gallery, self.identity)
+        images = Membership.of(corpus, 0)
+        candidates = np.arange(corpus.images) if result.unseen is None else result.unseen
+        images = images.measured(list(calibrator.measure(corpus, candidates)))
+        images = judged_by(self.method, calibrator, corpus, images)
+        measured = Calibration.of(images.samples(), result.threshold)
+        return _Fitted(calibrator.detector, replace(measured, judged=judged_of(images)))
+
+    def scores(self, fitted: _Fitted, images: np.ndarray) -> np.ndarray:
+        """Return the scores of images that the model does not know."""
+        arrays = (one for _, one in self._corpus(images).some(range(len(images))))
+        found = [fitted.detector.score(one).image_scores for one in arrays]
+        return np.concatenate(found)
+
+    def _corpus(self, images: np.ndarray) -> StoredCorpus:
+        some = [self.fragments[image] for image in images]
+        return StoredCorpus(self.model, "embedded/", some, LocalRunner(1), _BUDGET, 1)
+
+
+def _batch(fragment: Fragment, path: Path) -> FragmentBatch:
+    rows = {
+        "image_id": pa.array([path.name]),
+        "source_row": pa.array([0], pa.int64()),
+        "part_id": pa.array([None], pa.string()),
+        "sha256": pa.array([f"{int(fragment.key):064x}"[::-1]]),
+        "status": pa.array(["ok"]),
+    }
+    return FragmentBatch(fragment, pa.table(rows), _pixels(path)[None])
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        size = (_SIDE, _SIDE)
+        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+
+
+def _words(done: Sequence[dict]) -> str:
+    shares = np.array([one["shares"] for one in done])
+    errors = shares.std(axis=0) / np.sqrt(len(done))
+    told = [
+        f"{rate:g}: {mean:.4f} +- {error:.4f}"
+        for rate, mean, error in zip(_RATES, shares.mean(axis=0), errors, strict=True)
+    ]
+    measured, fresh = (np.mean([one[name] for one in done]) for name in ("measured", "fresh"))
+    return f"{', '.join(told)}  ({measured:.0f} parts measured, {fresh:.0f} fresh)"
+
+
+def _by_method(arguments: argparse.Namespace) -> list[list[list[str]]]:
+    """Return the options of each method, as pairs of name and text."""
+    every: list[list[list[str]]] = [[] for _ in arguments.method]
+    for text in arguments.option:
+        place, _, value = text.partition("=")
+        method, _, name = place.rpartition(".")
+        every[arguments.method.index(method)].append([name, value])
+    return every
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--method", nargs="+", default=["patchcore"])
+    parser.add_argument("--option", nargs="*", default=[], help="METHOD.NAME=VALUE")
+    parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--parts", type=int, default=110, help="fitted on")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()
