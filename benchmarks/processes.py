@@ -27,8 +27,8 @@ class Ran:
     seconds: float
     peak_mib: float
     output: str
-    # Of all processors, by the command and all that it waited for. Other work beside it, which makes
-    # `seconds` longer, hardly counts.
+    # Of all processors, by the command and all that it waited for. Other work on the machine makes
+    # `seconds` longer, and hardly changes these.
     processor_seconds: float
 
 
