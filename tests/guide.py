@@ -22,7 +22,7 @@ BY_ENGINE = {
     for name, engine, code in re.findall(r"```python\n# (\w+), (\w+)\n(.*?)```", PAGE, re.DOTALL)
 }
 ENGINES = ("polars", "pandas", "pyspark")
-QUERIES = tuple(name for name in SQL if name != "open")
+QUERIES = tuple(name for name in SQL if not name.startswith("open"))
 
 
 def ask_duckdb(name: str, opening: str = SQL["open"]) -> list[Row]:
@@ -32,15 +32,21 @@ def ask_duckdb(name: str, opening: str = SQL["open"]) -> list[Row]:
         return connection.sql(SQL[name]).to_arrow_table().to_pylist()
 
 
-def ask(engine: str, name: str) -> list[Row]:
-    """Return the rows of a query in another engine, with None for what is null."""
-    scope: dict[str, Any] = {}
+def opened(engine: str) -> dict[str, Any]:
+    """Return the names that there are once another engine has opened the table."""
     opening = BY_ENGINE["open", engine]
     if engine == "pyspark":
-        # Its machine keeps the working directory in which it was started.
-        assert opening.count('"scores"') == 2
+        # Java keeps the working directory in which it was started.
+        assert opening.count('parquet("scores")') == 1
         opening = opening.replace('parquet("scores")', f'parquet("{Path("scores").resolve()}")')
+    scope: dict[str, Any] = {}
     exec(opening, scope)
+    return scope
+
+
+def ask(engine: str, name: str) -> list[Row]:
+    """Return the rows of a query in another engine, with None for what is null."""
+    scope = opened(engine)
     exec(BY_ENGINE[name, engine], scope)
     answer = scope["answer"]
     if engine == "polars":
@@ -59,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 
 def assert_same(found: list[Row], expected: list[Row]) -> None:
-    """Check that the rows are the same, in order: floats to 1e-5 of their size, all else exactly."""
+    """Check that rows are the same, in order: floats to 1e-5 of their size, all else exactly."""
     assert len(found) == len(expected)
     for row, wanted in zip(found, expected, strict=True):
         assert row.keys() == wanted.keys()

@@ -77,10 +77,10 @@ def _newest(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 def test_the_page_has_its_queries():
     assert set(SQL) == {
-        *("open", "drift", "alarms", "worst", "boxes", "regions", "places", "unreadable"),
-        *("versions", "discoveries", "parts", "shots"),
+        *("open", "open_without_keys", "drift", "alarms", "worst", "boxes", "regions", "places"),
+        *("unreadable", "versions", "discoveries", "parts", "shots"),
     }
-    assert set(PYTHON) == {"nights.py", "pictures", "zipfile", "discovered", "parts"}
+    assert set(PYTHON) == {"nights.py", "pictures", "zipfile", "discovered", "parts", "s3"}
 
 
 def test_drift_of_quantiles_by_line_and_night(table, rows):
@@ -136,7 +136,12 @@ def test_places_of_the_worst_tenth(table, rows):
 
 def test_regions_by_the_ninth_of_the_part_that_their_middle_is_in(tmp_path: Path, monkeypatch):
     """Of pictures of 300 x 150: by the position of each box, and only of what is anomalous."""
-    corners = [(200, 10, 20, 20, 1.0), (199, 0, 2, 2, 3.0), (198, 0, 2, 2, 2.0), (0, 149, 1, 1, 9.0)]
+    corners = [
+        (200, 10, 20, 20, 1.0),
+        (199, 0, 2, 2, 3.0),
+        (198, 0, 2, 2, 2.0),
+        (0, 149, 1, 1, 9.0),
+    ]
     names = ("x", "y", "width", "height", "peak")
     boxes = [dict(zip(names, c, strict=True)) | {"area": 1} for c in corners]
     write_part(
@@ -175,9 +180,7 @@ def test_boxes_of_the_worst_that_are_anomalous(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     worst = sorted(np.flatnonzero(is_anomalous), key=lambda n: (-scores[n], n))[:20]
     expected = [
-        (scores[n], place + 1, *box.values())
-        for n in worst
-        for place, box in enumerate(regions[n])
+        (scores[n], place + 1, *box.values()) for n in worst for place, box in enumerate(regions[n])
     ]
     answer = ask_duckdb("boxes")
     assert [tuple(found.values())[2:] for found in answer] == expected
