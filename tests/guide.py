@@ -65,12 +65,12 @@ def _plain(value: Any) -> Any:
 
 
 def assert_same(found: list[Row], expected: list[Row]) -> None:
-    """Check that rows are the same, in order: floats to 1e-5 of their size, all else exactly."""
+    """Check that rows are the same, in order: floats to 1e-5 (or 1e-6), all else exactly."""
     assert len(found) == len(expected)
     for row, wanted in zip(found, expected, strict=True):
         assert row.keys() == wanted.keys()
         for column, value in wanted.items():
             if isinstance(value, float) and row[column] is not None:
-                assert math.isclose(row[column], value, rel_tol=1e-5, abs_tol=1e-9), (column, row)
+                assert math.isclose(row[column], value, rel_tol=1e-5, abs_tol=1e-6), (column, row)
             else:
                 assert row[column] == value, (column, row, wanted)

@@ -63,6 +63,12 @@ def _flags(*, few: bool) -> tuple[str, ...]:
     return (*(TINY_FLAGS if few else ("--runner", "local")), "--set", night)
 
 
+def _without_patchcore(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the flags for another method, an hour later."""
+    kept = [flag.replace("T05:", "T06:") for flag in flags if "coreset" not in flag]
+    return tuple(f for n, f in enumerate(kept) if f != "--set" or "=" in kept[n + 1])
+
+
 @pytest.fixture(scope="module")
 def plant(is_few: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `nights` that the page's own steps leave; in `two`, with scores of two models."""
@@ -79,22 +85,17 @@ def plant(is_few: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
             _say(run, step, flags)
         patch.chdir(root / "nights")
         shutil.copytree("scores", "two/scores")
+        compact.run("scores", "compacted/scores")
         for step in ANOTHER_MODEL:
             assert f"`{step}`" in PAGE.replace("\n", " ")
-            later = (*flags, "--set", "score.scored_at=2026-11-23T05:00:00Z")
-            _say(run, step.replace("padim scores", "padim two/scores"), later)
+            _say(run, step.replace("padim scores", "padim two/scores"), _without_patchcore(flags))
     return root / "nights"
 
 
-@pytest.fixture(params=["parts", "compacted", "two models"])
-def table(request: pytest.FixtureRequest, plant: Path, tmp_path: Path, monkeypatch) -> str:
+@pytest.fixture(params=["parts", "compacted", "two"])
+def table(request: pytest.FixtureRequest, plant: Path, monkeypatch) -> str:
     """The working directory of the page, with its table, its compacted twin, or two models'."""
-    if request.param == "compacted":
-        compact.run(str(plant / "scores"), str(tmp_path / "scores"))
-    else:
-        folder = plant / "two" if request.param == "two models" else plant
-        shutil.copytree(folder / "scores", tmp_path / "scores")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(plant / ("." if request.param == "parts" else request.param))
     return request.param
 
 
@@ -102,7 +103,7 @@ def test_every_query_is_there_for_every_engine():
     assert set(BY_ENGINE) == {(name, engine) for name in ("open", *QUERIES) for engine in ENGINES}
 
 
-def test_the_table_of_the_page_has_verdicts_and_regions(plant: Path):
+def test_the_table_of_the_page_has_verdicts_and_regions(plant: Path, is_few: bool):
     rows = read_scores(plant / "scores").to_pylist()
     assert {row["status"] for row in rows} == {"ok"}
     for name in ("p_value", "threshold", "is_anomalous", "regions", "part_id"):
@@ -110,15 +111,17 @@ def test_the_table_of_the_page_has_verdicts_and_regions(plant: Path):
     anomalous = [row for row in rows if row["is_anomalous"]]
     assert 0 < len(anomalous) < len(rows)
     assert all(row["regions"] for row in anomalous)
+    # A tiny network, which was never trained, does not find all kinds of defects.
+    products = ("woven_cloth",) if is_few else ("brushed_plate", "woven_cloth")
     for night in ("2026-11-21", "2026-11-22"):
-        for group in ("brushed_plate", "woven_cloth"):
-            inside = (f"dt={night}", f"g={group}")
-            assert any(all(f in r["source_path"].split("/") for f in inside) for r in anomalous)
+        for product in products:
+            inside = {f"dt={night}", f"g={product}"}
+            assert any(inside < set(row["source_path"].split("/")) for row in anomalous)
 
 
 @pytest.mark.parametrize("name", QUERIES)
 def test_every_query_has_an_answer(table: str, name: str):
-    if name == "versions" and table != "two models":
+    if name == "versions" and table != "two":
         assert ask_duckdb(name) == []
     elif name == "discoveries":
         # Of few images of a tiny network there may be none: see "When it finds nothing".
@@ -127,12 +130,17 @@ def test_every_query_has_an_answer(table: str, name: str):
         assert ask_duckdb(name)
 
 
-@pytest.mark.parametrize("engine", BY_ANY)
+@pytest.mark.parametrize("engine", ["polars", "pandas"])
 @pytest.mark.parametrize("name", QUERIES)
-def test_the_engines_agree(table: str, name: str, engine: str, request: pytest.FixtureRequest):
-    if engine == "pyspark":
-        request.getfixturevalue("spark")
+def test_the_engines_agree(table: str, name: str, engine: str):
     assert_same(ask(engine, name), ask_duckdb(name))
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUERIES)
+def test_spark_agrees(table: str, name: str, spark: None):
+    assert_same(ask("pyspark", name), ask_duckdb(name))
 
 
 @pytest.fixture(scope="module")
