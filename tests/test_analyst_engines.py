@@ -213,7 +213,8 @@ def test_every_engine_reads_the_table_in_s3(store: Store, tmp_path: Path):
     store.put("scores/_runs/one/run.json", b"{}")
     scope: dict[str, object] = {}
     exec(PYTHON["s3"].replace("s3://bucket/", store.uri()), scope)
-    assert [scope[f"by_{engine}"] for engine in ("duckdb", "polars", "pandas")] == [4, 4, 4]
+    assert scope["by_duckdb"] == [(4,)]
+    assert scope["by_polars"] == scope["by_pandas"] == 4
 
 
 # What folders may be called: signs that are escaped, letters beyond ASCII, numbers and nulls.
