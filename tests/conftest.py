@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,28 +81,47 @@ class CommandResult:
     err: str
 
 
-@pytest.fixture
-def patchlake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command line in this process, as the `patchlake` script does."""
+CommandLine = Callable[..., int]
+
+
+@contextmanager
+def command_line() -> Iterator[CommandLine]:
+    """Yield what runs a command line in this process, as the `patchlake` script does.
+
+    It returns the exit code. What the script sets for its process does not outlive the block.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def run(*arguments: object) -> CommandResult:
-        monkeypatch.setattr(sys, "argv", ["patchlake", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return CommandResult(code, captured.out, captured.err)
+    def run(*arguments: object) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["patchlake", *map(str, arguments)])
+            try:
+                cli.main()
+            except SystemExit as exit_:
+                return int(exit_.code or 0)
+            return 0
 
-    yield run
-    # What the script sets for its process must not outlive the test.
-    console.log.handlers.clear()
-    console.log.propagate = True
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    try:
+        yield run
+    finally:
+        console.log.handlers.clear()
+        console.log.propagate = True
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def patchlake(capsys: pytest.CaptureFixture[str]):
+    """Run a command line in this process, as the `patchlake` script does."""
+    with command_line() as run_line:
+
+        def run(*arguments: object) -> CommandResult:
+            capsys.readouterr()
+            code = run_line(*arguments)
+            captured = capsys.readouterr()
+            return CommandResult(code, captured.out, captured.err)
+
+        yield run
 
 
 @pytest.fixture
@@ -236,6 +257,30 @@ def by_place(scores: Path) -> dict[tuple[str, int], dict[str, object]]:
     """Rows of the score table by their identity."""
     rows = read_scores(scores).to_pylist()
     return {(row["source_path"], row["source_row"]): row for row in rows}
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[None]:
+    """One Spark for the whole session, which `SparkSession.builder.getOrCreate()` finds."""
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        pytest.skip("Spark needs Java, and there is none")
+    with tempfile.TemporaryDirectory(prefix="spark") as folder:
+        session = (
+            sql.SparkSession.builder.master("local[2]")
+            .config("spark.ui.enabled", "false")
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.driver.memory", "1g")
+            .config("spark.local.dir", folder)
+            .config("spark.sql.warehouse.dir", f"{folder}/warehouse")
+            # Of so few rows each further one is a task for nothing.
+            .config("spark.sql.shuffle.partitions", "2")
+            .getOrCreate()
+        )
+        session.sparkContext.setLogLevel("ERROR")
+        yield
+        session.stop()
 
 
 @pytest.fixture(scope="session")

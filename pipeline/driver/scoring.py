@@ -113,7 +113,7 @@ def plan_score(
                 )
     if len(members) > 1:
         require_units(members, [group for group in plan.groups if group in digests])
-    version = digest({"groups": digests, "output": output_digest(settings)})[:12]
+    version = parts.version_name(digest({"groups": digests, "output": output_digest(settings)}))
     plan = plan.keyed(*_key_digests(digests, settings))
     record = runs.RunRecord(
         run=runs.identify(lake, version, where, plan.kept),

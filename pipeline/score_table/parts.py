@@ -43,6 +43,21 @@ _KEY_AND_END = "0" * 20 + ".parquet"
 _PART = re.compile(r"part-[0-9a-f]{12}-[0-9a-f]{20}\.parquet")
 
 
+# What some engine takes for a number, of twelve hexadecimal digits: polars reads `123e45678901` as
+# infinity, Spark computes it for hours, and Java's numbers may end in d or f.
+_NUMBER = re.compile(r"[0-9]+(e[0-9]+)?[df]?")
+
+
+def version_name(digest: str) -> str:
+    """Return the version of a score table: the beginning of a digest, which is no number.
+
+    Args:
+        digest: Hexadecimal digits of all that its contents hang on, 12 or more.
+    """
+    version = digest[:12]
+    return f"a{version[:-1]}" if _NUMBER.fullmatch(version) else version
+
+
 def part_name(version: str, fragment: Fragment, columns: Iterable[str] = SCORES.names) -> str:
     """Return the name of a fragment's part, relative to SCORES; hive partitions are kept.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patchlake.pipeline.config import HeatmapStore
 from patchlake.pipeline.errors import ConfigError
@@ -27,6 +29,31 @@ def scores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     memory = Folder.at(f"memory://{tmp_path.name}")
     yield memory
     memory.remove("", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("digest", "version"),
+    [
+        ("3f0c9d5e7a1b2c", "3f0c9d5e7a1b"),
+        ("e23456789012ff", "e23456789012"),
+        ("12e4e678901299", "12e4e6789012"),
+        ("12345678901e99", "12345678901e"),
+        # What DuckDB, polars, pyarrow or Spark take for a number.
+        ("000123456789ff", "a00012345678"),
+        ("123e45678901ff", "a123e4567890"),
+        ("12345678901fff", "a12345678901"),
+        ("1234567e8901dd", "a1234567e890"),
+        ("123e4567890ddd", "a123e4567890"),
+    ],
+)
+def test_a_version_is_the_beginning_of_a_digest_and_no_number(digest: str, version: str):
+    assert parts.version_name(digest) == version
+
+
+@given(st.text("0123456789abcdef", min_size=64, max_size=64))
+def test_no_version_is_a_number_to_python(digest: str):
+    with pytest.raises(ValueError, match="could not convert"):
+        float(parts.version_name(digest).rstrip("df"))
 
 
 def _fragment(path: str, *, start: int = 0, version: str = "1") -> Fragment:
