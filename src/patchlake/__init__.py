@@ -79,6 +79,7 @@ __all__ = [
     "TableError",
     "WorkersLost",
     "compact",
+    "drift",
     "evaluate",
     "fit",
     "ingest",
@@ -95,8 +96,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact evaluate fit ingest load open_scores parts picture score settings status update "
-    "withdraw"
+    "compact drift evaluate fit ingest load open_scores parts picture score settings status "
+    "update withdraw"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
