@@ -247,6 +247,6 @@ class DriftRow:
 
 
 def rows_of(table: pa.Table) -> list[DriftRow]:
-    """Return the rows of a table of `run`, those that drift first and the farthest of them first."""
+    """Return the rows of a table of `run`, those that drift first, the surest of them first."""
     rows = [DriftRow(**row) for row in table.to_pylist()]
     return sorted(rows, key=lambda row: (not row.is_drift, row.p_value if row.is_drift else 0.0))

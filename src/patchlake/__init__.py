@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patchlake.pipeline.driver.ingest import Ingested
     from patchlake.pipeline.driver.library import (
         compact,
+        drift,
         evaluate,
         fit,
         ingest,
