@@ -242,7 +242,7 @@ class DriftRow:
         if self.shift is not None:
             said.append(f"images {self.shift:.1f} standard deviations from training")
         if self.signals and "scores" in self.signals:
-            said.append("scores other than in training")
+            said.append("scores higher than in training")
         return f"group {self.group}, night {self.night or 'unknown'}: {', '.join(said)}"
 
 

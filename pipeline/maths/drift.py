@@ -6,9 +6,12 @@ nothing to do with what is in it. Then, whatever the law and however many shots 
 representatives of night and training are exchangeable, and every test below is one of ranks among
 them. That also takes into account that the training images are a sample of some number.
 
-* Brightness, sharpness and scores: Mann and Whitney, "On a Test of Whether one of Two Random
-  Variables is Stochastically Larger than the Other" (Annals of Mathematical Statistics 18, 1947),
-  two-sided; exact up to 8 parts in one of the two, else by its normal law, with ties.
+* Brightness and sharpness: Mann and Whitney, "On a Test of Whether one of Two Random Variables is
+  Stochastically Larger than the Other" (Annals of Mathematical Statistics 18, 1947), two-sided;
+  exact up to 8 parts in one of the two, else by its normal law, with ties.
+* Scores: the same, but only whether the night's are higher. Those of training images are measured
+  without their part, and that leaves a hole in a coreset that was chosen with it: they are higher
+  than those of a new part, never lower.
 * Embeddings: their principal directions, of night and training together, since what is symmetric in
   the two leaves them exchangeable; the same test in each direction. Then how strange each part is,
   its squared distance from the median in units of the median deviation of each direction: whether
@@ -38,6 +41,7 @@ NIGHT_PARTS, TRAINED_PARTS = 256, 1_000
 RATE = 0.05
 # Fewest parts of both together for each direction that is looked along.
 _PARTS_A_DIRECTION = 4
+_ALTERNATIVES = {"scores": "greater"}
 # Of the largest variance of a direction: what is less is rounding.
 _FLAT = 1e-9
 # Of a normal law, the standard deviation in median deviations.
@@ -88,7 +92,7 @@ def compared(night: Photos, training: Photos) -> Comparison:
         one = _drawn(night, getattr(night, name)[:, np.newaxis], NIGHT_PARTS)
         two = _drawn(training, getattr(training, name)[:, np.newaxis], TRAINED_PARTS)
         if len(one) and len(two):
-            tests[name] = float(_ranked(one, two)[0])
+            tests[name] = float(_ranked(one, two, _ALTERNATIVES.get(name, "two-sided"))[0])
     one = _drawn(night, night.embeddings, NIGHT_PARTS)
     two = _drawn(training, training.embeddings, TRAINED_PARTS)
     shift = None
@@ -133,10 +137,12 @@ def _drawn(
 
 
 def _ranked(
-    one: Float64[np.ndarray, "night width"], two: Float64[np.ndarray, "training width"]
+    one: Float64[np.ndarray, "night width"],
+    two: Float64[np.ndarray, "training width"],
+    alternative: str = "two-sided",
 ) -> Float64[np.ndarray, " width"]:
     """Return the p-value of each column."""
-    found = stats.mannwhitneyu(one, two, axis=0).pvalue
+    found = stats.mannwhitneyu(one, two, axis=0, alternative=alternative).pvalue
     # Where all values are the same there is no rank to go by.
     return np.nan_to_num(np.asarray(found, np.float64), nan=1.0)
 
