@@ -171,6 +171,8 @@ def embeddings_of(column: pa.ChunkedArray) -> np.ndarray:
         raise TableError(f"embeddings of one group have {widths[0]} and {widths[1]} numbers")
     width = widths[0] if widths else 0
     found = np.full((len(array), width), np.nan, np.float32)
+    if width == 0:
+        return found
     # Of null lists nothing is among the values.
     found[array.is_valid().to_numpy(zero_copy_only=False)] = (
         array.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
