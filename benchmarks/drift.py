@@ -30,6 +30,8 @@ from patchlake.pipeline.maths.likeness import look_alikes
 
 _SIZES = (20, 50, 100)
 _OTHERS = 29
+# Images of each half that are changed.
+_CHANGED = 300
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -79,15 +81,15 @@ _CHANGES: dict[str, Change] = {
     "light x 0.9": _gain(0.9),
     "light x 0.95": _gain(0.95),
     "light x 1.1": _gain(1.1),
-    "blur, sigma 0.5": _blur(0.5),
-    "blur, sigma 1": _blur(1),
-    "blur, sigma 2": _blur(2),
+    "blur sigma 0.5": _blur(0.5),
+    "blur sigma 1": _blur(1),
+    "blur sigma 2": _blur(2),
     "crop 5 %": _crop(0.05),
     "crop 10 %": _crop(0.1),
     "shift 5 %": _shift(0.05),
     "shift 10 %": _shift(0.1),
-    "JPEG, quality 30": _jpeg(30),
-    "JPEG, quality 10": _jpeg(10),
+    "JPEG quality 30": _jpeg(30),
+    "JPEG quality 10": _jpeg(10),
 }
 _DEFECTIVE, _OTHER = "defective", "other"
 
@@ -118,7 +120,9 @@ def main() -> None:
         for size in arguments.sizes:
             rng = np.random.default_rng(size)
             for kind, some in _kinds(kinds, rows, size, arguments.nights // 2, rng):
-                nights = _nights(work / f"nights-{half}", scores, some, arguments.part_id)
+                nights = _nights(
+                    work / f"nights-{half}", scores, some, has_part_id=arguments.part_id
+                )
                 p_values.setdefault((kind, size), []).extend(nights.column("p_value").to_pylist())
                 shifts.setdefault((kind, size), []).extend(nights.column("shift").to_pylist())
     _show(p_values, shifts, arguments.sizes)
@@ -133,12 +137,22 @@ def _write_photos(source: Path, other: Path, work: Path) -> None:
     # Whole parts go to one half or the other.
     names = np.random.default_rng(0).permutation(np.unique(parts))
     halves = np.isin(parts, names[: len(names) // 2]).astype(int)
+    # Of each half so many are changed, whole parts of them.
+    place = np.argsort(
+        np.argsort(np.argsort(names)[np.searchsorted(np.sort(names), parts)], kind="stable")
+    )
+    changed = np.zeros(len(good), bool)
+    for half in (0, 1):
+        own = np.flatnonzero(halves == half)
+        changed[own[np.argsort(place[own])][:_CHANGED]] = True
     print(f"{len(good)} good images of {len(names)} parts, halves of {np.bincount(halves)}")
     lines: tuple[list[str], list[str]] = ([], [])
     for number, (path, part, half) in enumerate(zip(good, parts, halves, strict=True)):
         with Image.open(path) as opened:
             image = opened.convert(opened.mode if opened.mode in ("L", "RGB") else "RGB")
         for kind, change in _CHANGES.items():
+            if kind != "none" and not changed[number]:
+                continue
             target = work / "photos" / kind.replace("%", "percent") / f"{number:04}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             change(image).save(target, compress_level=1)
@@ -192,9 +206,9 @@ def _kinds(
         )
 
     mixed = {
-        "other product, all": [(_OTHER, 1.0)],
-        "other product, 20 %": [("none", 0.8), (_OTHER, 0.2)],
-        "other product, 10 %": [("none", 0.9), (_OTHER, 0.1)],
+        "other product": [(_OTHER, 1.0)],
+        "20 % other product": [("none", 0.8), (_OTHER, 0.2)],
+        "10 % other product": [("none", 0.9), (_OTHER, 0.1)],
         "10 % defective": [("none", 0.9), (_DEFECTIVE, 0.1)],
         "30 % defective": [("none", 0.7), (_DEFECTIVE, 0.3)],
     }
@@ -213,7 +227,7 @@ def _draw(
     return np.sort(found[:images])
 
 
-def _nights(table: Path, scores: Path, rows: pa.Table, has_part_id: bool) -> pa.Table:
+def _nights(table: Path, scores: Path, rows: pa.Table, *, has_part_id: bool) -> pa.Table:
     shutil.rmtree(table, ignore_errors=True)
     shutil.copytree(scores / "_models", table / "_models")
     folder = table / "version=drawn"
