@@ -15,7 +15,6 @@ import argparse
 import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +93,6 @@ _CHANGES: dict[str, Change] = {
 _DEFECTIVE, _OTHER = "defective", "other"
 
 
-@dataclass(frozen=True)
-class _Photo:
-    path: Path
-    part: int
-
-
 def main() -> None:
     """Print a line for each change."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -134,39 +127,47 @@ def _write_photos(source: Path, other: Path, work: Path) -> None:
         return
     good = sorted([*(source / "train/good").iterdir(), *(source / "test/good").iterdir()])
     parts = look_alikes(np.stack([_thumbnail(path) for path in good]))
-    # Whole parts go to one half or the other.
+    # Whole parts go to one half or the other, and are changed or not.
     names = np.random.default_rng(0).permutation(np.unique(parts))
-    halves = np.isin(parts, names[: len(names) // 2]).astype(int)
-    # Of each half so many are changed, whole parts of them.
-    place = np.argsort(
-        np.argsort(np.argsort(names)[np.searchsorted(np.sort(names), parts)], kind="stable")
-    )
-    changed = np.zeros(len(good), bool)
-    for half in (0, 1):
-        own = np.flatnonzero(halves == half)
-        changed[own[np.argsort(place[own])][:_CHANGED]] = True
+    place = {name: at for at, name in enumerate(names.tolist())}
+    halves = np.array([place[part] < len(names) // 2 for part in parts.tolist()]).astype(int)
     print(f"{len(good)} good images of {len(names)} parts, halves of {np.bincount(halves)}")
     lines: tuple[list[str], list[str]] = ([], [])
-    for number, (path, part, half) in enumerate(zip(good, parts, halves, strict=True)):
-        with Image.open(path) as opened:
-            image = opened.convert(opened.mode if opened.mode in ("L", "RGB") else "RGB")
-        for kind, change in _CHANGES.items():
-            if kind != "none" and not changed[number]:
-                continue
-            target = work / "photos" / kind.replace("%", "percent") / f"{number:04}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            change(image).save(target, compress_level=1)
-            lines[half].append(f"{target},test,good,{kind},{part}")
+    left = [_CHANGED, _CHANGED]
+    for number in sorted(range(len(good)), key=lambda at: (place[int(parts[at])], at)):
+        half = halves[number]
+        left[half] -= 1
+        kinds = list(_CHANGES) if left[half] >= 0 else ["none"]
+        for kind, path in _write_changed(good[number], work / "photos", f"{number:04}", kinds):
+            lines[half].append(f"{path},test,good,{kind},{parts[number]}")
             if kind == "none":
-                lines[1 - half].append(f"{target},train,good,training,{part}")
+                lines[1 - half].append(f"{path},train,good,training,{parts[number]}")
     bad = sorted(p for p in (source / "test").glob("*/*") if p.parent.name != "good")
     more = [(_DEFECTIVE, path) for path in bad]
     more += [(_OTHER, path) for path in sorted((other / "train/good").iterdir())]
     for at, (kind, path) in enumerate(more):
+        target = work / "photos" / kind / f"{at:04}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
         for some in lines:
-            some.append(f"{path},test,unknown,{kind},{-1 - at}")
+            some.append(f"{target},test,unknown,{kind},{-1 - at}")
     for half, some in enumerate(lines):
-        (work / f"{half}.csv").write_text("\n".join(["uri,split,label,kind,part_id", *some]))
+        # In the order of the files' names, as a line writes them.
+        listed = "\n".join(["uri,split,label,kind,part_id", *sorted(some)])
+        (work / f"{half}.csv").write_text(listed)
+
+
+def _write_changed(
+    path: Path, photos: Path, name: str, kinds: Sequence[str]
+) -> Iterator[tuple[str, Path]]:
+    """Write a photo with some changes; yield each and its path."""
+    with Image.open(path) as opened:
+        image = opened.convert(opened.mode if opened.mode in ("L", "RGB") else "RGB")
+    for kind in kinds:
+        target = photos / kind.replace("%", "percent") / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _CHANGES[kind](image).save(target, compress_level=1)
+        yield kind, target
 
 
 def _thumbnail(path: Path) -> np.ndarray:

@@ -202,7 +202,7 @@ def _strange(turned: Float64[np.ndarray, "parts directions"]) -> Float64[np.ndar
 
 
 def _shrunk(centred: Float64[np.ndarray, "parts width"]) -> Float64[np.ndarray, "w w"] | None:
-    """Return the covariance of rows, shrunk, as that of few is of no use; None where all are one."""
+    """Return the covariance of rows, shrunk, as that of few is of no use; None of equal ones."""
     moments = Moments(len(centred), np.zeros(centred.shape[1]), centred.T @ centred)
     covariance, _ = ledoit_wolf(moments, Powers.of(centred, moments.mean).fourth)
     trace = float(np.trace(covariance))

@@ -5,6 +5,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -216,7 +217,7 @@ def test_embeddings_that_are_not_ours_are_named(table: Path, tmp_path: Path):
     shutil.copytree(table, odd)
     path = sorted(odd.glob("version=*/**/*.parquet"))[0]
     rows = pq.ParquetFile(path).read()
-    lists = [[1.0]] + rows.column("embedding").to_pylist()[1:]
+    lists = [[1.0], *rows.column("embedding").to_pylist()[1:]]
     at = rows.schema.get_field_index("embedding")
     pq.write_table(rows.set_column(at, "embedding", pa.array(lists, pa.list_(pa.float32()))), path)
     with pytest.raises(TableError, match="embeddings of one group have 1 and 32 numbers"):
@@ -279,9 +280,7 @@ def test_ray_and_local_write_the_same_bytes(
     assert library.drift(again).equals(library.drift(table))
 
 
-def test_what_is_measured_of_an_image_hangs_on_it_alone(
-    lake: Path, table: Path, tmp_path: Path
-):
+def test_what_is_measured_of_an_image_hangs_on_it_alone(lake: Path, table: Path, tmp_path: Path):
     """Other fragments, and so other images beside it, and more threads change no bit."""
     settings = _settings(fragment_images=7, workers=3)
     other = _scored(lake, tmp_path, settings)
@@ -295,10 +294,30 @@ def test_what_is_measured_of_an_image_hangs_on_it_alone(
     assert seen(other) == seen(table)
 
 
+def test_the_query_of_the_page_runs_on_it(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = (Path(__file__).parents[2] / "docs" / "drift.md").read_text()
+    query = page.partition("```sql")[2].partition("```")[0]
+    (tmp_path / "scores").symlink_to(table)
+    monkeypatch.chdir(tmp_path)
+    rows = duckdb.sql(query).fetchall()
+    found = library.drift(table).to_pylist()
+    assert [(row[0], str(row[1])) for row in rows] == [(r["group"], r["night"]) for r in found]
+    assert [row[3] for row in rows] == pytest.approx([row["q50"] for row in found])
+    (dark,) = [number for number, row in enumerate(found) if row["is_drift"]]
+    # Since the night before; of the first night of a group there is none.
+    assert [row[6] is None for row in rows] == [True, False, False] * 2
+    assert rows[dark][6] == max(row[6] for row in rows if row[6] is not None)
+
+
 def test_the_words_say_what_has_changed():
     row = dict.fromkeys(DRIFT.names) | {
         **dict.fromkeys(("images", "unreadable", "scored", "tested", "parts", "trained_parts"), 1),
-        **{"group": "tile", "night": "2026-11-22", "model_id": "m", "unreadable_rate": 0.0},
+        "group": "tile",
+        "night": "2026-11-22",
+        "model_id": "m",
+        "unreadable_rate": 0.0,
         "brightness": -14.2,
         "sharpness": 0.8,
         "shift": 3.14,
