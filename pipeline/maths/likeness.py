@@ -90,11 +90,13 @@ def consecutive_parts(
     """Return of each photo the number of the first one that is taken for a shot of its part.
 
     Args:
-        embeddings: In the order of files and rows; NaN is like nothing.
+        embeddings: In the order of files and rows; NaN, and what has no width, is like nothing.
         files: Of each photo a number that tells its file.
         limit: From `shot_distance`.
     """
     first = np.arange(len(embeddings))
+    if not embeddings.shape[1]:
+        return first
     for ahead in range(1, min(len(embeddings), _ROWS_AHEAD + 1)):
         away = np.linalg.norm(embeddings[ahead:] - embeddings[:-ahead], axis=1)
         linked = np.flatnonzero((away <= limit) & (files[ahead:] == files[:-ahead]))

@@ -57,6 +57,8 @@ class Night:
     # part_id -> [alarms, other verdicts]; None: of all images without one.
     verdicts: dict[str | None, list[int]] = field(default_factory=dict)
     _kept: list[np.ndarray] = field(default_factory=list)
+    # Units from this one on are left out: those below it were too many already.
+    _limit: int = 2**64 - 1
 
     @property
     def brightness(self) -> float | None:
@@ -110,15 +112,32 @@ class Night:
         if self._kept and self._kept[0].dtype != found.dtype:
             widths = (some["embedding"].shape[1] for some in (self._kept[0], found))
             raise TableError("embeddings of one group have {} and {} numbers".format(*widths))
-        self._kept.append(found)
+        self._kept.append(found[found["unit"] < self._limit])
         if sum(map(len, self._kept)) >= 2 * _KEPT:
-            self._kept = [_thinned(np.concatenate(self._kept))]
+            self._thin()
+
+    def _thin(self) -> None:
+        """Leave out what is too much: in the end the same, however rows come.
+
+        Units are whole or left out. So many rows of units below one that it would be too many with
+        it can only become more.
+        """
+        images = np.concatenate(self._kept)
+        images = images[np.lexsort((images["mark"], images["unit"]))]
+        units = images["unit"]
+        is_first = np.append(True, units[1:] != units[:-1])
+        images = images[is_first | ~images["has_part"]]
+        if len(images) > _KEPT:
+            self._limit = int(images["unit"][_KEPT])
+            images = images[images["unit"] < self._limit]
+        self._kept = [images]
 
     def kept(self) -> np.ndarray | None:
         """Return the images that represent the night, as `image_type`, by file and row."""
         if not self._kept:
             return None
-        found = _thinned(np.concatenate(self._kept))
+        self._thin()
+        (found,) = self._kept
         return found[np.lexsort((found["mark"], found["row"], found["file"]))]
 
 
@@ -211,19 +230,6 @@ def _images(rows: pa.Table, score: np.ndarray, looks: np.ndarray) -> np.ndarray:
     found["brightness"], found["sharpness"], found["score"] = looks[:, 0], looks[:, 1], score
     found["embedding"] = embeddings
     return found
-
-
-def _thinned(images: np.ndarray) -> np.ndarray:
-    """Return those that are kept: in the end the same, however they come."""
-    images = images[np.lexsort((images["mark"], images["unit"]))]
-    units = images["unit"]
-    is_first = np.append(True, units[1:] != units[:-1])
-    images = images[is_first | ~images["has_part"]]
-    if len(images) <= _KEPT:
-        return images
-    # Units are whole or left out: one that is left out now would be so in the end.
-    kept: np.ndarray = images[images["unit"] < images["unit"][_KEPT]]
-    return kept
 
 
 def _count(one: pa.ChunkedArray, other: np.ndarray) -> int:
