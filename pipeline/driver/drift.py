@@ -30,7 +30,6 @@ _FILES_AT_ONCE = 16
 KEY = (("group", "ascending"), ("night", "ascending"), ("model_id", "ascending"))
 # What is not worth a word.
 _GREY_LEVEL, _PERCENT = 0.5, 0.01
-_QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "q99": 0.99}
 
 
 def run(
@@ -109,15 +108,19 @@ class _Reference:
             return None
         parts = _numbers(images.column("part"))
         embeddings = embeddings_of(images.column("embedding"))
-        looks = [images.column(name).to_numpy() for name in (*LOOKS[:2], "part_score")]
+        brightness, sharpness, scored = (
+            images.column(name).to_numpy() for name in (*LOOKS[:2], "part_score")
+        )
         marks = marks_of(images.column("source_path"), images.column("source_row").to_numpy())
         has = np.isfinite(embeddings).all(axis=1)
-        means = [
-            float(np.mean(some[np.isfinite(some)])) if np.isfinite(some).any() else None
-            for some in looks[:2]
-        ]
         limit = shot_distance(embeddings[has], parts[has]) if embeddings.shape[1] else 0.0
-        return cls(Photos(parts, marks, *looks, embeddings), *means, limit)
+        photos = Photos(parts, marks, brightness, sharpness, scored, embeddings)
+        return cls(photos, _mean(brightness), _mean(sharpness), limit)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else None
 
 
 def _numbers(parts: pa.ChunkedArray) -> np.ndarray:
@@ -133,8 +136,8 @@ def _photos(kept: np.ndarray, limit: float) -> Photos:
     _, parts = np.unique(kept["unit"], return_inverse=True)
     linked = consecutive_parts(kept["embedding"][alone], kept["file"][alone], limit)
     parts[alone] = len(kept) + linked
-    names = ("brightness", "sharpness", "score", "embedding")
-    return Photos(parts.astype(np.int64), kept["mark"], *(kept[name] for name in names))
+    looks = kept["brightness"], kept["sharpness"], kept["score"], kept["embedding"]
+    return Photos(parts.astype(np.int64), kept["mark"], *looks)
 
 
 def _judged(
@@ -158,14 +161,19 @@ def _judged(
         unreadable_rate=night.unreadable / night.images,
         scored=len(scores),
         tested=night.tested,
-        **{name: _quantile(scores, share) for name, share in _QUANTILES.items()},
+        q05=_quantile(scores, 0.05),
+        q25=_quantile(scores, 0.25),
+        q50=_quantile(scores, 0.5),
+        q75=_quantile(scores, 0.75),
+        q95=_quantile(scores, 0.95),
+        q99=_quantile(scores, 0.99),
         alarms=sum(alarms for alarms, _ in night.verdicts.values()) if has_verdicts else None,
         alarm_rate=rate.value,
         alarm_rate_low=low,
         alarm_rate_high=high,
         shift=found.shift,
-        brightness=_less(night.brightness, reference and reference.brightness),
-        sharpness=_share(night.sharpness, reference and reference.sharpness),
+        brightness=_less(night.brightness, reference.brightness if reference else None),
+        sharpness=_share(night.sharpness, reference.sharpness if reference else None),
         parts=found.parts,
         trained_parts=found.trained_parts,
         p_value=found.p_value,

@@ -105,10 +105,9 @@ def compared(night: Photos, training: Photos) -> Comparison:
         tests["embedding"] = _embedded(one, two)
         shift = _shift(one, two)
     p_values = {name: min(1.0, len(tests) * p) for name, p in tests.items()}
-    counts = (len(np.unique(photos.parts)) for photos in (night, training))
-    at_most = (NIGHT_PARTS, TRAINED_PARTS)
-    sizes = [min(count, most) for count, most in zip(counts, at_most, strict=True)]
-    return Comparison(*sizes, p_values, shift)
+    parts = min(NIGHT_PARTS, len(np.unique(night.parts)))
+    trained_parts = min(TRAINED_PARTS, len(np.unique(training.parts)))
+    return Comparison(parts, trained_parts, p_values, shift)
 
 
 def drifting(
