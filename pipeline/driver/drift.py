@@ -15,9 +15,17 @@ from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.evaluation.verdicts import Verdicts
 from patchlake.pipeline.lake.trained import trained_images
 from patchlake.pipeline.maths.drift import Comparison, Photos, compared, drifting
-from patchlake.pipeline.maths.likeness import consecutive_parts, shot_distance
+from patchlake.pipeline.maths.likeness import alike_limit, look_alikes
 from patchlake.pipeline.score_table import by_night
-from patchlake.pipeline.score_table.by_night import LOOKS, Night, NightKey, embeddings_of, marks_of
+from patchlake.pipeline.score_table.by_night import (
+    LOOKS,
+    Night,
+    NightKey,
+    embeddings_of,
+    has_thumbnail,
+    marks_of,
+    thumbnails_of,
+)
 from patchlake.pipeline.score_table.nights import night_key, nights
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import DRIFT
@@ -91,8 +99,8 @@ class _Reference:
     # Means over the images; None where they were not kept.
     brightness: float | None
     sharpness: float | None
-    # Embeddings that are no farther from each other may be of shots of one part.
-    limit: float
+    # Up to which difference images are taken for shots of one part; None where nobody knows.
+    limit: float | None
 
     @classmethod
     def of(cls, scores: Folder, model_id: str) -> "_Reference | None":
@@ -112,8 +120,8 @@ class _Reference:
             images.column(name).to_numpy() for name in (*LOOKS[:2], "part_score")
         )
         marks = marks_of(images.column("source_path"), images.column("source_row").to_numpy())
-        has = np.isfinite(embeddings).all(axis=1)
-        limit = shot_distance(embeddings[has], parts[has]) if embeddings.shape[1] else 0.0
+        has = has_thumbnail(images.column("thumbnail"))
+        limit = alike_limit(thumbnails_of(images.column("thumbnail"), has)) if has.any() else None
         photos = Photos(parts, marks, brightness, sharpness, scored, embeddings)
         return cls(photos, _mean(brightness), _mean(sharpness), limit)
 
@@ -130,12 +138,12 @@ def _numbers(parts: pa.ChunkedArray) -> np.ndarray:
     return np.where(coded.is_valid(), pc.fill_null(coded.indices, 0), own).astype(np.int64)
 
 
-def _photos(kept: np.ndarray, limit: float) -> Photos:
-    """Return the images that represent a night; those without a part_id are linked first."""
-    alone = ~kept["has_part"]
+def _photos(kept: np.ndarray, limit: float | None) -> Photos:
+    """Return the images that represent a night; look-alikes without a part_id are of one part."""
     _, parts = np.unique(kept["unit"], return_inverse=True)
-    linked = consecutive_parts(kept["embedding"][alone], kept["file"][alone], limit)
-    parts[alone] = len(kept) + linked
+    alone = np.flatnonzero(~kept["has_part"] & kept["has_thumbnail"])
+    if limit is not None:
+        parts[alone] = len(kept) + look_alikes(kept["thumbnail"][alone], limit)
     looks = kept["brightness"], kept["sharpness"], kept["score"], kept["embedding"]
     return Photos(parts.astype(np.int64), kept["mark"], *looks)
 

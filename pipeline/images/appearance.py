@@ -1,4 +1,4 @@
-"""How bright and how sharp a model's input is, by which nights are compared.
+"""How bright and how sharp a model's input is, and how it looks: by that nights are compared.
 
 Sharpness is the root mean square of the Laplacian (each pixel less the mean of its four
 neighbours), in grey levels, as a share of that of the difference between neighbours. It is of what
@@ -13,20 +13,23 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int16, UInt8
 
+from patchlake.pipeline.images.thumbnails import colour_sums, thumbnail_of
 from patchlake.pipeline.maths.interior import Interior
 
 
 class Appearance(NamedTuple):
-    """Two numbers of a picture."""
+    """What is said of a picture."""
 
     # Mean grey level, 0 to 255.
     brightness: float
     # 0 to 1.6; of noise without any structure 0.79, of smooth surfaces and edges less.
     sharpness: float
+    # `images.thumbnails`, row by row, of all of it.
+    thumbnail: bytes
 
 
 def appearance(pixels: UInt8[np.ndarray, "h w 3"], interior: Interior | None = None) -> Appearance:
-    """Return brightness and sharpness of a model's input.
+    """Return brightness, sharpness and thumbnail of a model's input, at least 16 pixels a side.
 
     All sums are of whole numbers that float64 holds, and so the same everywhere. Takes 0.12 ms of a
     picture of 224 x 224.
@@ -35,14 +38,11 @@ def appearance(pixels: UInt8[np.ndarray, "h w 3"], interior: Interior | None = N
         pixels: The input.
         interior: What of it counts; None: all.
     """
-    # Three times the grey level: the sum of the colours.
-    grey = pixels[..., 0].astype(np.int16)
-    grey += pixels[..., 1]
-    grey += pixels[..., 2]
+    grey = colour_sums(pixels)
     inside = None if interior is None or interior.is_whole else interior.pixels()
     counted = grey if inside is None else grey[inside]
     brightness = counted.sum(dtype=np.int64) / (3 * max(1, counted.size))
-    return Appearance(float(brightness), _sharpness(grey, inside))
+    return Appearance(float(brightness), _sharpness(grey, inside), thumbnail_of(grey).tobytes())
 
 
 def _sharpness(grey: Int16[np.ndarray, "h w"], inside: Bool[np.ndarray, "h w"] | None) -> float:

@@ -28,7 +28,7 @@ from tests.conftest import LOCAL, TINY, output_files, read_scores, write_part
 
 NIGHTS = ("2026-11-21", "2026-11-22", "2026-11-23")
 DARK = ("woven_cloth", "2026-11-22")
-LOOKS = ("brightness", "sharpness", "embedding")
+LOOKS = ("brightness", "sharpness", "embedding", "thumbnail")
 
 
 def _settings(**others: object) -> Settings:

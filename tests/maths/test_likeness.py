@@ -1,7 +1,6 @@
 """Look-alikes: shots of a part are found, other parts are not, in any light."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,43 +68,10 @@ def test_of_a_tiny_input_there_is_a_thumbnail_too():
     assert thumbnail(np.full((8, 5, 3), 7, np.uint8)).shape == (16, 16)
 
 
-def test_shots_of_one_part_that_follow_one_another_are_linked():
-    rng = np.random.default_rng(0)
-    parts = np.repeat(np.arange(60), 3)
-    embeddings = (rng.normal(size=(60, 8))[parts] + 0.01 * rng.normal(size=(180, 8))).astype("f4")
-    limit = likeness.shot_distance(embeddings, parts)
-    near = [np.linalg.norm(embeddings[i] - embeddings[i + 1]) for i in range(179) if i % 3 < 2]
-    assert 0.8 * max(near) < limit < 2 * max(near)
-    files = np.zeros(180, np.uint64)
-    found = likeness.consecutive_parts(embeddings, files, limit)
-    assert 60 <= len(np.unique(found)) < 80
-    # Of another file, or far away in the same one, they are not looked at.
-    assert (
-        len(np.unique(likeness.consecutive_parts(embeddings, np.arange(180, dtype="u8"), limit)))
-        == 180
-    )
-    spread = np.concatenate([embeddings[::3], embeddings[1::3], embeddings[2::3]])
-    assert len(np.unique(likeness.consecutive_parts(spread, files, limit))) == 180
-
-
-def test_where_no_part_has_two_shots_only_equals_are_linked():
-    rng = np.random.default_rng(1)
-    embeddings = rng.normal(size=(30, 8)).astype("f4")
-    limit = likeness.shot_distance(embeddings, np.arange(30))
-    assert limit == 0
-    twice = np.repeat(embeddings, 2, axis=0)
-    found = likeness.consecutive_parts(twice, np.zeros(60, np.uint64), limit)
-    assert found.tolist() == np.repeat(np.arange(0, 60, 2), 2).tolist()
-    nothing = np.empty((5, 0), np.float32)
-    assert likeness.consecutive_parts(nothing, np.zeros(5, np.uint64), 1.0).tolist() == list(
-        range(5)
-    )
-    assert likeness.shot_distance(nothing, np.arange(5)) == 0
-
-
-def test_shots_that_differ_as_parts_do_are_linked_up_to_a_quarter_of_that():
-    rng = np.random.default_rng(2)
-    embeddings = rng.normal(size=(200, 8)).astype("f4")
-    parts = np.repeat(np.arange(100), 2)
-    typical = np.median(np.linalg.norm(embeddings[::2][:, None] - embeddings[::2], axis=2))
-    assert likeness.shot_distance(embeddings, parts) == pytest.approx(typical / 4, rel=0.05)
+def test_a_night_of_one_part_is_linked_as_the_training_images_were():
+    training, night = photos(40, 3), photos(1, 6, seed=9)
+    limit = likeness.alike_limit(training)
+    assert look_alikes(training, limit).tolist() == look_alikes(training).tolist()
+    assert len(set(look_alikes(night, limit).tolist())) == 1
+    # By their own typical difference they would be six parts.
+    assert len(set(look_alikes(night).tolist())) == 6

@@ -33,6 +33,7 @@ def table(count: int, seed: int = 0, **columns: object) -> pa.Table:
         "brightness": pa.array(255 * rng.random(count), pa.float32(), mask=~scored),
         "sharpness": pa.array(rng.random(count), pa.float32(), mask=~scored),
         "embedding": [list(rng.random(4)) if ok else None for ok in scored],
+        "thumbnail": [rng.bytes(256) if ok else None for ok in scored],
     } | columns
     names = [*COLUMNS, "night"]
     kinds = {name: SCORES.field(name).type for name in COLUMNS} | {"night": pa.string()}
@@ -76,7 +77,7 @@ def test_counts_and_means_are_those_of_the_rows():
         assert sum(alarms for alarms, _ in night.verdicts.values()) == alarms
 
 
-def test_of_a_part_one_image_is_kept_and_of_the_others_whole_blocks():
+def test_of_a_part_one_image_is_kept_and_all_others():
     count = 20_000
     number = np.arange(count)
     parts = [f"part{one // 5}" if one < count // 2 else None for one in number]
@@ -90,20 +91,15 @@ def test_of_a_part_one_image_is_kept_and_of_the_others_whole_blocks():
         brightness=np.ones(count),
         sharpness=np.ones(count),
         embedding=[[1.0]] * count,
+        thumbnail=[None] * count,
     )
     night = by_night.by_night(rows.slice(at, 256) for at in range(0, count, 256))
     kept = night[NightKey("g", "n", "m")].kept()
-    # A unit more would have been too many.
-    assert 1024 - 32 < len(kept) <= 1024
+    assert len(kept) == 1024
     named = kept[kept["has_part"]]
     assert len(np.unique(named["unit"])) == len(named)
-    blocks, sizes = np.unique(kept[~kept["has_part"]]["row"] // 32, return_counts=True)
-    whole = {
-        block: sum(1 for row in range(count // 2, count) if row // 32 == block) for block in blocks
-    }
-    assert dict(zip(blocks, sizes, strict=True)) == whole
-    # About as many of each as there are units: 2,000 parts of one image, 313 blocks of 32.
-    assert 50 < len(named) < 400
+    # About as many of each as there are: 2,000 parts, 10,000 images.
+    assert 100 < len(named) < 250
 
 
 def test_lists_of_other_lengths_are_refused():
@@ -115,10 +111,11 @@ def test_lists_of_other_lengths_are_refused():
 
 
 def test_without_looks_there_is_nothing_but_scores():
-    rows = table(40).drop_columns(["brightness", "sharpness", "embedding"])
+    rows = table(40).drop_columns(list(by_night.LOOKS))
     for night in by_night.by_night([rows]).values():
         assert night.brightness is None
         kept = night.kept()
         assert kept["embedding"].shape[1] == 0
         assert np.isnan(kept["brightness"]).all()
+        assert not kept["has_thumbnail"].any()
         assert np.isfinite(kept["score"]).all()
