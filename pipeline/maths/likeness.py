@@ -8,6 +8,9 @@ different parts which are taken for one cost certainty: fewer parts promise less
 which are taken for several promise what does not hold: with a tenth in the place of a quarter, DN2
 calls 23 of 100 good tiles of other parts anomalous where 5 are promised, and with every photo a
 part of its own 36 (docs/benchmarks.md, "Verdicts").
+
+Photos of a night are linked as those that a model was trained on were, up to the same difference: a
+night may be of one part.
 """
 
 import numpy as np
@@ -27,17 +30,28 @@ _BLOCK = 2_048
 _BLOCKS_AHEAD = 8
 
 
-def look_alikes(thumbnails: UInt8[np.ndarray, "images cells"]) -> Int[np.ndarray, " images"]:
+def alike_limit(thumbnails: UInt8[np.ndarray, "images cells"]) -> float:
+    """Return up to which squared difference photos of a group are taken for shots of one part."""
+    return _limit(_standardised(thumbnails))
+
+
+def look_alikes(
+    thumbnails: UInt8[np.ndarray, "images cells"], limit: float | None = None
+) -> Int[np.ndarray, " images"]:
     """Return of each photo the number of the first one that is taken for a shot of its part.
 
     Up to 18,432 photos all are compared with all; of more, each with those at most 16,384 places
     from it in their order. Time is O(n * min(n, 18,432)) times the cells.
+
+    Args:
+        thumbnails: Of the photos.
+        limit: `alike_limit` of others of the group; if absent, it is that of these.
     """
     count = len(thumbnails)
     if count < 2:  # noqa: PLR2004 - one photo has nothing to be like
         return np.arange(count)
     standard = _standardised(thumbnails)
-    limit = max(_SAME, (_ALIKE**2) * _typical(standard))
+    limit = _limit(standard) if limit is None else limit
     first = np.arange(count)
     for begin in range(0, count, _BLOCK):
         block = standard[begin : begin + _BLOCK]
@@ -45,6 +59,10 @@ def look_alikes(thumbnails: UInt8[np.ndarray, "images cells"]) -> Int[np.ndarray
             one, two = np.nonzero(_squared(block, standard[other : other + _BLOCK]) <= limit)
             first = _joined(first, one + begin, two + other)
     return first
+
+
+def _limit(standard: Float32[np.ndarray, "images cells"]) -> float:
+    return max(_SAME, (_ALIKE**2) * _typical(standard))
 
 
 def _joined(
