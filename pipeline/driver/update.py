@@ -134,7 +134,7 @@ def _choose(
     plan = plan_fragments(lake, settings, where).sound()
     kept = plan.kept
     if wanted is not None:
-        paths = pa.array(wanted.rows, pa.string())
+        paths = pa.array(list(wanted.rows), pa.string())
         kept = kept.only(pc.is_in(kept.table.column("path"), value_set=paths))
     for group in kept.groups:
         if group not in fitted:

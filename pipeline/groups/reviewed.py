@@ -50,10 +50,10 @@ class ReviewedMembers:
         by_id: dict[str, list[KnownImage]] = defaultdict(list)
         number = 0
         for row in _rows(with_roots(members.table, roots)):
-            one = KnownImage(None, row["image_id"], row["sha256"])
-            if row["left"] is None:
-                one = KnownImage(number, row["image_id"], row["sha256"])
-                number += 1
+            is_in = row["left"] is None
+            sha256 = None if row["sha256"] is None else str(row["sha256"])
+            one = KnownImage(number if is_in else None, str(row["image_id"]), sha256)
+            number += is_in
             by_place[row["root"], row["source_path"], row["source_row"]].append(one)
             by_id[one.image_id].append(one)
             if one.sha256 is not None:
