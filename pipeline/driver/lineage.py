@@ -20,7 +20,6 @@ from patchlake.pipeline.errors import ConfigError, FragmentsFailed, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.fit import FittedModel
 from patchlake.pipeline.groups.member import Member
-from patchlake.pipeline.groups.membership import ImagePlace
 from patchlake.pipeline.groups.partials import intact_keys
 from patchlake.pipeline.groups.update import PublishedGroup, updatable
 from patchlake.pipeline.images.geometry import Geometry
@@ -31,14 +30,12 @@ from patchlake.pipeline.methods.shared.contract import Updatable
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity, require_whole
 from patchlake.pipeline.reading.fragments import Fragments
-from patchlake.pipeline.reading.planning import plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.pulse import read_pulses, state_of
 from patchlake.pipeline.record.runs import Run
 from patchlake.pipeline.stages.decode import Decode
 from patchlake.pipeline.stages.embed import Embedder
 from patchlake.pipeline.storage.folder import Folder
-from patchlake.pipeline.storage.stores import Entry
 
 log = logging.getLogger(__name__)
 
@@ -142,34 +139,6 @@ class RowsToEmbed:
     def images(self) -> int:
         """How many there are."""
         return sum(map(len, self.rows.values()))
-
-
-def rows_at(
-    base: PublishedModel,
-    source: Source,
-    places: Mapping[str, Sequence[ImagePlace]],
-    entries: Sequence[Entry],
-    state: str,
-) -> RowsToEmbed:
-    """Return the rows of images that are in the model.
-
-    Args:
-        base: The model.
-        source: The lake that they joined from.
-        places: Of the images, by group.
-        entries: The files that they are in.
-        state: What the result depends on, besides the files: a digest.
-    """
-    fragments, rows = [], {}
-    planned = plan(source.images, base.settings, entries=entries).every
-    for fragment, named in zip(planned, source.each_names(planned), strict=True):
-        wanted = {p.row for p in places.get(fragment.group, []) if p.path == fragment.path}
-        numbers = named.column("source_row").to_pylist()
-        taken = [row for row in numbers if row in wanted]
-        if taken:
-            fragments.append(fragment.keyed(state))
-            rows[fragments[-1].key] = taken
-    return RowsToEmbed(source, {}, Fragments.of(fragments), rows)
 
 
 def embed(

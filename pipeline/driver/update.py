@@ -28,12 +28,10 @@ from patchlake.pipeline.driver.lineage import (
     require_embedded,
 )
 from patchlake.pipeline.driver.observer import Observer, fraction
-from patchlake.pipeline.driver.recalibration import Recalibration
 from patchlake.pipeline.driver.settings import weight_files
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Known
-from patchlake.pipeline.groups.parts import EmbeddedAgain
 from patchlake.pipeline.groups.update import Joining, PublishedGroup, update_group
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection, select_rows
@@ -110,18 +108,13 @@ def run(
     with beating(job) as heart:
         with execution.start(base.settings.workers, preflight) as runner:
             tally = embed(base, heart, chosen, execution, runner)
-            again: Mapping[str, EmbeddedAgain] = {}
-            if wanted is not None:
-                changing = {group: fitted[group] for group in chosen.fragments.groups}
-                recalibration = Recalibration.of(base, chosen.source, changing)
-                again = recalibration.embed(base, heart, execution, runner)
 
             def update(group: str) -> ChangedGroup | None:
                 fragments = chosen.fragments.of_group(group)
                 require_embedded(fragments, tally)
                 corpus = base.corpus(job, fragments, runner)
-                joining = Joining(base.step, wanted is not None, again.get(group))
-                return _update(base, fitted[group], corpus, joining, execution.observer)
+                by_score = wanted is not None
+                return _update(base, fitted[group], corpus, execution.observer, by_score=by_score)
 
             outcome = change_groups(chosen.fragments.groups, update)
             outcome = replace(outcome, reviews=wanted.reviews if wanted else None)
@@ -293,14 +286,16 @@ def _update(
     base: PublishedModel,
     before: PublishedGroup,
     corpus: StoredCorpus,
-    joining: Joining,
     observer: Observer,
+    *,
+    by_score: bool,
 ) -> ChangedGroup | None:
     """Let the images of a corpus join a group; None where none of them can be used."""
     if corpus.images == 0:
         log.warning("group '%s': no new image can be used: %s", before.group, corpus.unusable)
         return None
     with fraction(observer, f"update of {before.group}") as on_progress:
+        joining = Joining(base.step, by_score)
         updated = update_group(base.method, before, corpus, joining, on_progress)
     digest_ = updated.record.digest
     change = models.Change(

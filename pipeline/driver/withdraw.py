@@ -21,7 +21,6 @@ from patchlake.pipeline.driver.lineage import (
     open_base,
     publish_step,
     require_embedded,
-    rows_at,
 )
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.corpus import StoredCorpus
@@ -30,6 +29,7 @@ from patchlake.pipeline.groups.update import PublishedGroup, withdraw_group
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragments
+from patchlake.pipeline.reading.planning import plan
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.preflight import Preflight
@@ -176,7 +176,16 @@ def _choose(
     source = Source(lake, columns, base.settings.image, base.geometry)
     state = digest({"run": base.manifest.run, "withdraw": _numbers(leaving)})
     entries = [_unchanged(lake, path, every) for path in sorted({p.path for p in every})]
-    return rows_at(base, source, places, entries, state)
+    fragments, rows = [], {}
+    planned = plan(lake, base.settings, entries=entries).every
+    for fragment, named in zip(planned, source.each_names(planned), strict=True):
+        wanted_rows = {p.row for p in places.get(fragment.group, []) if p.path == fragment.path}
+        numbers = named.column("source_row").to_pylist()
+        taken = [row for row in numbers if row in wanted_rows]
+        if taken:
+            fragments.append(fragment.keyed(state))
+            rows[fragments[-1].key] = taken
+    return RowsToEmbed(source, {}, Fragments.of(fragments), rows)
 
 
 def _unchanged(lake: Folder, path: str, places: Sequence[ImagePlace]) -> Entry:

@@ -112,11 +112,9 @@ class PartCalibrator:
 
     calibrator: Calibrator
     corpus: StoredCorpus
-    # Of all images of the model; `before` of them come before those of the corpus, unless
+    # Of all images of the model; `before` of them come before those of the corpus.
     parts: Int64[np.ndarray, " images"]
     before: int = 0
-    # it is told which of them are those of the corpus, in its order.
-    numbers: Int64[np.ndarray, " corpus"] | None = None
 
     def measure(self, chosen: Int64[np.ndarray, " chosen"], threads: int) -> list[Sample]:
         """Return the samples of images of the corpus, by their numbers in the model, rising.
@@ -155,20 +153,12 @@ class PartCalibrator:
         samples = self._scored(leaving, OwnPart.of(leaving, None, together=True))
         return [sample for sample in samples if sample.image in set(images)]
 
-    @cached_property
-    def _places(self) -> dict[int, int]:
-        """Number of an image in the model -> in the corpus."""
-        assert self.numbers is not None
-        return {image: at for at, image in enumerate(self.numbers.tolist())}
-
     def _each(self, images: Sequence[int], own: OwnPart | None) -> list[Sample]:
         pieces = [images[begin : begin + _AT_ONCE] for begin in range(0, len(images), _AT_ONCE)]
         return [sample for piece in pieces for sample in self._scored(piece, own)]
 
     def _scored(self, images: Sequence[int], own: OwnPart | None) -> list[Sample]:
         in_corpus = [image - self.before for image in images]
-        if self.numbers is not None:
-            in_corpus = [self._places[image] for image in images]
         arrays = [arrays for _, arrays in self.corpus.some(in_corpus)]
         interiors = self.corpus.interiors(in_corpus)
         return self.calibrator.samples(arrays, images, own, interiors)
@@ -205,54 +195,22 @@ def judged(
     return members.judged(parts.names, [*(by_image[image] for image in kept.tolist()), *new])
 
 
-def judged_without(members: Membership) -> Membership:
+def judged_without(members: Membership, before: int | None = None) -> Membership:
     """Return the members of a model that images have left, with the samples that still count.
 
     They were measured with all of them: what is left is farther from an image than it was then.
+
+    Args:
+        members: Of the model.
+        before: How many of them may have samples; those that come after are no sample of good
+            images, and a model that knows them is nearer to an image than it was.
     """
     present, ever = members.count, len(members.table)
     parts = Parts.of(members)
     if parts is None or ever - present > _MAY_LEAVE * ever:
         return members.judged([None] * present, [])
-    return members.judged(parts.names, _unchanged(members, parts, present))
-
-
-@dataclass(frozen=True)
-class EmbeddedAgain:
-    """Images that were in the model before, whose embeddings are there again."""
-
-    corpus: StoredCorpus
-    # In the model, of each image of the corpus.
-    numbers: Int64[np.ndarray, " corpus"]
-    # In which parts are measured side by side.
-    threads: int
-
-
-def judged_again(
-    calibrator: Calibrator, again: EmbeddedAgain | None, members: Membership, before: int
-) -> Membership:
-    """Return the members of a model that some have joined which are no sample of good images.
-
-    Of the others each keeps its sample, or is measured again where its embedding is there. A sample
-    that is kept is too high, if anything: the model knows more than it did then.
-
-    Args:
-        calibrator: Of the model with all of them.
-        again: Those that can be measured again, of a model with a memory bank.
-        members: All.
-        before: How many of them, the first, may have samples.
-    """
-    parts = Parts.of(members)
-    if parts is None:
-        return members.judged([None] * members.count, [])
-    samples = {one.image: one for one in _unchanged(members, parts, before)}
-    if again is not None:
-        part_calibrator = PartCalibrator(
-            calibrator, again.corpus, parts.numbers, numbers=again.numbers
-        )
-        measured = part_calibrator.measure(np.sort(again.numbers), again.threads)
-        samples |= {one.image: one for one in measured}
-    return members.judged(parts.names, [samples[image] for image in sorted(samples)])
+    first = present if before is None else before
+    return members.judged(parts.names, _unchanged(members, parts, first))
 
 
 def _unchanged(members: Membership, parts: Parts, before: int) -> list[Sample]:

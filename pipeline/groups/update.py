@@ -21,7 +21,7 @@ from patchlake.pipeline.groups.fit import (
 from patchlake.pipeline.groups.gallery import gallery_files, without_images, write_gallery
 from patchlake.pipeline.groups.loading import bank_files, load_bank_rows
 from patchlake.pipeline.groups.membership import Membership, samples_left
-from patchlake.pipeline.groups.parts import EmbeddedAgain, judged_again, judged_without
+from patchlake.pipeline.groups.parts import judged_without
 from patchlake.pipeline.groups.roi import roi_files
 from patchlake.pipeline.groups.suspects import listed
 from patchlake.pipeline.methods.shared.bank import MemoryBank
@@ -97,12 +97,11 @@ class Joining:
     """How images join: at which step of the lineage, and whether they were chosen by their scores.
 
     Those that were, as false alarms are, are no sample of good images: the model learns them, and
-    is not judged by them, but by the images that it has been judged by, `again` where they are.
+    is not judged by them.
     """
 
     step: int
     by_score: bool = False
-    again: EmbeddedAgain | None = None
 
 
 def update_group(
@@ -134,11 +133,10 @@ def update_group(
         gallery = gallery + write_gallery(corpus, result.to_gallery, fitted.model, before=before)
     bank, facts = bank_and_facts(corpus, result, settings, before=before)
     membership = fitted.members.joined_by(Membership.of(corpus, joining.step))
-    calibrator = calibrator_of(method, fitted.model, result, gallery, fitted.identity)
     if joining.by_score:
-        membership = membership.measured(fitted.members.samples())
-        membership = judged_again(calibrator, joining.again, membership, before)
+        membership = judged_without(membership.measured(fitted.members.samples()), before)
     else:
+        calibrator = calibrator_of(method, fitted.model, result, gallery, fitted.identity)
         membership = _measured(method, fitted, corpus, calibrator, membership)
     roi = roi_files(fitted.record)
     contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable, roi)
