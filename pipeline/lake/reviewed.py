@@ -75,8 +75,8 @@ def reviewed(source: Source, fragments: Fragments, reviews: pa.Table) -> Reviewe
     here = reviews.filter(pc.and_(is_placed, pc.equal(reviews.column("root"), source.images.root)))
     paths = frozenset(here.column("source_path").to_pylist())
     if not ids:
-        named = pc.is_in(fragments.table.column("path"), value_set=pa.array(sorted(paths), pa.string()))
-        fragments = fragments.only(named)
+        named = pa.array(sorted(paths), pa.string())
+        fragments = fragments.only(pc.is_in(fragments.table.column("path"), value_set=named))
     places = frozenset(zip(*(here.column(name).to_pylist() for name in _PLACE[1:]), strict=True))
     found = _Found.of(source, fragments, places, ids)
     located, ambiguous = _located(reviews, source.images.root, found)

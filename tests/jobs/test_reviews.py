@@ -443,19 +443,20 @@ def test_evaluate_goes_by_reviews(first: Night, tmp_path: Path, patchlake):
 def test_an_image_that_was_learnt_is_not_evaluated_with_the_model_that_knows_it(
     night: Night, tmp_path: Path, patchlake
 ):
-    scores, alarm = tmp_path / "scores", night.false_alarms[0]
+    alarm = night.false_alarms[0]
     reviews = write(tmp_path / "reviews", night.review(alarm, "good"))
 
-    def evaluated() -> Mapping[str, object]:
+    def evaluated(name: str) -> Mapping[str, object]:
+        scores = tmp_path / name
         scored(night.images, night.model, scores, tiny())
         shown = patchlake("evaluate", night.images, scores, "--reviews", reviews, "--json")
         assert shown.code == 0, shown.err
         found: Mapping[str, object] = json.loads(shown.out)["groups"][alarm["group"]]
         return found
 
-    before = evaluated()
+    before = evaluated("before")
     learn(night, reviews)
-    after = evaluated()
+    after = evaluated("after")
     assert (before["images"], after["images"]) == (10, 9)
     assert (before["reviewed"], after["reviewed"]) == (1, 0)
     assert (before["trained_on"], after["trained_on"]) == (12, 13)
