@@ -41,6 +41,7 @@ from patchlake.pipeline.driver import score as _score
 from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
 from patchlake.pipeline.driver import withdraw as _withdraw
+from patchlake.pipeline.driver import worst as _worst
 from patchlake.pipeline.driver.dataset import ScoreDataset, open_table
 from patchlake.pipeline.driver.detector import Detector
 from patchlake.pipeline.driver.evaluate import Metrics
@@ -49,6 +50,7 @@ from patchlake.pipeline.driver.ingest import Ingested
 from patchlake.pipeline.driver.observer import Observer, Silent
 from patchlake.pipeline.driver.settings import effective
 from patchlake.pipeline.driver.status import RunStatus
+from patchlake.pipeline.driver.worst import Worst
 from patchlake.pipeline.model_store.models import Manifest
 from patchlake.pipeline.record.runs import Summary
 from patchlake.pipeline.sources.sources import Arrangement, Layout
@@ -417,6 +419,50 @@ def picture(path: Uri, *, settings: Settings | None = None) -> bytes:
     'ffd8ff'
     """
     return _picture.read(_uri(path), _effective(settings).storage)
+
+
+def worst(
+    scores: Uri,
+    out: Uri | None = None,
+    *,
+    count: int = 20,
+    group: str | None = None,
+    night: str | None = None,
+    version: str | None = None,
+    settings: Settings | None = None,
+) -> Worst:
+    """Return the worst images of a score table, the worst first.
+
+    Anomalous ones come first, by p-value and then by score / threshold, as scores of two groups do
+    not compare. Images without a verdict come last: each group's by score, in turns.
+
+    Args:
+        scores: The score table, or a compacted one.
+        out: A PNG file that a contact sheet is written to: the photo and the heatmap of each.
+        count: How many images; on a sheet at most 200.
+        group: Only of this group.
+        night: Only of this night: a value of the hive key `dt`, `date`, `day` or `night`, or where
+            there is none, a day of `scored_at`.
+        version: As of `open_scores`.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: if there is no such table, version, group or night, or `out` is no name of a
+            PNG file.
+
+    >>> found = patchlake.worst("scores", "worst.png", count=3)
+    >>> len(found.images), found.scored, found.images[0].image_score >= found.images[2].image_score
+    (3, 44, True)
+    """
+    chosen = _effective(settings)
+    if out is not None:
+        _worst.require_out(_uri(out), _uri(scores), count, chosen)
+    found = _worst.run(
+        *(_uri(scores), count), group=group, night=night, version=version, settings=chosen
+    )
+    if out is not None:
+        _worst.write(found, _uri(scores), _uri(out), chosen)
+    return found
 
 
 def load(

@@ -26,7 +26,7 @@ from patchlake.pipeline.reading.layout import Layout
 from patchlake.pipeline.reading.named import RowReader
 from patchlake.pipeline.reading.rows import numbered_rows, opened_for, row_groups_of
 from patchlake.pipeline.record import runs
-from patchlake.pipeline.score_table.parts import source_of
+from patchlake.pipeline.score_table.parts import score_table_of, source_of
 from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.fetch import fetch
 from patchlake.pipeline.storage.folder import Folder
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 # Rows of one file that are held at a time, encoded.
 _ROWS = 16
 _THREADS = 4
-# A compacted table names its score table, and that one its images.
-_STEPS = 2
 _ASKED = ("image", "uri")
 
 
@@ -91,16 +89,12 @@ class Photos:
         Raises:
             ConfigError: if the record of a run is damaged.
         """
-        table = scores
-        for _ in range(_STEPS):
-            root = source_of(table)
-            if root is None:
-                log.warning("%s does not say which images it is of", table.root)
-                return None
-            found = Folder.at(root, storage)
-            if source_of(found) is None:
-                break
-            table = found
+        table = score_table_of(scores)
+        root = source_of(table)
+        if root is None:
+            log.warning("%s does not say which images it is of", table.root)
+            return None
+        found = Folder.at(root, storage)
         records = [
             record
             for record in reversed(runs.read_records(table))

@@ -241,6 +241,13 @@ def source_of(scores: Folder) -> str | None:
         return None
 
 
+def score_table_of(table: Folder) -> Folder:
+    """Return the score table itself: where a compacted one came from, and heatmaps lie."""
+    root = source_of(table)
+    found = table if root is None else Folder.at(root, table.storage)
+    return table if root is None or source_of(found) is None else found
+
+
 def _shown(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

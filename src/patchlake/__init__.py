@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from patchlake.pipeline.config import Settings, load_settings
+    from patchlake.pipeline.driver.chosen import ScoredImage
     from patchlake.pipeline.driver.detector import Detection, Detector
     from patchlake.pipeline.driver.evaluate import Metrics
     from patchlake.pipeline.driver.ingest import Ingested
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
         status,
         update,
         withdraw,
+        worst,
     )
     from patchlake.pipeline.driver.observer import Observer
     from patchlake.pipeline.driver.status import RunStatus
+    from patchlake.pipeline.driver.worst import Worst
     from patchlake.pipeline.errors import (
         ConfigError,
         DiskFull,
@@ -72,12 +75,14 @@ __all__ = [
     "Observer",
     "PatchlakeError",
     "RunStatus",
+    "ScoredImage",
     "Settings",
     "StorageError",
     "StorageRefused",
     "Summary",
     "TableError",
     "WorkersLost",
+    "Worst",
     "compact",
     "evaluate",
     "fit",
@@ -92,11 +97,12 @@ __all__ = [
     "status",
     "update",
     "withdraw",
+    "worst",
 ]
 
 _VERBS = (
     "compact evaluate fit ingest load open_scores parts picture score settings status update "
-    "withdraw"
+    "withdraw worst"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
@@ -106,11 +112,13 @@ _HOMES = {
     "driver.library": _VERBS,
     "errors": _ERRORS,
     "config": "Settings load_settings",
+    "driver.chosen": "ScoredImage",
     "driver.detector": "Detection Detector",
     "driver.evaluate": "Metrics",
     "driver.ingest": "Ingested",
     "driver.observer": "Observer",
     "driver.status": "RunStatus",
+    "driver.worst": "Worst",
     "model_store.models": "Manifest",
     "record.runs": "Summary",
 }
