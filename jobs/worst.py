@@ -9,7 +9,7 @@ from patchlake.jobs.console import say, say_reading, show_table
 from patchlake.pipeline.shown import counted, printable
 
 if TYPE_CHECKING:
-    from patchlake.pipeline.driver.chosen import ScoredImage
+    from patchlake.pipeline.score_table.scored import ScoredImage
 
 
 def worst(

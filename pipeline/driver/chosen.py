@@ -11,6 +11,7 @@ from patchlake.pipeline.driver.dataset import ScoreDataset
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.score_table.nights import night_key, nights
 from patchlake.pipeline.score_table.ranking import COLUMNS, Ranking, RowOrder
+from patchlake.pipeline.score_table.scored import Box, ScoredImage
 from patchlake.pipeline.shown import shown
 
 # Of one scan: Arrow reads ahead of whoever is slower than storage, up to the end of its files.
@@ -22,38 +23,6 @@ _DETAILS = (
 
 # Keeps some of the rows that it is given, `COLUMNS` and `image_id` of the scores.
 Filter = Callable[[pa.Table], pa.Table]
-
-
-@dataclass(frozen=True)
-class Box:
-    """A part of an image, in whole pixels of the upright image."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredImage:
-    """A row of scores, of one image that has a score. Names are those of `tables.SCORES`."""
-
-    group: str
-    image_id: str
-    night: str
-    image_score: float
-    threshold: float | None
-    p_value: float | None
-    is_anomalous: bool | None
-    # None: no verdict, or no map.
-    regions: tuple[Box, ...] | None
-    heatmap_path: str | None
-    width: int | None
-    height: int | None
-    model_id: str
-    part_id: str | None
-    source_path: str
-    source_row: int
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchlake.pipeline.config import StorageSettings
-from patchlake.pipeline.driver.chosen import ScoredImage
 from patchlake.pipeline.errors import ConfigError, ImageError
 from patchlake.pipeline.images.decode import decode_photo
 from patchlake.pipeline.images.decoders import DecoderLost
@@ -13,6 +12,7 @@ from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.lake.photos import Photo, Photos, Place
 from patchlake.pipeline.score_table import heatmaps
 from patchlake.pipeline.score_table.parts import score_table_of
+from patchlake.pipeline.score_table.scored import ScoredImage
 from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.folder import Folder
 

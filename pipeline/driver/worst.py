@@ -4,11 +4,12 @@ import logging
 from dataclasses import dataclass
 
 from patchlake.pipeline.config import Settings
-from patchlake.pipeline.driver.chosen import Choice, ScoredImage, choose
+from patchlake.pipeline.driver.chosen import Choice, choose
 from patchlake.pipeline.driver.dataset import open_table, version_of
 from patchlake.pipeline.driver.pictured import Pictures, resized
 from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.images.sheet import MOST, SIDE, Tile, contact_sheet
+from patchlake.pipeline.score_table.scored import ScoredImage
 from patchlake.pipeline.shown import counted, listed, printable, shown
 from patchlake.pipeline.storage.folder import Folder, split_uri
 

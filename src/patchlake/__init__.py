@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from patchlake.pipeline.config import Settings, load_settings
-    from patchlake.pipeline.driver.chosen import ScoredImage
     from patchlake.pipeline.driver.detector import Detection, Detector
     from patchlake.pipeline.driver.evaluate import Metrics
     from patchlake.pipeline.driver.ingest import Ingested
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     )
     from patchlake.pipeline.model_store.models import Manifest
     from patchlake.pipeline.record.runs import Summary
+    from patchlake.pipeline.score_table.scored import ScoredImage
 
 __all__ = [
     "ConfigError",
@@ -112,7 +112,6 @@ _HOMES = {
     "driver.library": _VERBS,
     "errors": _ERRORS,
     "config": "Settings load_settings",
-    "driver.chosen": "ScoredImage",
     "driver.detector": "Detection Detector",
     "driver.evaluate": "Metrics",
     "driver.ingest": "Ingested",
@@ -121,6 +120,7 @@ _HOMES = {
     "driver.worst": "Worst",
     "model_store.models": "Manifest",
     "record.runs": "Summary",
+    "score_table.scored": "ScoredImage",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
