@@ -9,6 +9,7 @@ from patchlake.jobs.console import say, say_reading, show_table
 from patchlake.pipeline.shown import counted, printable
 
 if TYPE_CHECKING:
+    from patchlake.jobs.console import Cell
     from patchlake.pipeline.score_table.scored import ScoredImage
 
 
@@ -50,7 +51,7 @@ def worst(
         told = {"sheet": sheet, **TypeAdapter(looking.Worst).dump_python(found, mode="json")}
         say(TypeAdapter(dict[str, object]).dump_json(told, indent=1).decode())
         return
-    header = ["group", "image_id", "night", "score", "threshold", "p_value", "regions", "heatmap"]
+    header = ["image,\nheatmap", "group", "night", "score,\nthreshold", "p-value", "regions"]
     show_table(
         f"{counted(len(found.images), 'images')} of {found.scored} with a score",
         *(header, [_cells(image) for image in found.images]),
@@ -61,12 +62,10 @@ def worst(
         say(printable(sheet))
 
 
-def _cells(image: "ScoredImage") -> list[str]:
-    regions = "" if image.regions is None else str(len(image.regions))
-    threshold = "" if image.threshold is None else f"{image.threshold:.4g}"
+def _cells(image: "ScoredImage") -> list["Cell"]:
+    threshold = [] if image.threshold is None else [f"{image.threshold:.4g}"]
+    score = (f"{image.image_score:.4g}", *threshold)
+    named = (image.image_id, *([image.heatmap_path] if image.heatmap_path else []))
     p_value = "" if image.p_value is None else f"{image.p_value:.2g}"
-    name = image.heatmap_path or ""
-    return [
-        *(image.group, image.image_id, image.night, f"{image.image_score:.4g}"),
-        *(threshold, p_value, regions, name),
-    ]
+    regions = "" if image.regions is None else str(len(image.regions))
+    return [named, image.group, image.night, score, p_value, regions]

@@ -19,6 +19,8 @@ from patchlake.pipeline.storage.folder import Folder
 log = logging.getLogger(__name__)
 
 _GONE = "the images are not there"
+# Sides of a heatmap, in pixels: it is no larger than its photo and the strip below that.
+_LARGEST = 2048
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ class Pictures:
             return None
 
 
-def resized(jpeg: bytes, side: int) -> bytes | None:
-    """Return a picture of the score table at another size, decoded in a process of its own.
+def decoded_apart(jpeg: bytes) -> bytes | None:
+    """Return a heatmap encoded anew, after a process of its own has decoded it; None if it cannot.
 
     It is ours, but whoever may write to the table may have replaced it.
     """
     try:
-        return decode_photo(jpeg, Limits(formats=("JPEG",)), side)[1]
+        return decode_photo(jpeg, Limits(formats=("JPEG",)), _LARGEST)[1]
     except (ImageError, DecoderLost) as error:
         log.warning("a heatmap cannot be decoded: %s", error)
         return None

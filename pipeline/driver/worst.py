@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver.chosen import Choice, choose
 from patchlake.pipeline.driver.dataset import open_table, version_of
-from patchlake.pipeline.driver.pictured import Pictures, resized
+from patchlake.pipeline.driver.pictured import Pictures, decoded_apart
 from patchlake.pipeline.errors import ConfigError, StorageRefused
+from patchlake.pipeline.images.pictures import picture_size
 from patchlake.pipeline.images.sheet import MOST, SIDE, Tile, contact_sheet
 from patchlake.pipeline.score_table.scored import ScoredImage
 from patchlake.pipeline.shown import counted, listed, printable, shown
@@ -133,12 +134,20 @@ def _tiles(images: list[ScoredImage], pictures: Pictures) -> list[Tile]:
         tiles.append(
             Tile(
                 photo.jpeg,
-                None if drawn is None else resized(drawn, SIDE),
+                None if drawn is None else decoded_apart(drawn),
                 (f"{number}  {printable(image.image_id)}", _said(image)),
                 printable(photo.error or ""),
+                _shown(image),
             )
         )
     return tiles
+
+
+def _shown(image: ScoredImage) -> tuple[int, int] | None:
+    if not image.width or not image.height:
+        return None
+    high, wide = picture_size(image.width, image.height)
+    return wide, high
 
 
 def _said(image: ScoredImage) -> str:

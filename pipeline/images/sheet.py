@@ -18,13 +18,15 @@ _CUT = "…"
 
 @dataclass(frozen=True)
 class Tile:
-    """One image: JPEGs of at most `SIDE`, as far as there are any, and what stands below them."""
+    """One image: its JPEGs, as far as there are any, and what stands below them."""
 
     photo: bytes | None
     heatmap: bytes | None
     caption: Sequence[str]
     # What stands in the place of a picture that is not there.
     instead: str = ""
+    # (width, height) of what is shown of the heatmap, in its pixels: without the strip below it.
+    shown: tuple[int, int] | None = None
 
 
 def contact_sheet(tiles: Sequence[Tile]) -> bytes:
@@ -55,7 +57,8 @@ def contact_sheet(tiles: Sequence[Tile]) -> bytes:
         left = _GAP + number % columns * width
         top = _GAP + number // columns * height
         for at, name in enumerate(places):
-            sheet.paste((left + at * SIDE, top), getattr(tile, name))
+            crop = tile.shown if name == "heatmap" else None
+            sheet.paste((left + at * SIDE, top), getattr(tile, name), crop)
         if getattr(tile, places[0]) is None:
             sheet.write((left + 4, top + 4), tile.instead, _FAINT, SIDE - 8)
         for line, text in enumerate(tile.caption):
@@ -76,13 +79,13 @@ class _Sheet:
         image = Image.new("RGB", (width, height), _PAPER)
         return cls(image, ImageDraw.Draw(image))
 
-    def paste(self, at: tuple[int, int], jpeg: bytes | None) -> None:
-        """Draw a picture into the middle of its field."""
+    def paste(self, at: tuple[int, int], jpeg: bytes | None, crop: tuple[int, int] | None) -> None:
+        """Draw a picture into the middle of its field, or as much of it as is asked for."""
         self.draw.rectangle((*at, at[0] + SIDE - 1, at[1] + SIDE - 1), fill=_FIELD)
         if jpeg is None:
             return
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-            small = picture.convert("RGB")
+            small = picture.convert("RGB").crop((0, 0, *(crop or picture.size)))
         small.thumbnail((SIDE, SIDE))
         left, top = (SIDE - small.width) // 2, (SIDE - small.height) // 2
         self.image.paste(small, (at[0] + left, at[1] + top))

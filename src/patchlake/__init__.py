@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from patchlake.pipeline.config import Settings, load_settings
+    from patchlake.pipeline.driver.desk import Reviewed
     from patchlake.pipeline.driver.detector import Detection, Detector
     from patchlake.pipeline.driver.evaluate import Metrics
     from patchlake.pipeline.driver.ingest import Ingested
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         open_scores,
         parts,
         picture,
+        review,
         score,
         settings,
         status,
@@ -74,6 +76,7 @@ __all__ = [
     "ModelError",
     "Observer",
     "PatchlakeError",
+    "Reviewed",
     "RunStatus",
     "ScoredImage",
     "Settings",
@@ -92,6 +95,7 @@ __all__ = [
     "open_scores",
     "parts",
     "picture",
+    "review",
     "score",
     "settings",
     "status",
@@ -101,8 +105,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact evaluate fit ingest load open_scores parts picture score settings status update "
-    "withdraw worst"
+    "compact evaluate fit ingest load open_scores parts picture review score settings status "
+    "update withdraw worst"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
@@ -112,6 +116,7 @@ _HOMES = {
     "driver.library": _VERBS,
     "errors": _ERRORS,
     "config": "Settings load_settings",
+    "driver.desk": "Reviewed",
     "driver.detector": "Detection Detector",
     "driver.evaluate": "Metrics",
     "driver.ingest": "Ingested",
