@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 # It may reach nothing but the page, and asks nobody for updates.
 _ARGUMENTS = (
@@ -29,6 +29,10 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+def _where(said: ConsoleMessage) -> str:
+    return f"{said.location.get('url', '')}: {said.text}"
+
+
 @dataclass
 class Watched:
     """A page, what it wrote to its console or raised, and what it asked of whom."""
@@ -41,7 +45,7 @@ class Watched:
     def of(cls, context: BrowserContext) -> "Watched":
         """Return a new page of a browser."""
         found = cls(context.new_page())
-        found.page.on("console", lambda said: found.complaints.append(said.text))
+        found.page.on("console", lambda said: found.complaints.append(_where(said)))
         found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
         found.page.on("dialog", lambda dialog: found.complaints.append(f"dialog {dialog.message}"))
         found.page.on("request", lambda request: found.asked.append(request.url))

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from patchlake.pipeline.driver.pictured import Pictures
 from patchlake.pipeline.errors import PatchlakeError
-from patchlake.pipeline.lake.photos import Photo
+from patchlake.pipeline.lake.photos import Photo, Place
 from patchlake.pipeline.record.runs import now
 from patchlake.pipeline.review_page.desk import Decision, Unacceptable
 from patchlake.pipeline.reviews.table import MOST_REGIONS, append
@@ -131,16 +131,24 @@ class Session:
         return self._look(number).heatmap
 
     def _look(self, number: int) -> _Look:
+        self.read_ahead(number)
         with self._lock:
-            wanted = range(number, min(number + 1 + _AHEAD, len(self.images)))
-            for one in wanted:
+            found = self._shelf[number]
+        try:
+            return found.result()
+        except CancelledError:
+            place = Place(self.images[number].source_path, self.images[number].source_row)
+            return _Look(Photo(place, None, error="the session has ended"), None)
+
+    def read_ahead(self, number: int) -> None:
+        """Begin to read the pictures of an image and of those after it, if they are not at hand."""
+        with self._lock:
+            for one in range(number, min(number + 1 + _AHEAD, len(self.images))):
                 if one not in self._shelf:
                     self._shelf[one] = self._readers.submit(self._read, one)
                 self._shelf.move_to_end(one)
-            found = self._shelf[number]
             while len(self._shelf) > _KEPT:
                 self._shelf.popitem(last=False)
-        return found.result()
 
     def _read(self, number: int) -> _Look:
         image = self.images[number]

@@ -440,7 +440,7 @@ def review(
     ready: Callable[[str], None] | None = None,
     settings: Settings | None = None,
 ) -> Reviewed:
-    """Have a person decide on images of a score table, on a page; or take decisions out of a file.
+    r"""Have a person decide on images of a score table, on a page; or take decisions out of a file.
 
     The page is served to this machine alone, and to who has its link, until the person is done. It
     needs `pip install 'patchlake[review]'`. Each decision is written to the reviews table at once;
@@ -468,7 +468,7 @@ def review(
         TableError: if a cell of the file means nothing.
 
     >>> with open("decided.csv", "w") as file:
-    ...     _ = file.write("image_id,group,verdict\\ntest/good/000.png,woven_cloth,good\\n")
+    ...     _ = file.write("image_id,group,verdict\ntest/good/000.png,woven_cloth,good\n")
     >>> done = patchlake.review("scores", "reviews", given="decided.csv", reviewer="ann")
     >>> done.decisions, done.good
     (1, 1)

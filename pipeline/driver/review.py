@@ -89,6 +89,7 @@ def run(
     except StorageRefused as error:
         raise ConfigError(str(error)) from None
     session = Session(subject, images, pictures)
+    session.read_ahead(0)
     with served(session, asked.port) as (link, done):
         (ready or _say_ready)(link)
         try:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from jinja2 import Environment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -164,8 +165,7 @@ class _Page:
 
     async def done(self, _: Request) -> Response:
         """End the session."""
-        self.finish()
-        return JSONResponse({"done": True})
+        return JSONResponse({"done": True}, background=BackgroundTask(self.finish))
 
 
 async def _body(request: Request) -> bytes:

@@ -5,6 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const WORDS = ["defective", "good", "unsure"];
 const SMALLEST = 4; // Pixels of the screen: a shorter drag is a click, and draws nothing.
 const AHEAD = 3;
+const KEPT = 32; // Pictures.
 const at = (id) => document.getElementById(id);
 const WRITE = document.querySelector('meta[name="patchlake-write"]').content;
 
@@ -16,6 +17,7 @@ let size = null; // [width, height] of the image that is shown.
 let heatShown = false;
 let heatThere = false;
 let ended = false;
+const pictures = new Map(); // path -> the promise of an image.
 const kept = new Map(); // number -> {boxes, edited} of images that were left, decided or not.
 const unsaved = new Map(); // number -> decision that the server has not confirmed.
 const saving = new Map(); // number -> the last request for it.
@@ -93,13 +95,19 @@ function showDecision() {
   at("progress").value = done;
 }
 
+// Each picture is asked for once, ahead or when it is shown, and the last ones are kept.
 function loaded(path) {
-  return new Promise((resolve, reject) => {
-    const picture = new Image();
-    picture.onload = () => resolve(picture);
-    picture.onerror = reject;
-    picture.src = path;
-  });
+  if (!pictures.has(path)) {
+    pictures.set(path, new Promise((resolve, reject) => {
+      const picture = new Image();
+      picture.onload = () => resolve(picture);
+      picture.onerror = () => asked(path).then(() => reject(new Error("it cannot be shown")), reject);
+      picture.src = path;
+    }));
+    pictures.get(path).catch(() => {}); // Whoever shows it says so.
+    if (pictures.size > KEPT) { pictures.delete(pictures.keys().next().value); }
+  }
+  return pictures.get(path);
 }
 
 async function showPicture() {
@@ -109,34 +117,43 @@ async function showPicture() {
   at("photo").removeAttribute("href");
   at("heatmap").removeAttribute("href");
   heatThere = false;
-  at("heat-button").disabled = image.heatmap_path === null;
+  at("heat-button").disabled = true;
   at("instead").hidden = true;
   drawFrame();
-  const [photo, heat] = await Promise.allSettled([
-    loaded(`/photo/${mine}`),
-    image.heatmap_path === null || !size ? Promise.reject(new Error()) : loaded(`/heatmap/${mine}`),
-  ]);
-  if (mine !== current) { return; }
-  if (photo.status === "fulfilled") {
-    size = size || [photo.value.naturalWidth, photo.value.naturalHeight];
-    at("photo").setAttribute("href", photo.value.src);
+  const isHere = () => mine === current;
+  const heat = image.heatmap_path === null || !size ? Promise.resolve()
+    : loaded(`/heatmap/${mine}`).then((picture) => { if (isHere()) { showHeatmap(picture, image); } }, () => {});
+  try {
+    const photo = await loaded(`/photo/${mine}`);
+    if (isHere()) { showPhoto(photo); }
+  } catch (error) {
+    await heat;
+    if (isHere()) { showInstead(`No photo: ${error.message}`); }
   }
-  if (heat.status === "fulfilled") {
-    heatThere = true;
-    at("heatmap").setAttribute("href", heat.value.src);
-    at("heatmap").setAttribute("width", heat.value.naturalWidth);
-    at("heatmap").setAttribute("height", heat.value.naturalHeight);
-    at("heat").setAttribute("viewBox", `0 0 ${image.picture_width} ${image.picture_height}`);
-  }
-  at("heat-button").disabled = !heatThere;
-  if (photo.status === "rejected") {
-    const reason = await asked(`/photo/${mine}`).then(() => "", (error) => error.message);
-    if (mine !== current) { return; }
-    if (!heatThere) { size = null; }
-    at("instead").textContent = `No photo: ${reason || "it cannot be shown"}`;
-    at("instead").hidden = heatThere;
-    if (heatThere) { say(`No photo: ${reason}`); }
-  }
+}
+
+function showPhoto(photo) {
+  size = size || [photo.naturalWidth, photo.naturalHeight];
+  at("photo").setAttribute("href", photo.src);
+  drawFrame();
+}
+
+function showHeatmap(heat, image) {
+  heatThere = true;
+  at("heatmap").setAttribute("href", heat.src);
+  at("heatmap").setAttribute("width", heat.naturalWidth);
+  at("heatmap").setAttribute("height", heat.naturalHeight);
+  at("heat").setAttribute("viewBox", `0 0 ${image.picture_width} ${image.picture_height}`);
+  at("heat-button").disabled = false;
+  drawFrame();
+}
+
+// Where the photo is gone the heatmap is shown, if there is one.
+function showInstead(text) {
+  if (!heatThere) { size = null; }
+  at("instead").textContent = text;
+  at("instead").hidden = heatThere;
+  say(text);
   drawFrame();
 }
 
@@ -158,8 +175,8 @@ function drawFrame() {
 
 function ahead() {
   for (let next = current + 1; next <= Math.min(current + AHEAD, images.length - 1); next += 1) {
-    new Image().src = `/photo/${next}`;
-    if (images[next].heatmap_path !== null) { new Image().src = `/heatmap/${next}`; }
+    loaded(`/photo/${next}`);
+    if (images[next].heatmap_path !== null) { loaded(`/heatmap/${next}`); }
   }
 }
 
