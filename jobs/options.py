@@ -57,6 +57,18 @@ OneGroup = Annotated[
         help="The group of all images, for a table that has none. Sets columns.one_group.",
     ),
 ]
+OfGroup = Annotated[
+    str | None, typer.Option("--group", metavar="NAME", help="Only images of this group.")
+]
+OfNight = Annotated[
+    str | None,
+    typer.Option(
+        "--night",
+        metavar="NIGHT",
+        help="Only images of this night: a value of the hive key dt, date, day or night, or "
+        "without one a day on which they were scored, as 2026-11-21.",
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

@@ -36,10 +36,20 @@ def test_the_names_are_these():
     assert patchlake.__all__ == [
         *("ConfigError", "Detection", "Detector", "DiskFull", "FileDamaged", "FragmentsFailed"),
         *("Ingested", "InputChanged", "Manifest", "Metrics", "ModelError", "Observer"),
-        *("PatchlakeError", "RunStatus", "Settings", "StorageError", "StorageRefused", "Summary"),
-        *("TableError", "WorkersLost", "compact", "evaluate", "fit", "ingest", "load"),
-        *("load_settings", "open_scores", "parts", "picture", "score", "settings", "status"),
-        *("update", "withdraw"),
+        *("PatchlakeError", "Reviewed", "RunStatus", "ScoredImage", "Settings", "StorageError"),
+        *("StorageRefused", "Summary", "TableError", "WorkersLost", "Worst", "compact"),
+        *("evaluate", "fit", "ingest", "load"),
+        *(
+            "load_settings",
+            "open_scores",
+            "parts",
+            "picture",
+            "review",
+            "score",
+            "settings",
+            "status",
+        ),
+        *("update", "withdraw", "worst"),
     ]
     assert dir(patchlake) == patchlake.__all__
     for name in patchlake.__all__:

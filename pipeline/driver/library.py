@@ -24,7 +24,7 @@ small settings without a download, which models and scores keep:
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import pyarrow as pa
@@ -38,12 +38,16 @@ from patchlake.pipeline.driver import fit as _fit
 from patchlake.pipeline.driver import ingest as _ingest
 from patchlake.pipeline.driver import parts as _parts
 from patchlake.pipeline.driver import picture as _picture
+from patchlake.pipeline.driver import review as _review
 from patchlake.pipeline.driver import reviews as _reviews
 from patchlake.pipeline.driver import score as _score
 from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
 from patchlake.pipeline.driver import withdraw as _withdraw
+from patchlake.pipeline.driver import worst as _worst
+from patchlake.pipeline.driver.chosen import Choice
 from patchlake.pipeline.driver.dataset import ScoreDataset, open_table
+from patchlake.pipeline.driver.desk import Reviewed
 from patchlake.pipeline.driver.detector import Detector
 from patchlake.pipeline.driver.evaluate import Metrics
 from patchlake.pipeline.driver.execution import Execution, RunnerName
@@ -51,8 +55,10 @@ from patchlake.pipeline.driver.ingest import Ingested
 from patchlake.pipeline.driver.observer import Observer, Silent
 from patchlake.pipeline.driver.settings import effective
 from patchlake.pipeline.driver.status import RunStatus
+from patchlake.pipeline.driver.worst import Worst
 from patchlake.pipeline.model_store.models import Manifest
 from patchlake.pipeline.record.runs import Summary
+from patchlake.pipeline.score_table.ranking import RowOrder
 from patchlake.pipeline.sources.sources import Arrangement, Layout
 from patchlake.pipeline.storage.folder import Folder
 
@@ -486,6 +492,106 @@ def picture(path: Uri, *, settings: Settings | None = None) -> bytes:
     'ffd8ff'
     """
     return _picture.read(_uri(path), _effective(settings).storage)
+
+
+def review(
+    scores: Uri,
+    reviews: Uri,
+    *,
+    given: Uri | None = None,
+    reviewer: str | None = None,
+    order: RowOrder = "worst",
+    count: int = 100,
+    group: str | None = None,
+    night: str | None = None,
+    again: bool = False,
+    port: int = 0,
+    ready: Callable[[str], None] | None = None,
+    settings: Settings | None = None,
+) -> Reviewed:
+    r"""Have a person decide on images of a score table, on a page; or take decisions out of a file.
+
+    The page is served to this machine alone, and to who has its link, until the person is done. It
+    needs `pip install 'patchlake[review]'`. Each decision is written to the reviews table at once;
+    several people may review at the same time. The score table is only read.
+
+    Args:
+        scores: The score table, or a compacted one.
+        reviews: Folder of the reviews table (`tables.REVIEWS`); it need not exist yet.
+        given: A CSV or Parquet file with columns `image_id` and `verdict` (`defective`, `good` or
+            `unsure`), and any other of `tables.REVIEWS`: then there is no page. Each decision is
+            joined with its row of scores; the same file once more adds nothing.
+        reviewer: Who decides: the login name if absent, or the file's name where it says nobody.
+        order: Of the page: the most anomalous first, those near the threshold, or a random sample.
+        count: How many images the page shows, at the most.
+        group: Only of this group.
+        night: Only of this night, as of `worst`.
+        again: Also images that this reviewer has decided on before.
+        port: Of the page; any that is free if 0.
+        ready: Is called with the link of the page; it is logged if absent.
+        settings: Of which `storage` counts, and `seed` for a random order.
+
+    Raises:
+        ConfigError: if a folder has another role, or an image of the file is not among the scores,
+            or is not told from others.
+        TableError: if a cell of the file means nothing.
+
+    >>> with open("decided.csv", "w") as file:
+    ...     _ = file.write("image_id,group,verdict\ntest/good/000.png,woven_cloth,good\n")
+    >>> done = patchlake.review("scores", "reviews", given="decided.csv", reviewer="ann")
+    >>> done.decisions, done.good
+    (1, 1)
+    """
+    chosen = _effective(settings)
+    if given is not None:
+        return _review.take(_uri(scores), _uri(reviews), _uri(given), reviewer, chosen)
+    choice = Choice(order, count, group, night, chosen.seed)
+    asked = _review.Asked(choice, reviewer, again, port)
+    return _review.run(_uri(scores), _uri(reviews), asked, chosen, ready)
+
+
+def worst(
+    scores: Uri,
+    out: Uri | None = None,
+    *,
+    count: int = 20,
+    group: str | None = None,
+    night: str | None = None,
+    version: str | None = None,
+    settings: Settings | None = None,
+) -> Worst:
+    """Return the worst images of a score table, the worst first.
+
+    Anomalous ones come first, by p-value and then by score / threshold, as scores of two groups do
+    not compare. Images without a verdict come last: each group's by score, in turns.
+
+    Args:
+        scores: The score table, or a compacted one.
+        out: A PNG file that a contact sheet is written to: the photo and the heatmap of each.
+        count: How many images; on a sheet at most 200.
+        group: Only of this group.
+        night: Only of this night: a value of the hive key `dt`, `date`, `day` or `night`, or where
+            there is none, a day of `scored_at`.
+        version: As of `open_scores`.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: if there is no such table, version, group or night, or `out` is no name of a
+            PNG file.
+
+    >>> found = patchlake.worst("scores", "worst.png", count=3)
+    >>> len(found.images), found.scored, found.images[0].image_score >= found.images[2].image_score
+    (3, 44, True)
+    """
+    chosen = _effective(settings)
+    if out is not None:
+        _worst.require_out(_uri(out), _uri(scores), count, chosen)
+    found = _worst.run(
+        *(_uri(scores), count), group=group, night=night, version=version, settings=chosen
+    )
+    if out is not None:
+        _worst.write(found, _uri(scores), _uri(out), chosen)
+    return found
 
 
 def load(

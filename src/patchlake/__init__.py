@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from patchlake.pipeline.config import Settings, load_settings
+    from patchlake.pipeline.driver.desk import Reviewed
     from patchlake.pipeline.driver.detector import Detection, Detector
     from patchlake.pipeline.driver.evaluate import Metrics
     from patchlake.pipeline.driver.ingest import Ingested
@@ -34,14 +35,17 @@ if TYPE_CHECKING:
         open_scores,
         parts,
         picture,
+        review,
         score,
         settings,
         status,
         update,
         withdraw,
+        worst,
     )
     from patchlake.pipeline.driver.observer import Observer
     from patchlake.pipeline.driver.status import RunStatus
+    from patchlake.pipeline.driver.worst import Worst
     from patchlake.pipeline.errors import (
         ConfigError,
         DiskFull,
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     )
     from patchlake.pipeline.model_store.models import Manifest
     from patchlake.pipeline.record.runs import Summary
+    from patchlake.pipeline.score_table.scored import ScoredImage
 
 __all__ = [
     "ConfigError",
@@ -72,13 +77,16 @@ __all__ = [
     "ModelError",
     "Observer",
     "PatchlakeError",
+    "Reviewed",
     "RunStatus",
+    "ScoredImage",
     "Settings",
     "StorageError",
     "StorageRefused",
     "Summary",
     "TableError",
     "WorkersLost",
+    "Worst",
     "compact",
     "drift",
     "evaluate",
@@ -89,16 +97,18 @@ __all__ = [
     "open_scores",
     "parts",
     "picture",
+    "review",
     "score",
     "settings",
     "status",
     "update",
     "withdraw",
+    "worst",
 ]
 
 _VERBS = (
-    "compact drift evaluate fit ingest load open_scores parts picture score settings status "
-    "update withdraw"
+    "compact drift evaluate fit ingest load open_scores parts picture review score settings status "
+    "update withdraw worst"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
@@ -108,13 +118,16 @@ _HOMES = {
     "driver.library": _VERBS,
     "errors": _ERRORS,
     "config": "Settings load_settings",
+    "driver.desk": "Reviewed",
     "driver.detector": "Detection Detector",
     "driver.evaluate": "Metrics",
     "driver.ingest": "Ingested",
     "driver.observer": "Observer",
     "driver.status": "RunStatus",
+    "driver.worst": "Worst",
     "model_store.models": "Manifest",
     "record.runs": "Summary",
+    "score_table.scored": "ScoredImage",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
