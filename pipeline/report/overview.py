@@ -97,7 +97,9 @@ class Overview:
         """
         if self.rate is None:
             return None
-        return max(self.rate, self.tally.alarm_p_values.get(self.tally.groups[group], 0.0))
+        seen = self.tally.alarm_p_values.get(self.tally.groups[group], 0.0)
+        # p-values are float32, and one of 0.05 is a little more.
+        return seen if seen > self.rate * (1 + 1e-6) else self.rate
 
     def rows(self, wanted: Sequence[tuple[str, str]]) -> list[NightOfGroup]:
         """Return what is said of some groups and nights, which have rows."""
