@@ -234,6 +234,16 @@ REVIEWS = pa.schema(
     ]
 )
 
+# One row an image: what its reviews come to. The last review that tells a column is told.
+DECIDED = pa.schema(
+    [
+        *(REVIEWS.field(name) for name in ("image_id", "group")),
+        _field("verdict", pa.string(), "`defective`, `good`, `unsure`, or `disputed`"),
+        _field("reviewers", pa.int64(), "how many people decided, as far as they were sure"),
+        *(field for field in REVIEWS if field.name not in ("image_id", "group", "verdict")),
+    ]
+)
+
 # One row a group and night of one version of a score table.
 DRIFT = pa.schema(
     [

@@ -1,9 +1,10 @@
 """Untrusted bytes to what the stages need, decoded in a process of its own and within limits.
 
 Each function gives what its slow sibling in this process gives (`pictures.read_picture`,
-`masks.decode_mask`, `formats.probe`), the same bytes and the same errors; but an image that would
-kill, hang or exhaust the process is an `ImageError` like others. It costs a copy of the file and of
-the result through pipes: 0.1 ms an image, beside some milliseconds of decoding.
+`pictures.read_photo`, `masks.decode_mask`, `formats.probe`), the same bytes and the same errors;
+but an image that would kill, hang or exhaust the process is an `ImageError` like others. It costs a
+copy of the file and of the result through pipes: 0.1 ms an image, beside some milliseconds of
+decoding.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,16 @@ from patchlake.pipeline.images.formats import Limits, require_bytes
 from patchlake.pipeline.images.geometry import Geometry, input_shape
 from patchlake.pipeline.images.masks import Mask
 from patchlake.pipeline.images.pictures import Picture
-from patchlake.pipeline.images.worker import MASK, PICTURE, PROBE, Facts, Options
+from patchlake.pipeline.images.worker import MASK, PHOTO, PICTURE, PROBE, Facts, Options
 
-__all__ = ["decode_mask", "decode_picture", "is_image", "limits_of", "stop_decoders"]
+__all__ = [
+    "decode_mask",
+    "decode_photo",
+    "decode_picture",
+    "is_image",
+    "limits_of",
+    "stop_decoders",
+]
 
 
 def limits_of(settings: ImageSettings) -> Limits:
@@ -47,6 +55,16 @@ def decode_picture(
     pixels = np.frombuffer(found, np.uint8, length).reshape(shape)
     small = bytes(memoryview(found)[length:]) if photo else None
     return Picture(width, height, pixels, small)
+
+
+def decode_photo(content: bytes, limits: Limits, side: int) -> tuple[tuple[int, int], bytes]:
+    """Return an image's (width, height), upright, and a JPEG of it, no side above `side`.
+
+    Raises as `decode_picture`.
+    """
+    require_bytes(content, limits)
+    facts, found = decoders.ask(PHOTO, Options(limits, side=side), content)
+    return _size(facts), bytes(found)
 
 
 def decode_mask(content: bytes, frame: tuple[int, int], limits: Limits) -> Mask:

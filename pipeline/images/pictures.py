@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -50,6 +50,20 @@ def read_picture(
         return picture_of(image, geometries, photo=photo, extent=extent)
 
 
+def read_photo(content: bytes, limits: Limits, side: int) -> tuple[tuple[int, int], bytes]:
+    """Return an image's (width, height), upright, and its small photo as JPEG. In this process.
+
+    A large JPEG is decoded at a reduced scale, whatever `draft` says: nothing is scored by it.
+
+    Raises:
+        ImageError: as `read_picture`.
+    """
+    limits = replace(limits, draft=True)
+    image, extent = decode_light(content, limits, (Geometry((side, side), None),))
+    with as_image_errors():
+        return (extent or Extent.whole(image)).size, small_photo(image, extent, side)
+
+
 def picture_of(
     image: Image.Image, geometries: Sequence[Geometry], *, photo: bool, extent: Extent | None = None
 ) -> Picture:
@@ -60,28 +74,31 @@ def picture_of(
     return Picture(width, height, pixels, small)
 
 
-def picture_size(width: int, height: int) -> tuple[int, int]:
-    """Return (height, width) of the photo in a heatmap: its shape, no side above `MAX_SIDE`."""
-    shrink = min(1.0, MAX_SIDE / max(width, height))
+def picture_size(width: int, height: int, side: int = MAX_SIDE) -> tuple[int, int]:
+    """Return (height, width) of the photo of an image: its shape, and no side above `side`."""
+    shrink = min(1.0, side / max(width, height))
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
-def resized_photo(image: Image.Image, extent: Extent | None = None) -> Image.Image:
+def resized_photo(
+    image: Image.Image, extent: Extent | None = None, side: int = MAX_SIDE
+) -> Image.Image:
     """Return an upright image at `picture_size`, in its own colours.
 
     Args:
         image: RGB, or L, which stays L.
         extent: Of a picture at a reduced scale; None: it has the file's own pixels.
+        side: Of the longest side, in pixels; a smaller image stays as it is.
     """
     extent = extent or Extent.whole(image)
-    height, width = picture_size(*extent.size)
+    height, width = picture_size(*extent.size, side)
     return image.resize((width, height), Image.Resampling.BILINEAR, extent.box, _GAP)
 
 
-def small_photo(image: Image.Image, extent: Extent | None = None) -> bytes:
+def small_photo(image: Image.Image, extent: Extent | None = None, side: int = MAX_SIDE) -> bytes:
     """Return what a heatmap is drawn on: `resized_photo` as JPEG, of grey where the image is."""
     sink = io.BytesIO()
-    resized_photo(image, extent).save(sink, "JPEG", quality=_QUALITY, subsampling="4:2:0")
+    resized_photo(image, extent, side).save(sink, "JPEG", quality=_QUALITY, subsampling="4:2:0")
     return sink.getvalue()
 
 

@@ -40,11 +40,11 @@ from patchlake.pipeline.errors import ImageError
 from patchlake.pipeline.images.formats import Limits, probe
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.masks import decode_mask
-from patchlake.pipeline.images.pictures import read_picture
+from patchlake.pipeline.images.pictures import read_photo, read_picture
 
 REQUEST = struct.Struct("<BIQ")
 ANSWER = struct.Struct("<IQ")
-PICTURE, MASK, PROBE = range(3)
+PICTURE, MASK, PROBE, PHOTO = range(4)
 READY = b"+"
 # Besides what pixels take.
 _SPARE_BYTES = 2**30
@@ -124,12 +124,16 @@ def _serve(requests: BinaryIO, answers: BinaryIO, base: int) -> bool:
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a file; `geometries` and `photo` of a picture, `frame` of a mask."""
+    """What is asked of a file.
+
+    `geometries` and `photo` are of a picture, `frame` of a mask, `side` of a photo alone.
+    """
 
     limits: Limits
     geometries: tuple[Geometry, ...] = ()
     photo: bool = False
     frame: tuple[int, int] = (0, 0)
+    side: int = 0
 
 
 @lru_cache(maxsize=4)
@@ -148,7 +152,13 @@ def parse_options(text: bytes) -> Options:
         Geometry(tuple(g["resize"]) if isinstance(g["resize"], list) else g["resize"], g["crop"])
         for g in fields["geometries"]
     ]
-    return Options(Limits(**limits), tuple(geometries), fields["photo"], tuple(fields["frame"]))
+    return Options(
+        Limits(**limits),
+        tuple(geometries),
+        fields["photo"],
+        tuple(fields["frame"]),
+        fields["side"],
+    )
 
 
 def _picture(content: bytes, options: Options) -> tuple[Facts, Sequence[bytes | memoryview]]:
@@ -167,7 +177,12 @@ def _probe(content: bytes, _: Options) -> tuple[Facts, Sequence[bytes | memoryvi
     return {}, ()
 
 
-_WORK = {PICTURE: _picture, MASK: _mask, PROBE: _probe}
+def _photo(content: bytes, options: Options) -> tuple[Facts, Sequence[bytes | memoryview]]:
+    size, photo = read_photo(content, options.limits, options.side)
+    return {"size": size}, (photo,)
+
+
+_WORK = {PICTURE: _picture, MASK: _mask, PROBE: _probe, PHOTO: _photo}
 
 if __name__ == "__main__":
     main()

@@ -75,6 +75,49 @@ def group_rows(
                 return
 
 
+def numbered_rows(
+    file: pq.ParquetFile, numbers: Sequence[int], reader: RowReader
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield some rows of a file as ours, one at a time, with their numbers; those it has not, not.
+
+    Reads the row groups that have one of them, up to the last of them. Open the file with
+    `opened_for`.
+
+    Args:
+        file: The Parquet file.
+        numbers: Of rows, from 0.
+        reader: Makes our columns of theirs.
+
+    Raises:
+        TableError: as `Reader.read`.
+    """
+    for row_group, (begin, end) in enumerate(_row_groups(file)):
+        wanted = sorted({number for number in numbers if begin <= number < end})
+        passed = begin
+        for table, rows in _batches(file, row_group, reader.names) if wanted else ():
+            for number in wanted:
+                if passed <= number < passed + rows:
+                    yield number, reader.read(table.slice(number - passed, 1), 1)
+            passed += rows
+            if passed > wanted[-1]:
+                break
+
+
+def row_groups_of(file: pq.ParquetFile, numbers: Sequence[int]) -> list[int]:
+    """Return the row groups that have one of these rows."""
+    spans = enumerate(_row_groups(file))
+    return [at for at, (first, end) in spans if any(first <= n < end for n in numbers)]
+
+
+def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
+    """Yield the number of the first row of each row group, and of the first one after it."""
+    first = 0
+    for number in range(file.num_row_groups):
+        end = first + file.metadata.row_group(number).num_rows
+        yield first, end
+        first = end
+
+
 def _batches(
     file: pq.ParquetFile, row_group: int, names: Sequence[str]
 ) -> Iterator[tuple[pa.Table, int]]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +30,7 @@ _BEGUN = (
     "it holds the time that the run's rows carry: restore it, or remove it, and what is not done "
     "yet gets a new time"
 )
+_FORGET = "restore it, or remove it to forget that run"
 _SUMMED_UP = "the command of that run writes it again"
 
 LIBRARIES = ("patchlake", "torch", "timm", "numpy", "pyarrow", "faiss-cpu", "pillow", "ray")
@@ -194,6 +196,25 @@ class RunState:
     summary: Summary | None
 
 
+def read_records(folder: Folder) -> list[RunRecord]:
+    """Return the records of all runs of a SCORES or MODEL, the newest last; no plan is read.
+
+    Raises:
+        ConfigError: if a record cannot be read; it names the file.
+    """
+    records = []
+    for run in folder.folders("_runs"):
+        with suppress(FileNotFoundError):
+            records.append(read_json(folder, f"_runs/{run}/run.json", RunRecord, _FORGET))
+    return sorted(records, key=lambda record: record.started_at)
+
+
+def read_planned(folder: Folder, record: RunRecord) -> dict[str, str]:
+    """Return the files of a run's plan, with the version that each had then."""
+    files = _plan(folder, f"_runs/{record.run}/").table.group_by(["path", "version"]).aggregate([])
+    return dict(zip(*(files.column(n).to_pylist() for n in ("path", "version")), strict=True))
+
+
 def read_runs(folder: Folder) -> list[RunState]:
     """Return all runs of a SCORES or MODEL, the newest last.
 
@@ -207,7 +228,7 @@ def read_runs(folder: Folder) -> list[RunState]:
         # Where it was removed the run is forgotten.
         if name not in names and not folder.exists(name):
             continue
-        record = read_json(folder, name, RunRecord, "restore it, or remove it to forget that run")
+        record = read_json(folder, name, RunRecord, _FORGET)
         failures = [n for n in names if n.startswith(f"{run}failed/")]
         failed = [_failed(folder, n) for n in failures]
         summary = _summary(folder, run)

@@ -228,6 +228,19 @@ def require_source(scores: Folder, images: Folder) -> None:
         )
 
 
+def source_of(scores: Folder) -> str | None:
+    """Return the root of what a table was made of: IMAGES, or of a compacted one, SCORES.
+
+    None where it does not say.
+    """
+    then = "restore it; it holds the path of what the table was made of, and nothing else"
+    try:
+        with reading(scores.path(_SOURCE), then):
+            return scores.read(_SOURCE).decode()
+    except FileNotFoundError:
+        return None
+
+
 def _shown(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

@@ -1,4 +1,4 @@
-"""What a folder is: an images table, a score table, a compacted one, or a model; never two of them.
+"""What a folder is: a table of images, scores or reviews, or a model; never two of them.
 
 Each is known by the files that only it has, so that one made by an earlier version is known as
 well, and one that belongs to somebody else need not be marked:
@@ -6,6 +6,7 @@ well, and one that belongs to somebody else need not be marked:
     model       `model.json`, or `_runs` and none of the below: a fit that has not published
     scores      `_source.json`, or `_runs`, beside `_cuts`, `_heatmaps` or `_ledger`, or both
     compacted   `_source.json` beside `_tables` or `_next`
+    reviews     Parquet files called reviews-*, and no others that are data
     images      Parquet files that are data, and none of the above
 """
 
@@ -18,13 +19,14 @@ from typing import Literal
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.storage.folder import Folder
 
-Role = Literal["images", "scores", "compacted", "model"]
+Role = Literal["images", "scores", "compacted", "model", "reviews"]
 
 _NAMES: dict[Role, str] = {
     "images": "an images table",
     "scores": "a score table",
     "compacted": "a compacted score table",
     "model": "a model",
+    "reviews": "a reviews table",
 }
 _SOURCE, _MANIFEST, _RUNS = "_source.json", "model.json", "_runs"
 _SCORES, _COMPACTED = {"_cuts", "_heatmaps", "_ledger"}, {"_tables", "_next"}
@@ -123,7 +125,10 @@ def _role_of(folder: Folder) -> Role | None:
         return found
     if is_there(_MANIFEST):
         return "model"
-    return "images" if any(map(_is_data, names)) else None
+    files = [name for name in names if _is_data(name)]
+    if not files:
+        return None
+    return "reviews" if all(name.startswith("reviews-") for name in files) else "images"
 
 
 def _is_data(name: str) -> bool:

@@ -17,6 +17,8 @@ ROLES = {
     "scores": ["_source.json", "version=1/part-0.parquet", "_runs/1/run.json"],
     "compacted": ["_source.json", "version=1/scores-00000.parquet", "_tables/00000001.arrow"],
     "images": ["g=a/images-0.parquet", "_notes/x.txt"],
+    "reviews": ["reviews-1.parquet", "reviews-2.parquet", "notes.txt"],
+    "images beside reviews": ["reviews-1.parquet", "images-0.parquet"],
     "model that is being fitted": ["_runs/1/run.json"],
     "scores whose heatmaps alone are left": ["_source.json", "_heatmaps/0/0.jpg"],
     "files of somebody else": ["tables/x.parquet"],
@@ -31,9 +33,9 @@ def test_a_folder_is_known_by_what_only_it_has(held, scheme, tmp_path):
     folder.remove("", recursive=True)
     for name in ROLES[held]:
         folder.write(name, b"")
-    own = {"model": "model", "scores": "scores", "compacted": "compacted"}
+    own = {name: name for name in ("model", "scores", "compacted", "reviews")}
     role = own.get(held.split()[0], "images")
-    for other in ("images", "scores", "compacted", "model"):
+    for other in ("images", "scores", "compacted", "model", "reviews"):
         use = [Use(folder, other, is_written=True)]
         if other == role:
             require(use)
