@@ -24,6 +24,8 @@ VERBS = {
     "withdraw": "Take images out of a model, without fitting it again.",
     "compact": "Write the rows of SCORES into fewer, larger, sorted files of DEST.",
     "parts": "Give one verdict for each part_id of SCORES, from all its images.",
+    "report": "Write one page of SCORES to look at: what happened, the worst images, charts and "
+    "facts.",
     "picture": "Write one heatmap of a score table to a file of its own.",
     "demo": "Make synthetic product images, then ingest, fit, score and evaluate them.",
 }

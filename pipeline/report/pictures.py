@@ -4,7 +4,9 @@ import base64
 import io
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
@@ -23,6 +25,9 @@ _SIDE = 400
 _QUALITY = 80
 # Of a heatmap's pixels before it is made smaller. What we draw has a 15th of it.
 _LARGEST = 4_000_000
+
+# Heatmaps, behind the latency of an object store.
+_AT_ONCE = 8
 
 NO_ROOM = "left out, so that the page stays small"
 
@@ -57,23 +62,9 @@ def read_pictures(
         photos: Of the table's images; None where these cannot be opened.
         storage: How S3 is reached.
     """
-    return [
-        Seen(image, photo, _heatmap(scores, image, storage))
-        for image, photo in zip(images, _photos(images, photos), strict=True)
-    ]
-
-
-def fitting(pictures: Sequence[Seen], room: int) -> list[Seen]:
-    """Return the same, the last ones without what does not fit into so many bytes."""
-    fitted, left = [], room
-    for seen in pictures:
-        kept = []
-        for picture in (seen.photo, seen.heatmap):
-            size = len(picture.uri or "")
-            kept.append(picture if size <= left else Picture(None, NO_ROOM))
-            left -= size if size <= left else 0
-        fitted.append(Seen(seen.image, *kept))
-    return fitted
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        drawn = list(pool.map(partial(_heatmap, scores, storage), images))
+    return list(map(Seen, images, _photos(images, photos), drawn))
 
 
 def _photos(images: Sequence[Shown], photos: Photos | None) -> list[Picture]:
@@ -88,7 +79,7 @@ def _photos(images: Sequence[Shown], photos: Photos | None) -> list[Picture]:
     ]
 
 
-def _heatmap(scores: Folder, image: Shown, storage: StorageSettings) -> Picture:
+def _heatmap(scores: Folder, storage: StorageSettings, image: Shown) -> Picture:
     if image.heatmap_path is None:
         return Picture(None, "none was drawn (score.heatmaps)")
     try:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         open_scores,
         parts,
         picture,
+        report,
         score,
         settings,
         status,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         withdraw,
     )
     from patchlake.pipeline.driver.observer import Observer
+    from patchlake.pipeline.driver.report import Report
     from patchlake.pipeline.driver.status import RunStatus
     from patchlake.pipeline.errors import (
         ConfigError,
@@ -71,6 +73,7 @@ __all__ = [
     "ModelError",
     "Observer",
     "PatchlakeError",
+    "Report",
     "RunStatus",
     "Settings",
     "StorageError",
@@ -87,6 +90,7 @@ __all__ = [
     "open_scores",
     "parts",
     "picture",
+    "report",
     "score",
     "settings",
     "status",
@@ -95,8 +99,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact evaluate fit ingest load open_scores parts picture score settings status update "
-    "withdraw"
+    "compact evaluate fit ingest load open_scores parts picture report score settings status "
+    "update withdraw"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
@@ -110,6 +114,7 @@ _HOMES = {
     "driver.evaluate": "Metrics",
     "driver.ingest": "Ingested",
     "driver.observer": "Observer",
+    "driver.report": "Report",
     "driver.status": "RunStatus",
     "model_store.models": "Manifest",
     "record.runs": "Summary",

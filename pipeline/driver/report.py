@@ -1,0 +1,169 @@
+"""report: scores/ -> one page of HTML that people look at."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.dataset as ds
+
+from patchlake.pipeline.config import Settings, StorageSettings
+from patchlake.pipeline.driver.dataset import open_table, version_of
+from patchlake.pipeline.errors import ConfigError, StorageRefused
+from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.lake.photos import Photos
+from patchlake.pipeline.record import runs
+from patchlake.pipeline.report import page
+from patchlake.pipeline.report.chosen import Shown, read_shown
+from patchlake.pipeline.report.contents import GROUPS, Contents, details
+from patchlake.pipeline.report.facts import Facts, read_facts
+from patchlake.pipeline.report.overview import Drift, Overview
+from patchlake.pipeline.report.pictures import read_pictures
+from patchlake.pipeline.report.places import peaks
+from patchlake.pipeline.report.pools import Row
+from patchlake.pipeline.report.tally import Tally, read_tally
+from patchlake.pipeline.score_table.nights import night_key
+from patchlake.pipeline.score_table.parts import source_of
+from patchlake.pipeline.shown import shown
+from patchlake.pipeline.storage.folder import Folder, split_uri
+
+log = logging.getLogger(__name__)
+
+# Pictures of other nights than that of the page.
+_EARLIER_WORST, _EARLIER_MISSES = 24, 6
+_ERRORS = 60
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written."""
+
+    path: str
+    bytes: int
+    # Rows of the score table that it counts.
+    images: int
+    night: str
+
+
+def run(
+    scores: str,
+    out: str,
+    *,
+    version: str | None = None,
+    night: str | None = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Write the page of a score table, or of a compacted one, in one atomic put.
+
+    Reads a dozen narrow columns of all rows, of 16 files at a time, and pictures only of what is
+    shown. Memory does not grow with the images, but with the groups and nights.
+
+    Args:
+        scores: The score table.
+        out: Path or URI of the page; what is there is replaced.
+        version: Which rows; the newest run's if absent.
+        night: The night that the page is of; the last one if absent.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: if there is no such table, version or night, the record of a run is damaged,
+            or `out` is no name of a page.
+    """
+    storage = (settings or Settings()).storage
+    table = Folder.at(scores, storage)
+    try:
+        folder, name = _place_of(out, table, storage)
+        version = version_of(table, version)
+        contents = _contents(table, version, night, storage)
+        content = page.rendered(contents)
+        folder.write(name, content)
+    except StorageRefused as error:
+        raise ConfigError(str(error)) from None
+    overview = contents.overview
+    images = sum(cell.images for cell in overview.tally.cells.values())
+    return Report(folder.path(name), len(content), images, overview.night)
+
+
+def _contents(table: Folder, version: str, night: str | None, storage: StorageSettings) -> Contents:
+    home = _home(table, storage)
+    facts = read_facts(table, version, runs.read_records(home), storage)
+    dataset = open_table(table, version)
+    column = night_key(dataset.schema.names)
+    tally, files = read_tally(dataset, column)
+    if not tally.cells:
+        raise ConfigError(f"version '{version}' of {table.root} has no row, and so no report")
+    if night is not None and night not in tally.nights:
+        raise ConfigError(
+            f"{table.root} has no night {shown(night)} (column {column}); its last one is "
+            f"{shown(max(tally.nights))}"
+        )
+    overview = Overview.of(tally, _drift(table, version, storage), facts.rate, night)
+    chosen = _Chosen.of(tally, overview.night)
+    pictured = [*chosen.worst, *chosen.misses]
+    images = read_shown(dataset, column, [*pictured, *chosen.errors], files)
+    photos = Photos.of(table, storage, version)
+    seen = read_pictures(images[: len(pictured)], home, photos, storage)
+    return Contents(
+        overview=overview,
+        facts=facts,
+        worst=seen[: len(chosen.worst)],
+        misses=seen[len(chosen.worst) :],
+        errors=images[len(pictured) :],
+        details=details(overview, facts, _peaks(dataset, files, pictured, overview, facts)),
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The rows that are shown, those of the page's night first."""
+
+    worst: list[Row]
+    misses: list[Row]
+    errors: list[Row]
+
+    @classmethod
+    def of(cls, tally: Tally, night: str) -> "_Chosen":
+        place = tally.nights[night]
+        errors = tally.errors.of_night(place)
+        return cls(
+            [*tally.worst.of_night(place), *tally.worst.of_others(place, _EARLIER_WORST)],
+            [*tally.misses.of_night(place), *tally.misses.of_others(place, _EARLIER_MISSES)],
+            [*errors, *tally.errors.of_others(place, _ERRORS - len(errors))][:_ERRORS],
+        )
+
+
+def _peaks(
+    dataset: ds.Dataset, files: list[str], pictured: list[Row], overview: Overview, facts: Facts
+) -> dict[int, np.ndarray]:
+    """Return where maps are highest, of groups with charts of which no region is known."""
+    tally, newest = overview.tally, facts.newest
+    places = [tally.groups[group] for group in overview.groups[:GROUPS]]
+    without = {place for place in places if not tally.spots_of(place).any()}
+    if newest is None or "anomaly_map" not in dataset.schema.names:
+        return {}
+    geometry = Geometry(newest.settings.image.resize, newest.settings.image.crop)
+    return peaks(dataset, [row for row in pictured if row.group in without], files, geometry)
+
+
+def _drift(table: Folder, version: str, storage: StorageSettings) -> Drift:  # noqa: ARG001
+    """Return what the test for drift says of each group and night; nothing where there is none."""
+    return {}
+
+
+def _home(table: Folder, storage: StorageSettings) -> Folder:
+    """Return the score table that has the runs and heatmaps: of a compacted one, the other one."""
+    if table.folders("_runs"):
+        return table
+    root = source_of(table)
+    if root is None:
+        return table
+    source = Folder.at(root, storage)
+    return source if source_of(source) is not None else table
+
+
+def _place_of(out: str, table: Folder, storage: StorageSettings) -> tuple[Folder, str]:
+    folder, name = split_uri(out, storage)
+    if not name.lower().endswith((".html", ".htm")):
+        raise ConfigError(f"{shown(out)} is not the name of a page; end it with .html")
+    if folder.path(name).startswith(table.path("version=")):
+        raise ConfigError(f"{shown(out)} is among the rows of {table.root}; name a file elsewhere")
+    return folder, name
