@@ -156,7 +156,7 @@ _AT_NIGHT = alt.X("night:O", title=None, axis=alt.Axis(labelOverlap=True, labelA
 
 def _scores() -> alt.LayerChart:
     where = {
-        "x": alt.X("from:Q", title="score", scale=alt.Scale(zero=False)),
+        "x": alt.X("from:Q", bin="binned", title="score", scale=alt.Scale(zero=False)),
         "x2": alt.X2("to:Q"),
         "y": alt.Y("share:Q", title="share of images", axis=_PERCENT, stack=None),
         "tooltip": [

@@ -88,7 +88,7 @@ def _given(contents: Contents) -> dict[str, Any]:
         "sentences": sentences(overview),
         "total": total,
         "seen_rate": seen_rate,
-        "rate": overview.rate,
+        "asked_rate": overview.rate,
         "above": any(row.is_above for row in rows if row.night == night),
         "drifting": sum(bool(one.is_drift) for one in moved),
         "drift_tested": sum(one.is_drift is not None for one in moved),
@@ -117,7 +117,7 @@ def _notes(contents: Contents, judged: int) -> dict[str, str]:
     failed = sum(contents.overview.tally.statuses.values())
     return {
         "worst_note": (
-            f"The {len(worst)} that stand out most, {by}; at most a dozen of a group and night. "
+            f"The {len(worst)} that stand out most, {by}; a dozen of each group before more of any. "
             "Boxes are the regions that the table lists; colour is how anomalous a place is."
             + (several if len(contents.overview.nights) > 1 else "")
             if worst

@@ -36,43 +36,58 @@ class Rows(NamedTuple):
 
 
 class Pool:
-    """Of each night the first `total` rows, of which no group has more than `per_group`.
+    """Of each night the first `total` rows, and so many that no group fills it alone.
 
-    What a pool holds does not depend on the order in which rows came: a row that is dropped has
-    `per_group` of its group or `total` of its night before it, and so it has among all rows.
+    The first are those of which no group has more than `per_group`; what is left of `total` is
+    filled with those that come next. What a pool holds does not depend on the order in which rows
+    came: a row that is dropped has `per_group` of its group or `total` of its night before it, and
+    so it has among all rows.
     """
 
     def __init__(self, per_group: int, total: int) -> None:
         self._per_group, self._total = per_group, total
-        self._nights: dict[int, list[Row]] = {}
+        # Of each night: the first with no more than `per_group` of a group, and the first of all.
+        self._nights: dict[int, tuple[list[Row], list[Row]]] = {}
 
     def offer(self, rows: Rows) -> None:
         """Look at more rows."""
         for night in np.unique(rows.night):
             of_night = rows.where(rows.night == night)
-            kept = self._nights.get(int(night), [])
-            if len(kept) == self._total:
-                of_night = of_night.where(of_night.rank <= kept[-1].rank)
+            fair, first = self._nights.get(int(night), ([], []))
+            if len(fair) == self._total:
+                # The fair ones are as far down as any that can come in.
+                of_night = of_night.where(of_night.rank <= fair[-1].rank)
             # Python's own numbers: they are compared, and written, as such.
             offered = [Row(*row) for row in zip(*(c.tolist() for c in of_night), strict=True)]
-            self._nights[int(night)] = self._first([*kept, *offered], self._total)
+            self._nights[int(night)] = (
+                self._fair([*fair, *offered], self._total),
+                sorted([*first, *offered])[: self._total],
+            )
 
     def of_night(self, night: int) -> list[Row]:
         """Return the rows of one night, the first one first."""
-        return self._nights.get(night, [])
+        fair, first = self._nights.get(night, ([], []))
+        return self._filled(fair, first, self._total)
 
     def of_others(self, night: int, total: int) -> list[Row]:
         """Return the first rows of all other nights."""
-        others = (row for one, rows in self._nights.items() if one != night for row in rows)
-        return self._first(others, total)
+        others = [pools for one, pools in self._nights.items() if one != night]
+        fair = self._fair((row for rows, _ in others for row in rows), total)
+        return self._filled(fair, sorted(row for _, rows in others for row in rows), total)
 
-    def _first(self, rows: Iterable[Row], total: int) -> list[Row]:
+    @staticmethod
+    def _filled(fair: list[Row], first: list[Row], total: int) -> list[Row]:
+        taken = set(fair)
+        rest = [row for row in first if row not in taken]
+        return sorted([*fair, *rest[: max(0, total - len(fair))]])
+
+    def _fair(self, rows: Iterable[Row], total: int) -> list[Row]:
         taken: Counter[int] = Counter()
-        first: list[Row] = []
+        fair: list[Row] = []
         for row in sorted(rows):
+            if len(fair) == total:
+                break
             if taken[row.group] < self._per_group:
                 taken[row.group] += 1
-                first.append(row)
-                if len(first) == total:
-                    break
-        return first
+                fair.append(row)
+        return fair

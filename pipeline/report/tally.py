@@ -33,7 +33,7 @@ _NIGHT_BITS = 24
 _SIZE_BITS = 31
 
 # Of each night: pictures of what is anomalous and of the nearest misses, and unreadable images.
-WORST_OF_GROUP, WORST_OF_NIGHT = 12, 48
+_WORST_OF_GROUP, _WORST_OF_NIGHT = 12, 60
 _MISSES_OF_GROUP, _MISSES_OF_NIGHT = 6, 18
 _ERRORS_OF_GROUP, _ERRORS_OF_NIGHT = 10, 60
 
@@ -71,7 +71,7 @@ class Tally:
     sizes: dict[int, int] = field(default_factory=dict)
     # The largest p-value of an anomalous image.
     alarm_p_values: dict[int, float] = field(default_factory=dict)
-    worst: Pool = field(default_factory=lambda: Pool(WORST_OF_GROUP, WORST_OF_NIGHT))
+    worst: Pool = field(default_factory=lambda: Pool(_WORST_OF_GROUP, _WORST_OF_NIGHT))
     misses: Pool = field(default_factory=lambda: Pool(_MISSES_OF_GROUP, _MISSES_OF_NIGHT))
     errors: Pool = field(default_factory=lambda: Pool(_ERRORS_OF_GROUP, _ERRORS_OF_NIGHT))
     _scores: counts.Counts = field(default_factory=counts.Counts)

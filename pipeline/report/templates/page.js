@@ -43,7 +43,7 @@
     spec.datasets = { rows, threshold: of.threshold };
     spec.height = kind === "spots" ? Math.min(260, Math.max(110, (element.clientWidth - 90) / of.aspect)) : 160;
     if (kind === "spots") { spec.width = Math.round(spec.height * of.aspect); }
-    const options = { ast: true, actions: false, renderer: "svg", config: config(), tooltip: { theme: isDark() ? "dark" : "light" } };
+    const options = { ast: true, actions: false, renderer: "svg", logLevel: window.vega.Error, config: config(), tooltip: { theme: isDark() ? "dark" : "light" } };
     return window.vegaEmbed(element, spec, options).then((result) => {
       drawn.get(element)?.finalize();
       drawn.set(element, result);
@@ -128,12 +128,18 @@
 
   // A picture, large. Escape closes a dialog by itself, and the focus goes back.
   const large = one("large");
+  const enlarged = (frame) => {
+    const copy = frame.cloneNode(true);
+    const image = copy.querySelector("img");
+    if (image) { copy.style.width = `min(100%, calc(72vh * ${image.width / image.height}))`; }
+    return copy;
+  };
   document.addEventListener("click", (event) => {
     if (event.target === large) { large.close(); return; }
     const card = event.target.closest(".open")?.closest(".card");
     if (!card) { return; }
     one("large-title").textContent = card.querySelector("h3").textContent;
-    large.querySelector(".pair").replaceChildren(...all(".frame", card).map((frame) => frame.cloneNode(true)));
+    large.querySelector(".pair").replaceChildren(...all(".frame", card).map(enlarged));
     const told = [".where", ".numbers", "details"].map((s) => card.querySelector(s)).filter(Boolean).map((n) => n.cloneNode(true));
     large.querySelector(".told").replaceChildren(...told);
     large.showModal();
