@@ -3,9 +3,6 @@
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow.dataset as ds
-
 from patchlake.pipeline.config import Settings, StorageSettings
 from patchlake.pipeline.driver.dataset import open_table, version_of
 from patchlake.pipeline.errors import ConfigError, StorageRefused
@@ -17,8 +14,8 @@ from patchlake.pipeline.report.chosen import Shown, read_shown
 from patchlake.pipeline.report.contents import GROUPS, Contents, details
 from patchlake.pipeline.report.facts import Facts, read_facts
 from patchlake.pipeline.report.overview import Drift, Overview
-from patchlake.pipeline.report.pictures import read_pictures
-from patchlake.pipeline.report.places import peaks
+from patchlake.pipeline.report.maps import Maps
+from patchlake.pipeline.report.pictures import Gallery
 from patchlake.pipeline.report.pools import Row
 from patchlake.pipeline.report.tally import Tally, read_tally
 from patchlake.pipeline.score_table.nights import night_key
@@ -100,15 +97,23 @@ def _contents(table: Folder, version: str, night: str | None, storage: StorageSe
     chosen = _Chosen.of(tally, overview.night)
     pictured = [*chosen.worst, *chosen.misses]
     images = read_shown(dataset, column, [*pictured, *chosen.errors], files)
-    photos = Photos.of(table, storage, version)
-    seen = read_pictures(images[: len(pictured)], home, photos, storage)
+    without = _without_regions(overview)
+    mapped = [
+        row
+        for row, image in zip(pictured, images, strict=False)
+        if image.heatmap_path is None or row.group in without
+    ]
+    maps = Maps.read(dataset, mapped, files, _drawn_with(facts))
+    gallery = Gallery(home, Photos.of(table, storage, version), maps, storage)
+    seen = gallery.read(images[: len(pictured)])
+    peaks = maps.peaks([row for row in mapped if row.group in without])
     return Contents(
         overview=overview,
         facts=facts,
         worst=seen[: len(chosen.worst)],
         misses=seen[len(chosen.worst) :],
         errors=images[len(pictured) :],
-        details=details(overview, facts, _peaks(dataset, files, pictured, overview, facts)),
+        details=details(overview, facts, peaks),
     )
 
 
@@ -131,17 +136,17 @@ class _Chosen:
         )
 
 
-def _peaks(
-    dataset: ds.Dataset, files: list[str], pictured: list[Row], overview: Overview, facts: Facts
-) -> dict[int, np.ndarray]:
-    """Return where maps are highest, of groups with charts of which no region is known."""
-    tally, newest = overview.tally, facts.newest
+def _without_regions(overview: Overview) -> set[int]:
+    """Return the groups with charts of which no region is known."""
+    tally = overview.tally
     places = [tally.groups[group] for group in overview.groups[:GROUPS]]
-    without = {place for place in places if not tally.spots_of(place).any()}
-    if newest is None or "anomaly_map" not in dataset.schema.names:
-        return {}
-    geometry = Geometry(newest.settings.image.resize, newest.settings.image.crop)
-    return peaks(dataset, [row for row in pictured if row.group in without], files, geometry)
+    return {place for place in places if not tally.spots_of(place).any()}
+
+
+def _drawn_with(facts: Facts) -> Maps:
+    """Return what maps are drawn with, without a map."""
+    image = (facts.newest.settings if facts.newest else Settings()).image
+    return Maps(Geometry(image.resize, image.crop), facts.models)
 
 
 def _drift(table: Folder, version: str, storage: StorageSettings) -> Drift:  # noqa: ARG001

@@ -1,8 +1,9 @@
 """The charts: Vega-Lite specifications by Altair, one a kind, and the numbers that go into them.
 
 A specification has no numbers: the page puts those of each group into it (`templates/page.js`).
-Colours are told by style names, which the page sets for light and dark; they are of Okabe and Ito's
-palette ("Color universal design", 2008), and cividis, which colour-blind eyes see alike.
+Colours are names with an `@`, for which the page puts its own, for light and for dark; they are of
+Okabe and Ito's palette ("Color universal design", 2008), and cividis, which colour-blind eyes see
+alike.
 """
 
 from collections.abc import Mapping
@@ -151,7 +152,12 @@ def _plain(chart: alt.LayerChart | alt.Chart) -> dict[str, Any]:
 
 _ROWS = alt.NamedData(name="rows")
 _PERCENT = alt.Axis(format=".1%", tickCount=4)
-_AT_NIGHT = alt.X("night:O", title=None, axis=alt.Axis(labelOverlap=True, labelAngle=0))
+_LIMIT: dict[str, Any] = {"color": "@limit", "strokeWidth": 2, "strokeDash": [5, 3]}
+_AT_NIGHT = alt.X(
+    *("night:O",),
+    title=None,
+    axis=alt.Axis(labelOverlap="greedy", labelSeparation=10, labelAngle=0, labelLimit=90),
+)
 
 
 def _scores() -> alt.LayerChart:
@@ -167,11 +173,11 @@ def _scores() -> alt.LayerChart:
         ],
     }
     base = alt.Chart(_ROWS).encode(**where)
-    others = base.mark_bar(style="others", binSpacing=0).transform_filter("datum.kind == 'others'")
-    night = base.mark_bar(style="night", binSpacing=1).transform_filter("datum.kind == 'night'")
+    others = base.mark_bar(color="@others", binSpacing=0).transform_filter("datum.kind == 'others'")
+    night = base.mark_bar(color="@night", opacity=0.75, binSpacing=1).transform_filter("datum.kind == 'night'")
     rule = (
         alt.Chart(alt.NamedData(name="threshold"))
-        .mark_rule(style="limit")
+        .mark_rule(**_LIMIT)
         .encode(x="threshold:Q", tooltip=alt.Tooltip("threshold:Q"))
     )
     return others + night + rule
@@ -187,7 +193,7 @@ def _spots() -> alt.Chart:
             top="datum.y / datum.cells",
             bottom="(datum.y + 1) / datum.cells",
         )
-        .mark_rect(style="cell")
+        .mark_rect()
         .encode(
             x=alt.X("left:Q", title=None, scale=alt.Scale(domain=[0, 1], nice=False), axis=_SIDE),
             x2="right:Q",
@@ -222,10 +228,10 @@ def _quantiles() -> alt.LayerChart:
     ]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, tooltip=tooltip)
     scale = alt.Scale(zero=False)
-    wide = base.mark_rule(style="whisker").encode(y=alt.Y("q05:Q", title="score", scale=scale), y2="q95:Q")
-    narrow = base.mark_bar(style="box").encode(y=alt.Y("q25:Q", scale=scale), y2="q75:Q")
-    middle = base.mark_tick(style="median").encode(y=alt.Y("q50:Q", scale=scale))
-    limit = base.mark_line(style="limit").encode(y=alt.Y("threshold:Q", scale=scale))
+    wide = base.mark_rule(color="@whisker", strokeWidth=2).encode(y=alt.Y("q05:Q", title="score", scale=scale), y2="q95:Q")
+    narrow = base.mark_bar(color="@night", size=8, opacity=0.6).encode(y=alt.Y("q25:Q", scale=scale), y2="q75:Q")
+    middle = base.mark_tick(color="@ink", thickness=2, size=14).encode(y=alt.Y("q50:Q", scale=scale))
+    limit = base.mark_line(**_LIMIT).encode(y=alt.Y("threshold:Q", scale=scale))
     return wide + narrow + middle + limit
 
 
@@ -241,17 +247,17 @@ def _rates(name: str, title: str, limit: str | None) -> alt.LayerChart:
         alt.Tooltip("images:Q"),
     ]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, tooltip=tooltip)
-    interval = base.mark_rule(style="whisker").encode(
+    interval = base.mark_rule(color="@whisker", strokeWidth=2).encode(
         y=alt.Y(f"{name}_low:Q", title=title, axis=_PERCENT), y2=f"{name}_high:Q"
     )
-    layers = [interval, base.mark_point(style="seen").encode(y=f"{name}:Q")]
+    layers = [interval, base.mark_point(color="@night", filled=True, size=40).encode(y=f"{name}:Q")]
     if limit is not None:
-        layers.append(base.mark_line(style="limit").encode(y=f"{limit}:Q"))
+        layers.append(base.mark_line(**_LIMIT).encode(y=f"{limit}:Q"))
     return alt.layer(*layers)
 
 
 def _shift() -> alt.LayerChart:
     tooltip = [alt.Tooltip("night:O"), alt.Tooltip("shift:Q", format=".3g"), alt.Tooltip("drift:N")]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, y=alt.Y("shift:Q", title="shift"), tooltip=tooltip)
-    found = base.transform_filter("datum.drift").mark_point(style="alarm")
-    return base.mark_line(style="seen_line") + base.mark_point(style="seen") + found
+    found = base.transform_filter("datum.drift").mark_point(color="@limit", filled=True, size=120, shape="triangle-up")
+    return base.mark_line(color="@night", strokeWidth=1.5) + base.mark_point(color="@night", filled=True, size=40) + found

@@ -39,6 +39,7 @@ class Model:
     """A model that the rows are by, as its folder says now."""
 
     root: str
+    folder: Folder | None
     # None, with a reason: the folder cannot be opened.
     manifest: Manifest | None
     reason: str | None = None
@@ -85,16 +86,16 @@ def _model(root: str, storage: StorageSettings) -> Model:
         folder = Folder.at(root, storage)
         manifest = read_manifest(folder)
     except (ConfigError, ModelError, StorageError, OSError) as error:
-        return Model(root, None, without_secrets(str(error)))
+        return Model(root, None, None, without_secrets(str(error)))
     try:
         with reading(folder.path(_SUSPECTS_FILE), "fit again", ModelError):
             table = parquet_table(folder.read(_SUSPECTS_FILE))
             listed = _listed(table)
     except FileNotFoundError:
-        return Model(root, manifest, no_suspects="the model has no list of suspects")
+        return Model(root, folder, manifest, no_suspects="the model has no list of suspects")
     except (ConfigError, ModelError, StorageError, OSError) as error:
-        return Model(root, manifest, no_suspects=without_secrets(str(error)))
-    return Model(root, manifest, None, listed, _suspicious(table).num_rows)
+        return Model(root, folder, manifest, no_suspects=without_secrets(str(error)))
+    return Model(root, folder, manifest, None, listed, _suspicious(table).num_rows)
 
 
 def _suspicious(table: pa.Table) -> pa.Table:

@@ -36,28 +36,33 @@ def _alarms(overview: Overview) -> str:
             if total.scored
             else "No image has a score."
         )
-    said = f"{_counted(total.alarms, 'image')} called anomalous: {percent(rate.value)}"
+    was = "was" if total.alarms == 1 else "were"
+    said = f"{_counted(total.alarms, 'image')} {was} called anomalous, {percent(rate.value)}"
     earlier = overview.total([n for n in overview.nights if n != overview.night])
     before = rate_of(earlier.alarms, earlier.judged)
     if before is not None:
-        said += f", {_compared(rate, before)} of the nights before"
-    rows = overview.rows([(g, overview.night) for g in overview.groups if overview.has(g, overview.night)])
-    promises = {row.promised for row in rows if row.promised is not None}
-    if not promises:
+        said += f", {_compared(rate, before)} of the other nights"
+    promised = most_promised(overview)
+    if promised is None:
         return f"{said}."
-    most = percent(max(promises))
-    said += f"; of good images {most} may be, at the most"
-    above = [row.group for row in rows if row.is_above]
+    said += f". Of good images, at most {percent(promised)} should be"
+    above = [row.group for row in overview.of_night() if row.is_above]
     if not above:
         return f"{said}, and no group is clearly above that."
-    return f"{said}. Clearly above that: {_listed(above)}."
+    return f"{said}; clearly above that, by defects or by a change: {_listed(above)}."
+
+
+def most_promised(overview: Overview) -> float | None:
+    """Return the largest share that is promised of a group in the night; None where none is."""
+    promises = [row.promised for row in overview.of_night() if row.promised is not None]
+    return max(promises, default=None)
 
 
 def _compared(rate: Rate, before: Rate) -> str:
     share = percent(before.value)
     if rate.low > before.high:
         return f"more than the {share}"
-    return f"less than the {share}" if rate.high < before.low else f"like the {share}"
+    return f"less than the {share}" if rate.high < before.low else f"about as the {share}"
 
 
 def _drift(overview: Overview, groups: list[str]) -> str | None:

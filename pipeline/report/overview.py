@@ -139,6 +139,10 @@ class Overview:
         nights = [night for night in self.nights if self.has(group, night)]
         return self.rows([(group, night) for night in nights[-last:]])
 
+    def of_night(self) -> list[NightOfGroup]:
+        """Return the rows of the page's night."""
+        return self.rows([(g, self.night) for g in self.groups if self.has(g, self.night)])
+
     def total(self, nights: Sequence[str]) -> Cell:
         """Return what is counted of all groups in some nights."""
         wanted = {self.tally.nights[night] for night in nights}

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from patchlake.pipeline.report import listing
 from patchlake.pipeline.report.charts import specifications
 from patchlake.pipeline.report.contents import GROUPS, Contents
-from patchlake.pipeline.report.headline import percent, sentences, short
+from patchlake.pipeline.report.headline import most_promised, percent, sentences, short
 from patchlake.pipeline.report.overview import rate_of
 from patchlake.pipeline.report.pictures import NO_ROOM, Picture, Seen
 
@@ -88,7 +88,7 @@ def _given(contents: Contents) -> dict[str, Any]:
         "sentences": sentences(overview),
         "total": total,
         "seen_rate": seen_rate,
-        "asked_rate": overview.rate,
+        "promised_rate": most_promised(overview),
         "above": any(row.is_above for row in rows if row.night == night),
         "drifting": sum(bool(one.is_drift) for one in moved),
         "drift_tested": sum(one.is_drift is not None for one in moved),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from PIL import Image
 
@@ -14,7 +14,9 @@ from patchlake.pipeline.config import StorageSettings
 from patchlake.pipeline.errors import ConfigError, StorageError
 from patchlake.pipeline.lake.photos import Photos, Place
 from patchlake.pipeline.report.chosen import Shown
+from patchlake.pipeline.report.maps import Maps
 from patchlake.pipeline.score_table import heatmaps
+from patchlake.pipeline.scores.heatmap import ColourScale
 from patchlake.pipeline.shown import without_secrets
 from patchlake.pipeline.storage.folder import Folder
 
@@ -51,40 +53,36 @@ class Seen:
     heatmap: Picture
 
 
-def read_pictures(
-    images: Sequence[Shown], scores: Folder, photos: Photos | None, storage: StorageSettings
-) -> list[Seen]:
-    """Return images with their pictures; what cannot be read says why.
+@dataclass(frozen=True)
+class Gallery:
+    """Where pictures are.
 
-    Args:
-        images: In the order of the page.
-        scores: The score table, where the heatmaps are.
-        photos: Of the table's images; None where these cannot be opened.
-        storage: How S3 is reached.
+    `scores` is the score table, where the heatmaps are, and `photos` are None where the images
+    table cannot be opened. `maps` are of images without a heatmap, which gets one if it can.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        drawn = list(pool.map(partial(_heatmap, scores, storage), images))
-    return list(map(Seen, images, _photos(images, photos), drawn))
 
+    scores: Folder
+    photos: Photos | None
+    maps: Maps
+    storage: StorageSettings
 
-def _photos(images: Sequence[Shown], photos: Photos | None) -> list[Picture]:
-    if photos is None:
-        return [Picture(None, "the images table cannot be opened")] * len(images)
-    places = [Place(image.source_path, image.source_row) for image in images]
-    return [
-        Picture(None, without_secrets(photo.error or "there is none"))
-        if photo.jpeg is None
-        else _picture(photo.jpeg)
-        for photo in photos.read(places, _SIDE)
-    ]
+    def read(self, images: Sequence[Shown]) -> list[Seen]:
+        """Return images with their pictures; what cannot be read says why."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            drawn = list(pool.map(partial(_heatmap, self.scores, self.storage), images))
+        photos = self._photos(images)
+        every = zip(images, photos, drawn, strict=True)
+        return [
+            Seen(image, _from(photo), self._drawn_now(image, photo, heatmap))
+            for image, photo, heatmap in every
+        ]
 
-
-def _heatmap(scores: Folder, storage: StorageSettings, image: Shown) -> Picture:
+    def _heatmap(scores: Folder, storage: StorageSettings, image: Shown) -> Picture:
     if image.heatmap_path is None:
         return Picture(None, "none was drawn (score.heatmaps)")
     try:
         found = heatmaps.read(scores.path(image.heatmap_path), storage)
-        return _picture(_smaller(found))
+        return _from(_smaller(found))
     except (ConfigError, StorageError, OSError, ValueError, Image.DecompressionBombError) as error:
         log.warning("a heatmap is not shown: %s", error)
         return Picture(None, without_secrets(str(error)))
@@ -100,8 +98,11 @@ def _smaller(jpeg: bytes) -> bytes:
         return sink.getvalue()
 
 
-def _picture(jpeg: bytes) -> Picture:
-    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+def _from(found: bytes | str) -> Picture:
+    """Return a JPEG as a picture; a text says why there is none."""
+    if isinstance(found, str):
+        return Picture(None, found)
+    with Image.open(io.BytesIO(found), formats=("JPEG",)) as image:
         width, height = image.size
-    text = base64.b64encode(jpeg).decode()
+    text = base64.b64encode(found).decode()
     return Picture(f"data:image/jpeg;base64,{text}", None, width, height)

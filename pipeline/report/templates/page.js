@@ -11,26 +11,13 @@
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 
   const config = () => {
-    const [ink, soft, line, night, others, limit] =
-      ["ink", "soft", "line", "night", "others", "limit"].map(colour);
+    const [soft, line] = ["soft", "line"].map(colour);
     return {
       background: "transparent",
       font: getComputedStyle(document.body).fontFamily,
       view: { stroke: line },
       axis: { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 11, titleFontWeight: "normal" },
       legend: { labelColor: soft, titleColor: soft, gradientLength: 90, titleFontWeight: "normal" },
-      style: {
-        night: { fill: night, opacity: 0.75 },
-        others: { fill: others },
-        limit: { stroke: limit, strokeWidth: 2, strokeDash: [5, 3] },
-        cell: { stroke: null },
-        whisker: { stroke: others, strokeWidth: 2 },
-        box: { fill: night, opacity: 0.55, width: 8, size: 8 },
-        median: { stroke: ink, fill: ink, color: ink, thickness: 2, size: 12 },
-        seen: { stroke: night, fill: night, filled: true, size: 36 },
-        seen_line: { stroke: night, strokeWidth: 1.5 },
-        alarm: { stroke: limit, fill: limit, filled: true, size: 110, shape: "triangle-up" },
-      },
     };
   };
 
@@ -38,12 +25,12 @@
   const draw = (element) => {
     const of = numbers.groups[element.closest("[data-charts]").dataset.charts];
     const kind = element.dataset.kind;
-    const spec = structuredClone(numbers.charts[kind]);
+    const spec = JSON.parse(JSON.stringify(numbers.charts[kind]).replace(/"@(\w+)"/g, (_, name) => JSON.stringify(colour(name))));
     const rows = kind === "scores" ? of.scores : kind === "spots" ? of.spots : of.nights;
     spec.datasets = { rows, threshold: of.threshold };
     spec.height = kind === "spots" ? Math.min(260, Math.max(110, (element.clientWidth - 90) / of.aspect)) : 160;
     if (kind === "spots") { spec.width = Math.round(spec.height * of.aspect); }
-    const options = { ast: true, actions: false, renderer: "svg", logLevel: window.vega.Error, config: config(), tooltip: { theme: isDark() ? "dark" : "light" } };
+    const options = { ast: true, actions: false, renderer: "svg", logLevel: 1, config: config(), tooltip: { theme: isDark() ? "dark" : "light" } };
     return window.vegaEmbed(element, spec, options).then((result) => {
       drawn.get(element)?.finalize();
       drawn.set(element, result);
