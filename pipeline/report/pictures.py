@@ -77,7 +77,40 @@ class Gallery:
             for image, photo, heatmap in every
         ]
 
-    def _heatmap(scores: Folder, storage: StorageSettings, image: Shown) -> Picture:
+    def _photos(self, images: Sequence[Shown]) -> list[bytes | str]:
+        """Return JPEGs, or why there is none."""
+        if self.photos is None:
+            return ["the images table cannot be opened"] * len(images)
+        places = [Place(image.source_path, image.source_row) for image in images]
+        return [
+            photo.jpeg or without_secrets(photo.error or "there is none")
+            for photo in self.photos.read(places, _SIDE)
+        ]
+
+    def _drawn_now(self, image: Shown, photo: bytes | str, heatmap: Picture) -> Picture:
+        """Return an image's heatmap, which is drawn now if the run has drawn none."""
+        if image.heatmap_path is not None or isinstance(photo, str):
+            return heatmap
+        try:
+            scale = self._scale(image.group)
+            place = (image.source_path, image.source_row)
+            drawn = None if scale is None else self.maps.heatmap(place, photo, scale)
+        except (ConfigError, StorageError, OSError, ValueError) as error:
+            log.warning("a heatmap is not drawn: %s", error)
+            return heatmap
+        return heatmap if drawn is None else _from(drawn)
+
+    @cached_property
+    def _scales(self) -> dict[str, ColourScale | None]:
+        return {}
+
+    def _scale(self, group: str) -> ColourScale | None:
+        if group not in self._scales:
+            self._scales[group] = self.maps.scale(group)
+        return self._scales[group]
+
+
+def _heatmap(scores: Folder, storage: StorageSettings, image: Shown) -> Picture:
     if image.heatmap_path is None:
         return Picture(None, "none was drawn (score.heatmaps)")
     try:
