@@ -26,6 +26,7 @@ VERBS = {
     "parts": "Give one verdict for each part_id of SCORES, from all its images.",
     "report": "Write one page of SCORES to look at: what happened, the worst images, charts and "
     "facts.",
+    "drift": "Say which nights of SCORES are not as the images that their model was trained on.",
     "picture": "Write one heatmap of a score table to a file of its own.",
     "demo": "Make synthetic product images, then ingest, fit, score and evaluate them.",
 }

@@ -13,7 +13,7 @@ import pyarrow as pa
 from patchlake.pipeline.errors import TableError
 
 # Raised when code changes results: it is part of every fragment's key.
-OUTPUT_VERSION = 6
+OUTPUT_VERSION = 7
 
 
 def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:
@@ -63,6 +63,23 @@ REGION = pa.struct(
 # A part of an image, in whole pixels of the upright image.
 BOX = pa.struct([(name, pa.int32()) for name in ("x", "y", "width", "height")])
 
+# Of an image as the network sees it: what nights are compared by. Null where no model sees it, and
+# in tables of before.
+_APPEARANCE = (
+    _optional("brightness", pa.float32(), "mean grey level of the model's input, 0 to 255"),
+    _optional(
+        "sharpness",
+        pa.float32(),
+        "of the model's input: what is finest in it, as a share of all that varies from pixel to "
+        "pixel",
+    ),
+    _optional(
+        "embedding",
+        pa.list_(pa.float32()),
+        "of the whole image, 32 numbers; to be compared within one `model_id`",
+    ),
+)
+
 SCORES = pa.schema(
     [
         _field("image_id", pa.string(), "as in the images table"),
@@ -110,6 +127,7 @@ SCORES = pa.schema(
         ),
         _optional("width", pa.int32(), "pixels of the upright image"),
         _optional("height", pa.int32(), "pixels of the upright image"),
+        *_APPEARANCE,
         _field("model_id", pa.string(), "digest of the group's model; empty for `no_model`"),
         _field("scored_at", _UTC, "the run's time: one value for all of its rows"),
     ]
@@ -185,6 +203,7 @@ TRAINING_IMAGES = pa.schema(
         _optional("part", pa.string(), "images with the same one are taken for shots of one part"),
         _optional("part_score", pa.float32(), "its score without all images of its part"),
         _optional("part_peak", pa.float32(), "highest point of its smoothed map, likewise"),
+        *_APPEARANCE,
     ]
 )
 
@@ -273,8 +292,16 @@ DRIFT = pa.schema(
         ),
         _optional("brightness", pa.float64(), "mean grey level (0 to 255), less that in training"),
         _optional("sharpness", pa.float64(), "of edges, as a share of that in training"),
+        _field("parts", pa.int64(), "parts of the night that are compared, 256 at most"),
+        _field("trained_parts", pa.int64(), "parts that they are compared with, 1,000 at most"),
         _optional("p_value", pa.float64(), "how rarely a night without drift moves so far"),
         _optional("is_drift", pa.bool_(), "found by the test over all rows of the table"),
+        _optional(
+            "signals",
+            pa.list_(pa.string()),
+            "what shows it, of `brightness`, `sharpness`, `embedding` and `scores`; empty: no "
+            "drift; null: not tested",
+        ),
     ]
 )
 
@@ -287,6 +314,12 @@ TRAINED = pa.schema(
         _field("source_row", pa.int64(), "row in that file, from 0"),
         _field("source_version", pa.string(), "etag, or size and time, of that file"),
         _optional("sha256", pa.string(), "of the encoded file; null: not known"),
+        _optional("part", pa.string(), "images with the same one are taken for shots of one part"),
+        _optional(
+            "part_score", pa.float32(), "its score without all images of its part, of one model"
+        ),
+        # Of an ensemble, those of its first member's images, as that member sees them.
+        *_APPEARANCE,
     ]
 )
 

@@ -5,6 +5,7 @@ import logging
 from patchlake.pipeline.config import StorageSettings
 from patchlake.pipeline.driver.observer import Observer, Silent
 from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.lake.trained import copy_lists
 from patchlake.pipeline.score_table import compaction, parts
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.preflight import Preflight
@@ -52,4 +53,6 @@ def run(
         compaction.commit(table, after)
         compaction.settle(table)
     compaction.clear(table)
+    # What nights are compared with (`drift`).
+    copy_lists(source, table)
     return [file.name for file in changed]

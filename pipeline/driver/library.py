@@ -33,6 +33,7 @@ import pyarrow as pa
 from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import compact as _compact
 from patchlake.pipeline.driver import detector as _detector
+from patchlake.pipeline.driver import drift as _drift
 from patchlake.pipeline.driver import evaluate as _evaluate
 from patchlake.pipeline.driver import fit as _fit
 from patchlake.pipeline.driver import ingest as _ingest
@@ -398,6 +399,46 @@ def parts(
     found = _parts.run(_uri(scores), version, chosen)
     if out is not None:
         _parts.write(found, _uri(out), chosen)
+    return found
+
+
+def drift(
+    scores: Uri,
+    out: Uri | None = None,
+    *,
+    night: str | None = None,
+    version: str | None = None,
+    settings: Settings | None = None,
+) -> pa.Table:
+    """Return what each group's nights look like, and which of them drift (`tables.DRIFT`).
+
+    A night drifts if its parts are not as those that its model was trained on, in brightness,
+    sharpness, their short embedding, or scores. The test needs no law; of the nights that it finds
+    in a table 5 % have not changed, in expectation, at the most. No image and no model is read.
+
+    Args:
+        scores: The score table, or a compacted one.
+        out: A Parquet file that the same is written to, in one put.
+        night: The column that tells nights; else `dt`, `date`, `day` or `night`, where there is
+            one, or the day of `scored_at`.
+        version: As of `open_scores`.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: if there is no such table, version or column, or `out` is no name of a Parquet
+            file.
+        TableError: if a column is not what we write.
+
+    >>> nights = patchlake.drift("scores")
+    >>> nights.select(["group", "images", "unreadable"]).to_pydict()
+    {'group': ['brushed_plate', 'woven_cloth'], 'images': [22, 22], 'unreadable': [0, 0]}
+    """
+    chosen = _effective(settings)
+    if out is not None:
+        _parts.require_out(_uri(out), _uri(scores), chosen)
+    found = _drift.run(_uri(scores), version, chosen, night)
+    if out is not None:
+        _parts.write(found, _uri(out), chosen, _drift.KEY)
     return found
 
 

@@ -13,7 +13,7 @@ from patchlake.pipeline.driver.dataset import ScoreDataset, open_table, version_
 from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import by_piece
-from patchlake.pipeline.score_table.parquet import write_sorted
+from patchlake.pipeline.score_table.parquet import Order, write_sorted
 from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.folder import Folder, split_uri
 
@@ -68,22 +68,25 @@ def run(scores: str, version: str | None = None, settings: Settings | None = Non
     return found
 
 
-def write(parts: pa.Table, out: str, settings: Settings | None = None) -> str:
-    """Write pieces as one Parquet file, in one atomic put; return its full path.
+def write(
+    parts: pa.Table, out: str, settings: Settings | None = None, order: Order = by_piece.KEY
+) -> str:
+    """Write pieces, or nights, as one Parquet file, in one atomic put; return its full path.
 
-    Equal pieces give equal bytes.
+    Equal rows give equal bytes.
 
     Args:
         parts: As `run` returns them.
         out: Path or URI of the file; what is there is replaced.
         settings: Of which `storage` counts.
+        order: By which the rows are sorted; no two may be equal in it.
 
     Raises:
         ConfigError: if `out` is no name of a Parquet file, or storage refuses.
     """
     folder, name = _file(out, settings or Settings())
     sink = io.BytesIO()
-    write_sorted(parts, sink, by_piece.KEY)
+    write_sorted(parts, sink, order)
     try:
         folder.write(name, sink.getvalue())
     except StorageRefused as error:

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from patchlake.pipeline.config import Settings, StorageSettings
+from patchlake.pipeline.driver import drift
 from patchlake.pipeline.driver.dataset import open_table, version_of
 from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.images.geometry import Geometry
@@ -13,7 +14,7 @@ from patchlake.pipeline.report import page
 from patchlake.pipeline.report.chosen import Shown, read_shown
 from patchlake.pipeline.report.contents import GROUPS, Contents, details
 from patchlake.pipeline.report.facts import Facts, read_facts
-from patchlake.pipeline.report.overview import Drift, Overview
+from patchlake.pipeline.report.overview import Drift, Moved, Overview
 from patchlake.pipeline.report.maps import Maps
 from patchlake.pipeline.report.pictures import Gallery
 from patchlake.pipeline.report.pools import Row
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 # Pictures of other nights than that of the page.
 _EARLIER_WORST, _EARLIER_MISSES = 24, 6
 _ERRORS = 60
+# Groups and nights that are tested for drift: of each up to 1,024 images are held, with embeddings.
+_TESTED = 2_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def _contents(table: Folder, version: str, night: str | None, storage: StorageSe
             f"{table.root} has no night {shown(night)} (column {column}); its last one is "
             f"{shown(max(tally.nights))}"
         )
-    overview = Overview.of(tally, _drift(table, version, storage), facts.rate, night)
+    overview = Overview.of(tally, _drift(table, version, tally, storage), facts.rate, night)
     chosen = _Chosen.of(tally, overview.night)
     pictured = [*chosen.worst, *chosen.misses]
     images = read_shown(dataset, column, [*pictured, *chosen.errors], files)
@@ -149,9 +152,21 @@ def _drawn_with(facts: Facts) -> Maps:
     return Maps(Geometry(image.resize, image.crop), facts.models)
 
 
-def _drift(table: Folder, version: str, storage: StorageSettings) -> Drift:  # noqa: ARG001
-    """Return what the test for drift says of each group and night; nothing where there is none."""
-    return {}
+def _drift(table: Folder, version: str, tally: Tally, storage: StorageSettings) -> Drift:
+    """Return what `patchlake drift` says of each group and night; nothing of too many to test."""
+    if len(tally.cells) > _TESTED:
+        log.warning(
+            "%d groups and nights are too many to test for drift here; `patchlake drift` does it",
+            len(tally.cells),
+        )
+        return {}
+    # What nights are is told alike, so that rows meet.
+    rows = drift.run(table.root, version, Settings(storage=storage)).to_pylist()
+    return {
+        (row["group"], row["night"]): Moved(row["shift"], row["p_value"], row["is_drift"])
+        for row in rows
+        if row["p_value"] is not None
+    }
 
 
 def _home(table: Folder, storage: StorageSettings) -> Folder:

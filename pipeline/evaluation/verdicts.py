@@ -71,16 +71,19 @@ class Verdicts:
     _alone: list[int] = field(default_factory=lambda: [0] * 4)
     _parts: dict[str, list[int]] = field(default_factory=dict)
 
-    def add(self, part_id: str | None, *, is_flagged: bool, is_anomalous: bool) -> None:
-        """Count an image.
+    def add(
+        self, part_id: str | None, *, is_flagged: bool, is_anomalous: bool, images: int = 1
+    ) -> None:
+        """Count an image, or several.
 
         Args:
             part_id: Images with the same one are of one part; None: a part of its own.
             is_flagged: What the verdict says.
             is_anomalous: What the label says.
+            images: How many; without a `part_id` each is a part of its own.
         """
         counts = self._alone if part_id is None else self._parts.setdefault(part_id, [0] * 4)
-        counts[_PLACES[is_flagged, is_anomalous]] += 1
+        counts[_PLACES[is_flagged, is_anomalous]] += images
 
     @property
     def parts(self) -> int:

@@ -57,6 +57,9 @@ class Membership:
                 "sha256": images.sha256s,
                 "part_id": images.part_ids or none,
                 "thumbnail": list(map(b64decode, images.thumbnails)) if images.thumbnails else none,
+                "brightness": images.brightness or none,
+                "sharpness": images.sharpness or none,
+                "embedding": images.embeddings or none,
             }
             tables.append(_table(columns, count))
         return cls(pa.concat_tables(tables).combine_chunks())

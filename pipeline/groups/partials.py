@@ -87,6 +87,10 @@ class EmbeddedImages:
     thumbnails: list[str] = field(default_factory=list)
     # Of the usable images: `Interior.to_bytes` in base64; none where all of each image counts.
     interiors: list[str] = field(default_factory=list)
+    # Of the usable images: `images.appearance` and `features.summary`.
+    brightness: list[float] = field(default_factory=list)
+    sharpness: list[float] = field(default_factory=list)
+    embeddings: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         usable = Counter(self.statuses)["ok"]

@@ -130,6 +130,9 @@ def _copy(model: Folder, key: str, partials: str, folder: str, left: Sequence[in
         part_ids=_some(images.part_ids, left),
         thumbnails=_some(images.thumbnails, left),
         interiors=_some(images.interiors, left),
+        brightness=_some(images.brightness, left),
+        sharpness=_some(images.sharpness, left),
+        embeddings=_some(images.embeddings, left),
     )
     model.write(f"{partials}{folder}{key}.json", json.dumps(asdict(kept)).encode())
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     # It imports torch, which who evaluates never needs.
     from patchlake.pipeline.groups.member import Member
 
+_FOLDER, _LIST = "_models", ".arrow"
+_LOOKS = ("brightness", "sharpness", "embedding")
+# Not in lists of before they were kept.
+_COMPARED = ("part", "part_score", *_LOOKS)
 # Lists of images are small, behind the latency of an object store.
 _AT_ONCE = 16
 
@@ -48,13 +52,17 @@ def write_trained(
     Raises:
         ModelError: if a list of images is damaged, also where its copy is there.
     """
-    there = set(scores.names("_models"))
+    there = set(scores.names(_FOLDER))
     wanted = {digests[group] for group in groups if group in digests}
 
     def write(digest: str) -> None:
         # Groups of the same pictures have the same model, and then one list.
         sharing = sorted(group for group, other in digests.items() if other == digest)
-        tables = [_images(member, group) for group in sharing for member in members]
+        tables = [
+            _images(member, group, _compared(number, len(members)))
+            for group in sharing
+            for number, member in enumerate(members)
+        ]
         if _name(digest) not in there and all(table is not None for table in tables):
             sink = pa.BufferOutputStream()
             options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -66,12 +74,39 @@ def write_trained(
         list(pool.map(write, sorted(wanted)))
 
 
-def _images(member: "Member", group: str) -> pa.Table | None:
+def _compared(number: int, members: int) -> tuple[str, ...]:
+    """Return the columns of a member's images that scores are compared with by night.
+
+    An ensemble's scores are in another unit than a member's, and its images are embedded by the
+    first member.
+    """
+    if number:
+        return ()
+    return ("part", *_LOOKS) if members > 1 else ("part", "part_score", *_LOOKS)
+
+
+def _images(member: "Member", group: str, compared: Sequence[str]) -> pa.Table | None:
     images = load_images(member.model, member.manifest.groups[group])
     if images is None:
         return None
     roots = [step.images for step in member.manifest.lineage]
-    return with_roots(Membership.stored(images).present, roots).select(TRAINED.names).cast(TRAINED)
+    present = with_roots(Membership.stored(images).present, roots)
+    return _as_trained(present.drop_columns([n for n in _COMPARED if n not in compared]))
+
+
+def _as_trained(images: pa.Table) -> pa.Table:
+    """Return images as `TRAINED`; columns of which they say nothing are null.
+
+    Raises:
+        KeyError: if a column is missing that never may be.
+    """
+    columns = []
+    for field in TRAINED:
+        if field.name in _COMPARED and field.name not in images.column_names:
+            columns.append(pa.nulls(len(images), field.type))
+        else:
+            columns.append(images.column(field.name).cast(field.type))
+    return pa.Table.from_arrays(columns, schema=TRAINED)
 
 
 def read_trained(scores: Folder, model_id: str, lake: str) -> Known | None:
@@ -85,11 +120,25 @@ def read_trained(scores: Folder, model_id: str, lake: str) -> Known | None:
     Raises:
         ConfigError: if the list is damaged.
     """
+    found = trained_images(scores, model_id)
+    return None if found is None else Known.of(found, lake)
+
+
+def trained_images(scores: Folder, model_id: str) -> pa.Table | None:
+    """Return the images that a model was trained on, as `TRAINED`; None where that was not kept.
+
+    Args:
+        scores: The score table, or a compacted one.
+        model_id: As in its rows.
+
+    Raises:
+        ConfigError: if the list is damaged.
+    """
     name = _name(model_id)
     try:
         table = pa.ipc.open_file(scores.read(name)).read_all()
         table.validate(full=True)
-        return Known.of(table.select(TRAINED.names).cast(TRAINED), lake)
+        return _as_trained(table)
     except FileNotFoundError:
         return None
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
@@ -99,8 +148,16 @@ def read_trained(scores: Folder, model_id: str, lake: str) -> Known | None:
         ) from None
 
 
+def copy_lists(scores: Folder, target: Folder) -> None:
+    """Copy the lists that a table of the same rows does not have yet."""
+    there = set(target.names(_FOLDER))
+    for name in scores.names(_FOLDER):
+        if name not in there and name.endswith(_LIST):
+            target.write(name, scores.read(name))
+
+
 def _name(model_id: str) -> str:
-    return f"_models/{model_id}.arrow"
+    return f"{_FOLDER}/{model_id}{_LIST}"
 
 
 def is_known(

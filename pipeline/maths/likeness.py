@@ -8,10 +8,14 @@ different parts which are taken for one cost certainty: fewer parts promise less
 which are taken for several promise what does not hold: with a tenth in the place of a quarter, DN2
 calls 23 of 100 good tiles of other parts anomalous where 5 are promised, and with every photo a
 part of its own 36 (docs/benchmarks.md, "Verdicts").
+
+Of scored images there are no thumbnails, but short embeddings (`features.summary`). How near those
+of one part are is learned from the training images, whose parts are known; and as many embeddings
+are near each other by chance, only photos that are near each other in their file, too, are linked.
 """
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int, UInt8, UInt64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -25,6 +29,10 @@ _SAMPLED = 1_000
 # photos are not compared, as shots of one part lie near each other.
 _BLOCK = 2_048
 _BLOCKS_AHEAD = 8
+# Photos behind one, in their file, that may be shots of its part.
+_ROWS_AHEAD = 8
+# Of the distances between shots of one part, the share that is linked.
+_LINKED = 0.95
 
 
 def look_alikes(thumbnails: UInt8[np.ndarray, "images cells"]) -> Int[np.ndarray, " images"]:
@@ -44,6 +52,53 @@ def look_alikes(thumbnails: UInt8[np.ndarray, "images cells"]) -> Int[np.ndarray
         for other in range(begin, min(count, begin + (1 + _BLOCKS_AHEAD) * _BLOCK), _BLOCK):
             one, two = np.nonzero(_squared(block, standard[other : other + _BLOCK]) <= limit)
             first = _joined(first, one + begin, two + other)
+    return first
+
+
+def shot_distance(
+    embeddings: Float32[np.ndarray, "images width"], parts: Int[np.ndarray, " images"]
+) -> float:
+    """Return up to which distance embeddings are taken for those of one part.
+
+    That is how far apart 95 % of the shots of one part are, and at most a quarter of what images of
+    different parts typically are; 0 where no part has two shots.
+
+    Args:
+        embeddings: Of training images, in the order of their files.
+        parts: Of each image a number that tells its part.
+    """
+    within = [
+        np.linalg.norm(embeddings[ahead:] - embeddings[:-ahead], axis=1)[
+            parts[ahead:] == parts[:-ahead]
+        ]
+        for ahead in range(1, min(len(parts), _ROWS_AHEAD + 1))
+    ]
+    near = np.concatenate([np.empty(0, np.float32), *within])
+    _, some = np.unique(parts, return_index=True)
+    some = some[:: -(-len(some) // _SAMPLED)]
+    apart = _squared(embeddings[some], embeddings[some])[np.triu_indices(len(some), 1)]
+    if not len(near) or not len(apart):
+        return 0.0
+    return float(min(np.quantile(near, _LINKED), _ALIKE * np.sqrt(np.median(apart))))
+
+
+def consecutive_parts(
+    embeddings: Float32[np.ndarray, "images width"],
+    files: UInt64[np.ndarray, " images"],
+    limit: float,
+) -> Int[np.ndarray, " images"]:
+    """Return of each photo the number of the first one that is taken for a shot of its part.
+
+    Args:
+        embeddings: In the order of files and rows; NaN is like nothing.
+        files: Of each photo a number that tells its file.
+        limit: From `shot_distance`.
+    """
+    first = np.arange(len(embeddings))
+    for ahead in range(1, min(len(embeddings), _ROWS_AHEAD + 1)):
+        away = np.linalg.norm(embeddings[ahead:] - embeddings[:-ahead], axis=1)
+        linked = np.flatnonzero((away <= limit) & (files[ahead:] == files[:-ahead]))
+        first = _joined(first, linked, linked + ahead)
     return first
 
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from patchlake.pipeline.errors import ImageError
 from patchlake.pipeline.headway import Passed
+from patchlake.pipeline.images.appearance import appearance
 from patchlake.pipeline.images.decode import decode_mask, decode_picture, limits_of
-from patchlake.pipeline.images.geometry import Geometry, input_shape
+from patchlake.pipeline.images.geometry import Geometry, input_shape, split_inputs
 from patchlake.pipeline.images.interest import Interest, Painted, confine
 from patchlake.pipeline.images.pictures import Picture
 from patchlake.pipeline.lake.selection import Selection, select_rows
@@ -97,7 +98,13 @@ class Decode:
         sha256 = hashlib.sha256(content).hexdigest()
         interior = found.interior.to_bytes() if found.interior else None
         sizes = found.width, found.height
-        return _Outcome("ok", None, *sizes, found.pixels, found.photo, sha256, interior)
+        looks = appearance(self._first_input(found.pixels), found.interior)
+        return _Outcome("ok", None, *sizes, found.pixels, found.photo, sha256, interior, *looks)
+
+    def _first_input(self, pixels: np.ndarray) -> np.ndarray:
+        """Return what the first model sees of an image."""
+        first: np.ndarray = split_inputs(pixels[np.newaxis], self._geometries)[0][0]
+        return first
 
     def _interest(self, row: dict[str, object], group: str, picture: Picture) -> Interest | None:
         """Return what counts of an image; None: all. Raises `ImageError`."""
@@ -134,6 +141,9 @@ class _Outcome:
     sha256: str | None = None
     # `Interior.to_bytes`.
     interior: bytes | None = None
+    # `images.appearance`, of the first model's input.
+    brightness: float | None = None
+    sharpness: float | None = None
 
     @classmethod
     def failed(cls, status: str, error: str) -> "_Outcome":
@@ -153,6 +163,8 @@ def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
         ("photo", pa.large_binary()),
         ("sha256", pa.string()),
         ("interior", pa.binary()),
+        ("brightness", pa.float32()),
+        ("sharpness", pa.float32()),
     ):
         table = table.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))
     return table

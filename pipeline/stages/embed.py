@@ -4,20 +4,22 @@ import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from patchlake.pipeline.config import BackboneSettings, Scalar
 from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor, in_pieces
+from patchlake.pipeline.features.summary import SUMMARY, embedding_of, summary_of
 from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.headway import Passed, listener
 from patchlake.pipeline.images.thumbnails import thumbnail
 from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.shared.contract import Method
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.stages.batch import FragmentBatch, advance, result_of
@@ -46,9 +48,18 @@ class Embedder:
         storage = self.model.storage
         backbone = load_backbone(self.backbone, seed=self.seed, storage=storage)
         listener().waits("")
-        embed = partial(method.embed, seed=self.seed)
-        extractor = Extractor(backbone, embed)
+        extractor = Extractor(backbone, _EmbedAndSum(method, self.seed))
         return Embed(self, extractor, BlockThreads(extractor.threads(threads)))
+
+
+@dataclass(frozen=True)
+class _EmbedAndSum:
+    method: Method
+    seed: int
+
+    def __call__(self, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        embedded = self.method.embed(feature_maps, seed=self.seed)
+        return {**embedded, SUMMARY: summary_of(feature_maps)}
 
 
 class Embed:
@@ -74,16 +85,27 @@ class Embed:
             part_ids=used.column("part_id").to_pylist(),
             thumbnails=[b64encode(thumbnail(one).tobytes()).decode() for one in batch.array],
             interiors=[b64encode(one.to_bytes()).decode() for one in batch.interiors()],
+            brightness=used.column("brightness").to_pylist(),
+            sharpness=used.column("sharpness").to_pylist(),
         )
-        # The embeddings last: they are the marker of a finished fragment.
         name = f"{self._settings.partials}{batch.fragment.key}"
         model = self._settings.model
-        model.write(f"{name}.json", json.dumps(asdict(images)).encode())
-        passed = Passed("embed", batch.fragment.key)
-        write_per_image(model, f"{name}{EMBEDDINGS}", self._embedded(batch, passed))
+        write_per_image(model, f"{name}{EMBEDDINGS}", self._written(batch, images, name))
         return replace(batch, array=np.empty(0, np.float32))
 
-    def _embedded(self, batch: FragmentBatch, passed: Passed) -> Iterator[Arrays]:
+    def _written(self, batch: FragmentBatch, images: EmbeddedImages, name: str) -> Iterator[Arrays]:
+        """Yield the embeddings; write what they are of behind the last of them.
+
+        Their file is put when this has ended: it is the marker of a finished fragment.
+        """
+        seen: list[list[float]] = []
+        for arrays in self._embedded(batch, Passed("embed", batch.fragment.key)):
+            seen += embedding_of(arrays.pop(SUMMARY)).tolist()
+            yield arrays
+        whole = replace(images, embeddings=seen)
+        self._settings.model.write(f"{name}.json", json.dumps(asdict(whole)).encode())
+
+    def _embedded(self, batch: FragmentBatch, passed: Passed) -> Iterator[dict[str, np.ndarray]]:
         pixels, interiors = batch.array, batch.interiors()
         size = self._extractor.at_once(pixels.shape[1:3])
         # Each thread gets at least one batch of a slice.
@@ -92,5 +114,5 @@ class Embed:
             yield from self._threads.map(self._of_batch, in_pieces(some, own, size))
             passed(len(some))
 
-    def _of_batch(self, batch: tuple[np.ndarray, Sequence[Interior]]) -> Arrays:
+    def _of_batch(self, batch: tuple[np.ndarray, Sequence[Interior]]) -> dict[str, np.ndarray]:
         return self._extractor(*batch)

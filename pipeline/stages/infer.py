@@ -13,11 +13,13 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float32
 from torch import Tensor
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ModelError
 from patchlake.pipeline.features.extractor import Extractor, in_pieces, joined, on_host
+from patchlake.pipeline.features.summary import SUMMARY, embedding_of, summary_of
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.loading import load_group
 from patchlake.pipeline.groups.member import Member
@@ -34,7 +36,6 @@ from patchlake.pipeline.methods.shared.contract import (
     Method,
     Scores,
 )
-from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
@@ -104,6 +105,7 @@ class Scorer:
                 methods[number],
                 sorted(layers.index(layer) for layer in member.manifest.backbone.layers),
                 member.manifest.settings.seed,
+                number == 0,
             )
             for number, member in zip(numbers, members, strict=True)
         }
@@ -125,9 +127,13 @@ class _Embed:
     positions: Sequence[int]
     seed: int
 
+    # Whether it is the first of all members, by whose maps nights are compared.
+    is_first: bool
+
     def __call__(self, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
         own = [feature_maps[position] for position in self.positions]
-        return self.method.embed(own, seed=self.seed)
+        embedded = self.method.embed(own, seed=self.seed)
+        return {**embedded, SUMMARY: summary_of(own)} if self.is_first else embedded
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,17 @@ class _Trunk:
     members: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is made of some images."""
+
+    scores: Scores
+    # `features.summary`, of the first member.
+    summaries: Float32[np.ndarray, "images channels"]
+
+
 class Infer:
-    """Stage: adds `image_score` to the rows, and replaces pixels by anomaly maps."""
+    """Stage: adds `image_score` and `embedding` to the rows; replaces pixels by anomaly maps."""
 
     def __init__(
         self, scorer: Scorer, methods: Sequence[Method], trunks: Sequence[_Trunk], threads: int
@@ -177,16 +192,20 @@ class Infer:
     def _infer(self, batch: FragmentBatch) -> FragmentBatch:
         scores = np.empty(0, np.float32)
         maps = np.empty((0, 0, 0), np.float32)
+        embeddings: list[list[float]] = []
         if len(batch.array):
             passed = Passed("infer", batch.fragment.key)
-            found = self.score(batch.array, batch.fragment.group, passed, batch.interiors())
-            scores, grids = found.image_scores, found.anomaly_maps
+            found = self.seen(batch.array, batch.fragment.group, passed, batch.interiors())
+            scores, grids = found.scores.image_scores, found.scores.anomaly_maps
             maps = np.empty((len(scores), 0, 0), np.float32) if grids is None else grids
+            embeddings = embedding_of(found.summaries).tolist()
         is_ok = np.array([status == "ok" for status in batch.statuses()], bool)
         column = np.zeros(len(is_ok), np.float32)
         column[is_ok] = scores
         rows = batch.rows.append_column("image_score", pa.array(column, pa.float32(), mask=~is_ok))
-        return replace(batch, rows=rows, array=maps)
+        each = iter(embeddings)
+        whole = pa.array([next(each) if ok else None for ok in is_ok], pa.list_(pa.float32()))
+        return replace(batch, rows=rows.append_column("embedding", whole), array=maps)
 
     def score(
         self,
@@ -195,7 +214,17 @@ class Infer:
         passed: Passed,
         interiors: Sequence[Interior] = (),
     ) -> Scores:
-        """Return the scores of images as decode makes them, at least one.
+        """Return the scores of images; see `seen`."""
+        return self.seen(pixels, group, passed, interiors).scores
+
+    def seen(
+        self,
+        pixels: np.ndarray,
+        group: str,
+        passed: Passed,
+        interiors: Sequence[Interior] = (),
+    ) -> Seen:
+        """Return the scores and summaries of images as decode makes them, at least one.
 
         Maps have their lowest value inside in all places outside.
 
@@ -218,30 +247,38 @@ class Infer:
             ]
             return found[0] if len(found) == 1 else _together(found, calibrations)
 
-        def of_piece(piece: _Piece) -> Scores:
+        def of_piece(piece: _Piece) -> Seen:
             with self._trunks[0].extractor.own_queue():
-                scores = of_detectors(_scored, self._embed(piece))
+                members = self._embed(piece)
+                summary = {SUMMARY: members[0].pop(SUMMARY)}
+                scores = of_detectors(_scored, members)
+                # Last, so that nothing waits for the device before.
+                found = Seen(scores, on_host(summary)[SUMMARY])
             passed(len(piece[0]))
-            return scores
+            return found
+
+        def of_some(members: list[dict[str, np.ndarray]]) -> Seen:
+            summaries = members[0].pop(SUMMARY)
+            found = of_detectors(lambda detector, arrays: detector.score(arrays), members)
+            return Seen(found, summaries)
 
         # Products of numpy's BLAS are made in each thread, side by side.
         with on_one_thread():
             if any(method.scored_together for method in self._methods):
-                parts = [
-                    of_detectors(lambda detector, arrays: detector.score(arrays), some)
-                    for some in self._embedded(pixels, interiors, passed)
-                ]
+                parts = [of_some(some) for some in self._embedded(pixels, interiors, passed)]
             else:
                 parts = self._threads.map(of_piece, in_pieces(pixels, interiors, self._piece))
-        grids = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
+        found = [part.scores for part in parts]
+        grids = [one.anomaly_maps for one in found if one.anomaly_maps is not None]
         maps = np.concatenate(grids) if grids else None
         if maps is not None and interiors:
             maps = np.stack([one.within(grid) for one, grid in zip(interiors, maps, strict=True)])
-        return Scores(np.concatenate([part.image_scores for part in parts]), maps)
+        scores = Scores(np.concatenate([one.image_scores for one in found]), maps)
+        return Seen(scores, np.concatenate([part.summaries for part in parts]))
 
     def _embedded(
         self, pixels: np.ndarray, interiors: Sequence[Interior], passed: Passed
-    ) -> Iterator[list[Arrays]]:
+    ) -> Iterator[list[dict[str, np.ndarray]]]:
         """Yield each member's embeddings of as many images as are scored together."""
         begin, size = 0, self._piece
         while begin < len(pixels):
@@ -256,7 +293,7 @@ class Infer:
                 most = min(_TOGETHER, size * _EMBEDDED_BYTES // max(1, held))
                 size = max(1, most // self._piece) * self._piece
 
-    def _arrays(self, piece: "_Piece") -> list[Arrays]:
+    def _arrays(self, piece: "_Piece") -> list[dict[str, np.ndarray]]:
         with self._trunks[0].extractor.own_queue():
             return [on_host(tensors) for tensors in self._embed(piece)]
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patchlake.pipeline.driver.ingest import Ingested
     from patchlake.pipeline.driver.library import (
         compact,
+        drift,
         evaluate,
         fit,
         ingest,
@@ -82,6 +83,7 @@ __all__ = [
     "TableError",
     "WorkersLost",
     "compact",
+    "drift",
     "evaluate",
     "fit",
     "ingest",
@@ -99,8 +101,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact evaluate fit ingest load open_scores parts picture report score settings status "
-    "update withdraw"
+    "compact drift evaluate fit ingest load open_scores parts picture report score settings "
+    "status update withdraw"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "

@@ -1,0 +1,255 @@
+"""Rows of the score table by group and night: counts, scores, and some images to compare.
+
+Rows come in any order and cut, and the same rows give the same. Of a night's images those are kept
+that represent it: of images with a `part_id` one a part, and of others whole blocks of 32 rows of
+their file, as shots of one part lie near each other; of parts and blocks those with the smallest
+digest of their name, up to 1,024 images. So memory is 4 bytes a row, and at most 600 KB a group and
+night.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from patchlake.pipeline.errors import TableError
+
+# What is read of a row, beside its night. The last ones are not in tables of before.
+LOOKS = ("brightness", "sharpness", "embedding")
+COLUMNS = (
+    *("group", "status", "image_score", "p_value", "is_anomalous", "model_id"),
+    *("source_path", "source_row", "part_id", *LOOKS),
+)
+# Images of a night that are kept.
+_KEPT = 1_024
+# Rows of a file that are kept or not together.
+_BLOCK = 32
+# Whole numbers add up the same in any order: 2**-20 of a grey level, 2**34 of them in 62 bits.
+_UNIT = 2.0**20
+_KEY = ("group", "night", "model_id")
+
+
+@dataclass(frozen=True, order=True)
+class NightKey:
+    """What is counted together."""
+
+    group: str
+    night: str
+    model_id: str
+
+
+@dataclass
+class Night:
+    """What is known so far of one group and night."""
+
+    images: int = 0
+    # Rows without a score, but for those of a group without a model.
+    unreadable: int = 0
+    tested: int = 0
+    # Of images that have brightness and sharpness: how many, and their sums in `_UNIT`s.
+    measured: int = 0
+    _sums: list[int] = field(default_factory=lambda: [0, 0])
+    _scores: list[np.ndarray] = field(default_factory=list)
+    # part_id -> [alarms, other verdicts]; None: of all images without one.
+    verdicts: dict[str | None, list[int]] = field(default_factory=dict)
+    _kept: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def brightness(self) -> float | None:
+        """Mean over the images that have one."""
+        return self._sums[0] / _UNIT / self.measured if self.measured else None
+
+    @property
+    def sharpness(self) -> float | None:
+        """Mean over the images that have one."""
+        return self._sums[1] / _UNIT / self.measured if self.measured else None
+
+    def scores(self) -> np.ndarray:
+        """Return all image scores, float32, rising."""
+        return np.sort(np.concatenate([np.empty(0, np.float32), *self._scores]))
+
+    def add(self, rows: pa.Table) -> None:
+        """Count rows with `COLUMNS` but the key's, of which the last ones may be missing.
+
+        Raises:
+            TableError: if embeddings are of different lengths.
+        """
+        score = _floats(rows, "image_score")
+        scored = np.isfinite(score)
+        self.images += len(rows)
+        self.unreadable += int(_count(pc.not_equal(rows.column("status"), "no_model"), ~scored))
+        self.tested += int((scored & np.isfinite(_floats(rows, "p_value"))).sum())
+        self._scores.append(score[scored])
+        self._count_verdicts(rows)
+        looks = np.stack([_floats(rows, name) for name in LOOKS[:2]], axis=1)
+        known = np.isfinite(looks).all(axis=1)
+        self.measured += int(known.sum())
+        for at, total in enumerate(np.rint(looks[known] * _UNIT).astype(np.int64).sum(axis=0)):
+            self._sums[at] += int(total)
+        self._keep(rows, score, looks)
+
+    def _count_verdicts(self, rows: pa.Table) -> None:
+        said = rows.select(["part_id", "is_anomalous"]).filter(
+            rows.column("is_anomalous").is_valid()
+        )
+        counted = said.group_by(["part_id", "is_anomalous"], use_threads=False).aggregate(
+            [([], "count_all")]
+        )
+        for part, is_alarm, count in zip(*(c.to_pylist() for c in counted.columns), strict=True):
+            self.verdicts.setdefault(part, [0, 0])[0 if is_alarm else 1] += count
+
+    def _keep(self, rows: pa.Table, score: np.ndarray, looks: np.ndarray) -> None:
+        useful = np.isfinite(score) | np.isfinite(looks).all(axis=1)
+        if not useful.any():
+            return
+        found = _images(rows, score, looks)[useful]
+        if self._kept and self._kept[0].dtype != found.dtype:
+            widths = (some["embedding"].shape[1] for some in (self._kept[0], found))
+            raise TableError("embeddings of one group have {} and {} numbers".format(*widths))
+        self._kept.append(found)
+        if sum(map(len, self._kept)) >= 2 * _KEPT:
+            self._kept = [_thinned(np.concatenate(self._kept))]
+
+    def kept(self) -> np.ndarray | None:
+        """Return the images that represent the night, as `image_type`, by file and row."""
+        if not self._kept:
+            return None
+        found = _thinned(np.concatenate(self._kept))
+        return found[np.lexsort((found["mark"], found["row"], found["file"]))]
+
+
+def image_type(width: int) -> np.dtype:
+    """Return the type of an image that is kept, with an embedding of so many numbers.
+
+    `unit` is the digest of its part or block, `mark` of its place, `file` of its file.
+    """
+    whole = [(name, np.uint64) for name in ("unit", "mark", "file")]
+    measured = [(name, np.float32) for name in ("brightness", "sharpness", "score")]
+    return np.dtype(
+        [
+            *(*whole, ("row", np.int64), ("has_part", bool), *measured),
+            ("embedding", np.float32, (width,)),
+        ]
+    )
+
+
+def by_night(tables: Iterable[pa.Table]) -> dict[NightKey, Night]:
+    """Return what is known of each group and night, sorted.
+
+    Args:
+        tables: Rows with `COLUMNS`, of which the last ones may be missing, and `night`.
+
+    Raises:
+        TableError: if embeddings of one night are of different lengths.
+    """
+    found: dict[NightKey, Night] = {}
+    for rows in tables:
+        for key, some in _apart(rows):
+            found.setdefault(key, Night()).add(some)
+    return dict(sorted(found.items()))
+
+
+def marks_of(paths: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """Return a number for each place that is as good as random, and the same everywhere."""
+    return _mixed(_digests(paths) ^ _mixed(rows.astype(np.uint64)))
+
+
+def embeddings_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return embeddings (images, width), NaN where there is none; no width where none has one.
+
+    Raises:
+        TableError: if they are of different lengths.
+    """
+    array = column.combine_chunks()
+    lengths = pc.list_value_length(array)
+    widths = pc.unique(lengths.drop_null()).to_pylist()
+    if len(widths) > 1:
+        raise TableError(f"embeddings of one group have {widths[0]} and {widths[1]} numbers")
+    width = widths[0] if widths else 0
+    found = np.full((len(array), width), np.nan, np.float32)
+    # Of null lists nothing is among the values.
+    found[array.is_valid().to_numpy(zero_copy_only=False)] = (
+        array.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    )
+    return found
+
+
+def _apart(rows: pa.Table) -> Iterator[tuple[NightKey, pa.Table]]:
+    """Yield the rows of each group and night."""
+    if not len(rows):
+        return
+    # A night may be unknown, and is then its own.
+    coded = [rows.column(name).combine_chunks().dictionary_encode() for name in _KEY]
+    codes = np.stack([one.indices.to_numpy(zero_copy_only=False) for one in coded], axis=1)
+    kinds, kind = np.unique(codes, axis=0, return_inverse=True)
+    for number, places in enumerate(kinds.tolist()):
+        texts = (one.dictionary[at].as_py() for one, at in zip(coded, places, strict=True))
+        yield NightKey(*texts), rows.filter(pa.array(kind.ravel() == number))
+
+
+def _images(rows: pa.Table, score: np.ndarray, looks: np.ndarray) -> np.ndarray:
+    names = rows.column_names
+    embeddings = (
+        embeddings_of(rows.column("embedding"))
+        if "embedding" in names
+        else np.empty((len(rows), 0), np.float32)
+    )
+    found = np.empty(len(rows), image_type(embeddings.shape[1]))
+    files, numbers = _digests(rows.column("source_path")), rows.column("source_row").to_numpy()
+    parts = rows.column("part_id")
+    has_part = parts.is_valid().to_numpy()
+    block = _mixed(files ^ _mixed((numbers // _BLOCK).astype(np.uint64)))
+    found["unit"] = np.where(has_part, _digests(pc.fill_null(parts, "")), block)
+    found["mark"] = marks_of(rows.column("source_path"), numbers)
+    found["file"], found["row"], found["has_part"] = files, numbers, has_part
+    found["brightness"], found["sharpness"], found["score"] = looks[:, 0], looks[:, 1], score
+    found["embedding"] = embeddings
+    return found
+
+
+def _thinned(images: np.ndarray) -> np.ndarray:
+    """Return those that are kept: in the end the same, however they come."""
+    images = images[np.lexsort((images["mark"], images["unit"]))]
+    units = images["unit"]
+    is_first = np.append(True, units[1:] != units[:-1])
+    images = images[is_first | ~images["has_part"]]
+    if len(images) <= _KEPT:
+        return images
+    # Units are whole or left out: one that is left out now would be so in the end.
+    kept: np.ndarray = images[images["unit"] < images["unit"][_KEPT]]
+    return kept
+
+
+def _count(one: pa.ChunkedArray, other: np.ndarray) -> int:
+    return int((one.to_numpy() & other).sum())
+
+
+def _floats(rows: pa.Table, name: str) -> np.ndarray:
+    if name not in rows.column_names:
+        return np.full(len(rows), np.nan, np.float32)
+    values: np.ndarray = rows.column(name).cast(pa.float32()).to_numpy()
+    return values
+
+
+def _digests(texts: pa.ChunkedArray) -> np.ndarray:
+    coded = texts.combine_chunks().dictionary_encode()
+    digests = np.array([_digest(one) for one in coded.dictionary.to_pylist()], np.uint64)
+    found: np.ndarray = digests[coded.indices.to_numpy(zero_copy_only=False)]
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Return whole numbers of 64 bits well mixed: the end of splitmix64 (Steele et al., 2014)."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
