@@ -11,11 +11,12 @@ from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.photos import Photos
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.report import page
-from patchlake.pipeline.report.chosen import Shown, read_shown
+from patchlake.pipeline.report.chosen import read_shown
 from patchlake.pipeline.report.contents import GROUPS, Contents, details
 from patchlake.pipeline.report.facts import Facts, read_facts
-from patchlake.pipeline.report.overview import Drift, Moved, Overview
+from patchlake.pipeline.report.headline import short
 from patchlake.pipeline.report.maps import Maps
+from patchlake.pipeline.report.overview import Drift, Moved, Overview
 from patchlake.pipeline.report.pictures import Gallery
 from patchlake.pipeline.report.pools import Row
 from patchlake.pipeline.report.tally import Tally, read_tally
@@ -160,8 +161,12 @@ def _drift(table: Folder, version: str, tally: Tally, storage: StorageSettings) 
             len(tally.cells),
         )
         return {}
-    # What nights are is told alike, so that rows meet.
-    rows = drift.run(table.root, version, Settings(storage=storage)).to_pylist()
+    try:
+        # What nights are is told alike, so that rows meet.
+        rows = drift.run(table.root, version, Settings(storage=storage)).to_pylist()
+    except (ConfigError, OSError) as error:
+        log.warning("nothing is said of drift: %s", short(str(error), 300))
+        return {}
     return {
         (row["group"], row["night"]): Moved(row["shift"], row["p_value"], row["is_drift"])
         for row in rows

@@ -105,7 +105,9 @@ class _Scores(list[tuple[np.ndarray, np.ndarray]]):
         ]
 
 
-def _night(row: NightOfGroup, threshold: float | None) -> dict[str, float | int | str | bool | None]:
+def _night(
+    row: NightOfGroup, threshold: float | None
+) -> dict[str, float | int | str | bool | None]:
     quantiles = row.quantiles or (None,) * 5
     names = ("q05", "q25", "q50", "q75", "q95")
     shown: dict[str, float | int | str | bool | None] = {
@@ -174,7 +176,9 @@ def _scores() -> alt.LayerChart:
     }
     base = alt.Chart(_ROWS).encode(**where)
     others = base.mark_bar(color="@others", binSpacing=0).transform_filter("datum.kind == 'others'")
-    night = base.mark_bar(color="@night", opacity=0.75, binSpacing=1).transform_filter("datum.kind == 'night'")
+    night = base.mark_bar(color="@night", opacity=0.75, binSpacing=1).transform_filter(
+        "datum.kind == 'night'"
+    )
     rule = (
         alt.Chart(alt.NamedData(name="threshold"))
         .mark_rule(**_LIMIT)
@@ -205,7 +209,9 @@ def _spots() -> alt.Chart:
             ),
             y2="bottom:Q",
             color=alt.Color(
-                "n:Q", scale=alt.Scale(scheme="cividis", domainMin=0), title="defects",
+                "n:Q",
+                scale=alt.Scale(scheme="cividis", domainMin=0),
+                title="defects",
                 legend=alt.Legend(tickMinStep=1, format="d"),
             ),
             tooltip=[
@@ -228,9 +234,15 @@ def _quantiles() -> alt.LayerChart:
     ]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, tooltip=tooltip)
     scale = alt.Scale(zero=False)
-    wide = base.mark_rule(color="@whisker", strokeWidth=2).encode(y=alt.Y("q05:Q", title="score", scale=scale), y2="q95:Q")
-    narrow = base.mark_bar(color="@night", size=8, opacity=0.6).encode(y=alt.Y("q25:Q", scale=scale), y2="q75:Q")
-    middle = base.mark_tick(color="@ink", thickness=2, size=14).encode(y=alt.Y("q50:Q", scale=scale))
+    wide = base.mark_rule(color="@whisker", strokeWidth=2).encode(
+        y=alt.Y("q05:Q", title="score", scale=scale), y2="q95:Q"
+    )
+    narrow = base.mark_bar(color="@night", size=8, opacity=0.6).encode(
+        y=alt.Y("q25:Q", scale=scale), y2="q75:Q"
+    )
+    middle = base.mark_tick(color="@ink", thickness=2, size=14).encode(
+        y=alt.Y("q50:Q", scale=scale)
+    )
     limit = base.mark_line(**_LIMIT).encode(y=alt.Y("threshold:Q", scale=scale))
     return wide + narrow + middle + limit
 
@@ -259,5 +271,11 @@ def _rates(name: str, title: str, limit: str | None) -> alt.LayerChart:
 def _shift() -> alt.LayerChart:
     tooltip = [alt.Tooltip("night:O"), alt.Tooltip("shift:Q", format=".3g"), alt.Tooltip("drift:N")]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, y=alt.Y("shift:Q", title="shift"), tooltip=tooltip)
-    found = base.transform_filter("datum.drift").mark_point(color="@limit", filled=True, size=120, shape="triangle-up")
-    return base.mark_line(color="@night", strokeWidth=1.5) + base.mark_point(color="@night", filled=True, size=40) + found
+    found = base.transform_filter("datum.drift").mark_point(
+        color="@limit", filled=True, size=120, shape="triangle-up"
+    )
+    return (
+        base.mark_line(color="@night", strokeWidth=1.5)
+        + base.mark_point(color="@night", filled=True, size=40)
+        + found
+    )

@@ -65,9 +65,7 @@ class Contents:
         return counted[:_STATUSES], max(0, len(counted) - _STATUSES)
 
 
-def details(
-    overview: Overview, facts: Facts, peaks: Mapping[int, np.ndarray]
-) -> list[Detail]:
+def details(overview: Overview, facts: Facts, peaks: Mapping[int, np.ndarray]) -> list[Detail]:
     """Return the groups that have charts.
 
     Args:

@@ -1,7 +1,7 @@
 """What happened in the night that the page is of, in words."""
 
 from patchlake.pipeline.report.overview import Overview, Rate, rate_of
-from patchlake.pipeline.shown import printable
+from patchlake.pipeline.shown import printable, without_secrets
 
 # Groups that are named.
 _NAMED = 3
@@ -98,8 +98,8 @@ def percent(share: float) -> str:
 
 
 def short(text: str, longest: int) -> str:
-    """Return a stranger's text on one line, without what cannot be seen, and not too long."""
-    line = printable(text)
+    """Return a stranger's text on one line, without what cannot be seen or is secret, and short."""
+    line = printable(without_secrets(text))
     if len(line) <= longest:
         return line
     tail = longest // 3

@@ -41,7 +41,9 @@ def _of_model(model: Model) -> Iterator[tuple[str, str]]:
     manifest = model.manifest
     if manifest is None:
         return
-    options = (f"{name} {value}" for name, value in manifest.method_options.items() if value is not None)
+    options = (
+        f"{name} {value}" for name, value in manifest.method_options.items() if value is not None
+    )
     yield "Method", f"{manifest.method}: {', '.join(options)}"
     network = manifest.backbone
     layers = ", ".join(map(str, network.layers))

@@ -105,9 +105,7 @@ class Overview:
         """Return what is said of some groups and nights, which have rows."""
         cells = [self.tally.cells[self._place(*one)] for one in wanted]
         alarms = _rates([c.alarms for c in cells], [c.judged for c in cells])
-        unreadable = _rates(
-            [c.unreadable for c in cells], [c.images - c.no_model for c in cells]
-        )
+        unreadable = _rates([c.unreadable for c in cells], [c.images - c.no_model for c in cells])
         return [
             NightOfGroup(
                 *(group, night, cell, of_alarms, of_unreadable),

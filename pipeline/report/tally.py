@@ -110,9 +110,7 @@ class Tally:
         for place, status in zip(group[seen.failed], seen.statuses, strict=True):
             self.statuses[int(place), status] += 1
         at = np.flatnonzero(seen.is_scored)
-        self._scores.add(
-            self._cell_keys(group[at], of_night[at]) | counts.buckets(seen.score[at])
-        )
+        self._scores.add(self._cell_keys(group[at], of_night[at]) | counts.buckets(seen.score[at]))
         self._measure(group, seen)
         self._spots.add(_spots(rows, group))
         self._rank(rows, seen, (group, of_night, files))

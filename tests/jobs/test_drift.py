@@ -281,9 +281,7 @@ def test_ray_and_local_write_the_same_bytes(
     assert library.drift(again).equals(library.drift(table))
 
 
-def test_what_is_measured_of_an_image_hangs_on_it_alone(
-    lake: Path, table: Path, tmp_path: Path
-):
+def test_what_is_measured_of_an_image_hangs_on_it_alone(lake: Path, table: Path, tmp_path: Path):
     """Other fragments, and so other images beside it, and more threads change no bit."""
     settings = _settings(fragment_images=7, workers=3)
     other = _scored(lake, tmp_path, settings)

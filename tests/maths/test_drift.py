@@ -151,7 +151,9 @@ def test_what_is_not_known_is_not_tested():
     found = compared(replace(one, scores=unknown), two)
     assert set(found.p_values) == {"brightness", "sharpness", "embedding"}
     higher = replace(one, scores=one.scores + 2 * two.scores.std())
-    bare = replace(higher, brightness=unknown, sharpness=unknown, embeddings=np.empty((len(unknown), 0)))
+    bare = replace(
+        higher, brightness=unknown, sharpness=unknown, embeddings=np.empty((len(unknown), 0))
+    )
     found = compared(bare, two)
     assert (set(found.p_values), found.shift) == ({"scores"}, None)
     # Fewer tests to pay for.
@@ -203,7 +205,9 @@ def test_drifting_nights_are_those_of_benjamini_and_yekutieli(p_values):
     is_drift, largest = drifting(p)
     harmonic = sum(1 / k for k in range(1, len(p) + 1))
     ordered = np.sort(p)
-    below = [k for k in range(1, len(p) + 1) if ordered[k - 1] <= drift.RATE * k / len(p) / harmonic]
+    below = [
+        k for k in range(1, len(p) + 1) if ordered[k - 1] <= drift.RATE * k / len(p) / harmonic
+    ]
     expected = ordered[below[-1] - 1] if below else 0.0
     assert largest == pytest.approx(expected)
     assert is_drift.tolist() == [bool(below) and one <= expected for one in p_values]

@@ -56,8 +56,14 @@ def _part(root: Path, night: str, group: str, rng: np.random.Generator) -> None:
 def _region(rng: np.random.Generator) -> dict[str, object]:
     x, y = int(rng.integers(0, 70)), int(rng.integers(0, 30))
     return {
-        **{"x": x, "y": y, "width": 10, "height": 10, "area": 100, "peak": 3.0},
-        **{"centre_x": x + 4.0, "centre_y": y + 6.0},
+        "x": x,
+        "y": y,
+        "width": 10,
+        "height": 10,
+        "area": 100,
+        "peak": 3.0,
+        "centre_x": x + 4.0,
+        "centre_y": y + 6.0,
     }
 
 
