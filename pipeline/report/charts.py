@@ -13,6 +13,7 @@ import altair as alt
 import numpy as np
 
 from patchlake.pipeline.report import counts
+from patchlake.pipeline.report.headline import short
 from patchlake.pipeline.report.overview import NightOfGroup, Overview
 
 # Of the chart of scores.
@@ -21,7 +22,8 @@ _BARS = 40
 NIGHTS = 60
 
 # One row of a chart: name -> number or text.
-Numbers = list[dict[str, float | int | str | bool | None]]
+Number = dict[str, float | int | str | bool | None]
+Numbers = list[Number]
 
 
 class GroupCharts(NamedTuple):
@@ -105,13 +107,11 @@ class _Scores(list[tuple[np.ndarray, np.ndarray]]):
         ]
 
 
-def _night(
-    row: NightOfGroup, threshold: float | None
-) -> dict[str, float | int | str | bool | None]:
+def _night(row: NightOfGroup, threshold: float | None) -> Number:
     quantiles = row.quantiles or (None,) * 5
     names = ("q05", "q25", "q50", "q75", "q95")
-    shown: dict[str, float | int | str | bool | None] = {
-        "night": row.night,
+    shown: Number = {
+        "night": short(row.night, 40),
         "images": row.cell.images,
         "anomalous": row.cell.alarms,
         "threshold": _short(threshold),
@@ -155,6 +155,8 @@ def _plain(chart: alt.LayerChart | alt.Chart) -> dict[str, Any]:
 _ROWS = alt.NamedData(name="rows")
 _PERCENT = alt.Axis(format=".1%", tickCount=4)
 _LIMIT: dict[str, Any] = {"color": "@limit", "strokeWidth": 2, "strokeDash": [5, 3]}
+_WHISKER: dict[str, Any] = {"color": "@whisker", "strokeWidth": 2}
+_SEEN: dict[str, Any] = {"color": "@night", "filled": True, "size": 40}
 _AT_NIGHT = alt.X(
     *("night:O",),
     title=None,
@@ -234,7 +236,7 @@ def _quantiles() -> alt.LayerChart:
     ]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, tooltip=tooltip)
     scale = alt.Scale(zero=False)
-    wide = base.mark_rule(color="@whisker", strokeWidth=2).encode(
+    wide = base.mark_rule(**_WHISKER).encode(
         y=alt.Y("q05:Q", title="score", scale=scale), y2="q95:Q"
     )
     narrow = base.mark_bar(color="@night", size=8, opacity=0.6).encode(
@@ -259,10 +261,10 @@ def _rates(name: str, title: str, limit: str | None) -> alt.LayerChart:
         alt.Tooltip("images:Q"),
     ]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, tooltip=tooltip)
-    interval = base.mark_rule(color="@whisker", strokeWidth=2).encode(
+    interval = base.mark_rule(**_WHISKER).encode(
         y=alt.Y(f"{name}_low:Q", title=title, axis=_PERCENT), y2=f"{name}_high:Q"
     )
-    layers = [interval, base.mark_point(color="@night", filled=True, size=40).encode(y=f"{name}:Q")]
+    layers = [interval, base.mark_point(**_SEEN).encode(y=f"{name}:Q")]
     if limit is not None:
         layers.append(base.mark_line(**_LIMIT).encode(y=f"{limit}:Q"))
     return alt.layer(*layers)
@@ -274,8 +276,4 @@ def _shift() -> alt.LayerChart:
     found = base.transform_filter("datum.drift").mark_point(
         color="@limit", filled=True, size=120, shape="triangle-up"
     )
-    return (
-        base.mark_line(color="@night", strokeWidth=1.5)
-        + base.mark_point(color="@night", filled=True, size=40)
-        + found
-    )
+    return base.mark_line(color="@night", strokeWidth=1.5) + base.mark_point(**_SEEN) + found

@@ -5,6 +5,8 @@ from patchlake.pipeline.shown import printable, without_secrets
 
 # Groups that are named.
 _NAMED = 3
+# Per cent that are told apart from none.
+_SMALLEST = 0.01
 
 
 def sentences(overview: Overview) -> list[str]:
@@ -92,8 +94,8 @@ def _counted(number: int, thing: str) -> str:
 def percent(share: float) -> str:
     """Return a share as per cent, with two digits where it is small."""
     value = 100 * share
-    if value and value < 0.01:
-        return "less than 0.01 %"
+    if 0 < value < _SMALLEST:
+        return f"less than {_SMALLEST} %"
     return f"{value:.2f} %" if value < 1 else f"{value:.1f} %"
 
 

@@ -11,7 +11,7 @@ _RUNS = 3
 
 
 def listed(facts: Facts) -> list[tuple[str, str]]:
-    """Return what is said of the runs and models; nothing of it changes with the time of reading."""
+    """Return what is said of the runs and models; the same whenever it is read."""
     return [*_of_runs(facts), *(pair for model in facts.models for pair in _of_model(model))]
 
 
@@ -26,7 +26,7 @@ def _of_runs(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "Promised rate of false alarms", percent(newest.settings.verdict.false_alarm_rate)
     yield "Heatmaps of", newest.settings.score.heatmaps
     resize = newest.settings.image.resize
-    size = f"{resize}" if isinstance(resize, int) else " × ".join(map(str, resize))
+    size = f"{resize}" if isinstance(resize, int) else " by ".join(map(str, resize))
     crop = newest.settings.image.crop
     yield "Model input", f"{size} pixels" + (f", {crop} in the middle" if crop else "")
     for run in list(reversed(facts.runs))[:_RUNS]:
@@ -41,9 +41,8 @@ def _of_model(model: Model) -> Iterator[tuple[str, str]]:
     manifest = model.manifest
     if manifest is None:
         return
-    options = (
-        f"{name} {value}" for name, value in manifest.method_options.items() if value is not None
-    )
+    chosen = {n: value for n, value in manifest.method_options.items() if value is not None}
+    options = (f"{name} {value}" for name, value in chosen.items())
     yield "Method", f"{manifest.method}: {', '.join(options)}"
     network = manifest.backbone
     layers = ", ".join(map(str, network.layers))

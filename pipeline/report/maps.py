@@ -113,7 +113,7 @@ class Maps:
 
 
 def _map_of(row: Mapping[str, object]) -> AnomalyMap | None:
-    """Return a row's map; None where it is not of the size that it says, or the image's is unknown."""
+    """Return a row's map; None where it is not of the size that it says, or has no image's."""
     grid = tuple(row[name] for name in ("map_height", "map_width"))
     size = tuple(row[name] for name in ("width", "height"))
     if not all(isinstance(number, int) and number > 0 for number in (*grid, *size)):

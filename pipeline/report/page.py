@@ -8,7 +8,7 @@ from anywhere, and has no `eval`: Vega's expressions are interpreted (`ast`).
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -117,7 +117,8 @@ def _notes(contents: Contents, judged: int) -> dict[str, str]:
     failed = sum(contents.overview.tally.statuses.values())
     return {
         "worst_note": (
-            f"The {len(worst)} that stand out most, {by}; a dozen of each group before more of any. "
+            f"The {len(worst)} that stand out most, {by}; a dozen of each group come before more "
+            "of any. "
             "Boxes are the regions that the table lists; colour is how anomalous a place is."
             + (several if len(contents.overview.nights) > 1 else "")
             if worst
@@ -132,8 +133,8 @@ def _notes(contents: Contents, judged: int) -> dict[str, str]:
         "detail_note": (
             "Blue is the night of this page."
             if groups <= GROUPS
-            else f"The {GROUPS} groups that matter most, of {groups:,}: those that drift, have more "
-            "alarms than promised, or the most alarms come first."
+            else f"The {GROUPS} groups that matter most, of {groups:,}: those that drift or have "
+            "more alarms than promised come first, and then those with the most alarms."
         ),
         "errors_note": f"{len(contents.errors)} of {failed:,} are listed.",
     }
@@ -150,7 +151,7 @@ def _json(contents: Contents) -> Markup:
     return Markup(text)  # noqa: S704 - it has neither `<` nor `&`
 
 
-def _policy(scripts: Any) -> str:
+def _policy(scripts: Iterable[str]) -> str:
     digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -163,7 +164,8 @@ def _policy(scripts: Any) -> str:
 def _library() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script."""
     script: str = vl_convert.javascript_bundle()
-    assert "</script" not in script.lower() and "<!--" not in script
+    assert "</script" not in script.lower()
+    assert "<!--" not in script
     return script
 
 

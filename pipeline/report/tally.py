@@ -199,7 +199,7 @@ class _Seen:
             excess(score, threshold),
             is_scored,
             is_judged,
-            is_judged & pc.fill_null(verdict, False).to_numpy(zero_copy_only=False),
+            is_judged & pc.equal(verdict.cast(pa.int8()).fill_null(0), 1).to_numpy(),
             pc.equal(status, "no_model").to_numpy(),
             failed,
             status.take(pa.array(failed)).to_pylist(),
