@@ -96,7 +96,8 @@ def percent(share: float) -> str:
     value = 100 * share
     if 0 < value < _SMALLEST:
         return f"less than {_SMALLEST} %"
-    return f"{value:.2f} %" if value < 1 else f"{value:.1f} %"
+    digits = 2 if value < 1 else 1
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".") + " %" if value else "0 %"
 
 
 def short(text: str, longest: int) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from patchlake.pipeline.report.facts import Facts, Model
 from patchlake.pipeline.report.headline import percent
-from patchlake.pipeline.shown import without_secrets
+from patchlake.pipeline.shown import counted, without_secrets
 
 # Runs of the version that are named.
 _RUNS = 3
@@ -50,6 +50,6 @@ def _of_model(model: Model) -> Iterator[tuple[str, str]]:
     yield "Weights (SHA-256)", network.weights_sha256
     yield "Model made", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC by run {manifest.run}"
     images = sum(group.images for group in manifest.groups.values())
-    yield "Trained on", f"{images:,} images of {len(manifest.groups):,} groups"
+    yield "Trained on", f"{counted(images, 'images')} of {counted(len(manifest.groups), 'groups')}"
     yield "Steps since the fit", f"{max(0, len(manifest.lineage) - 1)}"
     yield "Libraries", ", ".join(f"{name} {number}" for name, number in manifest.libraries.items())

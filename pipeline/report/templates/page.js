@@ -55,6 +55,27 @@
   system.addEventListener("change", themed);
   themed();
 
+  // Of pictures a dozen, until more are asked for; on paper all.
+  const FIRST = 12;
+  const fold = () => {
+    for (const cards of all(".cards")) {
+      const wanted = all(".card", cards).filter((card) => !card.hidden);
+      const more = cards.parentElement.querySelector(".more");
+      const kept = more.dataset.open ? wanted.length : FIRST;
+      wanted.forEach((card, place) => card.classList.toggle("beyond", place >= kept));
+      more.hidden = wanted.length <= kept;
+      more.textContent = `Show ${wanted.length - kept} more`;
+    }
+  };
+  for (const more of all(".more")) {
+    more.addEventListener("click", () => {
+      const next = all(".card.beyond", more.parentElement)[0];
+      more.dataset.open = "yes";
+      fold();
+      next.querySelector("button").focus();
+    });
+  }
+
   // The filter: what has no night is of all nights.
   const items = all(".item");
   const words = new Map(items.map((item) => [item, item.textContent.toLowerCase()]));
@@ -69,6 +90,7 @@
         (wanted && !item.classList.contains("group") && !words.get(item).includes(wanted)) ||
         (wanted && item.classList.contains("group") && !ofGroup.toLowerCase().includes(wanted) && !group));
     }
+    fold();
     for (const section of all("section")) {
       const within = all(".item", section);
       const empty = section.querySelector(".empty");
@@ -98,6 +120,7 @@
     const by = one("order").value;
     const keys = { excess: (c) => -Number(c.dataset.excess), p: (c) => Number(c.dataset.p), group: (c) => c.dataset.group };
     for (const cards of all(".cards")) { cards.append(...order(all(".card", cards), keys[by], false)); }
+    fold();
   });
   for (const table of all("table.sorted")) {
     const heads = all("thead th", table);
