@@ -28,7 +28,7 @@ VERBS = {
     "facts.",
     "drift": "Say which nights of SCORES are not as the images that their model was trained on.",
     "picture": "Write one heatmap of a score table to a file of its own.",
-    "demo": "Make synthetic product images, then ingest, fit, score and evaluate them.",
+    "demo": "Make synthetic product images, then ingest, fit, score, evaluate and report on them.",
 }
 _IN_ORDER = 5
 

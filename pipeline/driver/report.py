@@ -155,6 +155,9 @@ def _drawn_with(facts: Facts) -> Maps:
 
 def _drift(table: Folder, version: str, tally: Tally, storage: StorageSettings) -> Drift:
     """Return what `patchlake drift` says of each group and night; nothing of too many to test."""
+    if not table.folders("_models"):
+        # Nothing is kept to compare nights with.
+        return {}
     if len(tally.cells) > _TESTED:
         log.warning(
             "%d groups and nights are too many to test for drift here; `patchlake drift` does it",
