@@ -24,11 +24,13 @@ VERBS = {
     "withdraw": "Take images out of a model, without fitting it again.",
     "compact": "Write the rows of SCORES into fewer, larger, sorted files of DEST.",
     "parts": "Give one verdict for each part_id of SCORES, from all its images.",
+    "report": "Write one page of SCORES to look at: what happened, the worst images, charts and "
+    "facts.",
     "drift": "Say which nights of SCORES are not as the images that their model was trained on.",
     "worst": "Show the worst images of SCORES, and draw them on one sheet.",
     "review": "Decide on images of SCORES, on a page in the browser; decisions go to REVIEWS.",
     "picture": "Write one heatmap of a score table to a file of its own.",
-    "demo": "Make synthetic product images, then ingest, fit, score and evaluate them.",
+    "demo": "Make synthetic product images, then ingest, fit, score, evaluate and report on them.",
 }
 _IN_ORDER = 5
 

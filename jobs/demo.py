@@ -1,4 +1,4 @@
-"""demo: the whole way on synthetic products, from a folder of pictures to a table of metrics."""
+"""demo: the whole way on synthetic products, from a folder of pictures to metrics and a page."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from patchlake.jobs import evaluate, fit, ingest, options, score
+from patchlake.jobs import evaluate, fit, ingest, options, report, score
 from patchlake.jobs.console import log, say
 from patchlake.pipeline.errors import ConfigError
 
@@ -26,7 +26,7 @@ def demo(
     runner: options.RunnerChoice = "auto",
     address: options.Address = None,
 ) -> None:
-    """Make synthetic product images, then ingest, fit, score and evaluate them."""
+    """Make synthetic product images, then ingest, fit, score, evaluate and report on them."""
     from patchlake.pipeline.images.synthetic import write_products
 
     execution = options.execution(runner, address).chosen(_IMAGES)
@@ -56,6 +56,8 @@ def demo(
         )
         evaluate.evaluate(images, scores)
     _show_paths(folder, scores)
+    # Its path is the last line.
+    report.report(scores, str(folder / "report.html"))
 
 
 def _show_paths(folder: Path, scores: str) -> None:

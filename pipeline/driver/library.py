@@ -26,6 +26,7 @@ small settings without a download, which models and scores keep:
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -61,6 +62,9 @@ from patchlake.pipeline.record.runs import Summary
 from patchlake.pipeline.score_table.ranking import RowOrder
 from patchlake.pipeline.sources.sources import Arrangement, Layout
 from patchlake.pipeline.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from patchlake.pipeline.driver.report import Report
 
 # A folder or file: a path, or a URI of whatever storage is known.
 Uri = str | os.PathLike[str]
@@ -592,6 +596,40 @@ def worst(
     if out is not None:
         _worst.write(found, _uri(scores), _uri(out), chosen)
     return found
+
+
+def report(
+    scores: Uri,
+    out: Uri,
+    *,
+    version: str | None = None,
+    night: str | None = None,
+    settings: Settings | None = None,
+) -> "Report":
+    """Write one page of HTML that says what a score table holds, for people to look at.
+
+    It needs no network and no other file, and is under 10 MB: `docs/report.md` says what is on it.
+    Memory grows with the groups and nights, not with the images.
+
+    Args:
+        scores: The score table, or a compacted one.
+        out: The page, a file or URI that ends with `.html`; what is there is replaced.
+        version: As of `open_scores`.
+        night: The night that it is of: a value of the hive key `dt`, `date`, `day` or `night`, or
+            else a day of `scored_at`. The last one if absent.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: if there is no such table, version or night, or `out` is no name of a page.
+
+    >>> patchlake.report("scores", "scores.html").images
+    44
+    """
+    # Imported here: charts and templates take a second, for which no other verb has a use.
+    from patchlake.pipeline.driver import report as reporting
+
+    chosen = _effective(settings)
+    return reporting.run(_uri(scores), _uri(out), version=version, night=night, settings=chosen)
 
 
 def load(

@@ -123,6 +123,7 @@ def plan_score(
         version=version,
         started_at=settings.score.scored_at or runs.now(),
         settings=settings,
+        models=tuple(member.model.root for member in members),
     )
     extra = extra_schema(lake, plan.every, settings.columns)
     source = Source(

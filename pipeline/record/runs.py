@@ -59,6 +59,8 @@ class RunRecord(BaseModel):
     version: str
     started_at: AwareDatetime
     settings: RecordedSettings
+    # Folders of the models that a score is by. Records of before it was kept have none.
+    models: tuple[str, ...] = ()
 
 
 class Summary(BaseModel):

@@ -194,8 +194,9 @@ def embeddings_of(column: pa.ChunkedArray) -> np.ndarray:
     if width == 0:
         return found
     # Of null lists nothing is among the values.
+    valid = array.drop_null()
     found[array.is_valid().to_numpy(zero_copy_only=False)] = (
-        array.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        valid.flatten().to_numpy(zero_copy_only=False).reshape(len(valid), width)
     )
     return found
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         open_scores,
         parts,
         picture,
+        report,
         review,
         score,
         settings,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         worst,
     )
     from patchlake.pipeline.driver.observer import Observer
+    from patchlake.pipeline.driver.report import Report
     from patchlake.pipeline.driver.status import RunStatus
     from patchlake.pipeline.driver.worst import Worst
     from patchlake.pipeline.errors import (
@@ -77,6 +79,7 @@ __all__ = [
     "ModelError",
     "Observer",
     "PatchlakeError",
+    "Report",
     "Reviewed",
     "RunStatus",
     "ScoredImage",
@@ -97,6 +100,7 @@ __all__ = [
     "open_scores",
     "parts",
     "picture",
+    "report",
     "review",
     "score",
     "settings",
@@ -107,8 +111,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact drift evaluate fit ingest load open_scores parts picture review score settings status "
-    "update withdraw worst"
+    "compact drift evaluate fit ingest load open_scores parts picture report review score settings "
+    "status update withdraw worst"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
@@ -123,6 +127,7 @@ _HOMES = {
     "driver.evaluate": "Metrics",
     "driver.ingest": "Ingested",
     "driver.observer": "Observer",
+    "driver.report": "Report",
     "driver.status": "RunStatus",
     "driver.worst": "Worst",
     "model_store.models": "Manifest",

@@ -26,6 +26,8 @@ def test_it_finds_the_defects_that_it_draws(tmp_path: Path, patchlake, monkeypat
         assert f"{metrics['image_auroc']:.3f}" in result.out
     for metrics in _in_float32(demo, tmp_path).values():
         assert metrics["image_auroc"] > 0.95
+    assert result.out.splitlines()[-1] == str(demo / "report.html")
+    assert (demo / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
     named = re.findall(rf"{demo}\S+\.jpg", result.out)
     assert len(named) == 10
     for name in named:
