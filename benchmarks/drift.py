@@ -31,6 +31,8 @@ _SIZES = (20, 50, 100)
 _OTHERS = 29
 # Images of each half that are changed.
 _CHANGED = 300
+# Of the other product.
+_FOREIGN = 40
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -144,7 +146,7 @@ def _write_photos(source: Path, other: Path, work: Path) -> None:
                 lines[1 - half].append(f"{path},train,good,training,{parts[number]}")
     bad = sorted(p for p in (source / "test").glob("*/*") if p.parent.name != "good")
     more = [(_DEFECTIVE, path) for path in bad]
-    more += [(_OTHER, path) for path in sorted((other / "train/good").iterdir())]
+    more += [(_OTHER, path) for path in sorted((other / "train/good").iterdir())[:_FOREIGN]]
     for at, (kind, path) in enumerate(more):
         target = work / "photos" / kind / f"{at:04}{path.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
