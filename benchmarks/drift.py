@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("products", nargs=2, metavar="NAME=FOLDER")
     parser.add_argument("--sizes", nargs="+", type=int, default=_SIZES)
     parser.add_argument("--nights", type=int, default=200)
+    parser.add_argument("--halves", type=int, choices=(1, 2), default=2)
     parser.add_argument("--part-id", action="store_true", help="The scores name the parts.")
     arguments = parser.parse_args()
     (name, source), (_, other) = (one.split("=", 1) for one in arguments.products)
@@ -109,12 +110,12 @@ def main() -> None:
     _write_photos(Path(source), Path(other), work)
     p_values: dict[tuple[str, int], list[float]] = {}
     shifts: dict[tuple[str, int], list[float]] = {}
-    for half in (0, 1):
+    for half in range(arguments.halves):
         scores = _scored(work, half)
         kinds, rows = _rows(scores)
         for size in arguments.sizes:
             rng = np.random.default_rng(size)
-            for kind, some in _kinds(kinds, rows, size, arguments.nights // 2, rng):
+            for kind, some in _kinds(kinds, rows, size, arguments.nights // arguments.halves, rng):
                 nights = _nights(
                     work / f"nights-{half}", scores, some, has_part_id=arguments.part_id
                 )
