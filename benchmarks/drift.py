@@ -31,6 +31,8 @@ _SIZES = (20, 50, 100)
 _OTHERS = 29
 # Images of each half that are changed.
 _CHANGED = 300
+# Of the other product.
+_FOREIGN = 40
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("products", nargs=2, metavar="NAME=FOLDER")
     parser.add_argument("--sizes", nargs="+", type=int, default=_SIZES)
     parser.add_argument("--nights", type=int, default=200)
+    parser.add_argument("--halves", type=int, choices=(1, 2), default=2)
     parser.add_argument("--part-id", action="store_true", help="The scores name the parts.")
     arguments = parser.parse_args()
     (name, source), (_, other) = (one.split("=", 1) for one in arguments.products)
@@ -107,12 +110,12 @@ def main() -> None:
     _write_photos(Path(source), Path(other), work)
     p_values: dict[tuple[str, int], list[float]] = {}
     shifts: dict[tuple[str, int], list[float]] = {}
-    for half in (0, 1):
+    for half in range(arguments.halves):
         scores = _scored(work, half)
         kinds, rows = _rows(scores)
         for size in arguments.sizes:
             rng = np.random.default_rng(size)
-            for kind, some in _kinds(kinds, rows, size, arguments.nights // 2, rng):
+            for kind, some in _kinds(kinds, rows, size, arguments.nights // arguments.halves, rng):
                 nights = _nights(
                     work / f"nights-{half}", scores, some, has_part_id=arguments.part_id
                 )
@@ -144,7 +147,7 @@ def _write_photos(source: Path, other: Path, work: Path) -> None:
                 lines[1 - half].append(f"{path},train,good,training,{parts[number]}")
     bad = sorted(p for p in (source / "test").glob("*/*") if p.parent.name != "good")
     more = [(_DEFECTIVE, path) for path in bad]
-    more += [(_OTHER, path) for path in sorted((other / "train/good").iterdir())]
+    more += [(_OTHER, path) for path in sorted((other / "train/good").iterdir())[:_FOREIGN]]
     for at, (kind, path) in enumerate(more):
         target = work / "photos" / kind / f"{at:04}{path.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)

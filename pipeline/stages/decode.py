@@ -99,7 +99,12 @@ class Decode:
         interior = found.interior.to_bytes() if found.interior else None
         sizes = found.width, found.height
         looks = appearance(self._first_input(found.pixels), found.interior)
-        return _Outcome("ok", None, *sizes, found.pixels, found.photo, sha256, interior, *looks)
+        return _Outcome(
+            *("ok", None, *sizes, found.pixels, found.photo, sha256, interior),
+            brightness=looks.brightness,
+            sharpness=looks.sharpness,
+            thumbnail=looks.thumbnail,
+        )
 
     def _first_input(self, pixels: np.ndarray) -> np.ndarray:
         """Return what the first model sees of an image."""
