@@ -138,9 +138,12 @@ def _leaving(
     defective = [one for one in decisions if one["verdict"] == "defective"]
     roots = [step.images for step in base.manifest.lineage]
     by_root: dict[str, dict[str, LeavingImages]] = defaultdict(dict)
+    ambiguous = 0
     for group in base.manifest.groups:
         fitted = base.group(group)
-        numbers = ReviewedMembers.of(group, fitted.members, roots).numbers(defective)
+        members = ReviewedMembers.of(group, fitted.members, roots)
+        ambiguous += sum(map(members.is_ambiguous, defective))
+        numbers = members.numbers(defective)
         if not len(numbers):
             continue
         if not base.method.leaves_by_embedding:
@@ -150,6 +153,13 @@ def _leaving(
         for root in set(of_root):
             some = numbers[[one == root for one in of_root]]
             by_root[root][group] = LeavingImages(fitted, some)
+    if not by_root and ambiguous:
+        log.warning(
+            "%d defective images stay in %s: their image_id is that of several of its images; "
+            "withdraw the right ones, or review them with their place",
+            ambiguous,
+            base.target.root,
+        )
     return by_root[min(by_root)] if by_root else {}
 
 

@@ -17,6 +17,7 @@ import pytest
 from patchlake.pipeline.config import Settings, load_settings
 from patchlake.pipeline.driver import fit, lineage, score, update
 from patchlake.pipeline.driver import reviews as learning
+from patchlake.pipeline.driver.changes import say_changed
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.evaluation.roc import auroc
@@ -245,6 +246,24 @@ def test_an_image_id_that_several_rows_have_is_left_out_and_said(
     assert (night.model / "model.json").read_bytes() == before
 
 
+def test_a_defective_image_that_only_an_ambiguous_id_tells_stays_and_is_said(
+    first: Night, tmp_path: Path, caplog
+):
+    lake, model = tmp_path / "lake", tmp_path / "other"
+    shutil.copytree(first.images, lake)
+    for path in lake.rglob("*.parquet"):
+        table = pq.read_table(path, partitioning=None)
+        at = table.column_names.index("image_id")
+        pq.write_table(table.set_column(at, "image_id", pa.array(["same"] * len(table))), path)
+    fit.run(str(lake), str(model), tiny(), LOCAL)
+    (tmp_path / "x.csv").write_text("image_id,verdict\nsame,defective\n")
+    before = (model / "model.json").read_bytes()
+    with caplog.at_level("WARNING", "patchlake"):
+        learn(Night(lake, model, first.rows), str(tmp_path / "x.csv"))
+    assert "2 defective images stay in" in caplog.text
+    assert (model / "model.json").read_bytes() == before
+
+
 def test_what_left_the_model_does_not_come_back(night: Night, tmp_path: Path):
     reviews = tmp_path / "reviews"
     learn(night, write(reviews, night.review(night.row(BAD), "defective")))
@@ -399,6 +418,20 @@ def test_an_update_brings_nothing_but_what_reviews_name(night: Night, tmp_path: 
     assert steps[-1].groups["woven_cloth"].added == 1
     plain = update.run(str(night.images), str(model), tiny(), LOCAL)
     assert len(plain.lineage) == len(steps)
+
+
+def test_what_a_person_decided_is_not_told_as_changed(night: Night, tmp_path: Path):
+    """The lake still says that it is a test image."""
+    alarm, lake = night.false_alarms[0], tmp_path / "lake"
+    shutil.copytree(night.images, lake)
+    here = Night(lake, night.model, night.rows)
+    learn(here, write(tmp_path / "reviews", here.review(alarm, "good")))
+    assert alarm["image_id"] in present(night.model, str(alarm["group"]))
+    for path in lake.rglob("*.parquet"):
+        table = pq.read_table(path, partitioning=None)
+        pq.write_table(table, path, row_group_size=3)
+    target = Folder.at(str(night.model))
+    assert say_changed(target, read_manifest(target)) == {}
 
 
 def test_evaluate_goes_by_reviews(first: Night, tmp_path: Path, patchlake):
