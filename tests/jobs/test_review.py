@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -334,6 +335,32 @@ def test_a_file_of_decisions_is_joined_with_the_scores(
     again = patchlake("review", scores, reviews, "--from", given, "--reviewer", "ann", "--json")
     assert json.loads(again.out)["unsure"] == 1
     assert len(rows_of(reviews)) == 3
+
+
+def test_the_query_of_the_page_counts_the_last_word_of_each_reviewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, reviews = tmp_path / "scores", tmp_path / "reviews"
+    write_part(
+        scores,
+        image_id=["0", "1", "2", "3", "4"],
+        is_anomalous=[True, True, False, False, None],
+        threshold=[1.0] * 4 + [None],
+    )
+    said = ["0,good,ann", "0,defective,bob", "1,good,ann", "2,defective,ann", "2,defective,bob"]
+    said += ["3,good,ann", "3,unsure,bob", "4,good,ann", "4,unsure,cy"]
+    for number, lines in enumerate((said, ["0,good,bob", "2,good,ann"])):
+        given = tmp_path / f"{number}.csv"
+        given.write_text("\n".join(["image_id,verdict,reviewer", *lines]))
+        os.utime(given, (number + 1, number + 1))
+        review.take(str(scores), str(reviews), str(given))
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "reviews.md"
+    queries = re.findall(r"```sql\n(.*?)```", page.read_text(), re.DOTALL)
+    asked = next(query for query in queries if "AS people" in query)
+    assert duckdb.sql(asked).fetchall() == [
+        *(("tile", "disputed", 0, 1, 0), ("tile", "good", 2, 1, 1))
+    ]
 
 
 def test_ids_that_are_of_several_images_or_of_none_are_refused(tmp_path: Path) -> None:
