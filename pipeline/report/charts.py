@@ -145,7 +145,7 @@ def specifications() -> Mapping[str, dict[str, Any]]:
     return {name: _plain(chart) for name, chart in charts.items()}
 
 
-def _plain(chart: alt.LayerChart | alt.Chart) -> dict[str, Any]:
+def _plain(chart: alt.LayerChart) -> dict[str, Any]:
     found: dict[str, Any] = chart.properties(width="container").to_dict()
     # Altair's own look; the page has one for light and one for dark.
     found.pop("config", None)
@@ -165,18 +165,17 @@ _AT_NIGHT = alt.X(
 
 
 def _scores() -> alt.LayerChart:
-    where = {
-        "x": alt.X("from:Q", bin="binned", title="score", scale=alt.Scale(zero=False)),
-        "x2": alt.X2("to:Q"),
-        "y": alt.Y("share:Q", title="share of images", axis=_PERCENT, stack=None),
-        "tooltip": [
+    base = alt.Chart(_ROWS).encode(
+        x=alt.X("from:Q", bin="binned", title="score", scale=alt.Scale(zero=False)),
+        x2=alt.X2("to:Q"),
+        y=alt.Y("share:Q", title="share of images", axis=_PERCENT, stack=None),
+        tooltip=[
             alt.Tooltip("from:Q", title="from score"),
             alt.Tooltip("to:Q", title="to"),
             alt.Tooltip("images:Q"),
             alt.Tooltip("share:Q", format=".2%"),
         ],
-    }
-    base = alt.Chart(_ROWS).encode(**where)
+    )
     others = base.mark_bar(color="@others", binSpacing=0).transform_filter("datum.kind == 'others'")
     night = base.mark_bar(color="@night", opacity=0.75, binSpacing=1).transform_filter(
         "datum.kind == 'night'"
@@ -186,12 +185,12 @@ def _scores() -> alt.LayerChart:
         .mark_rule(**_LIMIT)
         .encode(x="threshold:Q", tooltip=alt.Tooltip("threshold:Q"))
     )
-    return others + night + rule
+    return alt.layer(others, night, rule)
 
 
-def _spots() -> alt.Chart:
+def _spots() -> alt.LayerChart:
     """Return the map: cells of the image, the first row on top."""
-    return (
+    cells = (
         alt.Chart(_ROWS)
         .transform_calculate(
             left="datum.x / datum.cells",
@@ -223,6 +222,7 @@ def _spots() -> alt.Chart:
             ],
         )
     )
+    return alt.layer(cells)
 
 
 _SIDE = alt.Axis(format=".0%", values=[0, 0.5, 1], grid=False)
@@ -246,7 +246,7 @@ def _quantiles() -> alt.LayerChart:
         y=alt.Y("q50:Q", scale=scale)
     )
     limit = base.mark_line(**_LIMIT).encode(y=alt.Y("threshold:Q", scale=scale))
-    return wide + narrow + middle + limit
+    return alt.layer(wide, narrow, middle, limit)
 
 
 _NAMED = (("q95", "95 %"), ("q75", "75 %"), ("q50", "median"), ("q25", "25 %"), ("q05", "5 %"))
@@ -276,4 +276,5 @@ def _shift() -> alt.LayerChart:
     found = base.transform_filter("datum.drift").mark_point(
         color="@limit", filled=True, size=120, shape="triangle-up"
     )
-    return base.mark_line(color="@night", strokeWidth=1.5) + base.mark_point(**_SEEN) + found
+    line = base.mark_line(color="@night", strokeWidth=1.5)
+    return alt.layer(line, base.mark_point(**_SEEN), found)
