@@ -7,7 +7,7 @@ alike.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import altair as alt
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 from patchlake.pipeline.report import counts
 from patchlake.pipeline.report.headline import short
 from patchlake.pipeline.report.overview import NightOfGroup, Overview
+
+_Chart: TypeAlias = alt.LayerChart | alt.FacetChart
 
 # Of the chart of scores.
 _BARS = 40
@@ -145,7 +147,7 @@ def specifications() -> Mapping[str, dict[str, Any]]:
     return {name: _plain(chart) for name, chart in charts.items()}
 
 
-def _plain(chart: alt.LayerChart) -> dict[str, Any]:
+def _plain(chart: _Chart) -> dict[str, Any]:
     found: dict[str, Any] = chart.properties(width="container").to_dict()
     # Altair's own look; the page has one for light and one for dark.
     found.pop("config", None)
@@ -164,7 +166,7 @@ _AT_NIGHT = alt.X(
 )
 
 
-def _scores() -> alt.LayerChart:
+def _scores() -> _Chart:
     base = alt.Chart(_ROWS).encode(
         x=alt.X("from:Q", bin="binned", title="score", scale=alt.Scale(zero=False)),
         x2=alt.X2("to:Q"),
@@ -188,7 +190,7 @@ def _scores() -> alt.LayerChart:
     return alt.layer(others, night, rule)
 
 
-def _spots() -> alt.LayerChart:
+def _spots() -> _Chart:
     """Return the map: cells of the image, the first row on top."""
     cells = (
         alt.Chart(_ROWS)
@@ -228,7 +230,7 @@ def _spots() -> alt.LayerChart:
 _SIDE = alt.Axis(format=".0%", values=[0, 0.5, 1], grid=False)
 
 
-def _quantiles() -> alt.LayerChart:
+def _quantiles() -> _Chart:
     tooltip = [
         alt.Tooltip("night:O"),
         *(alt.Tooltip(f"{name}:Q", title=title, format=".4g") for name, title in _NAMED),
@@ -252,7 +254,7 @@ def _quantiles() -> alt.LayerChart:
 _NAMED = (("q95", "95 %"), ("q75", "75 %"), ("q50", "median"), ("q25", "25 %"), ("q05", "5 %"))
 
 
-def _rates(name: str, title: str, limit: str | None) -> alt.LayerChart:
+def _rates(name: str, title: str, limit: str | None) -> _Chart:
     tooltip = [
         alt.Tooltip("night:O"),
         alt.Tooltip(f"{name}:Q", title=title, format=".2%"),
@@ -270,7 +272,7 @@ def _rates(name: str, title: str, limit: str | None) -> alt.LayerChart:
     return alt.layer(*layers)
 
 
-def _shift() -> alt.LayerChart:
+def _shift() -> _Chart:
     tooltip = [alt.Tooltip("night:O"), alt.Tooltip("shift:Q", format=".3g"), alt.Tooltip("drift:N")]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, y=alt.Y("shift:Q", title="shift"), tooltip=tooltip)
     found = base.transform_filter("datum.drift").mark_point(
