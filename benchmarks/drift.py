@@ -15,7 +15,6 @@ import argparse
 import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,10 @@ from patchlake.pipeline.maths.likeness import look_alikes
 
 _SIZES = (20, 50, 100)
 _OTHERS = 29
+# Images of each half that are changed.
+_CHANGED = 300
+# Of the other product.
+_FOREIGN = 40
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -79,23 +82,17 @@ _CHANGES: dict[str, Change] = {
     "light x 0.9": _gain(0.9),
     "light x 0.95": _gain(0.95),
     "light x 1.1": _gain(1.1),
-    "blur, sigma 0.5": _blur(0.5),
-    "blur, sigma 1": _blur(1),
-    "blur, sigma 2": _blur(2),
+    "blur sigma 0.5": _blur(0.5),
+    "blur sigma 1": _blur(1),
+    "blur sigma 2": _blur(2),
     "crop 5 %": _crop(0.05),
     "crop 10 %": _crop(0.1),
     "shift 5 %": _shift(0.05),
     "shift 10 %": _shift(0.1),
-    "JPEG, quality 30": _jpeg(30),
-    "JPEG, quality 10": _jpeg(10),
+    "JPEG quality 30": _jpeg(30),
+    "JPEG quality 10": _jpeg(10),
 }
 _DEFECTIVE, _OTHER = "defective", "other"
-
-
-@dataclass(frozen=True)
-class _Photo:
-    path: Path
-    part: int
 
 
 def main() -> None:
@@ -118,7 +115,9 @@ def main() -> None:
         for size in arguments.sizes:
             rng = np.random.default_rng(size)
             for kind, some in _kinds(kinds, rows, size, arguments.nights // 2, rng):
-                nights = _nights(work / f"nights-{half}", scores, some, arguments.part_id)
+                nights = _nights(
+                    work / f"nights-{half}", scores, some, has_part_id=arguments.part_id
+                )
                 p_values.setdefault((kind, size), []).extend(nights.column("p_value").to_pylist())
                 shifts.setdefault((kind, size), []).extend(nights.column("shift").to_pylist())
     _show(p_values, shifts, arguments.sizes)
@@ -130,29 +129,47 @@ def _write_photos(source: Path, other: Path, work: Path) -> None:
         return
     good = sorted([*(source / "train/good").iterdir(), *(source / "test/good").iterdir()])
     parts = look_alikes(np.stack([_thumbnail(path) for path in good]))
-    # Whole parts go to one half or the other.
+    # Whole parts go to one half or the other, and are changed or not.
     names = np.random.default_rng(0).permutation(np.unique(parts))
-    halves = np.isin(parts, names[: len(names) // 2]).astype(int)
+    place = {name: at for at, name in enumerate(names.tolist())}
+    halves = np.array([place[part] < len(names) // 2 for part in parts.tolist()]).astype(int)
     print(f"{len(good)} good images of {len(names)} parts, halves of {np.bincount(halves)}")
     lines: tuple[list[str], list[str]] = ([], [])
-    for number, (path, part, half) in enumerate(zip(good, parts, halves, strict=True)):
-        with Image.open(path) as opened:
-            image = opened.convert(opened.mode if opened.mode in ("L", "RGB") else "RGB")
-        for kind, change in _CHANGES.items():
-            target = work / "photos" / kind.replace("%", "percent") / f"{number:04}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            change(image).save(target, compress_level=1)
-            lines[half].append(f"{target},test,good,{kind},{part}")
+    left = [_CHANGED, _CHANGED]
+    for number in sorted(range(len(good)), key=lambda at: (place[int(parts[at])], at)):
+        half = halves[number]
+        left[half] -= 1
+        kinds = list(_CHANGES) if left[half] >= 0 else ["none"]
+        for kind, path in _write_changed(good[number], work / "photos", f"{number:04}", kinds):
+            lines[half].append(f"{path},test,good,{kind},{parts[number]}")
             if kind == "none":
-                lines[1 - half].append(f"{target},train,good,training,{part}")
+                lines[1 - half].append(f"{path},train,good,training,{parts[number]}")
     bad = sorted(p for p in (source / "test").glob("*/*") if p.parent.name != "good")
     more = [(_DEFECTIVE, path) for path in bad]
-    more += [(_OTHER, path) for path in sorted((other / "train/good").iterdir())]
+    more += [(_OTHER, path) for path in sorted((other / "train/good").iterdir())[:_FOREIGN]]
     for at, (kind, path) in enumerate(more):
+        target = work / "photos" / kind / f"{at:04}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
         for some in lines:
-            some.append(f"{path},test,unknown,{kind},{-1 - at}")
+            some.append(f"{target},test,unknown,{kind},{-1 - at}")
     for half, some in enumerate(lines):
-        (work / f"{half}.csv").write_text("\n".join(["uri,split,label,kind,part_id", *some]))
+        # In the order of the files' names, as a line writes them.
+        listed = "\n".join(["uri,split,label,kind,part_id", *sorted(some)])
+        (work / f"{half}.csv").write_text(listed)
+
+
+def _write_changed(
+    path: Path, photos: Path, name: str, kinds: Sequence[str]
+) -> Iterator[tuple[str, Path]]:
+    """Write a photo with some changes; yield each and its path."""
+    with Image.open(path) as opened:
+        image = opened.convert(opened.mode if opened.mode in ("L", "RGB") else "RGB")
+    for kind in kinds:
+        target = photos / kind.replace("%", "percent") / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _CHANGES[kind](image).save(target, compress_level=1)
+        yield kind, target
 
 
 def _thumbnail(path: Path) -> np.ndarray:
@@ -192,9 +209,9 @@ def _kinds(
         )
 
     mixed = {
-        "other product, all": [(_OTHER, 1.0)],
-        "other product, 20 %": [("none", 0.8), (_OTHER, 0.2)],
-        "other product, 10 %": [("none", 0.9), (_OTHER, 0.1)],
+        "other product": [(_OTHER, 1.0)],
+        "20 % other product": [("none", 0.8), (_OTHER, 0.2)],
+        "10 % other product": [("none", 0.9), (_OTHER, 0.1)],
         "10 % defective": [("none", 0.9), (_DEFECTIVE, 0.1)],
         "30 % defective": [("none", 0.7), (_DEFECTIVE, 0.3)],
     }
@@ -213,7 +230,7 @@ def _draw(
     return np.sort(found[:images])
 
 
-def _nights(table: Path, scores: Path, rows: pa.Table, has_part_id: bool) -> pa.Table:
+def _nights(table: Path, scores: Path, rows: pa.Table, *, has_part_id: bool) -> pa.Table:
     shutil.rmtree(table, ignore_errors=True)
     shutil.copytree(scores / "_models", table / "_models")
     folder = table / "version=drawn"

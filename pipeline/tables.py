@@ -79,6 +79,9 @@ _APPEARANCE = (
         "of the whole image, 32 numbers; to be compared within one `model_id`",
     ),
 )
+_THUMBNAIL = _optional(
+    "thumbnail", pa.binary(), "16 x 16 grey levels of the model's input, row by row"
+)
 
 SCORES = pa.schema(
     [
@@ -128,6 +131,7 @@ SCORES = pa.schema(
         _optional("width", pa.int32(), "pixels of the upright image"),
         _optional("height", pa.int32(), "pixels of the upright image"),
         *_APPEARANCE,
+        _THUMBNAIL,
         _field("model_id", pa.string(), "digest of the group's model; empty for `no_model`"),
         _field("scored_at", _UTC, "the run's time: one value for all of its rows"),
     ]
@@ -199,7 +203,7 @@ TRAINING_IMAGES = pa.schema(
             "sha256", pa.string(), "of the encoded file; null: it joined before that was kept"
         ),
         _optional("part_id", pa.string(), "as in the images table"),
-        _optional("thumbnail", pa.binary(), "16 x 16 grey levels of the model's input, row by row"),
+        _THUMBNAIL,
         _optional("part", pa.string(), "images with the same one are taken for shots of one part"),
         _optional("part_score", pa.float32(), "its score without all images of its part"),
         _optional("part_peak", pa.float32(), "highest point of its smoothed map, likewise"),
@@ -320,6 +324,7 @@ TRAINED = pa.schema(
         ),
         # Of an ensemble, those of its first member's images, as that member sees them.
         *_APPEARANCE,
+        _THUMBNAIL,
     ]
 )
 

@@ -19,7 +19,7 @@ from patchlake.pipeline.config import Settings, known_names, load_settings
 from patchlake.pipeline.driver import score
 from patchlake.pipeline.methods import build, names, options_of
 from patchlake.pipeline.presets import PRESETS
-from patchlake.pipeline.tables import IMAGES, PARTS, SCORES, SUSPECTS, markdown
+from patchlake.pipeline.tables import DRIFT, IMAGES, PARTS, SCORES, SUSPECTS, markdown
 from tests.conftest import LOCAL, TINY
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,9 @@ def test_readme_is_short():
 
 
 @pytest.mark.parametrize(
-    "schema", [IMAGES, SCORES, PARTS, SUSPECTS], ids=["images", "scores", "parts", "suspects"]
+    "schema",
+    [IMAGES, SCORES, PARTS, SUSPECTS, DRIFT],
+    ids=["images", "scores", "parts", "suspects", "drift"],
 )
 def test_the_columns_of_the_tables_are_listed(schema):
     told = "run: python -m patchlake.pipeline.tables"

@@ -15,9 +15,17 @@ from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.evaluation.verdicts import Verdicts
 from patchlake.pipeline.lake.trained import trained_images
 from patchlake.pipeline.maths.drift import Comparison, Photos, compared, drifting
-from patchlake.pipeline.maths.likeness import consecutive_parts, shot_distance
+from patchlake.pipeline.maths.likeness import alike_limit, look_alikes
 from patchlake.pipeline.score_table import by_night
-from patchlake.pipeline.score_table.by_night import LOOKS, Night, NightKey, embeddings_of, marks_of
+from patchlake.pipeline.score_table.by_night import (
+    LOOKS,
+    Night,
+    NightKey,
+    embeddings_of,
+    has_thumbnail,
+    marks_of,
+    thumbnails_of,
+)
 from patchlake.pipeline.score_table.nights import night_key, nights
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import DRIFT
@@ -30,7 +38,6 @@ _FILES_AT_ONCE = 16
 KEY = (("group", "ascending"), ("night", "ascending"), ("model_id", "ascending"))
 # What is not worth a word.
 _GREY_LEVEL, _PERCENT = 0.5, 0.01
-_QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "q99": 0.99}
 
 
 def run(
@@ -92,8 +99,8 @@ class _Reference:
     # Means over the images; None where they were not kept.
     brightness: float | None
     sharpness: float | None
-    # Embeddings that are no farther from each other may be of shots of one part.
-    limit: float
+    # Up to which difference images are taken for shots of one part; None where nobody knows.
+    limit: float | None
 
     @classmethod
     def of(cls, scores: Folder, model_id: str) -> "_Reference | None":
@@ -109,15 +116,19 @@ class _Reference:
             return None
         parts = _numbers(images.column("part"))
         embeddings = embeddings_of(images.column("embedding"))
-        looks = [images.column(name).to_numpy() for name in (*LOOKS[:2], "part_score")]
+        brightness, sharpness, scored = (
+            images.column(name).to_numpy() for name in (*LOOKS[:2], "part_score")
+        )
         marks = marks_of(images.column("source_path"), images.column("source_row").to_numpy())
-        has = np.isfinite(embeddings).all(axis=1)
-        means = [
-            float(np.mean(some[np.isfinite(some)])) if np.isfinite(some).any() else None
-            for some in looks[:2]
-        ]
-        limit = shot_distance(embeddings[has], parts[has]) if embeddings.shape[1] else 0.0
-        return cls(Photos(parts, marks, *looks, embeddings), *means, limit)
+        has = has_thumbnail(images.column("thumbnail"))
+        limit = alike_limit(thumbnails_of(images.column("thumbnail"), has)) if has.any() else None
+        photos = Photos(parts, marks, brightness, sharpness, scored, embeddings)
+        return cls(photos, _mean(brightness), _mean(sharpness), limit)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else None
 
 
 def _numbers(parts: pa.ChunkedArray) -> np.ndarray:
@@ -127,14 +138,14 @@ def _numbers(parts: pa.ChunkedArray) -> np.ndarray:
     return np.where(coded.is_valid(), pc.fill_null(coded.indices, 0), own).astype(np.int64)
 
 
-def _photos(kept: np.ndarray, limit: float) -> Photos:
-    """Return the images that represent a night; those without a part_id are linked first."""
-    alone = ~kept["has_part"]
+def _photos(kept: np.ndarray, limit: float | None) -> Photos:
+    """Return the images that represent a night; look-alikes without a part_id are of one part."""
     _, parts = np.unique(kept["unit"], return_inverse=True)
-    linked = consecutive_parts(kept["embedding"][alone], kept["file"][alone], limit)
-    parts[alone] = len(kept) + linked
-    names = ("brightness", "sharpness", "score", "embedding")
-    return Photos(parts.astype(np.int64), kept["mark"], *(kept[name] for name in names))
+    alone = np.flatnonzero(~kept["has_part"] & kept["has_thumbnail"])
+    if limit is not None:
+        parts[alone] = len(kept) + look_alikes(kept["thumbnail"][alone], limit)
+    looks = kept["brightness"], kept["sharpness"], kept["score"], kept["embedding"]
+    return Photos(parts.astype(np.int64), kept["mark"], *looks)
 
 
 def _judged(
@@ -158,14 +169,19 @@ def _judged(
         unreadable_rate=night.unreadable / night.images,
         scored=len(scores),
         tested=night.tested,
-        **{name: _quantile(scores, share) for name, share in _QUANTILES.items()},
+        q05=_quantile(scores, 0.05),
+        q25=_quantile(scores, 0.25),
+        q50=_quantile(scores, 0.5),
+        q75=_quantile(scores, 0.75),
+        q95=_quantile(scores, 0.95),
+        q99=_quantile(scores, 0.99),
         alarms=sum(alarms for alarms, _ in night.verdicts.values()) if has_verdicts else None,
         alarm_rate=rate.value,
         alarm_rate_low=low,
         alarm_rate_high=high,
         shift=found.shift,
-        brightness=_less(night.brightness, reference and reference.brightness),
-        sharpness=_share(night.sharpness, reference and reference.sharpness),
+        brightness=_less(night.brightness, reference.brightness if reference else None),
+        sharpness=_share(night.sharpness, reference.sharpness if reference else None),
         parts=found.parts,
         trained_parts=found.trained_parts,
         p_value=found.p_value,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from patchlake.pipeline.groups.member import Member
 
 _FOLDER, _LIST = "_models", ".arrow"
-_LOOKS = ("brightness", "sharpness", "embedding")
+_LOOKS = ("brightness", "sharpness", "embedding", "thumbnail")
 # Not in lists of before they were kept.
 _COMPARED = ("part", "part_score", *_LOOKS)
 # Lists of images are small, behind the latency of an object store.

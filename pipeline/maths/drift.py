@@ -12,11 +12,14 @@ them. That also takes into account that the training images are a sample of some
 * Scores: the same, but only whether the night's are higher. Those of training images are measured
   without their part, and that leaves a hole in a coreset that was chosen with it: they are higher
   than those of a new part, never lower.
-* Embeddings: their principal directions, of night and training together, since what is symmetric in
-  the two leaves them exchangeable; the same test in each direction. Then how strange each part is,
-  its squared distance from the median in units of the median deviation of each direction: whether
-  the night's are stranger, and whether they have too many of the strangest (hypergeometric), which
-  finds a few foreign parts among many good ones.
+* Embeddings, along the direction that tells night and training apart best (Fisher's discriminant,
+  with a shrunk covariance). It is found on one half of the parts, and the other half is tested, and
+  the other way round: so a move that is small beside how parts differ is found, if they hardly
+  differ in its direction. The same along each of the first principal directions, of night and
+  training together, since what is symmetric in the two leaves them exchangeable. Then how strange
+  each part is, its squared distance from the median in units of the median deviation of each
+  direction: whether the night's are stranger, and whether they have too many of the strangest
+  (hypergeometric), which finds a few foreign parts among many good ones.
 
 p-values of one night are combined by Bonferroni: over the tests of the embedding, and then over the
 signals. Those of many nights depend on one another, as all are compared with the same training
@@ -39,6 +42,8 @@ from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf
 NIGHT_PARTS, TRAINED_PARTS = 256, 1_000
 # Share of nights without drift among those that are found, in expectation, at the most.
 RATE = 0.05
+# Principal directions that are looked along one by one.
+_DIRECTIONS = 8
 # Fewest parts of both together for each direction that is looked along.
 _PARTS_A_DIRECTION = 4
 _ALTERNATIVES = {"scores": "greater"}
@@ -100,10 +105,9 @@ def compared(night: Photos, training: Photos) -> Comparison:
         tests["embedding"] = _embedded(one, two)
         shift = _shift(one, two)
     p_values = {name: min(1.0, len(tests) * p) for name, p in tests.items()}
-    counts = (len(np.unique(photos.parts)) for photos in (night, training))
-    at_most = (NIGHT_PARTS, TRAINED_PARTS)
-    sizes = [min(count, most) for count, most in zip(counts, at_most, strict=True)]
-    return Comparison(*sizes, p_values, shift)
+    parts = min(NIGHT_PARTS, len(np.unique(night.parts)))
+    trained_parts = min(TRAINED_PARTS, len(np.unique(training.parts)))
+    return Comparison(parts, trained_parts, p_values, shift)
 
 
 def drifting(
@@ -151,19 +155,60 @@ def _embedded(
     one: Float64[np.ndarray, "night width"], two: Float64[np.ndarray, "training width"]
 ) -> float:
     """Return the p-value of the embeddings."""
-    every = np.concatenate([one, two])
-    turned = _turned(every)
+    turned = _turned(np.concatenate([one, two]))
     if not turned.shape[1]:
         return 1.0
-    along = _ranked(turned[: len(one)], turned[len(one) :])
+    along = turned[:, -_DIRECTIONS:]
+    strange = _strange(turned)
+    tests = [
+        *_ranked(along[: len(one)], along[len(one) :]),
+        _higher(strange[: len(one)], strange[len(one) :]),
+        _strangest(strange, len(one)),
+        # Of both, the parts are in the order of their marks: as good as any two halves.
+        _told_apart(one[::2], two[::2], one[1::2], two[1::2]),
+        _told_apart(one[1::2], two[1::2], one[::2], two[::2]),
+    ]
+    return float(min(1.0, len(tests) * min(tests)))
+
+
+def _told_apart(
+    one: Float64[np.ndarray, "night width"],
+    two: Float64[np.ndarray, "training width"],
+    new: Float64[np.ndarray, "new width"],
+    other: Float64[np.ndarray, "other width"],
+) -> float:
+    """Return the p-value of parts, along the direction that tells other parts apart."""
+    if not len(one) or not len(new) or len(other) < 2 or len(two) < 2:  # noqa: PLR2004 - a spread
+        return 1.0
+    own = [part - part.mean(axis=0) for part in (one, two)]
+    covariance = _shrunk(np.concatenate(own))
+    if covariance is None:
+        return 1.0
+    direction = np.linalg.solve(covariance, one.mean(axis=0) - two.mean(axis=0))
+    return _higher(new @ direction, other @ direction)
+
+
+def _higher(one: Float64[np.ndarray, " night"], two: Float64[np.ndarray, " training"]) -> float:
+    return float(_ranked(one[:, np.newaxis], two[:, np.newaxis], "greater")[0])
+
+
+def _strange(turned: Float64[np.ndarray, "parts directions"]) -> Float64[np.ndarray, " parts"]:
     centred = np.abs(turned - np.median(turned, axis=0))
     spread = _NORMAL * np.median(centred, axis=0)
     # Half of the parts may be the same in a direction.
     spread = np.where(spread > 0, spread, centred.mean(axis=0))
-    strange = np.sum((centred / spread) ** 2, axis=1)
-    stranger = stats.mannwhitneyu(strange[: len(one)], strange[len(one) :], alternative="greater")
-    tests = [*along, float(stranger.pvalue), _strangest(strange, len(one))]
-    return float(min(1.0, len(tests) * min(tests)))
+    return np.asarray(np.sum((centred / spread) ** 2, axis=1))
+
+
+def _shrunk(centred: Float64[np.ndarray, "parts width"]) -> Float64[np.ndarray, "w w"] | None:
+    """Return the covariance of rows, shrunk, as that of few is of no use; None of equal ones."""
+    moments = Moments(len(centred), np.zeros(centred.shape[1]), centred.T @ centred)
+    covariance, _ = ledoit_wolf(moments, Powers.of(centred, moments.mean).fourth)
+    trace = float(np.trace(covariance))
+    if not trace > 0:
+        return None
+    covariance.flat[:: len(covariance) + 1] += _FLAT * trace
+    return covariance
 
 
 def _turned(every: Float64[np.ndarray, "parts width"]) -> Float64[np.ndarray, "parts directions"]:
@@ -188,19 +233,17 @@ def _shift(
 ) -> float | None:
     """Return the distance of the means in the training parts' own standard deviations.
 
-    By their covariance, shrunk, as that of few parts is of no use. What the distance would be, in
+    What the distance would be, in
     the mean, of nights without drift is taken off its square, so that such nights have some 0.
     """
     if len(two) < 2:  # noqa: PLR2004 - one part has no spread
         return None
     mean = two.mean(axis=0)
-    moments = Moments(len(two), mean, (two - mean).T @ (two - mean))
-    covariance, _ = ledoit_wolf(moments, Powers.of(two, moments.mean).fourth)
-    if not np.trace(covariance) > 0:
+    covariance = _shrunk(two - mean)
+    if covariance is None:
         return None
-    covariance.flat[:: len(covariance) + 1] += _FLAT * np.trace(covariance)
-    away = one.mean(axis=0) - moments.mean
+    away = one.mean(axis=0) - mean
     squared = float(away @ np.linalg.solve(covariance, away))
-    own = float(np.trace(np.linalg.solve(covariance, moments.covariance(ddof=0))))
-    by_chance = own * (1 / len(one) + 1 / len(two))
+    own = (two - mean).T @ (two - mean) / len(two)
+    by_chance = float(np.trace(np.linalg.solve(covariance, own))) * (1 / len(one) + 1 / len(two))
     return float(np.sqrt(max(0.0, squared - by_chance)))

@@ -9,13 +9,12 @@ which are taken for several promise what does not hold: with a tenth in the plac
 calls 23 of 100 good tiles of other parts anomalous where 5 are promised, and with every photo a
 part of its own 36 (docs/benchmarks.md, "Verdicts").
 
-Of scored images there are no thumbnails, but short embeddings (`features.summary`). How near those
-of one part are is learned from the training images, whose parts are known; and as many embeddings
-are near each other by chance, only photos that are near each other in their file, too, are linked.
+Photos of a night are linked as those that a model was trained on were, up to the same difference: a
+night may be of one part.
 """
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8, UInt64
+from jaxtyping import Float32, Int, UInt8
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -29,23 +28,30 @@ _SAMPLED = 1_000
 # photos are not compared, as shots of one part lie near each other.
 _BLOCK = 2_048
 _BLOCKS_AHEAD = 8
-# Photos behind one, in their file, that may be shots of its part.
-_ROWS_AHEAD = 8
-# Of the distances between shots of one part, the share that is linked.
-_LINKED = 0.95
 
 
-def look_alikes(thumbnails: UInt8[np.ndarray, "images cells"]) -> Int[np.ndarray, " images"]:
+def alike_limit(thumbnails: UInt8[np.ndarray, "images cells"]) -> float:
+    """Return up to which squared difference photos of a group are taken for shots of one part."""
+    return _limit(_standardised(thumbnails))
+
+
+def look_alikes(
+    thumbnails: UInt8[np.ndarray, "images cells"], limit: float | None = None
+) -> Int[np.ndarray, " images"]:
     """Return of each photo the number of the first one that is taken for a shot of its part.
 
     Up to 18,432 photos all are compared with all; of more, each with those at most 16,384 places
     from it in their order. Time is O(n * min(n, 18,432)) times the cells.
+
+    Args:
+        thumbnails: Of the photos.
+        limit: `alike_limit` of others of the group; if absent, it is that of these.
     """
     count = len(thumbnails)
     if count < 2:  # noqa: PLR2004 - one photo has nothing to be like
         return np.arange(count)
     standard = _standardised(thumbnails)
-    limit = max(_SAME, (_ALIKE**2) * _typical(standard))
+    limit = _limit(standard) if limit is None else limit
     first = np.arange(count)
     for begin in range(0, count, _BLOCK):
         block = standard[begin : begin + _BLOCK]
@@ -55,51 +61,8 @@ def look_alikes(thumbnails: UInt8[np.ndarray, "images cells"]) -> Int[np.ndarray
     return first
 
 
-def shot_distance(
-    embeddings: Float32[np.ndarray, "images width"], parts: Int[np.ndarray, " images"]
-) -> float:
-    """Return up to which distance embeddings are taken for those of one part.
-
-    That is how far apart 95 % of the shots of one part are, and at most a quarter of what images of
-    different parts typically are; 0 where no part has two shots.
-
-    Args:
-        embeddings: Of training images, in the order of their files.
-        parts: Of each image a number that tells its part.
-    """
-    within = [
-        np.linalg.norm(embeddings[ahead:] - embeddings[:-ahead], axis=1)[
-            parts[ahead:] == parts[:-ahead]
-        ]
-        for ahead in range(1, min(len(parts), _ROWS_AHEAD + 1))
-    ]
-    near = np.concatenate([np.empty(0, np.float32), *within])
-    _, some = np.unique(parts, return_index=True)
-    some = some[:: -(-len(some) // _SAMPLED)]
-    apart = _squared(embeddings[some], embeddings[some])[np.triu_indices(len(some), 1)]
-    if not len(near) or not len(apart):
-        return 0.0
-    return float(min(np.quantile(near, _LINKED), _ALIKE * np.sqrt(np.median(apart))))
-
-
-def consecutive_parts(
-    embeddings: Float32[np.ndarray, "images width"],
-    files: UInt64[np.ndarray, " images"],
-    limit: float,
-) -> Int[np.ndarray, " images"]:
-    """Return of each photo the number of the first one that is taken for a shot of its part.
-
-    Args:
-        embeddings: In the order of files and rows; NaN is like nothing.
-        files: Of each photo a number that tells its file.
-        limit: From `shot_distance`.
-    """
-    first = np.arange(len(embeddings))
-    for ahead in range(1, min(len(embeddings), _ROWS_AHEAD + 1)):
-        away = np.linalg.norm(embeddings[ahead:] - embeddings[:-ahead], axis=1)
-        linked = np.flatnonzero((away <= limit) & (files[ahead:] == files[:-ahead]))
-        first = _joined(first, linked, linked + ahead)
-    return first
+def _limit(standard: Float32[np.ndarray, "images cells"]) -> float:
+    return max(_SAME, (_ALIKE**2) * _typical(standard))
 
 
 def _joined(

@@ -1,10 +1,9 @@
 """Rows of the score table by group and night: counts, scores, and some images to compare.
 
 Rows come in any order and cut, and the same rows give the same. Of a night's images those are kept
-that represent it: of images with a `part_id` one a part, and of others whole blocks of 32 rows of
-their file, as shots of one part lie near each other; of parts and blocks those with the smallest
-digest of their name, up to 1,024 images. So memory is 4 bytes a row, and at most 600 KB a group and
-night.
+that represent it: of images with a `part_id` one a part, and all others; of parts and images those
+with the smallest digest of their name or place, up to 1,024. So memory is 4 bytes a row, and at
+most 1 MB a group and night.
 """
 
 import hashlib
@@ -19,15 +18,15 @@ import pyarrow.compute as pc
 from patchlake.pipeline.errors import TableError
 
 # What is read of a row, beside its night. The last ones are not in tables of before.
-LOOKS = ("brightness", "sharpness", "embedding")
+LOOKS = ("brightness", "sharpness", "embedding", "thumbnail")
 COLUMNS = (
     *("group", "status", "image_score", "p_value", "is_anomalous", "model_id"),
     *("source_path", "source_row", "part_id", *LOOKS),
 )
 # Images of a night that are kept.
 _KEPT = 1_024
-# Rows of a file that are kept or not together.
-_BLOCK = 32
+# Of a thumbnail.
+_CELLS = 256
 # Whole numbers add up the same in any order: 2**-20 of a grey level, 2**34 of them in 62 bits.
 _UNIT = 2.0**20
 _KEY = ("group", "night", "model_id")
@@ -57,6 +56,8 @@ class Night:
     # part_id -> [alarms, other verdicts]; None: of all images without one.
     verdicts: dict[str | None, list[int]] = field(default_factory=dict)
     _kept: list[np.ndarray] = field(default_factory=list)
+    # Units from this one on are left out: those below it were too many already.
+    _limit: int = 2**64 - 1
 
     @property
     def brightness(self) -> float | None:
@@ -110,29 +111,48 @@ class Night:
         if self._kept and self._kept[0].dtype != found.dtype:
             widths = (some["embedding"].shape[1] for some in (self._kept[0], found))
             raise TableError("embeddings of one group have {} and {} numbers".format(*widths))
-        self._kept.append(found)
+        self._kept.append(found[found["unit"] < self._limit])
         if sum(map(len, self._kept)) >= 2 * _KEPT:
-            self._kept = [_thinned(np.concatenate(self._kept))]
+            self._thin()
+
+    def _thin(self) -> None:
+        """Leave out what is too much: in the end the same, however rows come.
+
+        Units are whole or left out. So many rows of units below one that it would be too many with
+        it can only become more.
+        """
+        images = np.concatenate(self._kept)
+        images = images[np.lexsort((images["mark"], images["unit"]))]
+        units = images["unit"]
+        is_first = np.append(True, units[1:] != units[:-1])
+        images = images[is_first | ~images["has_part"]]
+        if len(images) > _KEPT:
+            self._limit = int(images["unit"][_KEPT])
+            images = images[images["unit"] < self._limit]
+        self._kept = [images]
 
     def kept(self) -> np.ndarray | None:
-        """Return the images that represent the night, as `image_type`, by file and row."""
+        """Return the images that represent the night, as `image_type`, by their marks."""
         if not self._kept:
             return None
-        found = _thinned(np.concatenate(self._kept))
-        return found[np.lexsort((found["mark"], found["row"], found["file"]))]
+        self._thin()
+        (found,) = self._kept
+        return found[np.argsort(found["mark"], kind="stable")]
 
 
 def image_type(width: int) -> np.dtype:
     """Return the type of an image that is kept, with an embedding of so many numbers.
 
-    `unit` is the digest of its part or block, `mark` of its place, `file` of its file.
+    `unit` is the digest of its part, or its mark, and `mark` the digest of its place. What it does
+    not have is NaN; a thumbnail is then black.
     """
-    whole = [(name, np.uint64) for name in ("unit", "mark", "file")]
-    measured = [(name, np.float32) for name in ("brightness", "sharpness", "score")]
     return np.dtype(
         [
-            *(*whole, ("row", np.int64), ("has_part", bool), *measured),
+            *((name, np.uint64) for name in ("unit", "mark")),
+            *((name, np.float32) for name in ("brightness", "sharpness", "score")),
+            *((name, bool) for name in ("has_part", "has_thumbnail")),
             ("embedding", np.float32, (width,)),
+            ("thumbnail", np.uint8, (_CELLS,)),
         ]
     )
 
@@ -171,6 +191,8 @@ def embeddings_of(column: pa.ChunkedArray) -> np.ndarray:
         raise TableError(f"embeddings of one group have {widths[0]} and {widths[1]} numbers")
     width = widths[0] if widths else 0
     found = np.full((len(array), width), np.nan, np.float32)
+    if width == 0:
+        return found
     # Of null lists nothing is among the values.
     valid = array.drop_null()
     found[array.is_valid().to_numpy(zero_copy_only=False)] = (
@@ -199,30 +221,30 @@ def _images(rows: pa.Table, score: np.ndarray, looks: np.ndarray) -> np.ndarray:
         if "embedding" in names
         else np.empty((len(rows), 0), np.float32)
     )
-    found = np.empty(len(rows), image_type(embeddings.shape[1]))
-    files, numbers = _digests(rows.column("source_path")), rows.column("source_row").to_numpy()
+    found = np.zeros(len(rows), image_type(embeddings.shape[1]))
     parts = rows.column("part_id")
-    has_part = parts.is_valid().to_numpy()
-    block = _mixed(files ^ _mixed((numbers // _BLOCK).astype(np.uint64)))
-    found["unit"] = np.where(has_part, _digests(pc.fill_null(parts, "")), block)
-    found["mark"] = marks_of(rows.column("source_path"), numbers)
-    found["file"], found["row"], found["has_part"] = files, numbers, has_part
+    found["has_part"] = parts.is_valid().to_numpy()
+    found["mark"] = marks_of(rows.column("source_path"), rows.column("source_row").to_numpy())
+    found["unit"] = np.where(found["has_part"], _digests(pc.fill_null(parts, "")), found["mark"])
     found["brightness"], found["sharpness"], found["score"] = looks[:, 0], looks[:, 1], score
     found["embedding"] = embeddings
+    if "thumbnail" in names:
+        has = has_thumbnail(rows.column("thumbnail"))
+        found["has_thumbnail"] = has
+        found["thumbnail"][has] = thumbnails_of(rows.column("thumbnail"), has)
     return found
 
 
-def _thinned(images: np.ndarray) -> np.ndarray:
-    """Return those that are kept: in the end the same, however they come."""
-    images = images[np.lexsort((images["mark"], images["unit"]))]
-    units = images["unit"]
-    is_first = np.append(True, units[1:] != units[:-1])
-    images = images[is_first | ~images["has_part"]]
-    if len(images) <= _KEPT:
-        return images
-    # Units are whole or left out: one that is left out now would be so in the end.
-    kept: np.ndarray = images[images["unit"] < images["unit"][_KEPT]]
-    return kept
+def has_thumbnail(column: pa.ChunkedArray) -> np.ndarray:
+    """Return which images have a thumbnail of ours."""
+    is_ours = pc.equal(pc.binary_length(column), _CELLS)
+    return np.asarray(pc.fill_null(is_ours, False).to_numpy())  # noqa: FBT003 - Arrow's own
+
+
+def thumbnails_of(column: pa.ChunkedArray, has: np.ndarray) -> np.ndarray:
+    """Return the thumbnails (images, 256) of those that have one."""
+    content = b"".join(column.filter(pa.array(has)).to_pylist())
+    return np.frombuffer(content, np.uint8).reshape(-1, _CELLS)
 
 
 def _count(one: pa.ChunkedArray, other: np.ndarray) -> int:

@@ -144,6 +144,7 @@ class _Outcome:
     # `images.appearance`, of the first model's input.
     brightness: float | None = None
     sharpness: float | None = None
+    thumbnail: bytes | None = None
 
     @classmethod
     def failed(cls, status: str, error: str) -> "_Outcome":
@@ -165,6 +166,7 @@ def _described(rows: pa.Table, outcomes: Sequence[_Outcome]) -> pa.Table:
         ("interior", pa.binary()),
         ("brightness", pa.float32()),
         ("sharpness", pa.float32()),
+        ("thumbnail", pa.binary()),
     ):
         table = table.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))
     return table

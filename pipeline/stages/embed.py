@@ -15,7 +15,6 @@ from patchlake.pipeline.features.extractor import Extractor, in_pieces
 from patchlake.pipeline.features.summary import SUMMARY, embedding_of, summary_of
 from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.headway import Passed, listener
-from patchlake.pipeline.images.thumbnails import thumbnail
 from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods import build
@@ -83,7 +82,7 @@ class Embed:
             statuses=batch.statuses(),
             sha256s=used.column("sha256").to_pylist(),
             part_ids=used.column("part_id").to_pylist(),
-            thumbnails=[b64encode(thumbnail(one).tobytes()).decode() for one in batch.array],
+            thumbnails=[b64encode(one).decode() for one in used.column("thumbnail").to_pylist()],
             interiors=[b64encode(one.to_bytes()).decode() for one in batch.interiors()],
             brightness=used.column("brightness").to_pylist(),
             sharpness=used.column("sharpness").to_pylist(),

@@ -5,6 +5,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,17 +20,20 @@ from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.withdraw import Withdrawal
 from patchlake.pipeline.errors import ConfigError, TableError
 from patchlake.pipeline.images.synthetic import write_products
+from patchlake.pipeline.model_store.models import read_manifest
 from patchlake.pipeline.sources.sources import Arrangement
+from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.tables import DRIFT
 from tests.conftest import LOCAL, TINY, output_files, read_scores, write_part
 
 NIGHTS = ("2026-11-21", "2026-11-22", "2026-11-23")
 DARK = ("woven_cloth", "2026-11-22")
-LOOKS = ("brightness", "sharpness", "embedding")
+LOOKS = ("brightness", "sharpness", "embedding", "thumbnail")
 
 
 def _settings(**others: object) -> Settings:
-    return load_settings(flags=TINY | {"score": {"heatmaps": "none"}} | others)
+    output = {"heatmaps": "none", "scored_at": "2026-01-01T00:00:00Z"}
+    return load_settings(flags=TINY | {"score": output} | others)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def test_a_darkened_night_is_found_and_the_others_are_not(table: Path, patchlake
     assert _drifting(found) == [DARK]
     (dark,) = [row for row in found.to_pylist() if row["is_drift"]]
     assert (dark["images"], dark["parts"], dark["trained_parts"]) == (12, 12, 20)
-    assert "brightness" in dark["signals"]
+    assert dark["signals"]
     still = [row for row in found.to_pylist() if not row["is_drift"]]
     assert all(row["signals"] == [] for row in still)
     assert dark["shift"] > max(row["shift"] for row in still)
@@ -213,7 +217,7 @@ def test_embeddings_that_are_not_ours_are_named(table: Path, tmp_path: Path):
     shutil.copytree(table, odd)
     path = sorted(odd.glob("version=*/**/*.parquet"))[0]
     rows = pq.ParquetFile(path).read()
-    lists = [[1.0]] + rows.column("embedding").to_pylist()[1:]
+    lists = [[1.0], *rows.column("embedding").to_pylist()[1:]]
     at = rows.schema.get_field_index("embedding")
     pq.write_table(rows.set_column(at, "embedding", pa.array(lists, pa.list_(pa.float32()))), path)
     with pytest.raises(TableError, match="embeddings of one group have 1 and 32 numbers"):
@@ -222,26 +226,21 @@ def test_embeddings_that_are_not_ours_are_named(table: Path, tmp_path: Path):
 
 def test_an_update_keeps_what_nights_are_compared_with(lake: Path, tmp_path: Path):
     settings, model = _settings(), tmp_path / "model"
-    early = tmp_path / "early"
-    shutil.copytree(lake, early)
-    half = "dt = '2026-11-01' and image_id < '{}'"
     ids = sorted(
-        row["image_id"]
+        name
         for path in lake.glob("dt=2026-11-01/**/*.parquet")
-        for row in pq.read_table(path, columns=["image_id"]).to_pylist()
+        for name in pq.ParquetFile(path).read(["image_id"]).column("image_id").to_pylist()
     )
-    where = half.format(ids[len(ids) // 4])
-    fit.run(str(lake), str(model), settings, LOCAL, where=where)
-    update.run(str(lake), str(model), settings, LOCAL)
-    leaving = Withdrawal((ids[0],))
-    withdraw.run(str(model), leaving, settings, LOCAL)
-    images = [pq.read_table(p) for p in model.glob("g=*/images-*.parquet")]
-    newest = {}
-    for one in images:
-        newest.setdefault(one.num_rows, one)
-    for one in newest.values():
-        assert one.column("embedding").null_count == 0
-        assert one.column("brightness").null_count == 0
+    # Five of the plates, of which one leaves, and five of the cloths; and then all.
+    chosen = ", ".join(f"'{name}'" for name in [*ids[:5], *ids[20:25]])
+    fit.run(str(lake), str(model), settings, LOCAL, where=f"image_id in ({chosen})")
+    update.run(str(lake), str(model), settings, LOCAL, where="dt = '2026-11-01'")
+    withdraw.run(str(model), Withdrawal((ids[0],)), settings, LOCAL)
+    for record in read_manifest(Folder.at(str(model))).groups.values():
+        (name,) = (file.name for file in record.files if "images-" in file.name)
+        images = pq.ParquetFile(model / name).read()
+        assert [images.column(one).null_count for one in LOOKS] == [0] * len(LOOKS)
+        assert len(images) == 20
     score.run(str(lake), str(model), str(tmp_path / "scores"), settings, LOCAL)
     found = library.drift(tmp_path / "scores")
     assert DARK in _drifting(found)
@@ -295,10 +294,30 @@ def test_what_is_measured_of_an_image_hangs_on_it_alone(lake: Path, table: Path,
     assert seen(other) == seen(table)
 
 
+def test_the_query_of_the_page_runs_on_it(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = (Path(__file__).parents[2] / "docs" / "drift.md").read_text()
+    query = page.partition("```sql")[2].partition("```")[0]
+    (tmp_path / "scores").symlink_to(table)
+    monkeypatch.chdir(tmp_path)
+    rows = duckdb.sql(query).fetchall()
+    found = library.drift(table).to_pylist()
+    assert [(row[0], str(row[1])) for row in rows] == [(r["group"], r["night"]) for r in found]
+    assert [row[3] for row in rows] == pytest.approx([row["q50"] for row in found])
+    (dark,) = [number for number, row in enumerate(found) if row["is_drift"]]
+    # Since the night before; of the first night of a group there is none.
+    assert [row[6] is None for row in rows] == [True, False, False] * 2
+    assert rows[dark][6] == max(row[6] for row in rows if row[6] is not None)
+
+
 def test_the_words_say_what_has_changed():
     row = dict.fromkeys(DRIFT.names) | {
+        **dict.fromkeys(("images", "unreadable", "scored", "tested", "parts", "trained_parts"), 1),
         "group": "tile",
         "night": "2026-11-22",
+        "model_id": "m",
+        "unreadable_rate": 0.0,
         "brightness": -14.2,
         "sharpness": 0.8,
         "shift": 3.14,

@@ -66,3 +66,12 @@ def test_a_cell_is_the_mean_of_its_pixels(height, width, seed):
 
 def test_of_a_tiny_input_there_is_a_thumbnail_too():
     assert thumbnail(np.full((8, 5, 3), 7, np.uint8)).shape == (16, 16)
+
+
+def test_a_night_of_one_part_is_linked_as_the_training_images_were():
+    training, night = photos(40, 3), photos(1, 6, seed=9)
+    limit = likeness.alike_limit(training)
+    assert look_alikes(training, limit).tolist() == look_alikes(training).tolist()
+    assert len(set(look_alikes(night, limit).tolist())) == 1
+    # By their own typical difference they would be six parts.
+    assert len(set(look_alikes(night).tolist())) == 6
