@@ -7,7 +7,7 @@ alike.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import altair as alt
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 from patchlake.pipeline.report import counts
 from patchlake.pipeline.report.headline import short
 from patchlake.pipeline.report.overview import NightOfGroup, Overview
+
+_Chart: TypeAlias = alt.LayerChart | alt.FacetChart
 
 # Of the chart of scores.
 _BARS = 40
@@ -145,7 +147,7 @@ def specifications() -> Mapping[str, dict[str, Any]]:
     return {name: _plain(chart) for name, chart in charts.items()}
 
 
-def _plain(chart: alt.LayerChart | alt.Chart) -> dict[str, Any]:
+def _plain(chart: _Chart) -> dict[str, Any]:
     found: dict[str, Any] = chart.properties(width="container").to_dict()
     # Altair's own look; the page has one for light and one for dark.
     found.pop("config", None)
@@ -164,19 +166,18 @@ _AT_NIGHT = alt.X(
 )
 
 
-def _scores() -> alt.LayerChart:
-    where = {
-        "x": alt.X("from:Q", bin="binned", title="score", scale=alt.Scale(zero=False)),
-        "x2": alt.X2("to:Q"),
-        "y": alt.Y("share:Q", title="share of images", axis=_PERCENT, stack=None),
-        "tooltip": [
+def _scores() -> _Chart:
+    base = alt.Chart(_ROWS).encode(
+        x=alt.X("from:Q", bin="binned", title="score", scale=alt.Scale(zero=False)),
+        x2=alt.X2("to:Q"),
+        y=alt.Y("share:Q", title="share of images", axis=_PERCENT, stack=None),
+        tooltip=[
             alt.Tooltip("from:Q", title="from score"),
             alt.Tooltip("to:Q", title="to"),
             alt.Tooltip("images:Q"),
             alt.Tooltip("share:Q", format=".2%"),
         ],
-    }
-    base = alt.Chart(_ROWS).encode(**where)
+    )
     others = base.mark_bar(color="@others", binSpacing=0).transform_filter("datum.kind == 'others'")
     night = base.mark_bar(color="@night", opacity=0.75, binSpacing=1).transform_filter(
         "datum.kind == 'night'"
@@ -186,12 +187,12 @@ def _scores() -> alt.LayerChart:
         .mark_rule(**_LIMIT)
         .encode(x="threshold:Q", tooltip=alt.Tooltip("threshold:Q"))
     )
-    return others + night + rule
+    return alt.layer(others, night, rule)
 
 
-def _spots() -> alt.Chart:
+def _spots() -> _Chart:
     """Return the map: cells of the image, the first row on top."""
-    return (
+    cells = (
         alt.Chart(_ROWS)
         .transform_calculate(
             left="datum.x / datum.cells",
@@ -223,12 +224,13 @@ def _spots() -> alt.Chart:
             ],
         )
     )
+    return alt.layer(cells)
 
 
 _SIDE = alt.Axis(format=".0%", values=[0, 0.5, 1], grid=False)
 
 
-def _quantiles() -> alt.LayerChart:
+def _quantiles() -> _Chart:
     tooltip = [
         alt.Tooltip("night:O"),
         *(alt.Tooltip(f"{name}:Q", title=title, format=".4g") for name, title in _NAMED),
@@ -246,13 +248,13 @@ def _quantiles() -> alt.LayerChart:
         y=alt.Y("q50:Q", scale=scale)
     )
     limit = base.mark_line(**_LIMIT).encode(y=alt.Y("threshold:Q", scale=scale))
-    return wide + narrow + middle + limit
+    return alt.layer(wide, narrow, middle, limit)
 
 
 _NAMED = (("q95", "95 %"), ("q75", "75 %"), ("q50", "median"), ("q25", "25 %"), ("q05", "5 %"))
 
 
-def _rates(name: str, title: str, limit: str | None) -> alt.LayerChart:
+def _rates(name: str, title: str, limit: str | None) -> _Chart:
     tooltip = [
         alt.Tooltip("night:O"),
         alt.Tooltip(f"{name}:Q", title=title, format=".2%"),
@@ -270,10 +272,11 @@ def _rates(name: str, title: str, limit: str | None) -> alt.LayerChart:
     return alt.layer(*layers)
 
 
-def _shift() -> alt.LayerChart:
+def _shift() -> _Chart:
     tooltip = [alt.Tooltip("night:O"), alt.Tooltip("shift:Q", format=".3g"), alt.Tooltip("drift:N")]
     base = alt.Chart(_ROWS).encode(x=_AT_NIGHT, y=alt.Y("shift:Q", title="shift"), tooltip=tooltip)
     found = base.transform_filter("datum.drift").mark_point(
         color="@limit", filled=True, size=120, shape="triangle-up"
     )
-    return base.mark_line(color="@night", strokeWidth=1.5) + base.mark_point(**_SEEN) + found
+    line = base.mark_line(color="@night", strokeWidth=1.5)
+    return alt.layer(line, base.mark_point(**_SEEN), found)

@@ -70,7 +70,8 @@ def values(found: np.ndarray) -> np.ndarray:
     """Return a score of each bucket, within 0.1 % of all that are in it."""
     signed = found - _BUCKETS
     size = _SMALLEST * np.exp(np.abs(signed) * np.log(_RATIO)) * 2 / (1 + _RATIO)
-    return np.sign(signed) * size
+    found_values: np.ndarray = np.sign(signed) * size
+    return found_values
 
 
 def quantiles(found: np.ndarray, counts: np.ndarray, shares: np.ndarray) -> np.ndarray:

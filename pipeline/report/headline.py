@@ -39,11 +39,11 @@ def _alarms(overview: Overview) -> str:
             else "No image has a score."
         )
     was = "was" if total.alarms == 1 else "were"
-    said = f"{_counted(total.alarms, 'image')} {was} called anomalous, {percent(rate.value)}"
+    said = f"{_counted(total.alarms, 'image')} {was} called anomalous: {percent(rate.value)}"
     earlier = overview.total([n for n in overview.nights if n != overview.night])
     before = rate_of(earlier.alarms, earlier.judged)
     if before is not None:
-        said += f", {_compared(rate, before)} of the other nights"
+        said += f", {_compared(rate, before)} in the other nights ({percent(before.value)})"
     promised = most_promised(overview)
     if promised is None:
         return f"{said}."
@@ -61,10 +61,9 @@ def most_promised(overview: Overview) -> float | None:
 
 
 def _compared(rate: Rate, before: Rate) -> str:
-    share = percent(before.value)
     if rate.low > before.high:
-        return f"more than the {share}"
-    return f"less than the {share}" if rate.high < before.low else f"about as the {share}"
+        return "more than"
+    return "less than" if rate.high < before.low else "about as"
 
 
 def _drift(overview: Overview, groups: list[str]) -> str | None:

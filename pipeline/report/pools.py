@@ -57,6 +57,7 @@ class Pool:
             if len(fair) == self._total:
                 # The fair ones are as far down as any that can come in.
                 of_night = of_night.where(of_night.rank <= fair[-1].rank)
+            of_night = of_night.where(self._may_be_first(of_night))
             # Python's own numbers: they are compared, and written, as such.
             offered = [Row(*row) for row in zip(*(c.tolist() for c in of_night), strict=True)]
             self._nights[int(night)] = (
@@ -74,6 +75,19 @@ class Pool:
         others = [pools for one, pools in self._nights.items() if one != night]
         fair = self._fair((row for rows, _ in others for row in rows), total)
         return self._filled(fair, sorted(row for _, rows in others for row in rows), total)
+
+    def _may_be_first(self, rows: Rows) -> np.ndarray:
+        """Return a mask of the rows that can be among the first, equal ranks included."""
+        rank, group = rows.rank, rows.group
+        if len(rank) <= self._total:
+            return np.ones(len(rank), bool)
+        mask: np.ndarray = rank <= np.partition(rank, self._total - 1)[self._total - 1]
+        order = np.lexsort((rank, group))
+        _, begin, place = np.unique(group[order], return_index=True, return_inverse=True)
+        ends = np.append(begin[1:], len(rank))
+        last = rank[order][np.minimum(begin + self._per_group, ends) - 1]
+        mask[order] |= rank[order] <= last[place]
+        return mask
 
     @staticmethod
     def _filled(fair: list[Row], first: list[Row], total: int) -> list[Row]:

@@ -160,7 +160,8 @@ class Tally:
 
     @staticmethod
     def _cell_keys(group: np.ndarray, night: np.ndarray) -> np.ndarray:
-        return ((group << _NIGHT_BITS) | night) << counts.BITS
+        keys: np.ndarray = ((group << _NIGHT_BITS) | night) << counts.BITS
+        return keys
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,8 @@ def _places(column: pa.ChunkedArray | pa.Array, known: dict[str, int]) -> np.nda
     coded = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     coded = coded.dictionary_encode()
     places = [known.setdefault(name, len(known)) for name in coded.dictionary.to_pylist()]
-    return np.array(places, np.int64)[coded.indices.to_numpy()]
+    found: np.ndarray = np.array(places, np.int64)[coded.indices.to_numpy()]
+    return found
 
 
 def _largest(group: np.ndarray, values: np.ndarray) -> list[tuple[int, Any]]:
@@ -301,7 +303,8 @@ def _spots(rows: pa.Table, group: np.ndarray) -> np.ndarray:
         places.append(share)
     known = np.isfinite(places).all(axis=0)
     down, across = (np.clip(share[known] * SIDE, 0, SIDE - 1).astype(np.int64) for share in places)
-    return (group[row[known]] * SIDE + down) * SIDE + across
+    cells: np.ndarray = (group[row[known]] * SIDE + down) * SIDE + across
+    return cells
 
 
 def _floats(rows: pa.Table, name: str) -> np.ndarray:
@@ -309,7 +312,9 @@ def _floats(rows: pa.Table, name: str) -> np.ndarray:
 
 
 def _filled(column: pa.ChunkedArray | pa.Array, missing: float) -> np.ndarray:
-    return pc.fill_null(column.cast(pa.float64()), missing).to_numpy(zero_copy_only=False)
+    floats = pc.fill_null(column.cast(pa.float64()), missing)
+    filled: np.ndarray = floats.to_numpy(zero_copy_only=False)
+    return filled
 
 
 def _whole(rows: pa.Table, name: str) -> np.ndarray:
