@@ -37,7 +37,7 @@ def test_the_names_are_these():
         *("ConfigError", "Detection", "Detector", "DiskFull", "FileDamaged", "FragmentsFailed"),
         *("Ingested", "InputChanged", "Manifest", "Metrics", "ModelError", "Observer"),
         *("PatchlakeError", "RunStatus", "Settings", "StorageError", "StorageRefused", "Summary"),
-        *("TableError", "WorkersLost", "compact", "evaluate", "fit", "ingest", "load"),
+        *("TableError", "WorkersLost", "compact", "drift", "evaluate", "fit", "ingest", "load"),
         *("load_settings", "open_scores", "parts", "picture", "score", "settings", "status"),
         *("update", "withdraw"),
     ]
@@ -261,7 +261,7 @@ def test_every_function_has_an_example():
     functions = {n for n in patchlake.__all__ if inspect.isfunction(getattr(library, n, None))}
     named = {one.name.rpartition(".")[2] for one in examples()}
     assert named == functions - {"load_settings"}
-    assert len(named) == 13
+    assert len(named) == 14
 
 
 @pytest.mark.slow
