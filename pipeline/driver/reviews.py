@@ -168,8 +168,8 @@ def _say(lesson: Lesson) -> None:
     verdicts = Counter(lesson.reviewed.decided.column("verdict").to_pylist())
     alarms = sum(map(len, lesson.wanted.rows.values()))
     log.info(
-        "%s: %d images are reviewed: %d good (%d of these rows were called anomalous, or it is "
-        "not known), %d defective, %d disputed, %d unsure",
+        "%s: %d images are reviewed: %d good (%d of them false alarms of this lake), %d defective, "
+        "%d disputed, %d unsure",
         lesson.taken.folder,
         lesson.taken.images,
         *(verdicts["good"], alarms, verdicts["defective"], verdicts["disputed"]),

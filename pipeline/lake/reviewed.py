@@ -20,6 +20,7 @@ from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.lake.trained import checksums
 from patchlake.pipeline.reading.fragments import Fragment, Fragments
 from patchlake.pipeline.reviews.decided import decided
+from patchlake.pipeline.shown import counted
 from patchlake.pipeline.tables import DECIDED, REVIEWS
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Reviewed:
     def say_left_out(self) -> None:
         """Log of how many images nothing is known here, and why."""
         for why, count in sorted(self.left_out.items()):
-            log.warning("%d reviewed images are left out: %s", count, why)
+            log.warning("left out are %s %s", counted(count, "reviewed images"), why)
 
 
 def reviewed(source: Source, fragments: Fragments, reviews: pa.Table) -> Reviewed:

@@ -129,7 +129,7 @@ def test_a_morning(night: Night, tmp_path: Path, patchlake):
 
     learnt = patchlake("fit", night.images, night.model, "--update", "--reviews", reviews, *FLAGS)
     assert learnt.code == 0, learnt.err
-    assert "5 images are reviewed: 1 good (1 of these rows were called anomalous" in learnt.err
+    assert "5 images are reviewed: 1 good (1 of them false alarms of this lake)" in learnt.err
     assert "2 defective, 1 disputed, 1 unsure" in learnt.err
     group = str(alarm["group"])
     assert alarm["image_id"] in present(night.model, group)
@@ -169,7 +169,7 @@ def test_a_csv_of_two_columns_is_enough(night: Night, tmp_path: Path, patchlake)
         writer.writerow(("nobody.png", "good"))
     learnt = patchlake("fit", night.images, night.model, "--update", "--reviews", path, *FLAGS)
     assert learnt.code == 0, learnt.err
-    assert "1 reviewed images are left out: of no row of these images" in learnt.err
+    assert "left out are 1 reviewed image of no row of these images" in learnt.err
     assert alarm["image_id"] in present(night.model, str(alarm["group"]))
     assert BAD not in present(night.model, "woven_cloth")
 
@@ -207,7 +207,7 @@ def test_a_file_that_has_changed_since_is_not_taken(night: Night, tmp_path: Path
     before = (night.model / "model.json").read_bytes()
     with caplog.at_level("WARNING", "patchlake"):
         learn(night, reviews)
-    assert "2 reviewed images are left out: whose file has changed since" in caplog.text
+    assert "left out are 2 reviewed images whose file has changed since" in caplog.text
     assert (night.model / "model.json").read_bytes() == before
 
 
@@ -242,7 +242,7 @@ def test_an_image_id_that_several_rows_have_is_left_out_and_said(
     before = (night.model / "model.json").read_bytes()
     with caplog.at_level("WARNING", "patchlake"):
         learn(Night(lake, night.model, night.rows), str(csv_))
-    assert "1 reviewed images are left out: whose image_id several rows have" in caplog.text
+    assert "left out are 1 reviewed image whose image_id several rows have" in caplog.text
     assert (night.model / "model.json").read_bytes() == before
 
 
