@@ -21,7 +21,7 @@ _PIXELS = ("pixel_true_positives", "pixel_false_positives", "pixel_false_negativ
 _REGIONS = ("defect_regions", "defect_regions_hit")
 _MASKS = ("masks_missing", "masks_unreadable", "masks_empty", "masks_resized")
 # Images compared, those of them that are defective, and images that are left out.
-_IMAGES = ("images", "anomalous", "trained_on", "train_split", "unlabelled")
+_IMAGES = ("images", "anomalous", "trained_on", "train_split", "unlabelled", "reviewed")
 _COUNTS = (*_JUDGED, *_PIXELS, *_REGIONS, *_IMAGES, *_MASKS)
 
 
@@ -29,6 +29,12 @@ def evaluate(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="Images table with labels.")],
     scores: Annotated[str, typer.Argument(metavar="SCORES", help="Its score table.")],
     where: options.Where = None,
+    reviews: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVIEWS", help="Reviews table or CSV whose decisions replace the labels."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
@@ -46,7 +52,7 @@ def evaluate(
     from patchlake.pipeline.driver import evaluate as evaluating
     from patchlake.pipeline.storage.folder import Folder
 
-    found = evaluating.run(images, scores, where, settings, Terminal())
+    found = evaluating.run(images, scores, where, settings, Terminal(), reviews=reviews)
     by_group = cast("dict[str, Rates]", found)
     mean = _mean(by_group)
     if as_json:

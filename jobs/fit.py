@@ -43,6 +43,14 @@ def fit(
         bool,
         typer.Option("--update", help="Add new good images to the model; it is not fitted again."),
     ] = False,
+    reviews: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVIEWS",
+            help="With --update: add the false alarms that a reviews table or CSV confirms, and "
+            "withdraw images that proved defective.",
+        ),
+    ] = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     runner: options.RunnerChoice = "auto",
@@ -63,8 +71,11 @@ def fit(
     other = next((flag for flag, is_set in combined.items() if is_set), None)
     if update and other:
         raise ConfigError(f"--update cannot be combined with {other}: name one")
+    if reviews is not None and not update:
+        raise ConfigError("--reviews is for a model that is there: name --update as well")
     say_reading(images)
     from patchlake.pipeline.driver import fit as fitting
+    from patchlake.pipeline.driver import reviews as learning
     from patchlake.pipeline.driver import update as updating
     from patchlake.pipeline.storage.folder import Folder
 
@@ -73,8 +84,9 @@ def fit(
         found = fitting.preview(images, model, settings, execution, where, overwrite=overwrite)
         show_preview(found, as_json=as_json)
         return
-    run = updating.run if update else partial(fitting.run, overwrite=overwrite)
+    named = (images, model)
+    run = partial(updating.run if update else partial(fitting.run, overwrite=overwrite), *named)
+    if reviews is not None:
+        run = partial(learning.run, *named, reviews)
     root = Folder.at(model, settings.storage).root
-    and_show(
-        partial(run, images, model, settings, execution, where=where), partial(show_model, root)
-    )
+    and_show(partial(run, settings, execution, where=where), partial(show_model, root))

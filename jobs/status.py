@@ -1,5 +1,6 @@
 """status: what is done, failed and pending, from the files alone."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,10 @@ _SHOWN = 500
 def status(
     folder: Annotated[str, typer.Argument(metavar="SCORES|MODEL", help="Where the runs are.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    reviews: Annotated[
+        str | None,
+        typer.Option(metavar="REVIEWS", help="Of a MODEL: what it has not learnt of reviews."),
+    ] = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
 ) -> None:
@@ -29,11 +34,13 @@ def status(
     storage = options.read_settings(config, assignments, {}).storage
     from pydantic import TypeAdapter
 
-    from patchlake.pipeline.driver.status import RunStatus, read, with_changed
+    from patchlake.pipeline.driver.status import RunStatus, read, with_changed, with_reviews
     from patchlake.pipeline.storage.folder import Folder
 
     target = Folder.at(folder, storage)
     states = with_changed(target, read(folder, storage))
+    if reviews is not None:
+        states = with_reviews(target, states, reviews)
     if as_json:
         say(TypeAdapter(list[RunStatus]).dump_json(states, indent=1).decode())
         return
@@ -63,11 +70,31 @@ def status(
     if steps:
         header = ["run", "verb", "group", "added", "withdrawn", "parent", "model"]
         show_table("lineage", header, steps)
+    _show_reviews(states)
     for state in states:
         if state.state != "finished":
             say(f"{state.run} {printable(_in_words(state))}")
         for key, error in state.failures.items():
             say(f"{state.run} {printable(key)}: {printable(error[:_SHOWN])}")
+
+
+def _show_reviews(states: Sequence["RunStatus"]) -> None:
+    rows = [
+        [
+            group,
+            str(c.false_alarms_not_in_model),
+            str(c.withdrawn_before),
+            str(c.defective_in_model),
+            str(c.unsure),
+            str(c.disputed),
+        ]
+        for s in states
+        for group, c in s.reviews.items()
+    ]
+    if rows:
+        header = ["group", "false alarms\nnot in it", "of images\nthat left"]
+        header += ["defective\nin it", "unsure", "disputed"]
+        show_table("reviews that the model has not learnt", header, rows)
 
 
 def _in_words(status: "RunStatus") -> str:

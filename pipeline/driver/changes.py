@@ -69,6 +69,8 @@ def say_changed(
 def _images_by_root(model: Folder, manifest: models.Manifest) -> dict[str, dict[str, pa.Table]]:
     """Return the images in each group's model by the lake that they are from."""
     roots = [step.images for step in manifest.lineage]
+    # A person looked at them, whatever the lake says.
+    decided = [number for number, step in enumerate(manifest.lineage) if step.reviews is not None]
     by_root: dict[str, dict[str, pa.Table]] = {root: {} for root in roots}
     groups = manifest.groups
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
@@ -77,6 +79,8 @@ def _images_by_root(model: Folder, manifest: models.Manifest) -> dict[str, dict[
         if table is None:
             continue
         images = with_roots(Membership.stored(table).present, roots)
+        is_decided = pc.is_in(images.column("joined"), value_set=pa.array(decided, pa.int32()))
+        images = images.filter(pc.invert(is_decided))
         for root in roots:
             of_root = images.filter(pc.equal(images.column("root"), root))
             if len(of_root):

@@ -10,9 +10,12 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.evaluation.verdicts import Interval
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.plan import plan_fragments, read_cuts
+from patchlake.pipeline.lake.reviewed import Reviewed, reviewed
 from patchlake.pipeline.lake.source import Source
+from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import open_lake
 from patchlake.pipeline.record import runs
+from patchlake.pipeline.reviews.given import read_given
 from patchlake.pipeline.score_table import parts
 from patchlake.pipeline.stages.compare import GroupMetrics, ScoreTable, add_part
 from patchlake.pipeline.storage.folder import Folder
@@ -79,6 +82,8 @@ class Metrics(TypedDict):
     trained_on: int
     train_split: int
     unlabelled: int
+    # Of the images compared, those whose reviews say what they are.
+    reviewed: int
 
 
 def run(
@@ -87,11 +92,22 @@ def run(
     where: str | None = None,
     settings: Settings | None = None,
     observer: Observer | None = None,
+    *,
+    reviews: str | None = None,
 ) -> dict[str, Metrics]:
     """Return the metrics of each group, by name.
 
+    Args:
+        images: The lake.
+        scores: Its score table.
+        where: Which rows count.
+        settings: Of which `storage` and `columns` count.
+        observer: Is told how far it is.
+        reviews: A reviews table, or a file of decisions: those stand in the place of labels.
+
     Raises:
         ConfigError: if there is no score, no image to compare, or a split or label has no meaning.
+        TableError: if reviews cannot be read.
     """
     asked = settings or Settings()
     storage = asked.storage
@@ -113,7 +129,7 @@ def run(
         for f in state.fragments.with_keys(done.sorted_keys)
     }
     metrics: dict[str, GroupMetrics] = {}
-    scored = ScoreTable(table, lake.root)
+    scored = ScoreTable(table, lake.root, _reviewed(source, planned, reviews))
     with (observer or Silent()).task("evaluate", len(found), "parts") as advance:
         for part, fragment in sorted(found.items()):
             if fragment is not None:
@@ -133,6 +149,15 @@ def run(
         )
     say_what_counts(metrics)
     return {group: _metrics(group, m) for group, m in labelled.items()}
+
+
+def _reviewed(source: Source, planned: Fragments, reviews: str | None) -> Reviewed | None:
+    """Return what reviews say of the images, after saying which of them say nothing."""
+    if reviews is None:
+        return None
+    found = reviewed(source, planned, read_given(reviews, source.images.storage))
+    found.say_left_out()
+    return found
 
 
 def _newest(table: Folder) -> runs.RunRecord:
@@ -189,6 +214,7 @@ def _metrics(name: str, group: GroupMetrics) -> Metrics:
         "trained_on": group.trained_on,
         "train_split": group.train_split,
         "unlabelled": group.unlabelled,
+        "reviewed": group.reviewed,
     }
 
 

@@ -38,6 +38,7 @@ from patchlake.pipeline.driver import ingest as _ingest
 from patchlake.pipeline.driver import parts as _parts
 from patchlake.pipeline.driver import picture as _picture
 from patchlake.pipeline.driver import review as _review
+from patchlake.pipeline.driver import reviews as _reviews
 from patchlake.pipeline.driver import score as _score
 from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
@@ -161,6 +162,7 @@ def update(
     model: Uri,
     *,
     where: str | None = None,
+    reviews: Uri | None = None,
     settings: Settings | None = None,
     runner: RunnerName = "local",
     address: str | None = None,
@@ -168,18 +170,33 @@ def update(
 ) -> Manifest:
     """Add the good images that a model does not know; it is not fitted again.
 
-    Args: as `fit`.
+    With `reviews` only images join that people decided to be good though they were called
+    anomalous, and images of the model that proved defective leave it (docs/reviews.md).
+
+    Args:
+        images: The images table.
+        model: Folder of the model.
+        where: Which rows count, as in `fit`.
+        reviews: A reviews table, or a CSV or Parquet file with columns `image_id` and `verdict`.
+        settings: See above.
+        runner: See above.
+        address: See above.
+        observer: See above.
 
     Raises:
         ConfigError: if the method cannot, or the settings contradict the model.
+        TableError: if reviews cannot be read.
         FragmentsFailed: if a group keeps its earlier model; what was published is its `result`.
 
     >>> manifest = patchlake.update("images", "model")  # it knows all of them
     >>> [step.verb for step in manifest.lineage]
     ['fit']
     """
-    execution = _execution(runner, address, observer)
-    return _update.run(_uri(images), _uri(model), _effective(settings), execution, where=where)
+    execution, chosen = _execution(runner, address, observer), _effective(settings)
+    if reviews is not None:
+        named = (_uri(images), _uri(model), _uri(reviews))
+        return _reviews.run(*named, chosen, execution, where=where)
+    return _update.run(_uri(images), _uri(model), chosen, execution, where=where)
 
 
 def withdraw(
@@ -275,10 +292,14 @@ def evaluate(
     scores: Uri,
     *,
     where: str | None = None,
+    reviews: Uri | None = None,
     settings: Settings | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Metrics]:
     """Return the metrics of each group over labelled images that are not for training.
+
+    With `reviews`, what people decided on an image stands in the place of its label
+    (docs/reviews.md).
 
     They are image AUROC, pixel AUROC, AUPRO and AUPIMO, which need no threshold, and at the
     threshold that the score table carries recall, false alarms, precision and F1 of the verdicts,
@@ -291,11 +312,17 @@ def evaluate(
     >>> sorted(metrics), 0 <= metrics["woven_cloth"]["image_auroc"] <= 1
     (['brushed_plate', 'woven_cloth'], True)
     """
-    return _evaluate.run(_uri(images), _uri(scores), where, _effective(settings), observer)
+    given = None if reviews is None else _uri(reviews)
+    chosen = _effective(settings)
+    return _evaluate.run(_uri(images), _uri(scores), where, chosen, observer, reviews=given)
 
 
-def status(folder: Uri, *, settings: Settings | None = None) -> list[RunStatus]:
+def status(
+    folder: Uri, *, reviews: Uri | None = None, settings: Settings | None = None
+) -> list[RunStatus]:
     """Return every run of a score table or a model, the newest last.
+
+    With `reviews`, the last step of a model says what it has not learnt of them, by group.
 
     Raises:
         ConfigError: if there is none.
@@ -305,7 +332,8 @@ def status(folder: Uri, *, settings: Settings | None = None) -> list[RunStatus]:
     """
     storage = _effective(settings).storage
     target = Folder.at(_uri(folder), storage)
-    return _status.with_changed(target, _status.read(_uri(folder), storage))
+    states = _status.with_changed(target, _status.read(_uri(folder), storage))
+    return states if reviews is None else _status.with_reviews(target, states, _uri(reviews))
 
 
 def compact(

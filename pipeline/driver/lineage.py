@@ -176,6 +176,8 @@ class Outcome:
     fitted: Mapping[str, FittedModel]
     changes: Mapping[str, models.Change]
     failed: Mapping[str, str]
+    # The reviews that it went by, if it did.
+    reviews: models.ReviewsTaken | None = None
 
 
 def publish_step(
@@ -256,6 +258,7 @@ def _changed(base: PublishedModel, job: Run, outcome: Outcome) -> models.Manifes
         images=record.images,
         where=record.where,
         groups=dict(outcome.changes),
+        reviews=outcome.reviews,
     )
     changed = {group: one.record for group, one in outcome.fitted.items()}
     backbone = manifest.backbone.model_copy(update={"weights": base.settings.backbone.weights})

@@ -7,6 +7,7 @@ import pyarrow as pa
 from patchlake.pipeline.config import StorageSettings
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.groups.partials import embedded_keys
+from patchlake.pipeline.groups.reviewed import ReviewCounts
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.pulse import Pulse, Speed, State, read_pulses, state_of
@@ -52,6 +53,8 @@ class RunStatus:
     changes: dict[str, models.Change]
     # Of the last step of a model: group -> image_id -> why the lake would not train on it any more.
     changed: Changed = field(default_factory=dict)
+    # Likewise, if reviews are asked for: group -> what the model has not learnt of them.
+    reviews: dict[str, ReviewCounts] = field(default_factory=dict)
 
 
 def read(folder: str, storage: StorageSettings | None = None) -> list[RunStatus]:
@@ -83,6 +86,23 @@ def with_changed(target: Folder, states: list[RunStatus]) -> list[RunStatus]:
     manifest = models.read_manifest(target)
     changed = say_changed(target, manifest)
     return [replace(s, changed=changed) if s.run == manifest.run else s for s in states]
+
+
+def with_reviews(target: Folder, states: list[RunStatus], reviews: str) -> list[RunStatus]:
+    """Return the runs, the last step of a model with what it has not learnt of reviews.
+
+    Raises:
+        ConfigError: if there is no model, or there are no reviews.
+        TableError: if reviews cannot be read.
+    """
+    if not target.exists(models.MANIFEST):
+        raise ConfigError(f"{target.root} is no model, of which alone reviews can be learnt")
+    # Imported here: as above.
+    from patchlake.pipeline.driver.reviews import counts_of
+
+    manifest = models.read_manifest(target)
+    counts = counts_of(target, manifest, reviews)
+    return [replace(s, reviews=counts) if s.run == manifest.run else s for s in states]
 
 
 def _lineage(target: Folder) -> list[models.Step]:

@@ -32,7 +32,7 @@ from patchlake.pipeline.driver.settings import weight_files
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Known
-from patchlake.pipeline.groups.update import PublishedGroup, update_group
+from patchlake.pipeline.groups.update import Joining, PublishedGroup, update_group
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection, select_rows
 from patchlake.pipeline.lake.source import Source
@@ -54,6 +54,15 @@ _READ_AT_ONCE = 16
 _IMAGES_AT_ONCE = 4
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Images that people decided to be good, whatever the lake says of them."""
+
+    # Path -> rows in that file.
+    rows: Mapping[str, frozenset[int]]
+    reviews: models.ReviewsTaken
+
+
 def run(
     images: str,
     model: str,
@@ -61,8 +70,17 @@ def run(
     execution: Execution,
     *,
     where: str | None = None,
+    wanted: Wanted | None = None,
 ) -> models.Manifest:
     """Add the good images of a lake that the model does not know; return the manifest.
+
+    Args:
+        images: The lake.
+        model: The model's folder.
+        settings: See `pipeline.driver.library`.
+        execution: How.
+        where: Which rows count.
+        wanted: Only these join; without, those that the lake says are good and to train on.
 
     Raises:
         ConfigError: if the method cannot, or the settings contradict the model.
@@ -79,7 +97,7 @@ def run(
     groups = list(base.manifest.groups)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         fitted = dict(zip(groups, pool.map(base.group, groups), strict=True))
-    chosen = _choose(lake, base, fitted, where)
+    chosen = _choose(lake, base, fitted, where, wanted)
     if not chosen.fragments:
         log.info("%s has no image that %s does not know", lake.root, base.target.root)
         return base.manifest
@@ -95,48 +113,74 @@ def run(
                 fragments = chosen.fragments.of_group(group)
                 require_embedded(fragments, tally)
                 corpus = base.corpus(job, fragments, runner)
-                return _update(base, fitted[group], corpus, execution.observer)
+                by_score = wanted is not None
+                return _update(base, fitted[group], corpus, execution.observer, by_score=by_score)
 
             outcome = change_groups(chosen.fragments.groups, update)
+            outcome = replace(outcome, reviews=wanted.reviews if wanted else None)
         return publish_step(base, job, tally, chosen.fragments, outcome)
 
 
 def _choose(
-    lake: Folder, base: PublishedModel, fitted: Mapping[str, PublishedGroup], where: str | None
+    lake: Folder,
+    base: PublishedModel,
+    fitted: Mapping[str, PublishedGroup],
+    where: str | None,
+    wanted: Wanted | None,
 ) -> RowsToEmbed:
     """Return the fragments that hold images which the model does not know, and those images."""
     settings = base.settings
     source = Source(lake, settings.columns, settings.image, base.geometry, read_where(where))
     plan = plan_fragments(lake, settings, where).sound()
-    for group in plan.groups:
+    kept = plan.kept
+    if wanted is not None:
+        paths = pa.array(list(wanted.rows), pa.string())
+        kept = kept.only(pc.is_in(kept.table.column("path"), value_set=paths))
+    for group in kept.groups:
         if group not in fitted:
             log.warning("%s has no group '%s': it is left out; fit it", base.target.root, group)
-    known_groups = pc.is_in(plan.kept.table.column("group"), value_set=pa.array(list(fitted)))
-    fragments = plan.kept.only(known_groups)
-    selections = choose_rows(source, fragments, is_update=True)
+    known_groups = pc.is_in(kept.table.column("group"), value_set=pa.array(list(fitted)))
+    fragments = kept.only(known_groups)
+    selections = {} if wanted else choose_rows(source, fragments, is_update=True)
+    select = partial(_selected, selections, source, wanted)
     roots = [step.images for step in base.manifest.lineage]
     known = {group: one.members.known(roots, lake.root) for group, one in fitted.items()}
-    judge = partial(_by_columns, source, selections, known)
+    judge = partial(_by_columns, source, known)
     # Before the pool, which would go through all that it has been given before it tells an error.
-    named = list(source.each_names(fragments))
+    named = list(map(select, fragments, source.each_names(fragments)))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         by_columns = list(pool.map(judge, fragments, named))
     with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
         found = list(pool.map(partial(_by_content, source, known), fragments, by_columns))
-    # What is unknown depends on who is in the model and on what labels mean, and so do the keys.
-    state = digest(
-        {
-            "model": _state(base, fitted),
-            "output": output_digest(settings),
-            "vocabulary": settings.columns.vocabulary,
-        }
-    )
-    keyed = fragments.keyed({}, state)
+    # What is unknown depends on who is in the model, on what labels mean and on who was reviewed,
+    # and so do the keys.
+    state = {
+        "model": _state(base, fitted),
+        "output": output_digest(settings),
+        "vocabulary": settings.columns.vocabulary,
+    }
+    if wanted is not None:
+        state["rows"] = {path: sorted(rows) for path, rows in sorted(wanted.rows.items())}
+    keyed = fragments.keyed({}, digest(state))
     keys = keyed.keys.to_pylist()
     taken = {key: one.new for key, one in zip(keys, found, strict=True) if one.new}
     _say(base, found, sum(one.members.count for one in fitted.values()))
     chosen = keyed.with_keys(pa.array(list(taken), pa.string()))
     return RowsToEmbed(source, selections, chosen, taken)
+
+
+def _selected(
+    selections: Mapping[str, Selection],
+    source: Source,
+    wanted: Wanted | None,
+    fragment: Fragment,
+    named: pa.Table,
+) -> pa.Table:
+    """Return the rows of a fragment that may join."""
+    if wanted is None:
+        return select_rows(named, selections[fragment.group], source.columns)
+    rows = pa.array(sorted(wanted.rows[fragment.path]), pa.int64())
+    return named.filter(pc.is_in(named.column("source_row"), value_set=rows))
 
 
 @dataclass(frozen=True)
@@ -152,14 +196,9 @@ class _Recognition:
 
 
 def _by_columns(
-    source: Source,
-    selections: Mapping[str, Selection],
-    known: Mapping[str, Known],
-    fragment: Fragment,
-    named: pa.Table,
+    source: Source, known: Mapping[str, Known], fragment: Fragment, rows: pa.Table
 ) -> _Recognition:
     """Tell what columns can tell: the place, the id, and a checksum that the lake keeps."""
-    rows = select_rows(named, selections[fragment.group], source.columns)
     of_group = known[fragment.group]
     here = of_group.at(fragment.path, fragment.version)
     numbers = rows.column("source_row").to_pylist()
@@ -244,14 +283,20 @@ def _record(
 
 
 def _update(
-    base: PublishedModel, before: PublishedGroup, corpus: StoredCorpus, observer: Observer
+    base: PublishedModel,
+    before: PublishedGroup,
+    corpus: StoredCorpus,
+    observer: Observer,
+    *,
+    by_score: bool,
 ) -> ChangedGroup | None:
     """Let the images of a corpus join a group; None where none of them can be used."""
     if corpus.images == 0:
         log.warning("group '%s': no new image can be used: %s", before.group, corpus.unusable)
         return None
     with fraction(observer, f"update of {before.group}") as on_progress:
-        updated = update_group(base.method, before, corpus, base.step, on_progress)
+        joining = Joining(base.step, by_score)
+        updated = update_group(base.method, before, corpus, joining, on_progress)
     digest_ = updated.record.digest
     change = models.Change(
         parent=before.record.digest, digest=digest_, added=corpus.images, withdrawn=0

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -65,7 +65,37 @@ def run(
     if not leaving:
         log.info("these images were withdrawn from %s before", base.target.root)
         return base.manifest
-    chosen = _choose(base, leaving, withdrawal) if base.method.leaves_by_embedding else None
+    return leave(base, leaving, execution, images=withdrawal.images)
+
+
+@dataclass(frozen=True)
+class LeavingImages:
+    """A group, and its images that leave it, by their numbers in the model."""
+
+    fitted: PublishedGroup
+    numbers: Int64[np.ndarray, " withdrawn"]
+
+
+def leave(
+    base: PublishedModel,
+    leaving: Mapping[str, LeavingImages],
+    execution: Execution,
+    *,
+    images: str | None = None,
+    reviews: models.ReviewsTaken | None = None,
+) -> models.Manifest:
+    """Take the step that withdraws images, and return the manifest.
+
+    Args:
+        base: The model.
+        leaving: The images, by group; one at least of each.
+        execution: How.
+        images: Where they are, if the table has moved since they joined.
+        reviews: Those that say so, if any do.
+
+    Raises: as `run`.
+    """
+    chosen = _choose(base, leaving, images) if base.method.leaves_by_embedding else None
     record = _record(base, leaving, chosen)
     fragments = chosen.fragments if chosen else Fragments.of([])
     job = runs.begin(base.target, record, fragments)
@@ -73,6 +103,7 @@ def run(
         if chosen is None:
             tally = Tally()
             outcome = change_groups(leaving, partial(_withdraw, base, leaving, lambda _: None))
+            outcome = replace(outcome, reviews=reviews)
             return publish_step(base, job, tally, fragments, outcome)
         base.require_weights()
         preflight = Preflight([chosen.source.images], [base.target])
@@ -87,18 +118,10 @@ def run(
                 return _whole(stored, len(leaving[group].numbers))
 
             outcome = change_groups(leaving, partial(_withdraw, base, leaving, corpus))
-        return publish_step(base, job, tally, fragments, outcome)
+        return publish_step(base, job, tally, fragments, replace(outcome, reviews=reviews))
 
 
-@dataclass(frozen=True)
-class _LeavingImages:
-    """A group, and its images that leave it, by their numbers in the model."""
-
-    fitted: PublishedGroup
-    numbers: Int64[np.ndarray, " withdrawn"]
-
-
-def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, _LeavingImages]:
+def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, LeavingImages]:
     """Return the images of each group that are to leave."""
     groups = list(base.manifest.groups) if withdrawal.group is None else [withdrawal.group]
     if not set(groups) <= set(base.manifest.groups):
@@ -117,13 +140,13 @@ def _leaving(base: PublishedModel, withdrawal: Withdrawal) -> dict[str, _Leaving
         if len(holding) > 1:
             raise ConfigError(f"groups {holding} have an image '{image_id}' each; name one --group")
     found = {
-        group: _LeavingImages(one, one.members.numbers_of(withdrawal.image_ids))
+        group: LeavingImages(one, one.members.numbers_of(withdrawal.image_ids))
         for group, one in fitted.items()
     }
     return {group: leaving for group, leaving in found.items() if len(leaving.numbers)}
 
 
-def _say_leaving(leaving: Mapping[str, _LeavingImages], withdrawal: Withdrawal) -> None:
+def _say_leaving(leaving: Mapping[str, LeavingImages], withdrawal: Withdrawal) -> None:
     """Say it where an image_id is that of several images."""
     for group, one in leaving.items():
         if len(one.numbers) > len(set(withdrawal.image_ids)):
@@ -136,7 +159,7 @@ def _say_leaving(leaving: Mapping[str, _LeavingImages], withdrawal: Withdrawal) 
 
 
 def _choose(
-    base: PublishedModel, leaving: Mapping[str, _LeavingImages], withdrawal: Withdrawal
+    base: PublishedModel, leaving: Mapping[str, LeavingImages], images: str | None
 ) -> RowsToEmbed:
     """Return the rows of the images, whose embeddings are needed, in the lake that they are from.
 
@@ -146,9 +169,9 @@ def _choose(
     places = {group: one.fitted.members.places(one.numbers) for group, one in leaving.items()}
     every = [place for some in places.values() for place in some]
     roots = sorted({base.manifest.lineage[place.joined].images for place in every})
-    if withdrawal.images is None and len(roots) > 1:
+    if images is None and len(roots) > 1:
         raise ConfigError(f"the images joined from {roots}; withdraw those of one with --images")
-    lake = Folder.at(withdrawal.images or roots[0], base.settings.storage)
+    lake = Folder.at(images or roots[0], base.settings.storage)
     columns = base.settings.columns
     source = Source(lake, columns, base.settings.image, base.geometry)
     state = digest({"run": base.manifest.run, "withdraw": _numbers(leaving)})
@@ -184,12 +207,12 @@ def _unchanged(lake: Folder, path: str, places: Sequence[ImagePlace]) -> Entry:
     return entry
 
 
-def _numbers(leaving: Mapping[str, _LeavingImages]) -> dict[str, list[int]]:
+def _numbers(leaving: Mapping[str, LeavingImages]) -> dict[str, list[int]]:
     return {group: one.numbers.tolist() for group, one in leaving.items()}
 
 
 def _record(
-    base: PublishedModel, leaving: Mapping[str, _LeavingImages], chosen: RowsToEmbed | None
+    base: PublishedModel, leaving: Mapping[str, LeavingImages], chosen: RowsToEmbed | None
 ) -> runs.RunRecord:
     lake = chosen.source.images.root if chosen else base.manifest.lineage[0].images
     version = digest({"withdraw": base.manifest.run, "numbers": _numbers(leaving), "images": lake})
@@ -206,7 +229,7 @@ def _record(
 
 def _withdraw(
     base: PublishedModel,
-    leaving: Mapping[str, _LeavingImages],
+    leaving: Mapping[str, LeavingImages],
     corpus_of: Callable[[str], StoredCorpus | None],
     group: str,
 ) -> ChangedGroup:

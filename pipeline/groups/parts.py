@@ -195,16 +195,22 @@ def judged(
     return members.judged(parts.names, [*(by_image[image] for image in kept.tolist()), *new])
 
 
-def judged_without(members: Membership) -> Membership:
+def judged_without(members: Membership, before: int | None = None) -> Membership:
     """Return the members of a model that images have left, with the samples that still count.
 
     They were measured with all of them: what is left is farther from an image than it was then.
+
+    Args:
+        members: Of the model.
+        before: How many of them may have samples; those that come after are no sample of good
+            images, and a model that knows them is nearer to an image than it was.
     """
     present, ever = members.count, len(members.table)
     parts = Parts.of(members)
     if parts is None or ever - present > _MAY_LEAVE * ever:
         return members.judged([None] * present, [])
-    return members.judged(parts.names, _unchanged(members, parts, present))
+    first = present if before is None else before
+    return members.judged(parts.names, _unchanged(members, parts, first))
 
 
 def _unchanged(members: Membership, parts: Parts, before: int) -> list[Sample]:

@@ -7,7 +7,7 @@ from jaxtyping import Int64
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.groups.calibrate import choose_evenly
+from patchlake.pipeline.groups.calibrate import Calibrator, choose_evenly
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.files import load_accounts, load_state
 from patchlake.pipeline.groups.fit import (
@@ -92,11 +92,23 @@ class PublishedGroup:
         return EarlierModel(self.members.count, facts, state, accounts.statistics, bank)
 
 
+@dataclass(frozen=True)
+class Joining:
+    """How images join: at which step of the lineage, and whether they were chosen by their scores.
+
+    Those that were, as false alarms are, are no sample of good images: the model learns them, and
+    is not judged by them.
+    """
+
+    step: int
+    by_score: bool = False
+
+
 def update_group(
     method: Updatable,
     fitted: PublishedGroup,
     corpus: StoredCorpus,
-    step: int,
+    joining: Joining,
     progress: Progress | None = None,
 ) -> FittedModel:
     """Write the files of a group's model with the corpus' images; return its record and suspects.
@@ -108,7 +120,7 @@ def update_group(
         method: That of the model, with its settings.
         fitted: The group.
         corpus: Images that are not in the model, one at least.
-        step: Number of this step in the model's lineage.
+        joining: How they join.
         progress: Called with (done, total).
 
     Raises:
@@ -120,16 +132,30 @@ def update_group(
     if result.to_gallery is not None:
         gallery = gallery + write_gallery(corpus, result.to_gallery, fitted.model, before=before)
     bank, facts = bank_and_facts(corpus, result, settings, before=before)
-    calibrator = calibrator_of(method, fitted.model, result, gallery, fitted.identity)
-    at_most = method.calibration_images
-    chosen = choose_evenly(np.arange(corpus.images), before + corpus.images, at_most)
-    new = list(calibrator.measure(corpus, chosen, before=before))
-    old = _thinned(fitted.members.samples(), at_most - len(new))
-    membership = fitted.members.joined_by(Membership.of(corpus, step)).measured([*old, *new])
-    membership = judged_by(method, calibrator, corpus, membership)
+    membership = fitted.members.joined_by(Membership.of(corpus, joining.step))
+    if joining.by_score:
+        membership = judged_without(membership.measured(fitted.members.samples()), before)
+    else:
+        calibrator = calibrator_of(method, fitted.model, result, gallery, fitted.identity)
+        membership = _measured(method, fitted, corpus, calibrator, membership)
     roi = roi_files(fitted.record)
     contents = GroupContents(result, bank, facts, gallery, membership, corpus.unusable, roi)
     return _stored(fitted, contents)
+
+
+def _measured(
+    method: Updatable,
+    fitted: PublishedGroup,
+    corpus: StoredCorpus,
+    calibrator: Calibrator,
+    membership: Membership,
+) -> Membership:
+    """Return the members with new samples of the corpus' images, and those of the earlier ones."""
+    before, at_most = fitted.members.count, method.calibration_images
+    chosen = choose_evenly(np.arange(corpus.images), before + corpus.images, at_most)
+    new = list(calibrator.measure(corpus, chosen, before=before))
+    old = _thinned(fitted.members.samples(), at_most - len(new))
+    return judged_by(method, calibrator, corpus, membership.measured([*old, *new]))
 
 
 def _stored(fitted: PublishedGroup, contents: GroupContents) -> FittedModel:

@@ -108,6 +108,16 @@ class Change(_Record):
     withdrawn: int
 
 
+class ReviewsTaken(_Record):
+    """The reviews that a step of the lineage went by."""
+
+    # A reviews table, or the file of decisions.
+    folder: str
+    # Images that were reviewed, and a digest of what was decided on them.
+    images: int
+    digest: str
+
+
 class Step(_Record):
     """One step of a model's life: its fit, or images that joined or left later.
 
@@ -121,6 +131,8 @@ class Step(_Record):
     images: str
     where: str | None
     groups: dict[str, Change]
+    # None where it went by none.
+    reviews: ReviewsTaken | None = None
 
 
 class Manifest(_Record):

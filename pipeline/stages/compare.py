@@ -9,7 +9,7 @@ call anomalous no pixel is predicted, whatever its map, as the table has no regi
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ from patchlake.pipeline.evaluation.segments import Segments
 from patchlake.pipeline.evaluation.verdicts import Verdicts
 from patchlake.pipeline.groups.membership import Known
 from patchlake.pipeline.images.decode import decode_mask, limits_of
+from patchlake.pipeline.lake.reviewed import Reviewed
 from patchlake.pipeline.lake.selection import labels_mean, require_splits, splits_mean
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.lake.trained import is_known, read_trained
@@ -66,6 +67,8 @@ class GroupMetrics:
     unlabelled: int = 0
     trained_on: int = 0
     train_split: int = 0
+    # Counted in: images whose reviews say what they are.
+    reviewed: int = 0
     # Whether the table does not say what its model was trained on.
     is_unknown: bool = False
     # Labels of the images compared that mean defect, and that mean good; and of all rows seen.
@@ -86,6 +89,8 @@ class ScoreTable:
 
     folder: Folder
     lake: str
+    # What people decided on images of the lake, if that counts.
+    reviewed: Reviewed | None = None
     _known: dict[str, Known | None] = field(default_factory=dict)
 
     def known(self, model_id: str) -> Known | None:
@@ -93,6 +98,27 @@ class ScoreTable:
         if model_id not in self._known:
             self._known[model_id] = read_trained(self.folder, model_id, self.lake)
         return self._known[model_id]
+
+
+def _meanings(
+    scores: ScoreTable, fragment: Fragment, described: pa.Table, meant: Sequence[str | None]
+) -> list[tuple[str | None, bool]]:
+    """Return what each row is, and whether reviews say so.
+
+    What people decided stands in the place of a label; of what they dispute nothing is known. Of an
+    image of which nobody is sure the label is kept.
+    """
+    if scores.reviewed is None:
+        return [(one, False) for one in meant]
+    verdicts = scores.reviewed.verdicts(fragment.path)
+    decided = map(verdicts.get, described.column("source_row").to_pylist())
+    return [
+        (_DECIDED[verdict], True) if verdict in _DECIDED else (one, False)
+        for verdict, one in zip(decided, meant, strict=True)
+    ]
+
+
+_DECIDED: dict[str | None, str | None] = {"good": "good", "defective": "defect", "disputed": None}
 
 
 def add_part(
@@ -145,11 +171,12 @@ def _left_over(
     split_means = splits_mean(split, source.columns)
     other = Counter(split.filter(pc.equal(split_means, "other")).to_pylist())
     require_splits(other, source.columns, source.images.path(fragment.path))
-    means = labels_mean(label, source.columns).to_pylist()
+    labels = labels_mean(label, source.columns).to_pylist()
+    means = _meanings(scores, fragment, described, labels)
     of_numbers = "label" in described.column_names and is_of_numbers(described, "label")
     trained = _trained(group, source, scores, fragment, rows)
     is_good: list[bool | None] = []
-    for meant, text, of_split, was_seen in zip(
+    for (meant, is_reviewed), text, of_split, was_seen in zip(
         means, label.to_pylist(), split_means.to_pylist(), trained, strict=True
     ):
         compared = meant is not None and not was_seen and of_split != "train"
@@ -157,11 +184,13 @@ def _left_over(
         group.unlabelled += meant is None
         group.trained_on += meant is not None and bool(was_seen)
         group.train_split += meant is not None and not was_seen and of_split == "train"
-        if meant is not None:
+        if meant is not None and not is_reviewed:
             group.seen[meant, text] += 1
             group.numbers[meant, text] += of_numbers
         if compared:
-            (group.goods if meant == "good" else group.defects)[text] += 1
+            group.reviewed += is_reviewed
+            named = "by review" if is_reviewed else text
+            (group.goods if meant == "good" else group.defects)[named] += 1
     return is_good
 
 
