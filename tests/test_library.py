@@ -262,7 +262,7 @@ def test_every_function_has_an_example():
     functions = {n for n in patchlake.__all__ if inspect.isfunction(getattr(library, n, None))}
     named = {one.name.rpartition(".")[2] for one in examples()}
     assert named == functions - {"load_settings"}
-    assert len(named) == 14
+    assert len(named) == 17
 
 
 @pytest.mark.slow

@@ -540,8 +540,9 @@ def review(
             or is not told from others.
         TableError: if a cell of the file means nothing.
 
+    >>> (one,) = patchlake.worst("scores", count=1).images
     >>> with open("decided.csv", "w") as file:
-    ...     _ = file.write("image_id,group,verdict\ntest/good/000.png,woven_cloth,good\n")
+    ...     _ = file.write(f"image_id,group,verdict\n{one.image_id},{one.group},good\n")
     >>> done = patchlake.review("scores", "reviews", given="decided.csv", reviewer="ann")
     >>> done.decisions, done.good
     (1, 1)

@@ -81,6 +81,11 @@ function show(index) {
   ahead();
 }
 
+// Only what the server has confirmed is called decided.
+function written() {
+  return images.filter((image, index) => image.decision && !unsaved.has(index)).length;
+}
+
 function showDecision() {
   const decision = images[current].decision;
   const word = decision ? decision.verdict : null;
@@ -89,10 +94,9 @@ function showDecision() {
     : `You say: ${word}${isOpen ? " (being written…)" : ""}`;
   at("mine").className = word || "";
   for (const one of WORDS) { at(`${one}-button`).setAttribute("aria-pressed", String(one === word)); }
-  const done = images.filter((image) => image.decision).length;
-  at("counted").textContent = `${done} of ${images.length} decided`;
+  at("counted").textContent = `${written()} of ${images.length} decided`;
   at("progress").max = images.length;
-  at("progress").value = done;
+  at("progress").value = written();
 }
 
 // Each picture is asked for once, ahead or when it is shown, and the last ones are kept.
@@ -352,14 +356,13 @@ function decide(word) {
   unsaved.set(mine, { number: mine, verdict: word, regions });
   kept.set(mine, { boxes, edited });
   save(mine);
-  const done = images.filter((image) => image.decision).length;
-  say(`${images[mine].image_id}: ${word}. ${done} of ${images.length} decided.`);
+  const isOver = images.every((image) => image.decision);
   if (mine < images.length - 1) {
     at("main").focus({ preventScroll: true });
     show(mine + 1);
   } else {
     showDecision();
-    if (done === images.length) { finish(); }
+    if (isOver) { finish(); }
   }
 }
 
@@ -379,7 +382,10 @@ function save(mine) {
       return;
     }
     if (!unsaved.size) { trouble(""); }
-    if (mine === current) { showDecision(); }
+    if (!unsaved.has(mine)) {
+      say(`${images[mine].image_id}: ${decision.verdict}. ${written()} of ${images.length} decided.`);
+    }
+    showDecision();
   });
   saving.set(mine, now);
   return now;
@@ -393,19 +399,19 @@ function finish() {
     return `${count} ${word}`;
   });
   const open = images.filter((image) => !image.decision).length;
-  at("summary").textContent = `${counts.join(", ")}${open ? `; ${open} not decided` : ""}. All decisions are kept.`;
+  at("summary").textContent = `${counts.join(", ")}${open ? `; ${open} not decided` : ""}.`;
   if (!at("ending").open) { at("ending").showModal(); }
 }
 
 async function end() {
   await saveAll();
   if (unsaved.size) {
-    at("ending").close();
+    at("ending").close(); // What is in the way has been said.
     return;
   }
   ended = true;
   try { await asked("/done", {}); } catch { /* It ends before it has answered. */ }
-  at("summary").textContent += " The session has ended; you can close this page.";
+  at("summary").textContent += " The session has ended, and all decisions are written; you can close this page.";
   at("ending-title").textContent = "Done";
   for (const button of document.querySelectorAll("button")) { button.disabled = true; }
 }
