@@ -7,42 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
 from patchlake.pipeline.driver import report
 from patchlake.pipeline.score_table import heatmaps
 from patchlake.pipeline.storage.folder import Folder
+from tests.browsers import chromium
 from tests.conftest import write_part
 from tests.hostile import hostile_scores
 
 pytestmark = pytest.mark.browser
 
-_FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
 NIGHTS = ("2026-11-20", "2026-11-21", "2026-11-22")
 # Of a phone, in pixels.
 PHONE = 390
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    executable = next(filter(None, map(shutil.which, _NAMES)), None)
-    if executable is None:
-        pytest.skip(f"there is none of {', '.join(_NAMES)} on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=list(_FLAGS))
-        yield chromium
-        chromium.close()
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
 
 
 class Opened:
     """A page in a window of its own, and what it did that it should not."""
 
-    def __init__(self, browser: Any, path: Path, **window: Any) -> None:
+    def __init__(self, browser: Browser, path: Path, **window: Any) -> None:
         self.faults: list[str] = []
         self._context = browser.new_context(**window)
         self.page = self._context.new_page()
