@@ -36,10 +36,10 @@ def test_the_names_are_these():
     assert patchlake.__all__ == [
         *("ConfigError", "Detection", "Detector", "DiskFull", "FileDamaged", "FragmentsFailed"),
         *("Ingested", "InputChanged", "Manifest", "Metrics", "ModelError", "Observer"),
-        *("PatchlakeError", "RunStatus", "Settings", "StorageError", "StorageRefused", "Summary"),
-        *("TableError", "WorkersLost", "compact", "evaluate", "fit", "ingest", "load"),
-        *("load_settings", "open_scores", "parts", "picture", "score", "settings", "status"),
-        *("update", "withdraw"),
+        *("PatchlakeError", "Report", "RunStatus", "Settings", "StorageError", "StorageRefused"),
+        *("Summary", "TableError", "WorkersLost", "compact", "drift", "evaluate", "fit", "ingest"),
+        *("load", "load_settings", "open_scores", "parts", "picture", "report", "score"),
+        *("settings", "status", "update", "withdraw"),
     ]
     assert dir(patchlake) == patchlake.__all__
     for name in patchlake.__all__:
