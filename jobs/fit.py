@@ -75,7 +75,7 @@ def fit(
         raise ConfigError("--reviews is for a model that is there: name --update as well")
     say_reading(images)
     from patchlake.pipeline.driver import fit as fitting
-    from patchlake.pipeline.driver import reviews as learning
+    from patchlake.pipeline.driver import learning
     from patchlake.pipeline.driver import update as updating
     from patchlake.pipeline.storage.folder import Folder
 

@@ -10,7 +10,7 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.evaluation.verdicts import Interval
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.plan import plan_fragments, read_cuts
-from patchlake.pipeline.lake.reviewed import Reviewed, reviewed
+from patchlake.pipeline.lake.reviewed import ReviewedRows, reviewed
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import open_lake
@@ -151,7 +151,7 @@ def run(
     return {group: _metrics(group, m) for group, m in labelled.items()}
 
 
-def _reviewed(source: Source, planned: Fragments, reviews: str | None) -> Reviewed | None:
+def _reviewed(source: Source, planned: Fragments, reviews: str | None) -> ReviewedRows | None:
     """Return what reviews say of the images, after saying which of them say nothing."""
     if reviews is None:
         return None

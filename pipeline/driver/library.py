@@ -37,10 +37,10 @@ from patchlake.pipeline.driver import drift as _drift
 from patchlake.pipeline.driver import evaluate as _evaluate
 from patchlake.pipeline.driver import fit as _fit
 from patchlake.pipeline.driver import ingest as _ingest
+from patchlake.pipeline.driver import learning as _learning
 from patchlake.pipeline.driver import parts as _parts
 from patchlake.pipeline.driver import picture as _picture
 from patchlake.pipeline.driver import review as _review
-from patchlake.pipeline.driver import reviews as _reviews
 from patchlake.pipeline.driver import score as _score
 from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
@@ -200,7 +200,7 @@ def update(
     execution, chosen = _execution(runner, address, observer), _effective(settings)
     if reviews is not None:
         named = (_uri(images), _uri(model), _uri(reviews))
-        return _reviews.run(*named, chosen, execution, where=where)
+        return _learning.run(*named, chosen, execution, where=where)
     return _update.run(_uri(images), _uri(model), chosen, execution, where=where)
 
 

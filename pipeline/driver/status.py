@@ -98,7 +98,7 @@ def with_reviews(target: Folder, states: list[RunStatus], reviews: str) -> list[
     if not target.exists(models.MANIFEST):
         raise ConfigError(f"{target.root} is no model, of which alone reviews can be learnt")
     # Imported here: as above.
-    from patchlake.pipeline.driver.reviews import counts_of
+    from patchlake.pipeline.driver.learning import counts_of
 
     manifest = models.read_manifest(target)
     counts = counts_of(target, manifest, reviews)

@@ -38,7 +38,7 @@ Decision = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Reviewed:
+class ReviewedRows:
     """What reviews say of the rows of a lake."""
 
     # One row an image, schema `DECIDED`, with the places that were found for it.
@@ -58,7 +58,7 @@ class Reviewed:
             log.warning("left out are %s %s", counted(count, "reviewed images"), why)
 
 
-def reviewed(source: Source, fragments: Fragments, reviews: pa.Table) -> Reviewed:
+def reviewed(source: Source, fragments: Fragments, reviews: pa.Table) -> ReviewedRows:
     """Return what reviews say of the rows of a lake.
 
     Reads the names of the files that reviews name, or of all where one names no place; and images
@@ -85,7 +85,7 @@ def reviewed(source: Source, fragments: Fragments, reviews: pa.Table) -> Reviewe
     rows, left_out = _rows(source, found, summed)
     left_out[AMBIGUOUS] += len(ambiguous)
     left_out[ABSENT] -= len(ambiguous)
-    return Reviewed(summed, rows, +left_out)
+    return ReviewedRows(summed, rows, +left_out)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from patchlake.pipeline.evaluation.segments import Segments
 from patchlake.pipeline.evaluation.verdicts import Verdicts
 from patchlake.pipeline.groups.membership import Known
 from patchlake.pipeline.images.decode import decode_mask, limits_of
-from patchlake.pipeline.lake.reviewed import Reviewed
+from patchlake.pipeline.lake.reviewed import ReviewedRows
 from patchlake.pipeline.lake.selection import labels_mean, require_splits, splits_mean
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.lake.trained import is_known, read_trained
@@ -90,7 +90,7 @@ class ScoreTable:
     folder: Folder
     lake: str
     # What people decided on images of the lake, if that counts.
-    reviewed: Reviewed | None = None
+    reviewed: ReviewedRows | None = None
     _known: dict[str, Known | None] = field(default_factory=dict)
 
     def known(self, model_id: str) -> Known | None:

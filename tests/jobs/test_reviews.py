@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchlake.pipeline.config import Settings, load_settings
-from patchlake.pipeline.driver import fit, lineage, score, update
-from patchlake.pipeline.driver import reviews as learning
+from patchlake.pipeline.driver import fit, learning, lineage, score, update
 from patchlake.pipeline.driver.changes import say_changed
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.errors import ConfigError

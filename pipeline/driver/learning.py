@@ -27,7 +27,7 @@ from patchlake.pipeline.groups.reviewed import (
     is_false_alarm,
 )
 from patchlake.pipeline.lake.plan import plan_fragments
-from patchlake.pipeline.lake.reviewed import Reviewed, reviewed
+from patchlake.pipeline.lake.reviewed import ReviewedRows, reviewed
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.listing import open_lake
@@ -50,7 +50,7 @@ _KEPT = tuple(name for name in DECIDED.names if name != "regions")
 class Lesson:
     """What reviews say of the images of a lake, and what the lineage notes of them."""
 
-    reviewed: Reviewed
+    reviewed: ReviewedRows
     taken: models.ReviewsTaken
 
     @property
