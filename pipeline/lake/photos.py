@@ -143,10 +143,11 @@ class Photos:
             raise ConfigError(f"{shown(path)} is no file below {self.images.root}")
         where = self.images.path(path)
         version = self.images.entry(path).version
-        planned = self._version_of(path)
-        if planned not in (None, version):
+        planned = self._versions_of(path)
+        if planned and version not in planned:
             raise InputChanged(
-                f"{where} changed since it was scored: its version was {planned}, and is {version}"
+                f"{where} changed since it was scored: its version was {planned[0]}, and is "
+                f"{version}"
             )
         file = _File(self.images, self.settings.columns, path, version)
         read = partial(_read, file, self.settings.image.max_bytes)
@@ -155,14 +156,23 @@ class Photos:
             raise InputChanged(f"{where} changed while it was read")
         return {row["source_row"]: row for row in rows.to_pylist()}
 
-    def _version_of(self, path: str) -> str | None:
-        """Return the version of a file that was scored last; None where no run has planned it."""
+    def _versions_of(self, path: str) -> list[str]:
+        """Return the versions of a file as it was scored last; none where no run has planned it.
+
+        There are several where runs have the same time, as those with one `score.scored_at` do:
+        then nothing says which was the last.
+        """
+        found: list[str] = []
+        last = None
         for number, record in enumerate(self.records):
+            if found and record.started_at != last:
+                break
             if number not in self._planned:
                 self._planned[number] = runs.read_planned(self.scores, record)
             if path in self._planned[number]:
-                return self._planned[number][path]
-        return None
+                found.append(self._planned[number][path])
+                last = record.started_at
+        return found
 
     def _photo(self, place: Place, rows: dict[int, dict[str, object]] | str, side: int) -> Photo:
         if isinstance(rows, str):
