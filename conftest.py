@@ -21,7 +21,6 @@ CHECKED = [
             *("index", "lake", "methods", "scores", "stages"),
         )
     ),
-    "patchlake.pipeline.score_table.ranking",
     # The hook takes a package with all that is in it, so this one is named module by module.
     *(
         name

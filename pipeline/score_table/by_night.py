@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from patchlake.pipeline.errors import TableError
+from patchlake.pipeline.score_table.splitmix import mixed
 
 # What is read of a row, beside its night. The last ones are not in tables of before.
 LOOKS = ("brightness", "sharpness", "embedding", "thumbnail")
@@ -175,7 +176,7 @@ def by_night(tables: Iterable[pa.Table]) -> dict[NightKey, Night]:
 
 def marks_of(paths: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
     """Return a number for each place that is as good as random, and the same everywhere."""
-    return _mixed(_digests(paths) ^ _mixed(rows.astype(np.uint64)))
+    return mixed(_digests(paths) ^ mixed(rows.astype(np.uint64)))
 
 
 def embeddings_of(column: pa.ChunkedArray) -> np.ndarray:
@@ -268,11 +269,3 @@ def _digests(texts: pa.ChunkedArray) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Return whole numbers of 64 bits well mixed: the end of splitmix64 (Steele et al., 2014)."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)))

@@ -22,7 +22,8 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import UInt64
+
+from patchlake.pipeline.score_table.splitmix import mixed
 
 RowOrder = Literal["worst", "near", "random"]
 ORDERS: tuple[RowOrder, ...] = get_args(RowOrder)
@@ -139,18 +140,10 @@ def hashes(rows: pa.Table, seed: int) -> np.ndarray:
     paths = of_paths[encoded.indices.to_numpy()] if len(rows) else of_paths
     numbers = rows.column("source_row").to_numpy().astype(np.uint64)
     # 53 bits are what a float64 holds.
-    return (_mixed(paths ^ _mixed(numbers)) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return (mixed(paths ^ mixed(numbers)) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 @lru_cache(4096)
 def _of_path(path: str, seed: int) -> int:
     digest = hashlib.sha256(f"{seed}:{path}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "little")
-
-
-def _mixed(values: UInt64[np.ndarray, " rows"]) -> UInt64[np.ndarray, " rows"]:
-    """SplitMix64's output function (Steele, Lea and Flood, OOPSLA 2014): each bit moves all."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
