@@ -94,14 +94,16 @@ class PlaceLists:
         rows = np.empty((len(queries), count), np.int64)
         found = faiss.swig_ptr(squared), faiss.swig_ptr(rows)
         asked = (faiss.swig_ptr(lists), faiss.swig_ptr(distances), *found, False)
-        # faiss's own wrapper for numpy takes no parameters.
-        self.index.search_preassigned_c(
+        # faiss's own wrapper for numpy takes no parameters. Its stubs know neither.
+        self.index.search_preassigned_c(  # type: ignore[attr-defined]
             len(queries), faiss.swig_ptr(queries), count, *asked, self._parameters(ignore)
         )
         return squared, rows
 
     def _parameters(self, ignore: np.ndarray | None) -> faiss.SearchParametersIVF:
+        # The stubs know only the class that these are of, and not what is added when it is loaded.
+        probes = self.near.shape[1]
         if ignore is None or len(ignore) == 0:
-            return faiss.SearchParametersIVF(nprobe=self.near.shape[1])
+            return faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
         left = faiss.IDSelectorNot(faiss.IDSelectorBatch(ignore))
-        return faiss.SearchParametersIVF(nprobe=self.near.shape[1], sel=left)
+        return faiss.SearchParametersIVF(nprobe=probes, sel=left)  # type: ignore[call-arg]

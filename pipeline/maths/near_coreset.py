@@ -64,7 +64,8 @@ class PlacedRows:
         """Return a row of each of these places, by chance. Each place must have one."""
         cells = places[:, 0] * self.grid[1] + places[:, 1]
         begins = self.begins[cells]
-        return begins + rng.integers(self.begins[cells + 1] - begins)
+        chosen: np.ndarray = begins + rng.integers(self.begins[cells + 1] - begins)
+        return chosen
 
 
 @dataclass(frozen=True)
