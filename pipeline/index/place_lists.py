@@ -47,8 +47,6 @@ class PlaceLists:
         lists = faiss.IndexFlatL2(dim)
         lists.add(np.zeros((len(near), dim), np.float32))
         index = faiss.IndexIVFFlat(lists, dim, len(near), faiss.METRIC_L2)
-        index.own_fields = True
-        lists.this.disown()
         index.is_trained = True
         numbers = np.arange(count)
         arrays = [np.ascontiguousarray(one) for one in (bank, numbers, cells.astype(np.int64))]

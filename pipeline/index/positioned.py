@@ -62,7 +62,7 @@ class PositionedSearch:
                 f"{grid[1]} patches"
             )
         bank = np.ascontiguousarray(bank)
-        near = _places_near(grid, radius)
+        near = places_near(grid, radius)
         cells = places[:, 0] * grid[1] + places[:, 1]
         counts = np.append(np.bincount(cells, minlength=len(near)), 0)
         scanned = counts[near].sum(axis=1).mean() * (_PAIR + bank.shape[1])
@@ -195,7 +195,7 @@ def reaches_of(
         reaches[found < k] += 1
 
 
-def _places_near(grid: tuple[int, int], radius: int) -> Int64[np.ndarray, "cells near"]:
+def places_near(grid: tuple[int, int], radius: int) -> Int64[np.ndarray, "cells near"]:
     """Return for each patch of a grid the numbers of those within the radius, and then -1.
 
     There are at most as many columns as patches, which is the most lists that faiss visits.
