@@ -195,6 +195,12 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
             f"method '{settings.method.name}' has no memory bank that "
             f"index.kind={settings.index.kind} could be measured on; use index.kind=exact"
         )
+    radius = settings.method.options().get("position_radius")
+    if settings.index.kind != "exact" and radius is not None:
+        raise ConfigError(
+            f"index.kind={settings.index.kind} finds rows from any place, and "
+            f"method.position_radius={radius} asks for those near a patch; use index.kind=exact"
+        )
     if settings.robust and not isinstance(method, Updatable):
         raise ConfigError(
             "robust fits score each training image without its own part in the model, and a model "

@@ -220,6 +220,10 @@ class _UnstoredGroup:
         assert self.result.bank is not None, "asked for by a method whose fit returns one"
         return search_over(ExactSearch.over(self.result.bank.rows))
 
+    def rows(self) -> Float32[np.ndarray, "bank dim"]:
+        assert self.result.bank is not None, "asked for by a method whose fit returns one"
+        return self.result.bank.rows
+
     def gallery(self) -> StoredGallery:
         return StoredGallery.open(self.model, self.gallery_files)
 

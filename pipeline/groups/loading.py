@@ -132,17 +132,43 @@ class LoadedGroup:
     """A fitted group from its model folder. Build it with `load_group`."""
 
     arrays: Arrays
-    bank: Search | None
+    # The rows of an exact bank, or a search over it that others have made; None: there is no bank.
+    bank: np.ndarray | Search | None
     maps: StoredGallery | None
+    # Of a search.
+    threads: int
 
     def state(self) -> Arrays:
         """Return the arrays of the method."""
         return self.arrays
 
     def search(self) -> Search:
-        """Return the search over the bank. Raises `LookupError` where the model has none."""
+        """Return the search over the bank. Raises `LookupError` where the model has none.
+
+        An exact bank is searched in whichever way is fastest here; all ways give the same numbers.
+        """
         if self.bank is None:
             raise LookupError("there is no memory bank among them")
+        if isinstance(self.bank, np.ndarray | ExactSearch):
+            return fastest(self.bank, self.threads)
+        return self.bank
+
+    def rows(self) -> Float32[np.ndarray, "bank dim"]:
+        """Return the rows of an exact bank that is in this process.
+
+        Raises:
+            ConfigError: if others hold it in parts, or its index is approximate.
+            LookupError: where the model has none.
+        """
+        if self.bank is None:
+            raise LookupError("there is no memory bank among them")
+        if isinstance(self.bank, ExactSearch):
+            return self.bank.bank
+        if not isinstance(self.bank, np.ndarray):
+            raise ConfigError(
+                f"a bank in a {type(self.bank).__name__} is not searched near places "
+                "(method.position_radius); use index.kind=exact, and a memory_budget that holds it"
+            )
         return self.bank
 
     def gallery(self) -> StoredGallery:
@@ -153,26 +179,26 @@ class LoadedGroup:
 
 
 def load_group(
-    model: Folder, record: GroupRecord, threads: int, search: Search | None = None
+    model: Folder, record: GroupRecord, threads: int, bank: Search | None = None
 ) -> LoadedGroup:
     """Return a group, each file read and checked, also those that its method does not ask for.
-
-    An exact bank is searched in whichever way is fastest here; all ways give the same numbers.
 
     Args:
         model: The model folder.
         record: The group's.
         threads: Of a search.
-        search: Over the bank, where others hold it.
+        bank: Where others have it: the dense search over it, or a search of theirs.
 
     Raises:
         ModelError: if a file is missing or damaged.
     """
-    if search is None and record.index is not None:
-        search = _search(read_bank(model, record), record.index, threads)
+    found: np.ndarray | Search | None = bank
+    if found is None and record.index is not None:
+        found = _bank(read_bank(model, record), record.index)
     state = load_state(model, record)
     files = gallery_files(record.files)
-    return LoadedGroup(state, search, StoredGallery.open(model, files) if files else None)
+    gallery = StoredGallery.open(model, files) if files else None
+    return LoadedGroup(state, found, gallery, threads)
 
 
 def read_bank(
@@ -203,11 +229,11 @@ def read_bank(
     return contents
 
 
-def _search(shards: dict[str, bytes], index: str, threads: int) -> Search:
+def _bank(shards: dict[str, bytes], index: str) -> np.ndarray | Search:
     kind = _KINDS[index]
     if kind != "flat":
         return ApproximateSearch.over(load_shards(shards, kind=kind))
-    return fastest(from_shards(shards), threads)
+    return from_shards(shards)
 
 
 def fastest(bank: Float32[np.ndarray, "bank dim"] | ExactSearch, threads: int) -> Search:

@@ -7,7 +7,7 @@ from patchlake.pipeline.config import BackboneSettings, Layers
 from patchlake.pipeline.errors import ModelError
 from patchlake.pipeline.features.backbone import Backbone, load_backbone
 from patchlake.pipeline.groups.banks import Holders, SharedBank, searched_bytes, sharded_search
-from patchlake.pipeline.groups.loading import fastest, held_bytes
+from patchlake.pipeline.groups.loading import held_bytes
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.model_store.models import Manifest
@@ -27,12 +27,11 @@ class Member:
     # Group -> its bank, where the workers of a node have it in common.
     banks: Mapping[str, SharedBank] = field(default_factory=dict)
 
-    def search(self, group: str, threads: int) -> Search | None:
-        """Return the search over a bank that is held elsewhere; None where it has to be loaded."""
+    def bank(self, group: str) -> Search | None:
+        """Return a bank that is held elsewhere, as a search; None where it has to be loaded."""
         if group in self.holders:
             return sharded_search(self.holders[group], self.manifest.groups[group])
-        dense = self.banks[group].get() if group in self.banks else None
-        return None if dense is None else fastest(dense, threads)
+        return self.banks[group].get() if group in self.banks else None
 
     def own_bytes(self, group: str) -> int:
         """Return about what a worker that has loaded a group holds of it by itself."""

@@ -10,7 +10,7 @@ alone would give up to 4e-3.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 # Queries x bank of one product: 16 M float32 = 64 MiB.
 _PRODUCT = 16 * 2**20
@@ -79,11 +79,31 @@ class ExactSearch:
     def _nearest_block(
         self, queries: np.ndarray, k: int, ignore: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
+        beyond = None
+        if ignore is not None:
+            beyond = np.zeros(len(self.bank), bool)
+            beyond[ignore] = True
+        query, row = self.possible(queries, k, beyond)
+        return measured(queries, self.bank, query, row, k)
+
+    def possible(
+        self,
+        queries: Float32[np.ndarray, "queries dim"],
+        k: int,
+        beyond: Bool[np.ndarray, "#queries bank"] | Bool[np.ndarray, " bank"] | None = None,
+    ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+        """Return the pairs of a query and a row that may be among its k nearest, for `measured`.
+
+        Args:
+            queries: In the units of the bank; all are ranked at once.
+            k: At most the number of rows of each query.
+            beyond: Rows to leave out, of all queries or of each.
+        """
         centred = np.ones((len(queries), queries.shape[1] + 1), np.float32)
         np.subtract(queries, self._mean, out=centred[:, :-1])
         ranked = centred @ self._augmented.T
-        if ignore is not None:
-            ranked[:, ignore] = np.inf
+        if beyond is not None:
+            np.copyto(ranked, np.inf, where=beyond)
         # A dot product of d terms errs by at most d 2^-24 |q||c|, and both q.c, twice, and |c|^2
         # are such products. For rows that are short in comparison with the query, the float64
         # distances that decide in the end err by more than that: the term with 2^-51. The 1e-35 is
@@ -97,7 +117,7 @@ class ExactSearch:
         # product.
         near = np.flatnonzero(ranked <= (limit + 2 * error)[:, None])
         query, row = np.divmod(near, len(self.bank))
-        return measured(queries, self.bank, query, row, k)
+        return query, row
 
 
 def check_asked(

@@ -17,12 +17,11 @@ quarter of what the dense product takes; to load an image takes 10 ms.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 from threading import Lock
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from patchlake.pipeline.index.sieve import QUERIES
 from patchlake.pipeline.index.slots import Slots
@@ -91,7 +90,7 @@ class Galleries:
             images: The numbers of the images, each once.
             k: Where the images have fewer pixels, the distances to all of them are returned.
         """
-        return self._search(_nearest_of(self._threads), queries, images, k)
+        return self._search([_nearest_of(self._threads)] * len(queries), queries, images, k)
 
     def same_place(
         self, queries: Maps, images: Sequence[int], k: int
@@ -100,18 +99,43 @@ class Galleries:
 
         As `nearest`, but each query meets only the one pixel of each image that has its number.
         """
-        return self._search(partial(_same_place, self._threads), queries, images, k)
+        return self.near_place(
+            queries, images, k, [np.arange(len(one))[:, None] for one in queries]
+        )
+
+    def near_place(
+        self,
+        queries: Maps,
+        images: Sequence[int],
+        k: int,
+        near: Sequence[Int64[np.ndarray, "_pixels _near"]],
+    ) -> list[Float32[np.ndarray, "_pixels _k"]]:
+        """Return for each layer the k smallest L2 distances between pixels near the same place.
+
+        As `nearest`, but each query meets only some pixels of each image. Where any of a layer
+        meets fewer than k in all, as many are returned as it meets.
+
+        Args:
+            queries: Vectors of each layer, a query for each pixel.
+            images: The numbers of the images, each once.
+            k: At least 1.
+            near: Of each layer, for each query the numbers of pixels; -1 is none.
+        """
+        searches = [_near_place(self._threads, one) for one in near]
+        found = self._search(searches, queries, images, k)
+        fewest = [int((one >= 0).sum(axis=1).min()) * len(images) for one in near]
+        return [one[:, :most] for one, most in zip(found, fewest, strict=True)]
 
     def _search(
-        self, search: _SlotSearch, queries: Maps, images: Sequence[int], k: int
+        self, searches: Sequence[_SlotSearch], queries: Maps, images: Sequence[int], k: int
     ) -> list[np.ndarray]:
         # As many images at a time as there are slots; the smallest distances of all are kept.
         rounds = []
         with self._lock:
             for begin in range(0, len(images), self._capacity):
                 slots = self._load_slots(images[begin : begin + self._capacity])
-                by_layer = zip(self._layers, queries, strict=True)
-                rounds.append([search(layer, rows, slots, k) for layer, rows in by_layer])
+                by_layer = zip(searches, self._layers, queries, strict=True)
+                rounds.append([search(layer, rows, slots, k) for search, layer, rows in by_layer])
         joined = (np.concatenate(of_layer, axis=1) for of_layer in zip(*rounds, strict=True))
         return [np.sort(distances, axis=1)[:, :k] for distances in joined]
 
@@ -165,8 +189,14 @@ def _nearest_of(threads: BlockThreads) -> _SlotSearch:
     return nearest
 
 
-def _same_place(
-    threads: BlockThreads, layer: Slots, queries: np.ndarray, slots: Sequence[int], k: int
-) -> np.ndarray:
-    distances = np.stack(threads.map(partial(layer.same_place, queries), slots), axis=1)
-    return np.sort(distances, axis=1)[:, :k]
+def _near_place(threads: BlockThreads, near: np.ndarray) -> _SlotSearch:
+    """Return the function that compares each pixel with those of some slots that are near it."""
+
+    def nearest(layer: Slots, queries: np.ndarray, slots: Sequence[int], k: int) -> np.ndarray:
+        def of_slot(slot: int) -> np.ndarray:
+            return np.sort(layer.near_place(queries, slot, near), axis=1)[:, :k]
+
+        distances = np.concatenate(threads.map(of_slot, slots), axis=1)
+        return np.sort(distances, axis=1)[:, :k]
+
+    return nearest

@@ -13,7 +13,7 @@ from threading import local
 
 import faiss
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from patchlake.pipeline.index.bounds import NEVER, BankCoordinates, Projection, multiply
 
@@ -28,6 +28,8 @@ _GROUP = 16
 # The largest share of a tile's pairs that the bytes may leave. A pair costs 8 ns in the dense
 # product of 384 dimensions, and 15 ns once the bytes have left it: at this share, 4 ns on average.
 _MAX_LEFT = 1 / 4
+# Truth values (places, rows of a tile), and of each query of a block the number of its place.
+Beyond = tuple[Bool[np.ndarray, "places tile"], Int64[np.ndarray, " queries"]]
 # Half the distance from 1 to the next float32: the relative error of one operation.
 _UNIT = 2.0**-24
 
@@ -73,7 +75,12 @@ class Block:
         return self._best[:, -1]
 
     def tile(
-        self, begin: int, end: int, ignore: Int64[np.ndarray, " ignored"] | None
+        self,
+        begin: int,
+        end: int,
+        ignore: Int64[np.ndarray, " ignored"] | None,
+        *,
+        beyond: "Beyond | None" = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return the pairs that a tile leaves, ordered by query; None if they are too many.
 
@@ -81,6 +88,7 @@ class Block:
             begin: The tile's first bank row.
             end: The row behind its last.
             ignore: Rows to leave out, counted from `begin`.
+            beyond: More to leave out, of each query others.
 
         Returns:
             Of each pair: the number of the query in the block, the bank row, and the lower bound on
@@ -92,7 +100,9 @@ class Block:
         found: list[np.ndarray] = []
         count = 0
         for first in range(0, queries, step):
-            near = self._near(slice(first, first + step), begin, end, ignore)
+            chunk = slice(first, first + step)
+            out = None if beyond is None else beyond[0][beyond[1][chunk]]
+            near = self._near(chunk, begin, end, (ignore, out))
             count += len(near)
             if count > _MAX_LEFT * queries * width + 8 * self._k * queries:
                 return None
@@ -134,17 +144,25 @@ class Block:
         return query[near], row[near]
 
     def _near(
-        self, chunk: slice, begin: int, end: int, ignore: np.ndarray | None
+        self,
+        chunk: slice,
+        begin: int,
+        end: int,
+        left_out: tuple[np.ndarray | None, np.ndarray | None],
     ) -> Int64[np.ndarray, " pairs"]:
         """Return the pairs of some queries and a tile whose estimates are within the threshold.
 
-        They are indices into the flattened estimates of those queries and the tile.
+        They are indices into the flattened estimates of those queries and the tile. Left out are
+        some rows, and some pairs.
         """
+        ignore, out = left_out
         shape = len(self._bytes[chunk]), end - begin
         estimates, mask = _buffers(shape)
         multiply(self._bytes[chunk], self._bank.bytes[begin:end], estimates)
         if ignore is not None:
             estimates[:, ignore] = NEVER
+        if out is not None:
+            np.copyto(estimates, NEVER, where=out)
         self._lower_limit(chunk, estimates, begin)
         np.less_equal(estimates, self._threshold[chunk, None], out=mask)
         return _flatnonzero(mask)

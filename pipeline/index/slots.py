@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from patchlake.pipeline.index.bounds import (
     BankCoordinates,
@@ -95,13 +95,28 @@ class Slots:
             found.float_error.max(),
         )
 
-    def same_place(
-        self, queries: Float32[np.ndarray, "pixels dim"], slot: int
-    ) -> Float32[np.ndarray, " pixels"]:
-        """Return the L2 distance of each query to the slot's vector at the same pixel."""
-        difference = queries.astype(np.float64) - self._vectors[self._rows(slot)]
-        squared = np.einsum("nd,nd->n", difference, difference)
-        distances: np.ndarray = np.sqrt(squared).astype(np.float32)
+    def near_place(
+        self,
+        queries: Float32[np.ndarray, "pixels dim"],
+        slot: int,
+        near: Int64[np.ndarray, "pixels near"],
+    ) -> Float32[np.ndarray, "pixels near"]:
+        """Return the L2 distances of each query to the slot's vectors at some pixels.
+
+        O(pixels * near * dim).
+
+        Args:
+            queries: The vectors of an image, pixel by pixel.
+            slot: Whose vectors they are compared with.
+            near: Of each query the numbers of pixels; -1 is none, at an infinite distance.
+        """
+        own, exact = self._vectors[self._rows(slot)], queries.astype(np.float64)
+        distances = np.full(near.shape, np.inf, np.float32)
+        for number, pixels in enumerate(near.T):
+            some = np.flatnonzero(pixels >= 0)
+            difference = exact[some] - own[pixels[some]]
+            squared = np.einsum("nd,nd->n", difference, difference)
+            distances[some, number] = np.sqrt(squared).astype(np.float32)
         return distances
 
     def dense(

@@ -49,7 +49,7 @@ class PartitionedCoreset:
 
 
 @dataclass(frozen=True)
-class _LocalCoreset:
+class LocalCoreset:
     """The rows selected from one portion, and their indices within it."""
 
     rows: Rows
@@ -80,7 +80,7 @@ def partitioned(
         threads: Threads of the selection from the union; they change no result.
         progress: Called with (selected, size) during that selection.
     """
-    union, indices, radius = _unite(portions.each(partial(_select_locally, share=share)))
+    union, indices, radius = unite(portions.each(partial(_select_locally, share=share)))
     chosen = greedy(union, min(size, len(union)), threads=threads, progress=progress)
     centres = union[chosen.indices]
     return PartitionedCoreset(
@@ -90,7 +90,7 @@ def partitioned(
     )
 
 
-def _unite(coresets: Iterable[_LocalCoreset]) -> tuple[Rows, Int64[np.ndarray, " union"], float]:
+def unite(coresets: Iterable[LocalCoreset]) -> tuple[Rows, Int64[np.ndarray, " union"], float]:
     """Return the union's rows, their indices into all portions, and the largest local radius.
 
     Rows are copied into one growing array as they come. If they were kept in a list and joined at
@@ -132,7 +132,7 @@ def extended(
         threads: As for `partitioned`.
     """
     extend_locally = partial(_extend_locally, centres=centres, share=share)
-    union, indices, local_radius = _unite(portions.each(extend_locally))
+    union, indices, local_radius = unite(portions.each(extend_locally))
     radius = 0.0
     if len(union):
         chosen = extend(union, centres, min(size, len(union)), threads=threads)
@@ -150,20 +150,20 @@ def covering_radius(portions: Portions, centres: Float32[np.ndarray, "centres di
     return max(portions.each(partial(_radius, centres=centres)))
 
 
-def _select_locally(rows: Rows, share: float) -> _LocalCoreset:
+def _select_locally(rows: Rows, share: float) -> LocalCoreset:
     size = min(len(rows), max(1, int(np.ceil(len(rows) * share))))
     selected = greedy(rows, size)
-    return _LocalCoreset(
+    return LocalCoreset(
         rows[selected.indices], selected.indices, float(selected.radii[-1]), len(rows)
     )
 
 
 def _extend_locally(
     rows: Rows, centres: Float32[np.ndarray, "given dim"], share: float
-) -> _LocalCoreset:
+) -> LocalCoreset:
     size = min(len(rows), max(1, int(np.ceil(len(rows) * share))))
     selected = extend(rows, centres, size)
-    return _LocalCoreset(
+    return LocalCoreset(
         rows[selected.indices], selected.indices, float(selected.radii[-1]), len(rows)
     )
 

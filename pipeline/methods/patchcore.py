@@ -14,10 +14,14 @@ Deliberate differences from the paper:
   and its rotations of few training images are left out, and images are made square, where the
   recipe keeps their shape;
 * `max_bank_rows` caps what `coreset_fraction` asks for;
+* with `position_radius`, a patch is compared only with rows from within so many patches of its own
+  place, and the coreset is selected in that distance (`pipeline.maths.near_coreset`), so that a row
+  is near each place;
 * layers are joined by concatenation unless they have the 512 and 1024 channels for which the
   authors' 1024 dimensions are defined (`pipeline.features.patches`).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -32,6 +36,7 @@ from torch.nn import functional
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.features import patches
 from patchlake.pipeline.index.exact import ExactSearch
+from patchlake.pipeline.index.positioned import PositionedSearch
 from patchlake.pipeline.index.search import DeviceSearch, Search
 from patchlake.pipeline.maths.projection import projected
 from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart, nearest_others, others
@@ -44,7 +49,11 @@ from patchlake.pipeline.methods.shared.contract import (
     Updatable,
 )
 from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
+from patchlake.pipeline.methods.shared.near_selection import NearSelector
+from patchlake.pipeline.methods.shared.nearness import Nearness
 from patchlake.pipeline.methods.shared.selection import Projection, Selector, Strategy, gather_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +85,19 @@ class PatchCore:
     top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     # cosine: patch embeddings have length 1, and distances are 1 - cos.
     distance: Literal["l2", "cosine"] = "l2"
+    # How many patches above, below, left and right of a patch the rows may come from that it is
+    # compared with; 0 is its own place alone. None: from anywhere.
+    position_radius: Annotated[int, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.embedding == "official" and self.neighbourhood != 3:  # noqa: PLR2004
             raise ValueError("the official embedding is defined for neighbourhood 3")
         if self.image_score == "reweighted" and self.distance == "cosine":
             raise ValueError("Eq. 7 is of L2 distances; use image_score max or mean_top")
+        if self.position_radius is not None and self.coreset == "distributed":
+            raise ValueError(
+                "workers hold no rows by place; use coreset auto, driver or partitioned"
+            )
 
     def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return patch embeddings (images, rows, columns, dim)."""
@@ -99,11 +115,13 @@ class PatchCore:
         """Return the coreset of all patches (algorithm 1) and where each row is from."""
         height, width, _ = corpus.shapes["patches"]
         size = self._size(corpus.images * height * width)
-        selection = self._selector(seed).select(corpus, size, progress)
-        return FitResult(
-            facts=selection.facts | {"bank_rows": float(len(selection.indices))},
-            bank=_bank(corpus, selection.indices),
-        )
+        nearness = Nearness.on((height, width), self.position_radius)
+        if nearness is None:
+            selection = self._selector(seed).select(corpus, size, progress)
+        else:
+            near = NearSelector(self._selector(seed), nearness.radius, self.max_bank_rows)
+            selection = near.select(corpus, size, progress=progress)
+        return _result(_bank(corpus, selection.indices), selection.facts, nearness)
 
     def update(
         self, earlier: EarlierModel, corpus: Corpus, *, seed: int, progress: Progress | None = None
@@ -117,17 +135,24 @@ class PatchCore:
         height, width, _ = corpus.shapes["patches"]
         patches_ = float(earlier.facts["patches"]) + corpus.images * height * width
         more = max(0, self._size(int(patches_)) - len(earlier.bank.rows))
-        selection = self._selector(seed).extend(corpus, earlier.bank.rows, more, progress)
+        nearness = Nearness.stored(earlier.state, self.position_radius)
+        if nearness is None:
+            selection = self._selector(seed).extend(corpus, earlier.bank.rows, more, progress)
+        else:
+            near = NearSelector(self._selector(seed), nearness.radius, self.max_bank_rows)
+            selection = near.select(corpus, more, earlier.bank, progress)
         bank = earlier.bank.joined(_bank(corpus, selection.indices), earlier.images)
         added = float(selection.facts["covering_radius"])
+        bound = _radius_bound(earlier)
         facts: dict[str, float | str] = {
             "patches": patches_,
             "coreset": selection.facts["coreset"],
-            "radius_bound": max(_radius_bound(earlier), added),
             "added_images_radius": added,
-            "bank_rows": float(len(bank.rows)),
         }
-        return FitResult(facts=facts, bank=bank)
+        # Patches of places that had lost all rows nearby have other rows now than were measured.
+        if bound is not None and not earlier.facts.get("uncovered_places"):
+            facts["radius_bound"] = max(bound, added)
+        return _result(bank, facts, nearness)
 
     def withdraw(
         self,
@@ -145,20 +170,27 @@ class PatchCore:
         assert earlier.bank is not None
         assert earlier.bank.origin is not None
         bank = earlier.bank.without(images)
-        left, gone = bank.rows, earlier.bank.rows[np.isin(earlier.bank.origin[:, 0], images)]
+        is_gone = np.isin(earlier.bank.origin[:, 0], images)
+        left, gone = bank.rows, earlier.bank.rows[is_gone]
         # The radius is of the space that the rows were selected in.
         projection = self._selector(seed).project(left.shape[1])
         if projection is not None:
             left, gone = projected(left, projection), projected(gone, projection)
-        farther = float(ExactSearch.over(left).nearest(gone, 1)[0].max(initial=0))
+        nearness = Nearness.stored(earlier.state, self.position_radius)
+        if nearness is None:
+            farther = float(ExactSearch.over(left).nearest(gone, 1)[0].max(initial=0))
+        else:
+            places = earlier.bank.origin[:, 1:]
+            farther = nearness.farthest(gone, places, np.flatnonzero(is_gone), left)
         patches_ = float(earlier.facts["patches"])
         facts: dict[str, float | str] = {
             "patches": patches_ - round(patches_ / earlier.images) * len(images),
             "coreset": earlier.facts["coreset"],
-            "radius_bound": _radius_bound(earlier) + farther,
-            "bank_rows": float(len(left)),
         }
-        return FitResult(facts=facts, bank=bank)
+        bound = _radius_bound(earlier)
+        if bound is not None:
+            facts["radius_bound"] = bound + farther
+        return _result(bank, facts, nearness)
 
     def _size(self, patches_: int) -> int:
         return min(max(1, int(patches_ * self.coreset_fraction)), self.max_bank_rows)
@@ -168,7 +200,13 @@ class PatchCore:
 
     def prepare(self, group: FittedGroup) -> "PatchCoreDetector":
         """Return the search among the patches of the coreset."""
-        return PatchCoreDetector(self, group.search())
+        state = group.state()
+        nearness = Nearness.stored(state, self.position_radius)
+        if nearness is None:
+            return PatchCoreDetector(self, group.search())
+        if torch.cuda.is_available():
+            log.info("method.position_radius: the bank is searched on the CPU, not on the GPU")
+        return PatchCoreDetector(self, nearness.search(group.rows(), state))
 
 
 @dataclass(frozen=True)
@@ -176,13 +214,32 @@ class PatchCoreDetector:
     """A group's coreset."""
 
     method: PatchCore
-    search: Search
+    search: Search | PositionedSearch
 
     def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
         """Return s* (Eq. 6) or s (Eq. 7) of each image, and every patch's distance to the bank."""
-        queries = embeddings["patches"].reshape(-1, embeddings["patches"].shape[-1])
-        nearest = nearest_others(self.search, queries, 1, own)
-        return self._scores(embeddings["patches"].shape, *nearest, queries.__getitem__, own)
+        shape = embeddings["patches"].shape
+        queries = embeddings["patches"].reshape(-1, shape[-1])
+        search = self._at(np.arange(len(queries)), shape)
+        nearest = nearest_others(search, queries, 1, own)
+        return self._scores(shape, *nearest, queries.__getitem__, own)
+
+    def _at(self, numbers: Int64[np.ndarray, " some"], shape: Sequence[int]) -> Search:
+        """Return the search for patches by their numbers in images of a shape.
+
+        Raises:
+            ValueError: if their grid is not that of the bank's places.
+        """
+        if not isinstance(self.search, PositionedSearch):
+            return self.search
+        height, width = shape[1:3]
+        if (height, width) != self.search.grid:
+            raise ValueError(
+                f"images have {height} x {width} patches, the bank's places are of "
+                f"{self.search.grid[0]} x {self.search.grid[1]}"
+            )
+        places = np.stack(np.divmod(numbers % (height * width), width), axis=1)
+        return self.search.at(places)
 
     @property
     def is_on_device(self) -> bool:
@@ -218,7 +275,8 @@ class PatchCoreDetector:
         image_scores = by_image.max(axis=1)
         if self.method.image_score == "reweighted":
             number = np.arange(images) * height * width + worst
-            image_scores = self._reweighted(of_number(number), rows[number, 0], image_scores, own)
+            farthest = _Farthest(of_number(number), rows[number, 0], image_scores)
+            image_scores = self._reweighted(farthest, self._at(number, shape), own)
         maps = by_image.reshape(images, height, width)
         if self.method.distance == "cosine":
             # Of unit vectors, half the squared distance is 1 - cos.
@@ -228,28 +286,44 @@ class PatchCoreDetector:
         return Scores(image_scores, maps)
 
     def _reweighted(
-        self,
-        test_patches: Float32[np.ndarray, "images dim"],
-        nearest_rows: Int64[np.ndarray, " images"],
-        distances: Float32[np.ndarray, " images"],
-        own: OwnPart | None,
+        self, farthest: "_Farthest", search: Search, own: OwnPart | None
     ) -> Float32[np.ndarray, " images"]:
         """Return Eq. 7: (1 - exp|m_test - m*| / sum over N_b(m*) of exp|m_test - m|) s*.
 
-        N_b(m*) are the b bank rows nearest to m*, itself among them. By log-sum-exp, since exp
-        overflows float32 at a distance of 88. With b = 1 the formula would give 0; it means s*.
+        N_b(m*) are the b bank rows nearest to m*, itself among them; of rows near a place, they are
+        of those that m_test is compared with. By log-sum-exp, since exp overflows float32 at a
+        distance of 88. With b = 1 the formula would give 0; it means s*.
         """
-        search, b = self.search, self.method.reweight_neighbours
-        if min(b, others(search, own)) == 1 or len(test_patches) == 0:
+        b, distances = self.method.reweight_neighbours, farthest.distances
+        if min(b, others(search, own)) == 1 or len(distances) == 0:
             return distances
-        _, neighbours = nearest_others(search, search.vectors(nearest_rows), b, own)
-        around = search.vectors(neighbours).astype(np.float64) - test_patches[:, None, :]
+        _, neighbours = nearest_others(search, search.vectors(farthest.rows), b, own)
+        around = search.vectors(neighbours).astype(np.float64) - farthest.patches[:, None, :]
         lengths = np.linalg.norm(around, axis=2)
         largest = lengths.max(axis=1, keepdims=True)
         log_sum = largest[:, 0] + np.log(np.exp(lengths - largest).sum(axis=1))
         weight = 1 - np.exp(distances - log_sum)
         reweighted: np.ndarray = (weight * distances).astype(np.float32)
         return reweighted
+
+
+@dataclass(frozen=True)
+class _Farthest:
+    """Of each image m_test, the patch that is farthest from the bank, the row m* and s*."""
+
+    patches: Float32[np.ndarray, "images dim"]
+    rows: Int64[np.ndarray, " images"]
+    distances: Float32[np.ndarray, " images"]
+
+
+def _result(
+    bank: MemoryBank, facts: dict[str, float | str], nearness: Nearness | None
+) -> FitResult:
+    """Return what is stored of a bank, and what is told of it."""
+    facts = facts | {"bank_rows": float(len(bank.rows))}
+    if nearness is None:
+        return FitResult(facts, bank=bank)
+    return FitResult(facts | nearness.facts(bank), nearness.state(bank), bank)
 
 
 def _bank(corpus: Corpus, indices: Int64[np.ndarray, " size"]) -> MemoryBank:
@@ -260,9 +334,10 @@ def _bank(corpus: Corpus, indices: Int64[np.ndarray, " size"]) -> MemoryBank:
     return MemoryBank(gather_rows(corpus, indices), origin=origin)
 
 
-def _radius_bound(earlier: EarlierModel) -> float:
-    """Return what is known of the covering radius: as it was measured, or a bound."""
-    return float(earlier.facts.get("covering_radius", earlier.facts.get("radius_bound", np.inf)))
+def _radius_bound(earlier: EarlierModel) -> float | None:
+    """Return the covering radius as it was measured, or a bound of it; None where none is known."""
+    found = earlier.facts.get("covering_radius", earlier.facts.get("radius_bound"))
+    return None if found is None else float(found)
 
 
 def mean_of_largest(

@@ -17,7 +17,8 @@ Deliberate differences from the paper and its implementations:
 * features in the gallery are rounded to float16, unless `gallery_dtype` says otherwise;
 * where the backbone's last stage is not among `backbone.layers`, the last that is named is pooled;
 * `gallery: same_location` compares pixels at the same place only, as ind_knn_ad does; it adds the
-  layers up, here the mean is taken of them as well;
+  layers up, here the mean is taken of them as well. With `location_radius`, pixels near that place
+  are compared, too;
 * `gallery: coreset` compares the pixels of all images with one greedy coreset of all training
   pixels for each layer. It is of no paper.
 
@@ -82,11 +83,21 @@ class SPADE:
     # compared; the last is pooled.
     pixel_layers: Annotated[int, Field(ge=1)] = 3
     gallery: Literal["neighbours", "same_location", "coreset"] = "neighbours"
+    # Of gallery=same_location: how many pixels of each layer's map, above, below, left and right of
+    # a pixel's place, count as the same location.
+    location_radius: Annotated[int, Field(ge=0)] = 0
     gallery_dtype: Dtype = "float16"
     # Of gallery=coreset: the share of each layer's training pixels (layer1 has four times as many
     # as PatchCore's patches), and what caps it.
     coreset_fraction: Annotated[float, Field(gt=0, le=1)] = 0.001
     max_bank_rows: Annotated[int, Field(ge=1)] = 100_000
+
+    def __post_init__(self) -> None:
+        if self.location_radius and self.gallery != "same_location":
+            raise ValueError(
+                f"location_radius={self.location_radius} is of gallery=same_location, and the "
+                f"gallery is {self.gallery}"
+            )
 
     def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the pooled last layer (images, channels), and maps (images, y, x, channels)."""
@@ -200,10 +211,8 @@ class SPADE:
         images = group.search()
         if self.gallery == "coreset":
             return SPADEDetector(self, images, CoresetPixels.of(group.state(), self.neighbours))
-        is_anywhere = self.gallery == "neighbours"
-        pixels = RetrievedPixels.of(
-            group.gallery(), images.size, self.neighbours, is_anywhere=is_anywhere
-        )
+        radius = None if self.gallery == "neighbours" else self.location_radius
+        pixels = RetrievedPixels.of(group.gallery(), images.size, self.neighbours, radius=radius)
         return SPADEDetector(self, images, pixels)
 
 

@@ -325,7 +325,7 @@ class Infer:
         detectors = []
         for method, member in zip(self._methods, self._scorer.members, strict=True):
             record, threads = member.manifest.groups[group], self._threads.count
-            loaded = load_group(member.model, record, threads, member.search(group, threads))
+            loaded = load_group(member.model, record, threads, member.bank(group))
             with _fitting(member, group):
                 detectors.append(method.prepare(loaded))
         listener().waits("")

@@ -129,6 +129,9 @@ class FakeGroup:
     def search(self):
         return ExactSearch.over(self.result.bank.rows)
 
+    def rows(self):
+        return self.result.bank.rows
+
     def gallery(self):
         return FakeGallery(self.kept)
 

@@ -320,3 +320,125 @@ def test_mean_top_is_of_the_farthest_patches(fraction, count):
     np.testing.assert_allclose(found.image_scores, wanted, rtol=1e-6)
     if count == 1:
         np.testing.assert_array_equal(found.image_scores, scores(embeddings, bank).image_scores)
+
+
+def brute_force_near(embeddings, bank, places, radius):
+    """The map of each patch's distance to the nearest row within the radius, by loops."""
+    images, height, width, _ = embeddings.shape
+    found = np.empty((images, height, width))
+    for image, y, x in np.ndindex(images, height, width):
+        away = np.abs(places - [y, x]).max(axis=1)
+        near = bank[away <= max(radius, away.min())].astype(np.float64)
+        found[image, y, x] = np.linalg.norm(near - embeddings[image, y, x], axis=1).min()
+    return found
+
+
+@given(
+    st.integers(1, 8),
+    st.integers(0, 3),
+    st.floats(0.01, 1),
+    st.sampled_from([["driver"], ["partitioned"], ["driver", 200]]),
+)
+def test_a_bank_near_places_covers_each_within_its_radius(images, radius, fraction, coreset):
+    embeddings = random_embeddings(images, height=5, width=7)
+    budget = {"memory_budget": coreset[1]} if len(coreset) > 1 else {}
+    corpus = FakeCorpus(split({"patches": embeddings}, 2, 1), **budget)
+    options = {"coreset_fraction": fraction, "coreset": coreset[0], "position_radius": radius}
+    method = PatchCore(**options)
+
+    found = method.fit(corpus, seed=1)
+
+    image, y, x = found.bank.origin.T
+    np.testing.assert_array_equal(found.bank.rows, embeddings[image, y, x])
+    np.testing.assert_array_equal(found.state["places"], found.bank.origin[:, 1:])
+    assert found.facts["uncovered_places"] == 0
+    assert found.facts["position_radius"] == radius
+    covering = -(-5 // (2 * radius + 1)) * -(-7 // (2 * radius + 1))
+    assert len(found.bank.rows) == max(covering, int(images * 35 * fraction), 1)
+    # The covering radius is what the worst training patch is from the rows that it may meet.
+    expected = brute_force_near(embeddings, found.bank.rows, found.bank.origin[:, 1:], radius)
+    assert found.facts["covering_radius"] == pytest.approx(expected.max(), rel=1e-5)
+    assert expected.max() <= found.facts.get("radius_bound", np.inf) * (1 + 1e-5)
+    test = random_embeddings(3, seed=9, height=5, width=7)
+    scored = method.prepare(FakeGroup(found)).score({"patches": test})
+    expected = brute_force_near(test, found.bank.rows, found.bank.origin[:, 1:], radius)
+    np.testing.assert_allclose(scored.anomaly_maps, expected, rtol=1e-6)
+    np.testing.assert_array_equal(scored.image_scores, scored.anomaly_maps.max(axis=(1, 2)))
+
+
+@given(st.sets(st.integers(1, 8)), st.integers(0, 5), st.integers(0, 2))
+def test_the_cut_into_fragments_does_not_change_a_bank_near_places(cuts, seed, radius):
+    embeddings = random_embeddings(9)
+    options = {"coreset_fraction": 0.2, "position_radius": radius}
+    whole = fitted(embeddings, seed=seed, **options)
+    corpus = FakeCorpus(split({"patches": embeddings}, *np.diff([0, *sorted(cuts)])), 3)
+    cut = PatchCore(**options).fit(corpus, seed=seed)
+    np.testing.assert_array_equal(cut.bank.origin, whole.bank.origin)
+    assert cut.facts == whole.facts
+
+
+def test_a_radius_that_covers_the_grid_is_none():
+    embeddings, test = random_embeddings(9), random_embeddings(3, seed=1)
+    plain = fitted(embeddings, coreset_fraction=0.2)
+    found = fitted(embeddings, coreset_fraction=0.2, position_radius=4)
+    np.testing.assert_array_equal(found.bank.origin, plain.bank.origin)
+    assert (found.facts, found.state) == (plain.facts, {})
+    method = PatchCore(position_radius=4)
+    scored = method.prepare(FakeGroup(found)).score({"patches": test})
+    np.testing.assert_array_equal(scored.anomaly_maps, scores(test, plain.bank.rows).anomaly_maps)
+
+
+@pytest.mark.parametrize("image_score", ["max", "reweighted", "mean_top"])
+def test_near_places_an_image_scores_the_same_among_any_others(image_score):
+    method = PatchCore(coreset_fraction=0.3, position_radius=1, image_score=image_score)
+    found = method.fit(FakeCorpus([{"patches": random_embeddings(9)}]), seed=0)
+    searched = method.prepare(FakeGroup(found))
+    test = random_embeddings(8, seed=1)
+    batch = searched.score({"patches": test})
+    for number in range(8):
+        alone = searched.score({"patches": test[number : number + 1]})
+        assert batch.image_scores[number] == alone.image_scores[0]
+        np.testing.assert_array_equal(batch.anomaly_maps[number], alone.anomaly_maps[0])
+
+
+def test_near_places_an_images_own_rows_are_as_if_they_were_not_there():
+    method = PatchCore(coreset_fraction=0.1, position_radius=0)
+    embeddings = random_embeddings(9)
+    found = method.fit(FakeCorpus([{"patches": embeddings}]), seed=0)
+    for image in range(9):
+        own = OwnPart.of([image], found.bank)
+        scored = method.prepare(FakeGroup(found)).score({"patches": embeddings[[image]]}, own)
+        others = np.delete(np.arange(len(found.bank.rows)), own.rows)
+        expected = brute_force_near(
+            embeddings[[image]], found.bank.rows[others], found.bank.origin[others, 1:], 0
+        )
+        np.testing.assert_allclose(scored.anomaly_maps, expected, rtol=1e-6)
+
+
+def test_equation_7_is_of_the_rows_that_the_patch_is_compared_with():
+    method = PatchCore(
+        coreset_fraction=0.9, position_radius=1, image_score="reweighted", reweight_neighbours=3
+    )
+    found = method.fit(FakeCorpus([{"patches": random_embeddings(9)}]), seed=0)
+    test = random_embeddings(1, seed=1)
+    scored = method.prepare(FakeGroup(found)).score({"patches": test})
+    y, x = np.unravel_index(scored.anomaly_maps[0].argmax(), (4, 5))
+    near = np.abs(found.bank.origin[:, 1:] - [y, x]).max(axis=1) <= 1
+    expected = equation_7(test[0, y, x][None], found.bank.rows[near], 3)
+    assert scored.image_scores[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_does_not_go_with_a_position_radius_is_named():
+    with pytest.raises(ConfigError, match="workers hold no rows by place"):
+        build("patchcore", {"position_radius": 1, "coreset": "distributed"})
+    with pytest.raises(ConfigError, match=r"'method\.position_radius'"):
+        build("patchcore", {"position_radius": -1})
+    with pytest.raises(ConfigError, match=r"takes 20 rows .*position_radius=0 .* is 19"):
+        fitted(random_embeddings(4), position_radius=0, max_bank_rows=19)
+    found = fitted(random_embeddings(4), position_radius=0)
+    searched = PatchCore(position_radius=0).prepare(FakeGroup(found))
+    with pytest.raises(ValueError, match="images have 2 x 10 patches, the bank's places are of 4"):
+        searched.score({"patches": random_embeddings(1, height=2, width=10)})
+    damaged = FitResult({}, found.state | {"places": found.state["places"][1:]}, found.bank)
+    with pytest.raises(ValueError, match="19 places do not fit 20 bank rows"):
+        PatchCore(position_radius=0).prepare(FakeGroup(damaged))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.maths.resampling import bilinear_matrix
+from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.bank import OwnPart
 from patchlake.pipeline.methods.shared.correspondence import mean_on_finest_grid, order_by_overlap
 from patchlake.pipeline.methods.spade import SPADE, SPADEDetector
@@ -48,7 +49,7 @@ def retrieved(train, image, count):
     return order, (distances[order] ** 2).mean()
 
 
-def oracle(train, image, chosen, kappa, *, same_location=False):
+def oracle(train, image, chosen, kappa, *, same_location=False, radius=0):
     """Return the map by loops over pixels, in float64."""
     layers = []
     for name, (rows, columns, _) in GRIDS.items():
@@ -56,9 +57,11 @@ def oracle(train, image, chosen, kappa, *, same_location=False):
         grid = np.empty((rows, columns))
         for y in range(rows):
             for x in range(columns):
-                among = (
-                    gallery[:, y, x] if same_location else gallery.reshape(-1, gallery.shape[-1])
-                )
+                near = gallery
+                if same_location:
+                    rows_, columns_ = (slice(max(0, at - radius), at + radius + 1) for at in (y, x))
+                    near = gallery[:, rows_, columns_]
+                among = near.reshape(-1, gallery.shape[-1])
                 distances = np.sort(np.linalg.norm(among - image[name][y, x], axis=1))
                 grid[y, x] = distances[:kappa].mean()
         layers.append(bilinear_matrix(4, rows) @ grid @ bilinear_matrix(4, columns).T)
@@ -105,6 +108,30 @@ def test_scores_and_maps_are_those_of_the_paper(gallery, count, kappa):
         wanted = oracle(train, image, chosen, kappa, same_location=gallery == "same_location")
         assert found.image_scores[number] == pytest.approx(squared, rel=1e-6)
         np.testing.assert_allclose(found.anomaly_maps[number], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 9])
+@pytest.mark.parametrize(("count", "kappa"), [(1, 1), (4, 3)])
+def test_the_same_location_may_be_some_pixels_away(radius, count, kappa):
+    train, test = images(9), images(5, seed=1)
+    options = {"retrieved": count, "neighbours": kappa, "gallery_dtype": "float32"}
+    method = SPADE(gallery="same_location", location_radius=radius, **options)
+    found = fitted(method, train, 4).score(test)
+    for number in range(5):
+        image = one(test, number)
+        chosen, _ = retrieved(train, image, count)
+        wanted = oracle(train, image, chosen, kappa, same_location=True, radius=radius)
+        np.testing.assert_allclose(found.anomaly_maps[number], wanted, rtol=1e-5)
+    anywhere = fitted(SPADE(**options), train, 4).score(test)
+    if radius == 9:
+        np.testing.assert_array_equal(found.anomaly_maps, anywhere.anomaly_maps)
+    else:
+        assert (found.anomaly_maps >= anywhere.anomaly_maps).all()
+
+
+def test_a_radius_is_of_the_same_location():
+    with pytest.raises(ConfigError, match=r"location_radius=1 is of gallery=same_location"):
+        build("spade", {"location_radius": 1})
 
 
 def test_a_pixel_like_the_last_of_the_last_image_scores_nothing():

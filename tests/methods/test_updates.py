@@ -20,13 +20,13 @@ from patchlake.pipeline.methods.dn2 import DN2
 from patchlake.pipeline.methods.mahalanobis import Mahalanobis
 from patchlake.pipeline.methods.padim import PaDiM
 from patchlake.pipeline.methods.patchcore import PatchCore
-from patchlake.pipeline.methods.shared.bank import closed_up
+from patchlake.pipeline.methods.shared.bank import MemoryBank, closed_up
 from patchlake.pipeline.methods.shared.contract import EarlierModel, Updatable
 from patchlake.pipeline.methods.spade import SPADE
 from tests.methods.corpus import FakeCorpus, FakeGroup, split
 from tests.methods.test_mahalanobis import features
 from tests.methods.test_padim import random_patches
-from tests.methods.test_patchcore import random_embeddings
+from tests.methods.test_patchcore import brute_force_near, random_embeddings
 from tests.methods.test_spade import images
 
 
@@ -209,6 +209,76 @@ def test_patchcores_bank_covers_all_images_within_its_bound(fraction, first, see
     assert len(shorter.bank.rows) == np.count_nonzero(~of_gone)
     assert_rows_are_where_they_say(shorter.bank, rest["patches"])
     assert farthest(rest, shorter.bank) <= shorter.facts["radius_bound"] * (1 + 1e-5) + 1e-6
+
+
+@given(
+    fraction=st.floats(0.02, 0.5),
+    first=st.integers(1, 7),
+    seed=st.integers(0, 99),
+    strategy=st.sampled_from(["driver", "partitioned"]),
+    radius=st.integers(0, 2),
+)
+@settings(max_examples=20)
+def test_near_places_the_bank_covers_all_images_within_its_bound(
+    fraction, first, seed, strategy, radius
+):
+    embeddings = {"patches": random_embeddings(8, seed=seed)}
+    method = PatchCore(coreset_fraction=fraction, coreset=strategy, position_radius=radius)
+    found = joined(method, embeddings, first)
+    before = method.fit(corpus(take(embeddings, slice(first))), seed=3)
+    np.testing.assert_array_equal(found.bank.rows[: len(before.bank.rows)], before.bank.rows)
+    assert_rows_are_where_they_say(found.bank, embeddings["patches"])
+    np.testing.assert_array_equal(found.state["places"], found.bank.origin[:, 1:])
+    assert found.facts["uncovered_places"] == 0
+    assert_within_the_bound(embeddings, found, radius)
+
+    gone = [first - 1, 7] if first < 7 else [7]
+    of_gone = np.isin(found.bank.origin[:, 0], gone)
+    if of_gone.all():
+        return
+    shorter = left(method, found, embeddings, gone)
+    rest = take(embeddings, np.delete(np.arange(8), gone))
+    assert_rows_are_where_they_say(shorter.bank, rest["patches"])
+    np.testing.assert_array_equal(shorter.state["places"], shorter.bank.origin[:, 1:])
+    assert_within_the_bound(rest, shorter, radius)
+    # And once more, where some places may be without rows; then images join, and all have some.
+    count = 8 - len(gone)
+    last = method.update(
+        earlier_of(shorter, count), corpus(take(embeddings, np.array(gone))), seed=3
+    )
+    assert last.facts["uncovered_places"] == 0
+    assert ("radius_bound" in last.facts) == (shorter.facts["uncovered_places"] == 0)
+    if "radius_bound" in last.facts:
+        assert_within_the_bound(embeddings, last, radius)
+    if not np.isin(shorter.bank.origin[:, 0], [0]).all():
+        again = left(method, shorter, rest, [0])
+        assert_within_the_bound(take(rest, slice(1, None)), again, radius)
+
+
+def assert_within_the_bound(embeddings, found, radius):
+    places = found.bank.origin[:, 1:]
+    farthest_ = brute_force_near(embeddings["patches"], found.bank.rows, places, radius).max()
+    assert farthest_ <= found.facts["radius_bound"] * (1 + 1e-5) + 1e-6
+
+
+def test_a_place_that_loses_its_rows_is_compared_with_the_next_ones():
+    """Of two images of 2 x 1 patches, radius 0: what is left is the other one's upper patch."""
+    patches = np.array([[0, 10], [1, 20]], np.float32).reshape(2, 2, 1, 1)
+    method = PatchCore(coreset_fraction=0.01, position_radius=0)
+    bank = MemoryBank(
+        np.array([[0], [20]], np.float32), origin=np.array([[0, 0, 0], [1, 1, 0]], np.int64)
+    )
+    facts = {"patches": 4.0, "coreset": "driver", "covering_radius": 10.0}
+    grid = np.array([2, 1], np.int32)
+    state = {"places": bank.origin[:, 1:].astype(np.int32), "grid": grid}
+    earlier = EarlierModel(2, facts, state, {}, bank)
+
+    found = method.withdraw(earlier, np.array([1]), None, seed=0)
+
+    assert found.facts["uncovered_places"] == 1
+    assert found.facts["radius_bound"] == 30
+    scored = method.prepare(FakeGroup(found)).score({"patches": patches})
+    np.testing.assert_array_equal(scored.anomaly_maps.reshape(2, 2), [[0, 10], [1, 20]])
 
 
 def assert_rows_are_where_they_say(bank, patches):

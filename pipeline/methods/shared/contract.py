@@ -68,6 +68,13 @@ class FittedGroup(Protocol):
     def search(self) -> Search:
         """Return the search over the rows of `FitResult.bank`."""
 
+    def rows(self) -> Float32[np.ndarray, "bank dim"]:
+        """Return the rows of `FitResult.bank` themselves, for a search that the method makes.
+
+        Raises:
+            ConfigError: if they are not in this process, or not kept as they are.
+        """
+
     def gallery(self) -> Gallery:
         """Return what `FitResult.to_gallery` has kept of the images."""
 

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.galleries import Galleries
+from patchlake.pipeline.index.positioned import places_near
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.maths.resampling import bilinear_matrix
 from patchlake.pipeline.methods.shared.bank import OwnPart, nearest_others
@@ -44,16 +45,27 @@ class RetrievedPixels:
 
     galleries: Galleries
     neighbours: int
-    # At any place; else at the same one.
-    is_anywhere: bool
+    # Of each layer, the numbers of the pixels that each is compared with; None: those at any place.
+    near: Sequence[Int64[np.ndarray, "_pixels _near"]] | None
 
     @classmethod
     def of(
-        cls, gallery: Gallery, images: int, neighbours: int, *, is_anywhere: bool
+        cls, gallery: Gallery, images: int, neighbours: int, *, radius: int | None
     ) -> "RetrievedPixels":
-        """Return the pixels of a gallery of so many images; a few are loaded at once."""
-        galleries = Galleries(partial(_load, gallery), images, is_pruned=is_anywhere)
-        return cls(galleries, neighbours, is_anywhere)
+        """Return the pixels of a gallery of so many images; a few are loaded at once.
+
+        Args:
+            gallery: Of the images.
+            images: How many.
+            neighbours: Of each pixel, whose distances count.
+            radius: In pixels of each layer, to both sides of a pixel's own place; None is anywhere.
+        """
+        galleries = Galleries(partial(_load, gallery), images, is_pruned=radius is None)
+        if radius is None:
+            return cls(galleries, neighbours, None)
+        kept = gallery.of_image(0)
+        grids = [kept[name].shape[:2] for name in layer_names(kept)]
+        return cls(galleries, neighbours, [places_near(grid, radius) for grid in grids])
 
     def nearest(
         self,
@@ -62,8 +74,9 @@ class RetrievedPixels:
         own: OwnPart | None,  # noqa: ARG002 - an image does not retrieve itself
     ) -> Sequence[Float32[np.ndarray, "_pixels _k"]]:
         """Return the distances to the pixels of those retrieved alone."""
-        search = self.galleries.nearest if self.is_anywhere else self.galleries.same_place
-        return search(rows, retrieved, self.neighbours)
+        if self.near is None:
+            return self.galleries.nearest(rows, retrieved, self.neighbours)
+        return self.galleries.near_place(rows, retrieved, self.neighbours, self.near)
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,12 @@ class Selector:
     def select(self, corpus: Corpus, size: int, progress: Progress | None = None) -> Selection:
         """Return `size` rows of the corpus, whose embeddings are (images, rows, columns, dim)."""
         projection = self.project(corpus.shapes[self.embedding][-1])
-        rows = _Patches(corpus, self.embedding, projection)
+        rows = Patches(corpus, self.embedding, projection)
         if size >= rows.count:
             # Greedy would take all of them, too, in quadratic time.
             facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": "all"}
             return Selection(np.arange(rows.count), facts | {"covering_radius": 0.0})
-        strategy = self._choose(rows, corpus)
+        strategy = self.choose(rows, corpus)
         facts = {"patches": float(rows.count), "coreset": strategy}
         if strategy == "partitioned":
             # The union may fill half of what a process may hold.
@@ -95,8 +95,8 @@ class Selector:
         """
         projection = self.project(centres.shape[1])
         given = centres if projection is None else projected(centres, projection)
-        rows = _Patches(corpus, self.embedding, projection)
-        strategy, size = self._choose(rows, corpus), min(size, rows.count)
+        rows = Patches(corpus, self.embedding, projection)
+        strategy, size = self.choose(rows, corpus), min(size, rows.count)
         facts: dict[str, float | str] = {"patches": float(rows.count), "coreset": strategy}
         if strategy == "partitioned":
             share = min(1.0, corpus.memory_budget / 2 / rows.nbytes)
@@ -116,7 +116,8 @@ class Selector:
             return None
         return gaussian_projection(dim, count, np.random.default_rng(self.seed))
 
-    def _choose(self, rows: "_Patches", corpus: Corpus) -> Strategy:
+    def choose(self, rows: "Patches", corpus: Corpus) -> Strategy:
+        """Return where the rows are selected, and say why."""
         budget, needed = corpus.memory_budget, rows.nbytes + rows.count * _ROW_STATE_BYTES
         strategy: Strategy = self.strategy
         if strategy == "auto":
@@ -138,7 +139,7 @@ class Selector:
         return strategy
 
 
-class _Patches:
+class Patches:
     """A corpus as rows: one patch each, projected if so wished."""
 
     def __init__(self, corpus: Corpus, name: str, projection: np.ndarray | None) -> None:
@@ -152,9 +153,11 @@ class _Patches:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all rows."""
         return self.count * self.dim * 4
 
     def gather(self) -> Rows:
+        """Return the rows in the order of their images."""
         rows = np.empty((self.count, self.dim), np.float32)
         filled = 0
         for embeddings in self._corpus.embeddings():
@@ -163,11 +166,26 @@ class _Patches:
             filled += len(part)
         return rows
 
+    def by_place(self) -> Rows:
+        """Return the rows in the order of their places, and at each place of their images."""
+        height, width, _ = self._corpus.shapes[self._name]
+        rows = np.empty((height * width, self._corpus.images, self.dim), np.float32)
+        filled = 0
+        for embeddings in self._corpus.embeddings():
+            part = _as_rows(embeddings[self._name], self._projection)
+            images = len(embeddings[self._name])
+            of_place = part.reshape(images, -1, self.dim).swapaxes(0, 1)
+            rows[:, filled : filled + images] = of_place
+            filled += images
+        return rows.reshape(-1, self.dim)
+
     def each(self, work: Callable[[Rows], T]) -> Iterator[T]:
+        """Yield the result of `work` on the rows of each fragment."""
         on_rows = partial(_on_rows, name=self._name, projection=self._projection, work=work)
         return self._corpus.each(on_rows)
 
     def held(self) -> AbstractContextManager[Held[Shard]]:
+        """Start shards of the rows on the workers."""
         members = self._corpus.processes
         pool = max(_LEAST_POOL, _POOL // members)
         start = partial(_start_shard, name=self._name, projection=self._projection, pool=pool)
