@@ -57,6 +57,8 @@ class RunRecord(BaseModel):
     version: str
     started_at: AwareDatetime
     settings: RecordedSettings
+    # Of a score: group -> (height, width) of the first model's inputs, where each has its own.
+    shapes: dict[str, tuple[int, int]] = {}
 
 
 class Summary(BaseModel):
