@@ -18,6 +18,7 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.decode import decode_picture, limits_of
 from patchlake.pipeline.images.formats import as_image_errors
+from patchlake.pipeline.images.geometry import inputs_of
 from patchlake.pipeline.images.interest import confine
 from patchlake.pipeline.images.light import to_light
 from patchlake.pipeline.images.pictures import Picture, picture_of
@@ -97,7 +98,7 @@ class Detector:
         """Load the networks; the model of a group is loaded when it is first asked for."""
         self._members = members
         self._geometries = tuple(dict.fromkeys(member.geometry for member in members))
-        fixed = members[0].manifest.geometry.model_dump()
+        fixed = members[0].manifest.geometry.settings
         self._image = settings.image.model_copy(update=fixed)
         self._storage = settings.storage
         fitted = members[0].manifest.settings.verdict
@@ -168,7 +169,8 @@ class Detector:
         regions, drawing, scale = None, None, self._scale(group)
         if anomaly_map is not None:
             size = picture.width, picture.height
-            seen = judgement, anomaly_map, size, self._geometries[0], picture.interior
+            geometry = self._geometries[0].of(group)
+            seen = judgement, anomaly_map, size, geometry, picture.interior
             image = partial(Examined, *seen)
             regions = image().regions()
             if scale is not None and picture.photo is not None:
@@ -196,24 +198,26 @@ class Detector:
 
     def _picture(self, image: ImageLike, group: str) -> Picture | ImageError:
         try:
-            found = self._whole_picture(image)
+            found = self._whole_picture(image, group)
             interest = self._regions.interests.get(group)
             if interest is None:
                 return found
-            return confine(found, interest, self._geometries, self._regions.grids)
+            grids = self._regions.grids[group]
+            return confine(found, interest, inputs_of(self._geometries, group), grids)
         except ImageError as error:
             return error
 
-    def _whole_picture(self, image: ImageLike) -> Picture:
+    def _whole_picture(self, image: ImageLike, group: str) -> Picture:
         """Return a picture, all of it. Raises `ImageError`."""
+        inputs = inputs_of(self._geometries, group)
         if isinstance(image, np.ndarray):
             image = _from_array(image)
         if isinstance(image, Image.Image):
             with as_image_errors():
                 upright = to_light(image, self._image.bits)
-                return picture_of(upright, self._geometries, photo=True)
+                return picture_of(upright, inputs, photo=True)
         content = image if isinstance(image, bytes) else self._read(os.fspath(image))
-        return decode_picture(content, limits_of(self._image), self._geometries, photo=True)
+        return decode_picture(content, limits_of(self._image), inputs, photo=True)
 
     def _read(self, path: str) -> bytes:
         folder, name = split_uri(path, self._storage)

@@ -8,7 +8,7 @@ from patchlake.pipeline.driver.judging import left_out, require_meaning, say_wha
 from patchlake.pipeline.driver.observer import Observer, Silent
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.evaluation.verdicts import Interval
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import geometry_of
 from patchlake.pipeline.lake.plan import plan_fragments, read_cuts
 from patchlake.pipeline.lake.reviewed import ReviewedRows, reviewed
 from patchlake.pipeline.lake.source import Source
@@ -117,7 +117,8 @@ def run(
     parts.require_source(table, lake)
     columns = asked.columns.over(record.settings.columns)
     settings = record.settings.model_copy(update={"columns": columns})
-    geometry = Geometry(settings.image.resize, settings.image.crop)
+    image = settings.image
+    geometry = geometry_of(image.resize, image.crop, record.shapes, is_cut=image.tile is not None)
     source = Source(lake, columns, settings.image, geometry, read_where(where))
     done = parts.committed(table, record.version)
     planned = plan_fragments(lake, settings, where, read_cuts(table, settings)).sound().kept

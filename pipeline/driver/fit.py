@@ -3,10 +3,8 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-
-import numpy as np
 
 from patchlake.pipeline.cluster.runner import Pipeline
 from patchlake.pipeline.config import Settings, digest
@@ -15,17 +13,22 @@ from patchlake.pipeline.driver.drive import drive, half_of_memory
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.fleet import GroupFits, fit_groups
 from patchlake.pipeline.driver.heartbeat import beating
-from patchlake.pipeline.driver.interests import Regions, as_stored, asked_regions
+from patchlake.pipeline.driver.interests import (
+    Regions,
+    as_stored,
+    asked_regions,
+)
 from patchlake.pipeline.driver.preview import Preview, measure
 from patchlake.pipeline.driver.preview import preview as preview_of
 from patchlake.pipeline.driver.publishing import publish
 from patchlake.pipeline.driver.settings import weight_files
+from patchlake.pipeline.driver.shapes import asked_shapes, fitting_fragments
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.backbone import load_backbone
-from patchlake.pipeline.features.extractor import Extractor
+from patchlake.pipeline.features.extractor import Extractor, stride_of
 from patchlake.pipeline.groups.partials import embedded_keys, intact_keys
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import geometry_of
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
@@ -160,6 +163,7 @@ def _pipeline(work: FitWork, target: Folder, partials: str, threads: int) -> Pip
         model=target,
         partials=partials,
         backbone=settings.backbone,
+        tile=settings.image.tile,
         method=settings.method.name,
         method_options=work.identity.method_options,
         seed=settings.seed,
@@ -207,19 +211,29 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
             f"of method '{settings.method.name}' is trained on all of them together; fit without "
             "--robust (robust=false), or with another method"
         )
-    settings = _with_layers(settings, method)
-    geometry = Geometry(settings.image.resize, settings.image.crop)
+    settings = _with_pixels(_with_layers(settings, method))
     plan = plan_fragments(lake, settings, where).sound()
+    # Where each group has its own, it is not known before its photos are.
+    geometry = geometry_of(settings.image.resize, settings.image.crop, {})
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
     selections = choose_rows(source, plan.kept)
     backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)
     # From here on it is what it was found to be, in every worker.
     precise = settings.backbone.model_copy(update={"precision": backbone.precision})
     settings = settings.model_copy(update={"backbone": precise})
-    # One black image shows here, not in every worker, whether method and backbone go together.
+    shapes: dict[str, tuple[int, int]] = {}
+    if settings.image.resize == "auto":
+        shapes = asked_shapes(source, selections, plan.kept, settings, stride_of(backbone))
+        source = replace(source, geometry=geometry_of("auto", None, shapes))
+    bounded = fitting_fragments(settings, [source.geometry], plan.groups)
+    if bounded != settings:
+        settings, plan = bounded, plan_fragments(lake, bounded, where).sound()
     embed = partial(method.embed, seed=settings.seed)
-    embedded = Extractor(backbone, embed)(np.zeros((1, *geometry.input_size, 3), np.uint8))
-    regions = asked_regions(settings, plan.groups, (lake, where), embedded)
+    extractor = Extractor(backbone, embed, settings.image.tile)
+    # Black images show here, not in every worker, whether method and backbone go together.
+    for size in {source.geometry.of(group).input_size for group in plan.groups}:
+        extractor.require_fit(size)
+    regions = asked_regions(settings, (source, where), plan.groups, extractor)
     assert settings.backbone.layers is not None  # `_with_layers` has set them.
     identity = Identity(
         method=settings.method.name,
@@ -236,9 +250,11 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         seed=settings.seed,
         robust=settings.robust,
         each_has_roi=bool(settings.columns.roi),
+        shapes=shapes,
     )
     output, vocabulary = output_digest(settings), settings.columns.vocabulary
     covered = {**identity.covered(), **regions.covered()}
+    covered |= {"shapes": shapes} if shapes else {}
     version = digest({**covered, "output": output, "vocabulary": vocabulary})
     plan = plan.keyed({}, otherwise=version)
     record = runs.RunRecord(
@@ -266,6 +282,14 @@ def _with_layers(settings: Settings, method: Method) -> Settings:
         return settings
     backbone = settings.backbone.model_copy(update={"layers": method.layers})
     return settings.model_copy(update={"backbone": backbone})
+
+
+def _with_pixels(settings: Settings) -> Settings:
+    """Return the settings with what bounds inputs of the photo's own shape, where they have it."""
+    if settings.image.resize != "auto" or settings.image.pixels is not None:
+        return settings
+    image = settings.image.model_copy(update={"pixels": settings.image.own_pixels})
+    return settings.model_copy(update={"image": image})
 
 
 def _published(target: Folder, work: FitWork, *, overwrite: bool) -> models.Manifest | None:

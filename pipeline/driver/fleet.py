@@ -132,7 +132,8 @@ def _outcome(
 ) -> FittedModel | str:
     """Fit a group where this is called; a failure is returned, so that it stops no other group."""
     try:
-        return fit_group(fitting.method, corpus, fitting.identity, fitting.settings, on_progress)
+        identity = fitting.identity.of_group(corpus.group)
+        return fit_group(fitting.method, corpus, identity, fitting.settings, on_progress)
     except (ConfigError, WorkersLost) as error:
         return str(error)
     except PatchlakeError:

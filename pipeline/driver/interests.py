@@ -3,19 +3,20 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.errors import ConfigError, ImageError
+from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.roi import (
-    finest_grid,
     grids_of,
     load_interest,
     roi_files,
     to_json,
 )
 from patchlake.pipeline.images.decode import decode_mask, limits_of
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import Geometries, Geometry
 from patchlake.pipeline.images.interest import (
     MAX_MASK_SIDE,
     Interest,
@@ -24,8 +25,8 @@ from patchlake.pipeline.images.interest import (
     emptiness,
     interior_of,
 )
+from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.methods import build
-from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.model_store.models import GroupRecord, Manifest
 from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.folder import Folder, split_uri
@@ -72,45 +73,51 @@ def _read_mask(group: str, path: str, settings: Settings) -> Painted:
 
 
 def asked_regions(
-    settings: Settings, groups: Sequence[str], of: tuple[Folder, str | None], embedded: Arrays
+    settings: Settings,
+    of: tuple[Source, str | None],
+    groups: Sequence[str],
+    extractor: Extractor,
 ) -> "Regions":
     """Return the regions of a fit, of which nothing is known but settings.
 
     Args:
         settings: Those of the fit.
-        groups: Of its plan.
-        of: The lake, and the condition that chose rows of it.
-        embedded: What the method makes of an image.
+        of: The lake, with how its images become inputs, and the condition that chose rows of it.
+        groups: Of the plan.
+        extractor: What makes the method's patches.
 
     Raises:
         ConfigError: if one cannot be read, is of a group that is not there, though no condition
             leaves groups out, or holds no patch.
     """
-    (lake, where), interests = of, read_interests(settings)
+    (source, where), interests = of, read_interests(settings)
     unknown = sorted(set(interests) - set(groups))
     if unknown and where is None:
         raise ConfigError(
-            f"image.roi names the groups {unknown}, and {lake.root} has {sorted(groups)}: name one "
-            "of these, or leave it out"
+            f"image.roi names the groups {unknown}, and {source.images.root} has "
+            f"{sorted(groups)}: name one of these, or leave it out"
         )
     known = {group: interest for group, interest in interests.items() if group in groups}
-    regions = Regions(known, finest_grid(embedded.values()))
-    _require_patches(regions, Geometry(settings.image.resize, settings.image.crop))
+    # Only what is confined is asked for its patches: those of a large input take a minute.
+    confined = groups if settings.columns.roi else list(known)
+    regions = Regions(known, grids_by_group(source.geometry, confined, extractor))
+    _require_patches(regions, source.geometry)
     return regions
 
 
-def _require_patches(regions: "Regions", geometry: Geometry) -> None:
+def _require_patches(regions: "Regions", geometry: Geometry | Geometries) -> None:
     """Raise `ConfigError` if a region holds no patch. Of a crop, only each image can tell."""
-    if geometry.crop is not None:
-        return
-    height, width = geometry.input_size
-    large = _LARGE * width, _LARGE * height
     for group, interest in regions.interests.items():
-        fault = emptiness(interior_of(interest, geometry, large), regions.grids)
+        of_group = geometry.of(group)
+        if of_group.crop is not None:
+            continue
+        height, width = of_group.input_size
+        large = _LARGE * width, _LARGE * height
+        fault = emptiness(interior_of(interest, of_group, large), regions.grids[group])
         if fault:
             raise ConfigError(
                 f"image.roi of group {shown(group)}: {fault}; make it larger, or raise "
-                f"image.resize, which is {list(geometry.input_size)}"
+                f"image.resize (or image.pixels): inputs are {[height, width]}"
             )
 
 
@@ -187,8 +194,8 @@ class Regions:
 
     # Group -> its region, where it has one.
     interests: Mapping[str, Interest]
-    # Of the patches of each member that has any; none where there is no region.
-    grids: Sequence[tuple[int, int]]
+    # Group -> grids of the patches of each member that has any; empty where there is no region.
+    grids: Mapping[str, Sequence[tuple[int, int]]]
 
     @classmethod
     def of(cls, members: Sequence[Member], groups: Sequence[str]) -> "Regions":
@@ -200,8 +207,9 @@ class Regions:
         found = {g: load_interest(first.model, first.manifest.groups[g]) for g in groups}
         interests = {group: one for group, one in found.items() if one is not None}
         if not interests and not first.manifest.settings.columns.roi:
-            return cls({}, ())
-        return cls(interests, [grid for member in members for grid in _grids(member)])
+            return cls({}, {})
+        each = [_grids(member, groups) for member in members]
+        return cls(interests, {g: [grid for own in each for grid in own[g]] for g in groups})
 
     def covered(self) -> dict[str, object]:
         """Return what a fit's version covers of them: nothing, where there are none."""
@@ -210,11 +218,31 @@ class Regions:
         return {"roi": found} if found else {}
 
 
-def _grids(member: Member) -> list[tuple[int, int]]:
+def _grids(member: Member, groups: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """Return the finest grid of a member's patches, of each group."""
     manifest = member.manifest
     method = build(manifest.method, manifest.method_options)
-    size = member.geometry.input_size
-    return grids_of(method, member.checked_backbone(), size, manifest.settings.seed)
+    embed = partial(method.embed, seed=manifest.settings.seed)
+    extractor = Extractor(member.checked_backbone(), embed, manifest.geometry.tile)
+    return grids_by_group(member.geometry, groups, extractor)
+
+
+def grids_by_group(
+    geometry: Geometry | Geometries, groups: Sequence[str], extractor: Extractor
+) -> dict[str, list[tuple[int, int]]]:
+    """Return `grids_of` of each group's inputs; each size goes through the network once.
+
+    Args:
+        geometry: Of the inputs.
+        groups: Those asked for.
+        extractor: The network, and what the method makes of its maps.
+
+    Raises:
+        ConfigError: if the network or its tiles do not go together with a size.
+    """
+    sizes = {group: geometry.of(group).input_size for group in groups}
+    grids = {size: grids_of(extractor, size) for size in set(sizes.values())}
+    return {group: grids[size] for group, size in sizes.items()}
 
 
 def as_stored(interests: Mapping[str, Interest]) -> dict[str, bytes]:

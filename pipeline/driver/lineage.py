@@ -22,7 +22,7 @@ from patchlake.pipeline.groups.fit import FittedModel
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.partials import intact_keys
 from patchlake.pipeline.groups.update import PublishedGroup, updatable
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import Geometries, Geometry
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.methods import build
@@ -56,13 +56,13 @@ class PublishedModel:
         return len(self.manifest.lineage)
 
     @property
-    def geometry(self) -> Geometry:
+    def geometry(self) -> Geometry | Geometries:
         """That of the model."""
-        return Geometry(self.settings.image.resize, self.settings.image.crop)
+        return self.member.geometry
 
     def group(self, name: str) -> PublishedGroup:
         """Return the model of one group. Raises `ConfigError`, `ModelError`."""
-        record, identity = self.manifest.groups[name], Identity.of(self.manifest)
+        record, identity = self.manifest.groups[name], Identity.of(self.manifest).of_group(name)
         return PublishedGroup.of(self.target, name, record, identity, self.settings)
 
     def require_weights(self) -> None:
@@ -110,7 +110,7 @@ def open_base(target: Folder, settings: Settings) -> PublishedModel:
         "robust": fitted.robust,
         "image": settings.image.model_copy(
             update={
-                **manifest.geometry.model_dump(),
+                **manifest.geometry.settings,
                 "uri_prefixes": settings.image.uri_prefixes or fitted.image.uri_prefixes,
             }
         ),
@@ -152,6 +152,7 @@ def embed(
         model=base.target,
         partials=partials,
         backbone=settings.backbone,
+        tile=settings.image.tile,
         method=base.manifest.method,
         method_options=base.manifest.method_options,
         seed=settings.seed,

@@ -138,6 +138,8 @@ def require_unchanged(settings: Settings, manifest: models.Manifest) -> None:
     asked: dict[str, tuple[object, object, object]] = {
         "image.resize": (settings.image.resize, fresh.image.resize, manifest.geometry.resize),
         "image.crop": (settings.image.crop, fresh.image.crop, manifest.geometry.crop),
+        "image.pixels": (settings.image.pixels, fresh.image.pixels, manifest.geometry.pixels),
+        "image.tile": (settings.image.tile, fresh.image.tile, manifest.geometry.tile),
         "image.bits": (settings.image.bits, fresh.image.bits, manifest.geometry.bits),
         "image.draft": (settings.image.draft, fresh.image.draft, manifest.geometry.draft),
         "backbone.name": (settings.backbone.name, fresh.backbone.name, manifest.backbone.name),

@@ -7,7 +7,7 @@ from patchlake.pipeline.config import Settings, StorageSettings
 from patchlake.pipeline.driver import drift
 from patchlake.pipeline.driver.dataset import open_table, version_of
 from patchlake.pipeline.errors import ConfigError, StorageRefused
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import geometry_of
 from patchlake.pipeline.lake.photos import Photos
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.report import page
@@ -149,8 +149,10 @@ def _without_regions(overview: Overview) -> set[int]:
 
 def _drawn_with(facts: Facts) -> Maps:
     """Return what maps are drawn with, without a map."""
-    image = (facts.newest.settings if facts.newest else Settings()).image
-    return Maps(Geometry(image.resize, image.crop), facts.models)
+    newest = facts.newest
+    image = (newest.settings if newest else Settings()).image
+    shapes = newest.shapes if newest else {}
+    return Maps(geometry_of(image.resize, image.crop, shapes), facts.models)
 
 
 def _drift(table: Folder, version: str, tally: Tally, storage: StorageSettings) -> Drift:

@@ -31,7 +31,7 @@ from patchlake.pipeline.driver.scoring import (
 from patchlake.pipeline.driver.settings import weight_files
 from patchlake.pipeline.driver.summary import list_damaged, require_success, summarise
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.lake.plan import read_cuts, write_cuts
+from patchlake.pipeline.lake.plan import write_cuts
 from patchlake.pipeline.lake.trained import write_trained
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.reading.fragments import Fragments
@@ -87,8 +87,7 @@ def run(
     preflight = Preflight([lake], [target], _files(models_, settings), _roles(lake, target))
     preflight.here()
     target.sweep()
-    cuts = read_cuts(target, settings)
-    work = plan_score(lake, models_, settings, where, cuts, since)
+    work = plan_score(lake, models_, settings, where, target, since)
     _agree(retire, target, work, confirm)
     parts.bind_source(target, lake)
     if restore is not None:
@@ -104,7 +103,7 @@ def run(
         earlier = _earlier(target, job, work.plan)
         with execution.start(settings.workers, preflight) as runner:
             # Once it is known that the workers reach what they need.
-            write_cuts(target, settings, work.plan, cuts)
+            write_cuts(target, work.record.settings, work.plan, work.cuts)
             write_trained(target, work.members, work.digests, work.plan.groups)
             tally = _drive(heart, (runner, execution), work, pending)
         tally.earlier, tally.damaged = earlier, work.plan.damaged
@@ -130,7 +129,7 @@ def preview(
     retire = Retirement.checked(expire, None)
     lake, target, models_ = _folders(images, model, scores, settings)
     Preflight([lake, target], [], _files(models_, settings), _roles(lake, target)).here()
-    work = plan_score(lake, models_, settings, where, read_cuts(target, settings), since)
+    work = plan_score(lake, models_, settings, where, target, since)
     parts.require_source(target, lake)
     for reason in work.plan.damaged.values():
         log.warning("%s; it is passed over", reason)

@@ -18,10 +18,11 @@ from patchlake.pipeline.driver.members import (
     read_members,
     require_units,
 )
+from patchlake.pipeline.driver.shapes import fitting_fragments
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.groups.loading import verify_groups
 from patchlake.pipeline.groups.member import Member
-from patchlake.pipeline.lake.plan import forget_cuts, output_digest, plan_fragments
+from patchlake.pipeline.lake.plan import forget_cuts, output_digest, plan_fragments, read_cuts
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading.fragments import Fragments
@@ -47,6 +48,8 @@ class ScoreWork:
     """What a score is going to do."""
 
     plan: Plan
+    # How files were cut by earlier plans into SCORES, as it was remembered.
+    cuts: Fragments
     members: Sequence[Member]
     # Group -> digest of its model, of the groups that every member has.
     digests: Mapping[str, str]
@@ -79,7 +82,7 @@ def plan_score(
     folders: Sequence[Folder],
     settings: Settings,
     where: str | None,
-    cuts: Fragments,
+    target: Folder,
     since: datetime | None,
 ) -> ScoreWork:
     """Check everything that can be wrong with the command, then cut the work."""
@@ -89,7 +92,7 @@ def plan_score(
         require_same_roi(settings, member.model, member.manifest)
     # The first member's: heatmaps and metrics need one way from the map to the picture.
     fixed = members[0].manifest.geometry
-    image = settings.image.model_copy(update=fixed.model_dump())
+    image = settings.image.model_copy(update=fixed.settings)
     settings = settings.model_copy(
         update={
             "image": image,
@@ -101,8 +104,10 @@ def plan_score(
     )
     for member in members:
         member.checked_backbone()
-    plan = plan_fragments(lake, settings, where, cuts, since)
     digests = group_digests(members)
+    settings = fitting_fragments(settings, [member.geometry for member in members], digests)
+    cuts = read_cuts(target, settings)
+    plan = plan_fragments(lake, settings, where, cuts, since)
     for member in members:
         of_member = member.manifest.groups
         verify_groups(member.model, [of_member[g] for g in plan.groups if g in of_member])
@@ -124,6 +129,7 @@ def plan_score(
         started_at=settings.score.scored_at or runs.now(),
         settings=settings,
         models=tuple(member.model.root for member in members),
+        shapes=members[0].manifest.shapes,
     )
     extra = extra_schema(lake, plan.every, settings.columns)
     source = Source(
@@ -131,7 +137,7 @@ def plan_score(
     )
     known = [group for group in plan.groups if group in digests]
     regions = Regions.of(members, known)
-    return ScoreWork(plan, members, digests, source, record, regions)
+    return ScoreWork(plan, cuts, members, digests, source, record, regions)
 
 
 def _key_digests(digests: Mapping[str, str], settings: Settings) -> tuple[dict[str, str], str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from threading import local
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from patchlake.pipeline.config import TileSettings
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features.backbone import Backbone
 from patchlake.pipeline.features.confined import confined_embeddings, confined_maps
+from patchlake.pipeline.features.tiled import Cut, stitched_maps
 from patchlake.pipeline.maths.interior import Interior
 
 # On a CPU, pixels that go through the network together in bfloat16: those of 4 images of 224 x 224.
@@ -32,6 +35,8 @@ _GPU_PIXELS = 32 * 224 * 224
 # On a GPU, batches that are under way at a time: while one waits for the device, the kernels of
 # others are queued. Each takes the device's memory of a batch.
 GPU_BATCHES = 2
+# Of an image that every network takes: a multiple of 8, 14, 16 and 32.
+_SIDE = 224
 # Each thread's queue of kernels.
 _queues = local()
 
@@ -52,6 +57,8 @@ class Extractor:
 
     backbone: Backbone
     embed: Embed
+    # How images are cut that are larger; None: they are not.
+    tile: TileSettings | None = None
 
     @property
     def on_cpu(self) -> bool:
@@ -60,12 +67,24 @@ class Extractor:
 
     def at_once(self, size: tuple[int, int]) -> int:
         """Return how many images of (height, width) pixels go through the network together."""
+        # Of one that is cut, its tiles do.
+        return 1 if not self._cut(size).is_whole else self._fitting(size)
+
+    def _fitting(self, size: tuple[int, int]) -> int:
         if not self.on_cpu:
             return gpu_batch(size)
         if self.backbone.precision == "float32":
             return 1
         height, width = size
         return min(_MOST, max(1, _PIXELS // (height * width)))
+
+    def require_fit(self, size: tuple[int, int]) -> None:
+        """Let a black image of (height, width) pixels, or its first tile, go through all of it.
+
+        Raises:
+            ConfigError: if the network, the tiles and the method do not go together with the size.
+        """
+        self(np.zeros((1, *self._cut(size).tile, 3), np.uint8))
 
     def threads(self, offered: int) -> int:
         """Return how many threads should call it at a time, of those that are offered."""
@@ -118,7 +137,7 @@ class Extractor:
         padded = torch.zeros(shape, dtype=torch.uint8, pin_memory=not self.on_cpu)
         padded.numpy()[: len(pixels)] = pixels
         with torch.inference_mode():
-            maps = self.backbone.feature_maps(padded)
+            maps = self._maps(padded)
             if interiors:
                 maps = [confined_maps(one, interiors) for one in maps]
             embedded = self.embed(maps)
@@ -132,6 +151,27 @@ class Extractor:
                     "name others with --weights"
                 )
         return own
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        """Return feature maps of images: uint8 (images, h, w, 3), one where it is cut."""
+        height, width = pixels.shape[1:3]
+        cut = self._cut((height, width))
+        if cut.is_whole:
+            return self.backbone.feature_maps(pixels)
+        return stitched_maps(self.backbone.feature_maps, pixels, cut, self._fitting(cut.tile))
+
+    def _cut(self, size: tuple[int, int]) -> Cut:
+        """Return how images of (height, width) are cut. Raises `ConfigError` if they cannot be."""
+        if self.tile is None:
+            return Cut(size, size, 0, 1)
+        cut = Cut.of(size, self.tile, self._stride)
+        if not cut.is_whole:
+            cut.require_whole_cells()
+        return cut
+
+    @cached_property
+    def _stride(self) -> int:
+        return stride_of(self.backbone)
 
     @contextmanager
     def own_queue(self) -> Iterator[None]:
@@ -159,6 +199,15 @@ def in_pieces(
         (pixels[begin : begin + size], interiors[begin : begin + size])
         for begin in range(0, len(pixels), size)
     ]
+
+
+def stride_of(backbone: Backbone) -> int:
+    """Return of how many pixels of a side a cell of the coarsest layer is, or of how many patches.
+
+    One black image of 224 x 224 pixels goes through the network.
+    """
+    maps = backbone.feature_maps(torch.zeros((1, _SIDE, _SIDE, 3), dtype=torch.uint8))
+    return max(1, _SIDE // min(feature_map.shape[2] for feature_map in maps))
 
 
 def gpu_batch(size: tuple[int, int]) -> int:

@@ -45,7 +45,7 @@ def fit_group(
     Args:
         method: With its settings.
         corpus: The group's training images.
-        identity: What the model's digest covers besides its arrays.
+        identity: What the digest of the group's model covers besides its arrays.
         settings: Its `seed` and `index`.
         progress: Called with (done, total).
 
@@ -172,6 +172,7 @@ def store(
         index=settings.index.kind if contents.bank else None,
         facts=contents.facts | _promise(membership, calibration.judged),
         files=files,
+        shape=identity.shapes.get(group),
     )
 
 
@@ -200,7 +201,9 @@ def calibrator_of(
     identity: Identity,
 ) -> Calibrator:
     """Return what measures the training images of a group that was just fitted."""
-    geometry = Geometry(identity.geometry.resize, identity.geometry.crop)
+    fixed = identity.geometry
+    assert not isinstance(fixed.resize, str), "the identity is not of one group"
+    geometry = Geometry(fixed.resize, fixed.crop)
     detector = method.prepare(_UnstoredGroup(result, model, gallery))
     return Calibrator(result, detector, geometry)
 

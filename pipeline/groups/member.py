@@ -8,7 +8,7 @@ from patchlake.pipeline.errors import ModelError
 from patchlake.pipeline.features.backbone import Backbone, load_backbone
 from patchlake.pipeline.groups.banks import Holders, SharedBank, searched_bytes, sharded_search
 from patchlake.pipeline.groups.loading import held_bytes
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import Geometries, Geometry, geometry_of
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.model_store.models import Manifest
 from patchlake.pipeline.storage.folder import Folder
@@ -43,9 +43,11 @@ class Member:
         return held_bytes(record) - shared
 
     @property
-    def geometry(self) -> Geometry:
-        """How an image becomes the model's input."""
-        return Geometry(self.manifest.geometry.resize, self.manifest.geometry.crop)
+    def geometry(self) -> Geometry | Geometries:
+        """How an image becomes the model's input, group by group."""
+        fixed = self.manifest.geometry
+        shapes, is_cut = self.manifest.shapes, fixed.tile is not None
+        return geometry_of(fixed.resize, fixed.crop, shapes, is_cut=is_cut)
 
     def backbone(self, layers: Layers) -> Backbone:
         """Return the network with these layers."""

@@ -5,17 +5,12 @@ A region is part of what a model is: it is a file of the group, and so its diges
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import numpy as np
-from torch import Tensor
 
-from patchlake.pipeline.features.backbone import Backbone
 from patchlake.pipeline.features.extractor import Extractor
 from patchlake.pipeline.groups.files import reading_file
 from patchlake.pipeline.images.interest import Interest, Painted, Polygons
-from patchlake.pipeline.methods.shared.contract import Method
 from patchlake.pipeline.model_store.models import FileRecord, GroupRecord, write_files
 from patchlake.pipeline.storage.folder import Folder
 
@@ -59,25 +54,15 @@ def load_interest(model: Folder, record: GroupRecord) -> Interest | None:
         return from_json(content)
 
 
-def grids_of(
-    method: Method, backbone: Backbone, size: tuple[int, int], seed: int
-) -> list[tuple[int, int]]:
+def grids_of(extractor: Extractor, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Return the finest grid of a method's patches; none of a method without maps.
 
     One black image goes through the network.
 
     Args:
-        method: With its settings.
-        backbone: With its layers.
+        extractor: The network, and what the method makes of its maps.
         size: (height, width) of its input, pixels.
-        seed: Of the model.
     """
-    embed: Callable[[Sequence[Tensor]], dict[str, Tensor]] = partial(method.embed, seed=seed)
-    embedded = Extractor(backbone, embed)(np.zeros((1, *size, 3), np.uint8))
-    return finest_grid(embedded.values())
-
-
-def finest_grid(embedded: Iterable[np.ndarray]) -> list[tuple[int, int]]:
-    """Return the finest grid among the embeddings of images, or none."""
+    embedded = extractor(np.zeros((1, *size, 3), np.uint8)).values()
     grids = [(one.shape[1], one.shape[2]) for one in embedded if one.ndim == _GRID_AXES]
     return [max(grids, key=lambda grid: grid[0] * grid[1])] if grids else []

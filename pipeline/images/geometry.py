@@ -1,8 +1,9 @@
 """From the whole image to the model's input, and where that input lies in the image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -16,6 +17,10 @@ _MAX_RESIZED_PIXELS = 100_000_000
 
 # Every paper here smooths the anomaly map with this sigma, in pixels of the model's input.
 MAP_SIGMA = 4.0
+
+# Of longer sides of an input, the smoothing is made for the rows that are asked for alone: its
+# matrix is the square of the side, 32 MiB for this one.
+_DENSE_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class Geometry:
 
     resize: int | tuple[int, int]
     crop: int | None
+    # Whether a frame that is much coarser than the input shows the highest value of each of its
+    # pixels, and not that at its centre. Two geometries that differ in it make the same inputs.
+    keeps_peaks: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         smaller = self.resize if isinstance(self.resize, int) else min(self.resize)
@@ -58,6 +66,10 @@ class Geometry:
             return self.crop, self.crop
         assert not isinstance(self.resize, int)
         return self.resize
+
+    def of(self, group: str) -> "Geometry":  # noqa: ARG002 - as `Geometries`
+        """Return that of a group: of all groups it is the same."""
+        return self
 
     def apply(self, image: Image.Image, extent: Extent | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """Return the model's input. Bilinear with antialiasing, as in the papers' transforms.
@@ -93,13 +105,21 @@ class Geometry:
 
         Bilinear to the model's input, Gaussian of sigma 4 there, then bilinear to the frame; the
         three are linear and separable, so each axis is one matrix. Frame pixels outside a crop,
-        of which nothing is known, get the lowest value inside it.
+        of which nothing is known, get the lowest value inside it. Where peaks are kept, a pixel of
+        a frame of at most half the input's side has the highest of its values: the spot of a patch
+        would lie between the centres of such pixels.
 
         Args:
             anomaly_map: One distance a patch.
             image_size: (width, height) of the image, pixels.
             frame_size: (height, width) of the result, pixels.
         """
+        down_by, across_by = self._finer(frame_size)
+        if down_by * across_by > 1:
+            fine = frame_size[0] * down_by, frame_size[1] * across_by
+            peaks = replace(self, keeps_peaks=False).to_frame(anomaly_map, image_size, fine)
+            blocks = peaks.reshape(frame_size[0], down_by, frame_size[1], across_by)
+            return np.asarray(blocks.max(axis=(1, 3)))
         input_height, input_width = self.input_size
         height, width = self.resized(*image_size)
         down, rows = _axis(anomaly_map.shape[0], input_height, height, frame_size[0])
@@ -110,6 +130,13 @@ class Geometry:
         frame = np.full(frame_size, inside.min(), np.float32)
         frame[rows, columns] = inside
         return frame
+
+    def _finer(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """Return how often each axis of a frame goes into the input, where peaks are kept."""
+        if not self.keeps_peaks:
+            return 1, 1
+        down, across = (s // f for s, f in zip(self.input_size, frame_size, strict=True))
+        return max(1, down), max(1, across)
 
     def over_frame(
         self,
@@ -138,6 +165,43 @@ class Geometry:
         if width <= height:
             return int(self.resize * height / width), self.resize
         return self.resize, int(self.resize * width / height)
+
+
+@dataclass(frozen=True)
+class Geometries:
+    """Of each group its own: the whole photo, resized to a shape that the group's photos have."""
+
+    # (group, (height, width)), by group.
+    shapes: tuple[tuple[str, tuple[int, int]], ...]
+
+    def of(self, group: str) -> Geometry:
+        """Return that of a group. Raises `LookupError` of one that has none."""
+        return Geometry(dict(self.shapes)[group], None, keeps_peaks=True)
+
+
+def geometry_of(
+    resize: int | tuple[int, int] | Literal["auto"],
+    crop: int | None,
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    is_cut: bool = False,
+) -> Geometry | Geometries:
+    """Return the geometry of a model.
+
+    Args:
+        resize: The setting `image.resize`.
+        crop: The setting `image.crop`.
+        shapes: Group -> (height, width) of its inputs, where `resize` is `auto`.
+        is_cut: Whether there are tiles (`image.tile`), for which peaks are kept, too.
+    """
+    if resize == "auto":
+        return Geometries(tuple(sorted(shapes.items())))
+    return Geometry(resize, crop, keeps_peaks=is_cut)
+
+
+def inputs_of(geometries: Sequence[Geometry | Geometries], group: str) -> tuple[Geometry, ...]:
+    """Return the inputs that are made of a group's photo for several models, each of them once."""
+    return tuple(dict.fromkeys(one.of(group) for one in geometries))
 
 
 def join_inputs(
@@ -195,11 +259,19 @@ def _axis(patches: int, input_size: int, resized: int, frame: int) -> tuple[np.n
     # As `bilinear_matrix`, at places that need not span the axis. Rows are joined two by two: each
     # of thousands of sizes of photos has an operator of its own, and as a product it takes 2 ms.
     places = np.clip(centres[inside] - 0.5, 0, input_size - 1)
-    smoothed = _smoothed(patches, input_size)
     before = np.minimum(places.astype(np.intp), max(0, input_size - 2))
     share = (places - before)[:, np.newaxis]
     behind = np.minimum(before + 1, input_size - 1)
-    operator = smoothed[before] * (1 - share) + smoothed[behind] * share
+    if input_size > _DENSE_SIDE:
+        from patchlake.pipeline.maths.resampling import smoothed_rows
+
+        first, second = (
+            smoothed_rows(rows, input_size, patches, MAP_SIGMA) for rows in (before, behind)
+        )
+    else:
+        smoothed = _smoothed(patches, input_size)
+        first, second = smoothed[before], smoothed[behind]
+    operator = first * (1 - share) + second * share
     return operator, slice(int(inside[0]), int(inside[-1]) + 1)
 
 

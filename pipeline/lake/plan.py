@@ -5,7 +5,14 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchlake.pipeline.config import VOCABULARY, ColumnSettings, ScoreSettings, Settings, digest
+from patchlake.pipeline.config import (
+    VOCABULARY,
+    ColumnSettings,
+    ImageSettings,
+    ScoreSettings,
+    Settings,
+    digest,
+)
 from patchlake.pipeline.errors import ConfigError, FileDamaged
 from patchlake.pipeline.reading.fragments import Fragments
 from patchlake.pipeline.reading.listing import list_tables
@@ -131,6 +138,13 @@ def _no_columns(columns: ColumnSettings) -> set[str]:
     return set(VOCABULARY) if columns.roi else {*VOCABULARY, "roi"}
 
 
+def _no_pixels(image: ImageSettings) -> set[str]:
+    """Return the names of settings under `image` that no byte of these parts depends on."""
+    # As above: before photos could keep their shape, no setting bounded their pixels, or cut them.
+    names = {"roi"} if image.resize == "auto" else {"roi", "pixels"}
+    return names if image.tile else {*names, "tile"}
+
+
 def output_digest(settings: Settings) -> str:
     """Return the digest of all settings that a part's bytes depend on, besides the model.
 
@@ -140,7 +154,7 @@ def output_digest(settings: Settings) -> str:
     """
     return digest(
         {
-            "image": settings.image.model_dump(mode="json", exclude={"roi"}),
+            "image": settings.image.model_dump(mode="json", exclude=_no_pixels(settings.image)),
             "score": settings.score.model_dump(mode="json", exclude=_no_output(settings.score)),
             "verdict": settings.verdict.model_dump(mode="json"),
             "columns": settings.columns.model_dump(

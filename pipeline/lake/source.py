@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from patchlake.pipeline.config import ColumnSettings, ImageSettings
 from patchlake.pipeline.errors import FileDamaged, InputChanged
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import Geometries, Geometry
 from patchlake.pipeline.reading.apart import Call, apart, each
 from patchlake.pipeline.reading.columns import fetch_columns
 from patchlake.pipeline.reading.fragments import Fragment, keys_of
@@ -46,7 +46,7 @@ class Source:
     images: Folder
     columns: ColumnSettings
     limits: ImageSettings
-    geometry: Geometry
+    geometry: Geometry | Geometries
     # Rows in which it does not hold are left out.
     where: Where | None = None
     # Whether split and label are read: who scores needs neither, whatever they are.

@@ -8,7 +8,7 @@ cached, and are shared by every map of a run; they are read-only for that reason
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from scipy import ndimage
 
 
@@ -64,3 +64,33 @@ def gaussian_matrix(size: int, sigma: float) -> Float64[np.ndarray, "{size} {siz
     matrix: Float64[np.ndarray, "size size"] = ndimage.gaussian_filter(np.eye(size), (sigma, 0.0))
     matrix.setflags(write=False)
     return matrix
+
+
+def smoothed_rows(
+    rows: Int64[np.ndarray, " rows"], size: int, size_in: int, sigma: float
+) -> Float64[np.ndarray, "rows {size_in}"]:
+    """Return rows of `gaussian_matrix(size, sigma) @ bilinear_matrix(size, size_in)`.
+
+    To rounding: those matrices are not made, of which the first has the square of a side.
+
+    Args:
+        rows: Which, from 0 to `size` - 1.
+        size: Length of the axis, in pixels, at least 1.
+        size_in: Length of the map's axis, at least 1.
+        sigma: Standard deviation, in pixels; above 0.
+    """
+    reach = int(4 * sigma + 0.5)
+    taps = np.arange(-reach, reach + 1)
+    weights = np.exp(-0.5 * (taps / sigma) ** 2)
+    weights /= weights.sum()
+    # As mode "reflect" has it, however often a short axis is reflected.
+    around = (rows[:, np.newaxis] + taps) % (2 * size)
+    around = np.minimum(around, 2 * size - 1 - around)
+    places = np.clip((around + 0.5) * (size_in / size) - 0.5, 0, size_in - 1)
+    before = np.minimum(places.astype(np.intp), max(0, size_in - 2))
+    share = places - before
+    found = np.zeros((len(rows), size_in))
+    lines = np.arange(len(rows))[:, np.newaxis]
+    np.add.at(found, (lines, before), weights * (1 - share))
+    np.add.at(found, (lines, np.minimum(before + 1, size_in - 1)), weights * share)
+    return found

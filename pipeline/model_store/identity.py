@@ -1,7 +1,7 @@
 """How a model was fitted, and the digests of its groups, which say that as well as their files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from patchlake.pipeline.config import Scalar, digest
 from patchlake.pipeline.errors import ModelError
@@ -33,6 +33,8 @@ class Identity:
     robust: bool
     # Whether each image says what of it counts. What counts of a whole group is among its files.
     each_has_roi: bool = False
+    # Group -> (height, width) of its inputs, where the geometry's `resize` is `auto`.
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Identity":
@@ -48,19 +50,30 @@ class Identity:
             seed=manifest.settings.seed,
             robust=manifest.settings.robust,
             each_has_roi=bool(manifest.settings.columns.roi),
+            shapes=manifest.shapes,
         )
+
+    def of_group(self, group: str) -> "Identity":
+        """Return what the digest of one group covers: of shapes its own, as if it had been set."""
+        shape = self.shapes.get(group)
+        if shape is None:
+            return self
+        geometry = self.geometry.model_copy(update={"resize": shape, "pixels": None})
+        return replace(self, geometry=geometry, shapes={group: shape})
 
     def covered(self) -> dict[str, object]:
         """Return it as what is digested."""
         network = self.network
         # Only what is set: models of before there was a choice keep their digests.
         precision = [] if network.precision == "float32" else [network.precision]
-        draft = {"draft": True} if self.geometry.draft else {}
+        geometry, tile = self.geometry, self.geometry.tile
+        draft = {"draft": True} if geometry.draft else {}
+        cut = {"tile": [tile.size, tile.overlap]} if tile else {}
         roi = {"roi": "of each image"} if self.each_has_roi else {}
         return {
             "method": self.method,
             "options": self.method_options,
-            "geometry": {"resize": self.geometry.resize, "crop": self.geometry.crop, **draft},
+            "geometry": {"resize": geometry.resize, "crop": geometry.crop, **draft, **cut},
             "backbone": [network.name, network.layers, network.weights_sha256, *precision],
             "index": self.index,
             "seed": self.seed,
@@ -88,7 +101,7 @@ def require_whole(model: Folder, manifest: Manifest) -> None:
     """
     identity = Identity.of(manifest)
     for group, record in manifest.groups.items():
-        found = identity.group_digest(record.files)
+        found = identity.of_group(group).group_digest(record.files)
         if found != record.digest:
             raise ModelError(
                 f"{model.path(MANIFEST)}: group '{group}' has digest {record.digest[:12]}, but the "

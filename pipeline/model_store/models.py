@@ -20,7 +20,13 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt
 
-from patchlake.pipeline.config import ImageSettings, Layers, RecordedSettings, Scalar
+from patchlake.pipeline.config import (
+    ImageSettings,
+    Layers,
+    RecordedSettings,
+    Scalar,
+    TileSettings,
+)
 from patchlake.pipeline.errors import ConfigError, ModelError
 from patchlake.pipeline.storage import cache
 from patchlake.pipeline.storage.folder import Folder, escape
@@ -65,17 +71,24 @@ class GroupRecord(_Record):
     # For example bank_rows, patches, covering_radius.
     facts: dict[str, float | str]
     files: list[FileRecord]
+    # (height, width) of its inputs where `image.resize` is `auto`; None where all groups have one.
+    shape: tuple[PositiveInt, PositiveInt] | None = None
 
 
 class GeometryRecord(_Record):
-    """`image.resize`, `image.crop`, `image.bits` and `image.draft` of the fit."""
+    """`resize`, `crop`, `pixels`, `tile`, `bits` and `draft` of the fit's `image` settings."""
 
-    resize: PositiveInt | tuple[PositiveInt, PositiveInt]
+    # Of `auto`, each group's record has the shape.
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | Literal["auto"]
     crop: PositiveInt | None
     # Models of before it was kept have none: then, 16 bits were 16.
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
     # As `bits`: then, every picture was decoded as it is.
     draft: bool = False
+    # Where `resize` is `auto`.
+    pixels: PositiveInt | None = None
+    # Models of before there were tiles have none.
+    tile: TileSettings | None = None
 
     @classmethod
     def of(cls, settings: ImageSettings) -> "GeometryRecord":
@@ -85,7 +98,14 @@ class GeometryRecord(_Record):
             crop=settings.crop,
             bits=settings.bits,
             draft=settings.draft,
+            pixels=settings.pixels,
+            tile=settings.tile,
         )
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings under `image` that it stands for, as they are."""
+        return dict(self)
 
 
 class Network(_Record):
@@ -153,6 +173,11 @@ class Manifest(_Record):
     settings: RecordedSettings
     # From the fit on. Models of before it was kept have none.
     lineage: list[Step] = []
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Group -> (height, width) of its inputs, of those that have a shape of their own."""
+        return {group: one.shape for group, one in self.groups.items() if one.shape}
 
 
 def read_manifest(model: Folder) -> Manifest:

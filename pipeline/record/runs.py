@@ -61,6 +61,8 @@ class RunRecord(BaseModel):
     settings: RecordedSettings
     # Folders of the models that a score is by. Records of before it was kept have none.
     models: tuple[str, ...] = ()
+    # Of a score: group -> (height, width) of the first model's inputs, where each has its own.
+    shapes: dict[str, tuple[int, int]] = {}
 
 
 class Summary(BaseModel):

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from PIL import Image
 
 from patchlake.pipeline.groups.files import load_calibration
-from patchlake.pipeline.images.geometry import Geometry, crop_offset
+from patchlake.pipeline.images.geometry import Geometries, Geometry, crop_offset
 from patchlake.pipeline.images.pictures import photo_pixels
 from patchlake.pipeline.report.chosen import read_rows
 from patchlake.pipeline.report.facts import Model
@@ -23,15 +23,17 @@ from patchlake.pipeline.scores.calibration import mean_scale
 from patchlake.pipeline.scores.heatmap import ColourScale, overlay
 
 _COLUMNS = (
-    *("source_path", "source_row", "anomaly_map", "map_height", "map_width", "width", "height"),
+    *("source_path", "source_row", "group"),
+    *("anomaly_map", "map_height", "map_width", "width", "height"),
 )
 _QUALITY = 80
 
 
 @dataclass(frozen=True, eq=False)
 class AnomalyMap:
-    """An image's map, float32, and the (width, height) of its upright image in pixels."""
+    """An image's group and map, float32, and the (width, height) of its upright image in pixels."""
 
+    group: str
     distances: np.ndarray
     size: tuple[int, int]
 
@@ -40,7 +42,7 @@ class AnomalyMap:
 class Maps:
     """Maps of images by `source_path` and `source_row`, and what they are drawn with."""
 
-    geometry: Geometry
+    geometry: Geometry | Geometries
     models: Sequence[Model] = ()
     of_images: Mapping[tuple[str, int], AnomalyMap] = field(default_factory=dict)
 
@@ -82,7 +84,7 @@ class Maps:
         if one is None:
             return None
         pixels = photo_pixels(photo)
-        frame = self.geometry.to_frame(one.distances, one.size, pixels.shape[:2])
+        frame = self.geometry.of(one.group).to_frame(one.distances, one.size, pixels.shape[:2])
         sink = io.BytesIO()
         Image.fromarray(overlay(pixels, frame, scale)).save(sink, "JPEG", quality=_QUALITY)
         return sink.getvalue()
@@ -104,7 +106,8 @@ class Maps:
         """Return the cell of the upright image that a map's highest patch is in."""
         patches = one.distances.shape
         highest = divmod(int(np.argmax(one.distances)), patches[1])
-        resized, inputs = self.geometry.resized(*one.size), self.geometry.input_size
+        geometry = self.geometry.of(one.group)
+        resized, inputs = geometry.resized(*one.size), geometry.input_size
         cells = []
         for at, number, side, whole in zip(highest, patches, inputs, resized, strict=True):
             inside = (at + 0.5) / number * side + crop_offset(whole, side)
@@ -123,4 +126,4 @@ def _map_of(row: Mapping[str, object]) -> AnomalyMap | None:
     if distances.size != rows * columns or not np.isfinite(distances).all():
         return None
     width, height = (int(str(number)) for number in size)
-    return AnomalyMap(distances.reshape(rows, columns), (width, height))
+    return AnomalyMap(str(row["group"]), distances.reshape(rows, columns), (width, height))

@@ -260,7 +260,7 @@ def _add_image(
     if mask is None:
         return
     grid = anomaly_map.reshape(_number(row["map_height"]), _number(row["map_width"]))
-    frame = source.geometry.to_frame(grid, size, FRAME)
+    frame = source.geometry.of(str(image["group"])).to_frame(grid, size, FRAME)
     group.pixels.add(frame, mask)
     group.overlap.add(frame, mask)
     is_flagged, threshold = row.get("is_anomalous"), row.get("pixel_threshold")

@@ -14,7 +14,13 @@ from patchlake.pipeline.errors import ImageError
 from patchlake.pipeline.headway import Passed
 from patchlake.pipeline.images.appearance import appearance
 from patchlake.pipeline.images.decode import decode_mask, decode_picture, limits_of
-from patchlake.pipeline.images.geometry import Geometry, input_shape, split_inputs
+from patchlake.pipeline.images.geometry import (
+    Geometries,
+    Geometry,
+    input_shape,
+    inputs_of,
+    split_inputs,
+)
 from patchlake.pipeline.images.interest import Interest, Painted, confine
 from patchlake.pipeline.images.pictures import Picture
 from patchlake.pipeline.lake.selection import Selection, select_rows
@@ -32,7 +38,7 @@ class Decode:
     selections: Mapping[str, Selection]
     threads: int = 1
     # Of the inputs that are made, where models differ; else the source's.
-    geometries: Sequence[Geometry] = ()
+    geometries: Sequence[Geometry | Geometries] = ()
     # How often this and every later stage tries a fragment.
     attempts: int = ATTEMPTS
     # Whether heatmaps will be drawn: the rows then carry the small photo that they are drawn on, as
@@ -44,8 +50,8 @@ class Decode:
     # Group -> what of its pictures counts. Where the source has a column for it, each image says
     # that itself.
     interests: Mapping[str, Interest] = field(default_factory=dict)
-    # Grids of patches, of which one at least must be inside.
-    grids: Sequence[tuple[int, int]] = ()
+    # Group -> grids of patches, of which one at least must be inside.
+    grids: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
@@ -74,23 +80,25 @@ class Decode:
                 one = (rows.slice(number, 1) for number in range(len(rows)))
                 outcomes = list(pool.map(decode_row, one))
         pixels = [o.pixels for o in outcomes if o.pixels is not None]
-        shape = input_shape(self._geometries)
+        # A group without a model may have no geometry either.
+        geometries = () if selection == "none" else self._inputs(batch.fragment.group)
+        shape = input_shape(geometries)
         array = np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8)
         return replace(batch, rows=_described(rows, outcomes), array=array)
 
-    @property
-    def _geometries(self) -> Sequence[Geometry]:
-        return self.geometries or (self.source.geometry,)
+    def _inputs(self, group: str) -> Sequence[Geometry]:
+        return inputs_of(self.geometries or (self.source.geometry,), group)
 
     def _decode_row(self, passed: Passed, group: str, row: pa.Table) -> "_Outcome":
         try:
             record = row.to_pylist()[0]
             content = self.source.read_image(record)
             limits = limits_of(self.source.limits)
-            found = decode_picture(content, limits, self._geometries, photo=self.photos)
+            geometries = self._inputs(group)
+            found = decode_picture(content, limits, geometries, photo=self.photos)
             interest = self._interest(record, group, found)
             if interest is not None:
-                found = confine(found, interest, self._geometries, self.grids)
+                found = confine(found, interest, geometries, self.grids.get(group, ()))
         except ImageError as error:
             return _Outcome.failed(error.status, str(error))
         finally:
@@ -98,18 +106,15 @@ class Decode:
         sha256 = hashlib.sha256(content).hexdigest()
         interior = found.interior.to_bytes() if found.interior else None
         sizes = found.width, found.height
-        looks = appearance(self._first_input(found.pixels), found.interior)
+        # What the first model sees.
+        first: np.ndarray = split_inputs(found.pixels[np.newaxis], geometries)[0][0]
+        looks = appearance(first, found.interior)
         return _Outcome(
             *("ok", None, *sizes, found.pixels, found.photo, sha256, interior),
             brightness=looks.brightness,
             sharpness=looks.sharpness,
             thumbnail=looks.thumbnail,
         )
-
-    def _first_input(self, pixels: np.ndarray) -> np.ndarray:
-        """Return what the first model sees of an image."""
-        first: np.ndarray = split_inputs(pixels[np.newaxis], self._geometries)[0][0]
-        return first
 
     def _interest(self, row: dict[str, object], group: str, picture: Picture) -> Interest | None:
         """Return what counts of an image; None: all. Raises `ImageError`."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from patchlake.pipeline.config import BackboneSettings, Scalar
+from patchlake.pipeline.config import BackboneSettings, Scalar, TileSettings
 from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.features.extractor import Extractor, in_pieces
 from patchlake.pipeline.features.summary import SUMMARY, embedding_of, summary_of
@@ -26,6 +26,8 @@ from patchlake.pipeline.storage.folder import Folder
 
 # Images whose embeddings are in memory at a time: of PatchCore's 1024 dimensions 100 MB.
 _SLICE = 32
+# Fewer of inputs that are larger than 512 x 512.
+_SLICE_PIXELS = _SLICE * 512 * 512
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Embedder:
     method: str
     method_options: Mapping[str, Scalar]
     seed: int
+    # How large inputs are cut.
+    tile: TileSettings | None = None
 
     def start(self, threads: int) -> "Embed":
         """Return the stage, with the backbone loaded. It works in so many threads."""
@@ -47,7 +51,7 @@ class Embedder:
         storage = self.model.storage
         backbone = load_backbone(self.backbone, seed=self.seed, storage=storage)
         listener().waits("")
-        extractor = Extractor(backbone, _EmbedAndSum(method, self.seed))
+        extractor = Extractor(backbone, _EmbedAndSum(method, self.seed), self.tile)
         return Embed(self, extractor, BlockThreads(extractor.threads(threads)))
 
 
@@ -107,8 +111,9 @@ class Embed:
     def _embedded(self, batch: FragmentBatch, passed: Passed) -> Iterator[dict[str, np.ndarray]]:
         pixels, interiors = batch.array, batch.interiors()
         size = self._extractor.at_once(pixels.shape[1:3])
+        few = min(_SLICE, _SLICE_PIXELS // max(1, int(np.prod(pixels.shape[1:3]))))
         # Each thread gets at least one batch of a slice.
-        slice_ = max(_SLICE, size * self._threads.count)
+        slice_ = max(few, size * self._threads.count)
         for some, own in in_pieces(pixels, interiors, slice_):
             yield from self._threads.map(self._of_batch, in_pieces(some, own, size))
             passed(len(some))

@@ -25,7 +25,7 @@ from patchlake.pipeline.groups.loading import load_group
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.recent import Recent
 from patchlake.pipeline.headway import Passed, listener
-from patchlake.pipeline.images.geometry import Geometry, split_inputs
+from patchlake.pipeline.images.geometry import Geometries, Geometry, inputs_of, split_inputs
 from patchlake.pipeline.index.threads import BlockThreads
 from patchlake.pipeline.maths.blas import on_one_thread
 from patchlake.pipeline.maths.interior import Interior
@@ -45,6 +45,8 @@ from patchlake.pipeline.storage.owned import one_line
 # Images that a thread embeds and scores before it takes the next ones. Their embeddings (0.5 MB an
 # image with lite0, 1.2 with ResNet-18) then stay in the processor's caches.
 _PIECE = 4
+# Fewer of inputs whose embeddings are hundreds of MB: of 1024 x 1024 pixels as many.
+_PIECE_PIXELS = _PIECE * 1024 * 1024
 # Embeddings that are scored together where a method wants many: of SPADE's 1.4 million values, 6 MB
 # an image, 45 images.
 _EMBEDDED_BYTES = 256 * 2**20
@@ -64,8 +66,8 @@ class Scorer:
     """Settings of the infer stage; `start` loads the backbones and returns the stage."""
 
     members: Sequence[Member]
-    # Of the pixels, in the order in which decode has made them.
-    geometries: Sequence[Geometry]
+    # Of the pixels, in the order in which decode has made them (`inputs_of`).
+    geometries: Sequence[Geometry | Geometries]
     # Bytes of models that stay loaded.
     models_budget: int
 
@@ -87,8 +89,8 @@ class Scorer:
         network = member.manifest.backbone
         # Layers by number can be read together; by name they are shared if they are the same.
         named = network.layers if isinstance(network.layers[0], str) else ()
-        geometry = self.geometries.index(member.geometry)
-        return network.name, network.precision, member.weights, named, geometry
+        tile = member.manifest.geometry.tile
+        return network.name, network.precision, member.weights, named, member.geometry, tile
 
     def _trunk(self, numbers: Sequence[int], methods: Sequence[Method]) -> "_Trunk":
         members = [self.members[number] for number in numbers]
@@ -109,8 +111,8 @@ class Scorer:
             )
             for number, member in zip(numbers, members, strict=True)
         }
-        extractor = Extractor(backbone, _EmbedAll(embeds))
-        return _Trunk(extractor, self.geometries.index(members[0].geometry), list(numbers))
+        extractor = Extractor(backbone, _EmbedAll(embeds), members[0].manifest.geometry.tile)
+        return _Trunk(extractor, members[0].geometry, list(numbers))
 
 
 def joined_layers(layers: Sequence[Layers]) -> Layers:
@@ -152,10 +154,10 @@ class _EmbedAll:
 
 @dataclass(frozen=True)
 class _Trunk:
-    """A backbone, the input that it takes, and the members that it serves."""
+    """A backbone, the inputs that it takes, and the members that it serves."""
 
     extractor: Extractor
-    geometry: int
+    geometry: Geometry | Geometries
     members: Sequence[int]
 
 
@@ -178,10 +180,6 @@ class Infer:
         self._methods = methods
         self._trunks = trunks
         self._threads = BlockThreads(threads)
-        sizes = [scorer.geometries[trunk.geometry].input_size for trunk in trunks]
-        batch = max(trunk.extractor.at_once(s) for trunk, s in zip(trunks, sizes, strict=True))
-        # Whole batches: those that are not full are filled up.
-        self._piece = batch * max(1, _PIECE // batch)
         # Fragments come group by group: a model is loaded about once a worker.
         self._models = Recent(self._load_group, self._held_bytes, scorer.models_budget)
 
@@ -235,6 +233,7 @@ class Infer:
             interiors: What of each image counts; none where all does.
         """
         detectors, calibrations = self._models.get(group)
+        size = self._piece(group)
 
         def of_detectors(
             score: Callable[[GroupDetector, _Embeddings], Scores], members: Sequence[_Embeddings]
@@ -249,7 +248,7 @@ class Infer:
 
         def of_piece(piece: _Piece) -> Seen:
             with self._trunks[0].extractor.own_queue():
-                members = self._embed(piece)
+                members = self._embed(piece, group)
                 summary = {SUMMARY: members[0].pop(SUMMARY)}
                 scores = of_detectors(_scored, members)
                 # Last, so that nothing waits for the device before.
@@ -265,9 +264,10 @@ class Infer:
         # Products of numpy's BLAS are made in each thread, side by side.
         with on_one_thread():
             if any(method.scored_together for method in self._methods):
-                parts = [of_some(some) for some in self._embedded(pixels, interiors, passed)]
+                some = self._embedded(pixels, interiors, passed, group)
+                parts = [of_some(one) for one in some]
             else:
-                parts = self._threads.map(of_piece, in_pieces(pixels, interiors, self._piece))
+                parts = self._threads.map(of_piece, in_pieces(pixels, interiors, size))
         found = [part.scores for part in parts]
         grids = [one.anomaly_maps for one in found if one.anomaly_maps is not None]
         maps = np.concatenate(grids) if grids else None
@@ -276,14 +276,24 @@ class Infer:
         scores = Scores(np.concatenate([one.image_scores for one in found]), maps)
         return Seen(scores, np.concatenate([part.summaries for part in parts]))
 
+    def _piece(self, group: str) -> int:
+        """Return how many images of a group a thread embeds and scores before the next ones."""
+        sizes = [trunk.geometry.of(group).input_size for trunk in self._trunks]
+        batch = max(t.extractor.at_once(s) for t, s in zip(self._trunks, sizes, strict=True))
+        few = min(_PIECE, _PIECE_PIXELS // max(height * width for height, width in sizes))
+        # Whole batches: those that are not full are filled up.
+        return batch * max(1, few // batch)
+
     def _embedded(
-        self, pixels: np.ndarray, interiors: Sequence[Interior], passed: Passed
+        self, pixels: np.ndarray, interiors: Sequence[Interior], passed: Passed, group: str
     ) -> Iterator[list[dict[str, np.ndarray]]]:
         """Yield each member's embeddings of as many images as are scored together."""
-        begin, size = 0, self._piece
+        piece = self._piece(group)
+        begin, size = 0, piece
         while begin < len(pixels):
             some, own = pixels[begin : begin + size], interiors[begin : begin + size]
-            pieces = self._threads.map(self._arrays, in_pieces(some, own, self._piece))
+            arrays = partial(self._arrays, group)
+            pieces = self._threads.map(arrays, in_pieces(some, own, piece))
             yield [joined(parts) for parts in zip(*pieces, strict=True)]
             passed(len(some))
             begin += size
@@ -291,19 +301,20 @@ class Infer:
                 # The first ones have shown how large their embeddings are.
                 held = sum(array.nbytes for piece in pieces for a in piece for array in a.values())
                 most = min(_TOGETHER, size * _EMBEDDED_BYTES // max(1, held))
-                size = max(1, most // self._piece) * self._piece
+                size = max(1, most // piece) * piece
 
-    def _arrays(self, piece: "_Piece") -> list[dict[str, np.ndarray]]:
+    def _arrays(self, group: str, piece: "_Piece") -> list[dict[str, np.ndarray]]:
         with self._trunks[0].extractor.own_queue():
-            return [on_host(tensors) for tensors in self._embed(piece)]
+            return [on_host(tensors) for tensors in self._embed(piece, group)]
 
-    def _embed(self, piece: "_Piece") -> list[dict[str, Tensor]]:
+    def _embed(self, piece: "_Piece", group: str) -> list[dict[str, Tensor]]:
         """Return each member's embeddings of a piece, where the networks are."""
         pixels, interiors = piece
-        inputs = split_inputs(pixels, self._scorer.geometries)
+        geometries = inputs_of(self._scorer.geometries, group)
+        inputs = dict(zip(geometries, split_inputs(pixels, geometries), strict=True))
         embeddings: list[dict[str, Tensor]] = [{} for _ in self._methods]
         for trunk in self._trunks:
-            own = trunk.extractor.of_piece(inputs[trunk.geometry], interiors)
+            own = trunk.extractor.of_piece(inputs[trunk.geometry.of(group)], interiors)
             for name, tensor in own.items():
                 number, _, of_member = name.partition("/")
                 embeddings[int(number)][of_member] = tensor

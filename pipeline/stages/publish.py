@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from patchlake.pipeline.config import Heatmaps, HeatmapStore
 from patchlake.pipeline.headway import Passed
-from patchlake.pipeline.images.geometry import Geometry
+from patchlake.pipeline.images.geometry import Geometries, Geometry
 from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.score_table.heatmaps import heatmap_name, put_file, put_packed
 from patchlake.pipeline.score_table.parts import put_part
@@ -31,7 +31,7 @@ class Publish:
     """Stage: writes a fragment's heatmaps and part; returns its result."""
 
     # Of the fit: from the map to the picture.
-    geometry: Geometry
+    geometry: Geometry | Geometries
     scores: Folder
     version: str
     scored_at: datetime
@@ -135,11 +135,12 @@ class Publish:
         rows = batch.rows
         widths, heights = (rows.column(name) for name in ("width", "height"))
         interiors = rows.column("interior") if "interior" in rows.column_names else None
+        geometry = self.geometry.of(batch.fragment.group)
         for (row, judgement), anomaly_map in zip(judgements.items(), batch.array, strict=True):
             size = widths[row].as_py(), heights[row].as_py()
             content = None if interiors is None else interiors[row].as_py()
             interior = None if content is None else Interior.from_bytes(content)
-            yield Examined(judgement, anomaly_map, size, self.geometry, interior)
+            yield Examined(judgement, anomaly_map, size, geometry, interior)
 
     def _drawn(self, group: str, judgements: Mapping[int, Judgement]) -> set[int]:
         """Return which rows get a heatmap."""

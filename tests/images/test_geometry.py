@@ -13,7 +13,14 @@ from scipy import ndimage
 from torchvision import transforms
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.images.geometry import MAP_SIGMA, Geometry
+from patchlake.pipeline.images import geometry as geometry_module
+from patchlake.pipeline.images.geometry import (
+    MAP_SIGMA,
+    Geometries,
+    Geometry,
+    geometry_of,
+    inputs_of,
+)
 
 SQUASH = Geometry((224, 224), None)
 PAPER = Geometry(256, 224)
@@ -153,3 +160,57 @@ def test_a_hot_patch_lies_in_the_frame_where_it_lies_in_the_image(geometry, size
 def test_sizes_that_cannot_be_are_refused_with_both_numbers(resize, crop, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         Geometry(resize, crop)
+
+
+def test_each_group_has_its_own_shape_or_all_have_one():
+    own = geometry_of("auto", None, {"b": (32, 64), "a": (64, 32)})
+    assert own == Geometries((("a", (64, 32)), ("b", (32, 64))))
+    assert [own.of(group) for group in "ab"] == [Geometry((64, 32), None), Geometry((32, 64), None)]
+    with pytest.raises(LookupError):
+        own.of("c")
+    one = geometry_of((48, 48), None, {})
+    assert one.of("a") is one.of("c") is one
+
+
+def test_inputs_of_several_models_are_made_once_a_group():
+    own = geometry_of("auto", None, {"a": (48, 48), "b": (32, 64)})
+    one = Geometry((48, 48), None)
+    assert inputs_of([one, own], "a") == (one,)
+    assert inputs_of([one, own, one], "b") == (one, Geometry((32, 64), None))
+
+
+@given(maps, sides, sides)
+@settings(max_examples=30, deadline=None)
+def test_a_long_side_is_smoothed_as_any_other(grid, width, height):
+    tall = Geometry((90, 40), None)
+    expected = tall.to_frame(grid, (width, height), (33, 57))
+    geometry_module._axis.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometry_module, "_DENSE_SIDE", 8)
+        found = tall.to_frame(grid, (width, height), (33, 57))
+    geometry_module._axis.cache_clear()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_coarse_frame_of_an_own_shape_shows_every_peak():
+    """One patch of a large map, wherever it lies, is as high in a small frame as in a large one."""
+    own = geometry_of("auto", None, {"a": (512, 640)}).of("a")
+    grid = np.zeros((64, 80), np.float32)
+    for y, x in ((13, 57), (0, 0), (40, 41)):
+        grid[:] = 0
+        grid[y, x] = 1
+        peak = own.to_frame(grid, (640, 512), (512, 640)).max()
+        small = own.to_frame(grid, (640, 512), (32, 40))
+        assert small.max() == pytest.approx(peak, rel=0.02)
+        assert np.unravel_index(small.argmax(), small.shape) == (y // 2, x // 2)
+    sampled = Geometry((512, 640), None).to_frame(grid, (640, 512), (32, 40))
+    assert sampled.max() < 0.9 * peak
+
+
+@given(maps, st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_a_frame_that_is_not_coarser_is_as_without_peaks(grid, rows, columns):
+    own, pair = Geometry((64, 48), None, keeps_peaks=True), Geometry((64, 48), None)
+    frame = 32 + rows, 24 + columns
+    expected = pair.to_frame(grid, (70, 50), frame)
+    assert np.array_equal(own.to_frame(grid, (70, 50), frame), expected)

@@ -7,7 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from patchlake.pipeline.maths.resampling import bilinear_matrix, gaussian_matrix
+from patchlake.pipeline.maths.resampling import (
+    bilinear_matrix,
+    gaussian_matrix,
+    smoothed_rows,
+)
 
 sides = st.integers(1, 60)
 sigmas = st.floats(0, 20)
@@ -94,3 +98,14 @@ def test_a_size_below_one_is_named(sizes):
 def test_an_impossible_gaussian_is_named(size, sigma):
     with pytest.raises(ValueError, match=f"size {size} .* sigma {sigma}"):
         gaussian_matrix(size, sigma)
+
+
+@given(size=sides, size_in=sides, sigma=st.floats(0.3, 20), data=st.data())
+@settings(deadline=None)
+def test_rows_of_the_smoothed_map_are_those_of_the_product(size, size_in, sigma, data):
+    rows = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=9)))
+
+    expected = (gaussian_matrix(size, sigma) @ bilinear_matrix(size, size_in))[rows]
+
+    found = smoothed_rows(rows, size, size_in, sigma)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
