@@ -275,6 +275,7 @@ def _many(root: Path, groups: int, nights: int) -> None:
         pq.write_table(rows, folder / f"part-{night:012x}-{night:020x}.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_scores_and_page_may_be_in_s3(scores: Path, tmp_path: Path, store: Store):
     for path in scores.rglob("*"):
