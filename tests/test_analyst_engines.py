@@ -213,6 +213,7 @@ def test_the_table_for_athena_has_our_columns():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_every_engine_reads_the_table_in_s3(store: Store, tmp_path: Path):
     for night in ("21", "22"):

@@ -191,9 +191,18 @@ class FsspecStore:
         self.filesystem.invalidate_cache()
 
     def remove(self, name: str, *, recursive: bool) -> None:
-        """Remove a file, or a sub-folder with all below it."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove a file, or a sub-folder with all below it.
+
+        What another process writes into a folder on a disk at the same time may stay.
+        """
+        try:
             self.filesystem.rm(self.inner(name), recursive=recursive)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # A file came into it, or it came itself, while this one removed and looked.
+            if not recursive or error.errno not in (errno.ENOTEMPTY, errno.EISDIR):
+                raise
 
     def inner(self, name: str) -> str:
         """Return a file's path in the filesystem."""

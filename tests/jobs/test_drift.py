@@ -271,6 +271,7 @@ def test_methods_that_score_otherwise_are_compared_as_well(lake: Path, tmp_path:
     assert DARK in _drifting(library.drift(table))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_and_local_write_the_same_bytes(
     lake: Path, table: Path, tmp_path: Path, local_ray: None

@@ -13,7 +13,7 @@ import pytest
 
 import patchlake as library
 from patchlake.pipeline.config import load_settings
-from patchlake.pipeline.driver import compact, report, score
+from patchlake.pipeline.driver import compact, drift, report, score
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.report import page
 from patchlake.pipeline.tables import SCORES
@@ -275,6 +275,7 @@ def _many(root: Path, groups: int, nights: int) -> None:
         pq.write_table(rows, folder / f"part-{night:012x}-{night:020x}.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_scores_and_page_may_be_in_s3(scores: Path, tmp_path: Path, store: Store):
     for path in scores.rglob("*"):
@@ -285,3 +286,12 @@ def test_scores_and_page_may_be_in_s3(scores: Path, tmp_path: Path, store: Store
     ours, theirs = _page(scores, tmp_path), Parsed(store.files()["page.html"])
     assert theirs.pictures() == ours.pictures()
     assert theirs.text.replace(store.uri("scores"), str(scores)) == ours.text
+
+
+def test_the_page_has_what_drift_says_of_a_table_that_was_scored(scores: Path, tmp_path: Path):
+    found = drift.run(str(scores)).to_pylist()
+    assert {row["is_drift"] for row in found} <= {True, False}
+    report.run(str(scores), str(tmp_path / "page.html"))
+    text = (tmp_path / "page.html").read_text()
+    assert f"of {len(found)} groups drift" in text
+    assert "no test for drift" not in text

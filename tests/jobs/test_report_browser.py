@@ -16,7 +16,7 @@ from tests.browsers import chromium
 from tests.conftest import write_part
 from tests.hostile import hostile_scores
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 NIGHTS = ("2026-11-20", "2026-11-21", "2026-11-22")
 # Of a phone, in pixels.

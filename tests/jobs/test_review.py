@@ -105,6 +105,7 @@ def back_to(page: Page, names: list[str]) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_person_reviews_with_keys(browser: Browser, scores: Path, tmp_path: Path) -> None:
     reviews = tmp_path / "reviews"
     before = output_files(scores)
@@ -173,6 +174,7 @@ def test_a_person_reviews_with_keys(browser: Browser, scores: Path, tmp_path: Pa
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_on_a_phone_fingers_do(browser: Browser, scores: Path, tmp_path: Path) -> None:
     reviews = tmp_path / "reviews"
     with serving(scores, reviews, "-n", 2, "--order", "random") as server:
@@ -204,6 +206,7 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\u202e${alert(3)
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_hostile_names_do_not_run_and_lost_images_say_so(browser: Browser, tmp_path: Path) -> None:
     scores, lake = tmp_path / "scores", tmp_path / "lake"
     lake.mkdir()

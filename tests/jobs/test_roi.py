@@ -590,6 +590,7 @@ def test_a_command_line_takes_polygons(patchlake, images: Path, tmp_path: Path):
     assert "roi.json" in roles
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_cluster_does_the_same(local_ray, images: Path, patchcore: Path, tmp_path: Path):
     from patchlake.pipeline.driver.execution import Execution

@@ -368,3 +368,27 @@ def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path):
     for read in (folder.open, folder.read):
         with pytest.raises(OSError, match="it is a pipe, a socket or a device, and no file"):
             read("x.parquet")
+
+
+def test_a_folder_is_removed_while_another_process_writes_into_it(tmp_path: Path):
+    """Two drivers of one fit: the first to end clears away what the second still writes."""
+    folder = Folder.at(str(tmp_path))
+    code = (
+        "import itertools, pathlib, sys\n"
+        "root = pathlib.Path(sys.argv[1], 'partials')\n"
+        "for number in itertools.count():\n"
+        "    root.mkdir(exist_ok=True)\n"
+        "    try: (root / str(number % 50)).touch()\n"
+        "    except FileNotFoundError: pass\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as writer:
+        try:
+            deadline = time.monotonic() + 30
+            while not folder.exists("partials/0"):
+                assert time.monotonic() < deadline
+            for _ in range(300):
+                folder.remove("partials", recursive=True)
+        finally:
+            writer.kill()
+    folder.remove("partials", recursive=True)
+    assert list(folder.names("partials")) == []
