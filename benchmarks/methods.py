@@ -3,14 +3,21 @@ r"""All methods and one ensemble beside the peers, on the same images, weights a
     python benchmarks/methods.py FOLDER WORK --weights resnet18.safetensors \
         --last-block densenet169.safetensors \
         --peers anomalib:padim ind_knn_ad:padim --peer-python PYTHON --peer-source CHECKOUT
+    python benchmarks/methods.py FOLDER WORK --weights FILE --last-block FILE --methods detail
 
-FOLDER has one product in MVTec layout; WORK is for lakes, models and scores. Every fit and every
-scoring is a process of its own that is timed from after its imports; one after the other, so that
-each has the machine to itself. Peak memory is that of the process. ResNet-18 for the methods that
-do without the last block, DenseNet-169 for the others (its file must have all layers); the whole
-image at 224 x 224 for all. `--repeats` takes the median of several.
+FOLDER has one product in MVTec layout, of which `--every` takes one photo of so many, of each label
+by itself; WORK is for lakes, models and scores. Every fit and every scoring is a process of its own
+that is timed from after its imports; one after the other, so that each has the machine to itself.
+Peak memory is that of the process. ResNet-18 for the methods that do without the last block,
+DenseNet-169 for the others (its file must have all layers); the whole image at 224 x 224 for all.
+`--repeats` takes the median of several.
 
-The metrics of the peers' maps are computed as ours are (frame of 256 x 256, AUPRO to 30 %).
+`--methods detail` is PatchCore with three backbones and each way to see fine detail: the whole
+image at 224 and at 448 pixels, the photo's own shape, its own shape and pixels in tiles, and only
+rows of the bank from near a patch's place.
+
+The metrics of the peers' maps are computed as ours are (frame of 256 x 256, AUPRO to 30 and 5 %);
+SegF1 is at the calibrated pixel threshold, which the peers do not have.
 """
 
 import argparse
@@ -22,24 +29,47 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-RESNET, DENSENET = "resnet18.tv_in1k", "densenet169.tv_in1k"
-# Which backbone each of ours has, and its settings beside the defaults.
-OURS: Mapping[str, tuple[str, dict[str, object]]] = {
-    "patchcore": (RESNET, {}),
-    "padim": (RESNET, {}),
-    "cfa": (RESNET, {}),
-    "spade": (DENSENET, {}),
-    "spade-same_location": (DENSENET, {"gallery": "same_location"}),
-    "dn2": (DENSENET, {}),
-    "mahalanobis": (DENSENET, {}),
-    "patchcore-densenet169": (DENSENET, {}),
+LITE, RESNET, DENSENET = "lite0", "resnet18.tv_in1k", "densenet169.tv_in1k"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of ours: its backbone, and its settings beside the defaults."""
+
+    backbone: str
+    method: Mapping[str, object] = field(default_factory=dict)
+    image: Mapping[str, object] = field(default_factory=dict)
+
+
+OURS: Mapping[str, Contender] = {
+    "patchcore": Contender(RESNET),
+    "padim": Contender(RESNET),
+    "cfa": Contender(RESNET),
+    "spade": Contender(DENSENET),
+    "spade-same_location": Contender(DENSENET, {"gallery": "same_location"}),
+    "dn2": Contender(DENSENET),
+    "mahalanobis": Contender(DENSENET),
+    "patchcore-densenet169": Contender(DENSENET),
+}
+DETAIL: Mapping[str, Contender] = {
+    f"patchcore-{way}-{backbone.partition('.')[0]}": Contender(backbone, method, image)
+    for backbone in (LITE, RESNET, DENSENET)
+    for way, method, image in (
+        ("224", {}, {}),
+        ("448", {}, {"resize": [448, 448]}),
+        ("own_shape", {}, {"resize": "auto"}),
+        ("tiles", {}, {"resize": "auto", "tile": {"size": 256, "overlap": 128}}),
+        ("radius_1", {"position_radius": 1}, {}),
+        ("radius_3", {"position_radius": 3}, {}),
+    )
 }
 ENSEMBLE = ("patchcore", "padim")
+_SCORE = {"heatmaps": "none"}
 LAST_BLOCK_PEERS = ("ind_knn_ad:spade",)
 
 
@@ -49,9 +79,11 @@ class Row:
 
     name: str
     backbone: str
-    image_auroc: float
+    image_auroc: float | None
     pixel_auroc: float | None
     aupro: float | None
+    aupro_5: float | None
+    seg_f1: float | None
     fit_s: float | None
     images_per_s: float
     model_mib: float | None
@@ -64,16 +96,21 @@ def main() -> None:
     if arguments.child:
         _child(json.loads(arguments.child))
         return
+    if arguments.every > 1:
+        share = arguments.work / "share" / arguments.folder.name
+        _share(arguments.folder, share, arguments.every)
+        arguments.folder = share
     lakes = _lakes(arguments)
     rows: list[Row] = []
-    for name in arguments.methods:
+    for name in DETAIL if arguments.methods == ["detail"] else arguments.methods:
         rows += _ours(name, lakes, arguments)
         _print(rows[-1:])
     for name in arguments.peers:
         rows += _peer(name, arguments)
         _print(rows[-1:])
-    print("| | backbone | image AUROC | pixel AUROC | AUPRO | fit s | images/s | model MiB | MiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    metrics = "image AUROC | pixel AUROC | AUPRO | AUPRO 5 % | SegF1"
+    print(f"| | backbone | {metrics} | fit s | images/s | model MiB | MiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     _print(rows)
 
 
@@ -91,6 +128,18 @@ def _lakes(arguments: argparse.Namespace) -> tuple[Path, Path]:
     return every, test
 
 
+def _share(folder: Path, target: Path, every: int) -> None:
+    """Link one photo of so many, of each label by itself, and the masks of those taken."""
+    shutil.rmtree(target, ignore_errors=True)
+    for label in sorted(folder.glob("t*/*")):
+        for photo in sorted(label.iterdir())[::every]:
+            masks = (folder / "ground_truth" / label.name).glob(f"{photo.stem}*")
+            for file in (photo, *(masks if label.parent.name == "test" else ())):
+                link = target / file.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.resolve())
+
+
 def _ours(name: str, lakes: tuple[Path, Path], arguments: argparse.Namespace) -> list[Row]:
     """Fit and score one of ours, `--repeats` times; no row if it cannot be."""
     every, test = lakes
@@ -98,16 +147,8 @@ def _ours(name: str, lakes: tuple[Path, Path], arguments: argparse.Namespace) ->
     models = [arguments.work / f"model-{member}" for member in members]
     scores = arguments.work / f"scores-{name}"
     fits, scorings, peaks = [], [], []
-    backbone, options = OURS[members[0]]
-    weights = arguments.weights if backbone == RESNET else arguments.last_block
-    method = {"name": name.partition("-")[0]} | options
-    if method["name"] == "cfa" and arguments.epochs:
-        method["epochs"] = arguments.epochs
-    settings = {
-        "backbone": {"name": backbone, "weights": str(weights)},
-        "method": method,
-        "score": {"heatmaps": "none"},
-    }
+    contender = (OURS | DETAIL)[members[0]]
+    settings = _settings(name, contender, arguments)
     for _ in range(arguments.repeats):
         shutil.rmtree(scores, ignore_errors=True)
         if name != "ensemble":
@@ -117,9 +158,7 @@ def _ours(name: str, lakes: tuple[Path, Path], arguments: argparse.Namespace) ->
             fits.append(seconds)
             peaks.append(peak)
         scoring = {"verb": "score", "images": str(test), "models": list(map(str, models))}
-        seconds, peak = _run_child(
-            scoring | {"scores": str(scores), "settings": {"score": settings["score"]}}
-        )
+        seconds, peak = _run_child(scoring | {"scores": str(scores), "settings": {"score": _SCORE}})
         scorings.append(seconds)
         peaks.append(peak)
     from patchlake.pipeline.driver import evaluate
@@ -130,16 +169,32 @@ def _ours(name: str, lakes: tuple[Path, Path], arguments: argparse.Namespace) ->
     return [
         Row(
             name,
-            backbone.partition(".")[0],
-            float(values["image_auroc"] or 0),
+            contender.backbone.partition(".")[0],
+            values["image_auroc"],
             values["pixel_auroc"],
             values["aupro"],
+            values["aupro_5"],
+            values["seg_f1"],
             statistics.median(fits) if fits else None,
             images / statistics.median(scorings),
             size / 2**20,
             max(peaks),
         )
     ]
+
+
+def _settings(name: str, contender: Contender, arguments: argparse.Namespace) -> dict[str, object]:
+    files = {LITE: None, RESNET: arguments.weights, DENSENET: arguments.last_block}
+    weights = files[contender.backbone]
+    method = {"name": name.partition("-")[0]} | contender.method
+    if method["name"] == "cfa" and arguments.epochs:
+        method["epochs"] = arguments.epochs
+    return {
+        "backbone": {"name": contender.backbone} | ({"weights": str(weights)} if weights else {}),
+        "method": method,
+        "image": dict(contender.image),
+        "score": _SCORE,
+    }
 
 
 def _peer(name: str, arguments: argparse.Namespace) -> list[Row]:
@@ -164,6 +219,7 @@ def _peer(name: str, arguments: argparse.Namespace) -> list[Row]:
             name,
             backbone,
             *metrics,
+            seg_f1=None,
             fit_s=float(fit_s),
             images_per_s=len(found["scores"]) / float(score_s),
             model_mib=None,
@@ -172,8 +228,8 @@ def _peer(name: str, arguments: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _metrics(folder: Path, found: Mapping[str, np.ndarray]) -> tuple[float, float, float]:
-    """Return image AUROC, pixel AUROC and AUPRO of a peer's scores and maps."""
+def _metrics(folder: Path, found: Mapping[str, np.ndarray]) -> tuple[float | None, float | None, float | None, float | None]:
+    """Return image AUROC, pixel AUROC, and AUPRO to 30 and to 5 %, of a peer's scores and maps."""
     from patchlake.pipeline.evaluation.pixels import PixelCurves
     from patchlake.pipeline.evaluation.roc import auroc
     from patchlake.pipeline.images.formats import Limits
@@ -192,7 +248,7 @@ def _metrics(folder: Path, found: Mapping[str, np.ndarray]) -> tuple[float, floa
         rows, columns = (bilinear_matrix(n, m) for n, m in zip(FRAME, grid.shape, strict=True))
         curves.add((rows @ grid @ columns.T).astype(np.float32), mask)
     image = auroc(found["scores"].astype(np.float64), np.array(is_anomalous))
-    return image or 0.0, curves.auroc() or 0.0, curves.aupro() or 0.0
+    return image, curves.auroc(), curves.aupro(), curves.aupro(0.05)
 
 
 def _run_child(task: dict[str, object]) -> tuple[float, float]:
@@ -246,7 +302,7 @@ def _print(rows: list[Row]) -> None:
         name, backbone, *values = asdict(row).values()
         told = (
             "-" if value is None else f"{value:.{decimals}f}"
-            for value, decimals in zip(values, (3, 3, 3, 1, 1, 1, 0), strict=True)
+            for value, decimals in zip(values, (3, 3, 3, 3, 3, 1, 1, 1, 0), strict=True)
         )
         print(f"| {name} | {backbone} | {' | '.join(told)} |", flush=True)
 
@@ -259,7 +315,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("work", type=Path, help="where lakes, models and scores go")
     parser.add_argument("--weights", type=Path, help="of ResNet-18")
     parser.add_argument("--last-block", type=Path, help="of DenseNet-169")
-    parser.add_argument("--methods", nargs="*", default=[*OURS, "ensemble"])
+    named = "detail, or any of theirs and of these"
+    parser.add_argument("--methods", nargs="*", default=[*OURS, "ensemble"], help=named)
+    parser.add_argument("--every", type=int, default=1, help="one photo of so many")
     parser.add_argument("--peers", nargs="*", default=[], help="PEER:METHOD, see peers.py")
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter")
     parser.add_argument("--peer-source", type=Path, help="checkout of ind_knn_ad")

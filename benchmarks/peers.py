@@ -85,8 +85,11 @@ def fit_anomalib(
     method: str, images: Images, arguments: argparse.Namespace
 ) -> Callable[[Tensor], Scores]:
     """Return what scores a batch, by anomalib's torch models."""
+    model: Any
     if method == "cfa":
         model = _fit_anomalib_cfa(images, arguments)
+    elif method == "mh_patchcore":
+        model = _fit_mh_patchcore(images, arguments.backbone)
     else:
         model = _anomalib_model(method, arguments.backbone)
         for batch in images.batches(_BATCH):
@@ -130,6 +133,23 @@ def _fit_anomalib_cfa(images: Images, arguments: argparse.Namespace) -> Any:  # 
                 optimizer.zero_grad()
                 loss(model(batch)).backward(retain_graph=True)
                 optimizer.step()
+    return model
+
+
+def _fit_mh_patchcore(images: Images, backbone: str) -> Any:  # noqa: ANN401
+    from anomalib.models.image.mh_patchcore.torch_model import MHPatchcoreModel
+
+    model = MHPatchcoreModel(backbone).train()
+    # Its three passes over the images, as its Lightning module makes them.
+    for batch in images.batches(_BATCH):
+        model.pca.update(model(batch))
+    model.pca.finalize()
+    for batch in images.batches(_BATCH):
+        model.covariance.update(model.pca(model(batch)))
+    model.covariance.finalize()
+    for batch in images.batches(_BATCH):
+        model.memory_bank.update(model.covariance(model.pca(model(batch))))
+    model.memory_bank.finalize()
     return model
 
 
