@@ -228,7 +228,9 @@ def _peer(name: str, arguments: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _metrics(folder: Path, found: Mapping[str, np.ndarray]) -> tuple[float | None, float | None, float | None, float | None]:
+def _metrics(
+    folder: Path, found: Mapping[str, np.ndarray]
+) -> tuple[float | None, float | None, float | None, float | None]:
     """Return image AUROC, pixel AUROC, and AUPRO to 30 and to 5 %, of a peer's scores and maps."""
     from patchlake.pipeline.evaluation.pixels import PixelCurves
     from patchlake.pipeline.evaluation.roc import auroc
