@@ -227,6 +227,13 @@ SUSPECTS = pa.schema(
         ),
         _field("is_suspect", pa.bool_(), "`deviation` is above 3.5"),
         _field("left_out", pa.bool_(), "a robust fit has left it out of the model"),
+        _optional("sha256", pa.string(), "of the encoded file; null: not known"),
+        _optional(
+            "picture",
+            pa.binary(),
+            "the upright image as a JPEG, its longer side 192 pixels at most; null: not among the "
+            "first 100 of its group, or not to be read any more",
+        ),
     ]
 )
 

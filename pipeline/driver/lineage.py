@@ -15,7 +15,7 @@ from patchlake.pipeline.driver.heartbeat import Heart
 from patchlake.pipeline.driver.interests import Regions, require_same_roi
 from patchlake.pipeline.driver.members import require_unchanged
 from patchlake.pipeline.driver.summary import require_success, summarise
-from patchlake.pipeline.driver.suspects import write_suspects
+from patchlake.pipeline.driver.suspects import photos_of, write_suspects
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.fit import FittedModel
@@ -201,7 +201,7 @@ def publish_step(
     if outcome.changes:
         _take_step(base, job)
         suspects = {group: one.suspects for group, one in outcome.fitted.items()}
-        write_suspects(base.target, suspects, is_step=True)
+        write_suspects(base.target, suspects, photos_of(job.record), is_step=True)
         models.write_manifest(base.target, manifest)
     digests = {group: change.digest for group, change in outcome.changes.items()}
     summary = summarise(job, tally, planned, len(planned) - tally.fragments, groups=digests)

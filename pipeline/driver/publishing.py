@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from patchlake.pipeline.driver.drive import Tally
 from patchlake.pipeline.driver.summary import require_success, summarise
-from patchlake.pipeline.driver.suspects import write_suspects
+from patchlake.pipeline.driver.suspects import photos_of, write_suspects
 from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.fragments import Fragments
@@ -31,7 +31,7 @@ def publish(
     target = job.folder
     if manifest.groups:
         # First: who finds the model finds the list, and the same command again would not write it.
-        write_suspects(target, suspects)
+        write_suspects(target, suspects, photos_of(job.record))
         models.publish_manifest(target, manifest, overwrite=overwrite)
     digests = {group: record.digest for group, record in manifest.groups.items()}
     already_done = len(planned) - tally.fragments

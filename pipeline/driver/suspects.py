@@ -2,13 +2,18 @@
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from patchlake.pipeline.errors import ModelError
+from patchlake.pipeline.errors import ModelError, StorageError
+from patchlake.pipeline.groups.suspects import as_listed
+from patchlake.pipeline.lake.photos import Photos, Place
+from patchlake.pipeline.record.runs import RunRecord
 from patchlake.pipeline.shown import counted
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.owned import parquet_table, reading
@@ -17,25 +22,34 @@ from patchlake.pipeline.tables import SUSPECTS
 log = logging.getLogger(__name__)
 
 SUSPECTS_FILE = "suspects.parquet"
+# Pictures of a group, and the longer side of one, in pixels: some 5 KB each.
+_PICTURED, _SIDE = 100, 192
+
+
+def photos_of(record: RunRecord) -> Photos:
+    """Return the images of the run that fits or changes a model."""
+    return Photos.of_table(Folder.at(record.images, record.settings.storage), record.settings)
 
 
 def write_suspects(
-    model: Folder, suspects: Mapping[str, pa.Table], *, is_step: bool = False
+    model: Folder, suspects: Mapping[str, pa.Table], photos: Photos, *, is_step: bool = False
 ) -> None:
     """Write the list anew, in one atomic put, and say of which groups it is long.
 
     Args:
         model: The model folder.
         suspects: By group, of those that were fitted or changed; schema `SUSPECTS`.
+        photos: Of the images that they were fitted on, or changed by.
         is_step: Whether the model was changed, and not fitted: then the lines of other groups stay,
             and those of images that the fit has left out.
 
     Raises:
         ModelError: if the earlier list is damaged.
     """
-    tables = [suspects[group] for group in sorted(suspects)]
+    earlier = _earlier(model) if is_step else SUSPECTS.empty_table()
+    pictured = _Pictures(photos, _pictures_of(earlier))
+    tables = [pictured.added_to(suspects[group]) for group in sorted(suspects)]
     if is_step:
-        earlier = _earlier(model)
         is_changed = pc.is_in(earlier.column("group"), value_set=pa.array(list(suspects)))
         kept = pc.or_(pc.invert(is_changed), earlier.column("left_out"))
         tables.insert(0, earlier.filter(kept))
@@ -49,6 +63,40 @@ def write_suspects(
         _say(model, group, found)
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    """What there is to look at: the images as they are now, and pictures by their SHA-256."""
+
+    photos: Photos
+    known: dict[str, bytes]
+
+    def added_to(self, suspects: pa.Table) -> pa.Table:
+        """Return the suspects of a group with pictures of the first ones."""
+        first = suspects.slice(0, _PICTURED).to_pylist()
+        found = self._read([row for row in first if row["sha256"] not in self.known])
+        pictures = [(self.known | found).get(row["sha256"]) for row in first]
+        pictures += [None] * (len(suspects) - len(first))
+        at = SUSPECTS.get_field_index("picture")
+        return suspects.set_column(at, SUSPECTS.field(at), pa.array(pictures, pa.binary()))
+
+    def _read(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+        places = [Place(row["source_path"], row["source_row"]) for row in rows]
+        try:
+            found = self.photos.read(places, _SIDE)
+        except StorageError as error:
+            # The model is whole without them.
+            log.warning("there are no pictures of suspects: %s", error)
+            return {}
+        # A model that has learned since may be of several tables: what lies at the same place of
+        # another one has another digest, and is not looked up.
+        return {one.sha256: one.jpeg for one in found if one.sha256 and one.jpeg}
+
+
+def _pictures_of(suspects: pa.Table) -> dict[str, bytes]:
+    columns = (suspects.column(name).to_pylist() for name in ("sha256", "picture"))
+    return {sha256: jpeg for sha256, jpeg in zip(*columns, strict=True) if sha256 and jpeg}
+
+
 def _earlier(model: Folder) -> pa.Table:
     try:
         content = model.read(SUSPECTS_FILE)
@@ -57,9 +105,7 @@ def _earlier(model: Folder) -> pa.Table:
         return SUSPECTS.empty_table()
     with reading(model.path(SUSPECTS_FILE), "remove it: it is a list to read only", ModelError):
         table = parquet_table(content)
-        if not table.schema.equals(SUSPECTS):
-            raise ValueError(f"its columns are {', '.join(table.column_names)}")
-        return table
+        return as_listed(table)
 
 
 def _say(model: Folder, group: str, found: pa.Table) -> None:

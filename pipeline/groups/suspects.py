@@ -157,7 +157,7 @@ def listed(
 ) -> pa.Table:
     """Return the suspects of a group, and its 20 most suspicious images in any case.
 
-    The schema is `SUSPECTS`.
+    The schema is `SUSPECTS`; there are no pictures yet.
 
     Args:
         group: Its name.
@@ -173,6 +173,23 @@ def listed(
     return pa.Table.from_pylist(rows, schema=SUSPECTS)
 
 
+def as_listed(table: pa.Table) -> pa.Table:
+    """Return a stored list of suspects with all columns of `SUSPECTS`.
+
+    Those that were not kept when it was written are null.
+
+    Raises:
+        ValueError: if a column is missing that always was there, or there is another one.
+    """
+    names = table.column_names
+    lacking = [one for one in SUSPECTS if one.name not in names]
+    if set(names) - set(SUSPECTS.names) or any(not one.nullable for one in lacking):
+        raise ValueError(f"its columns are {', '.join(names)}")
+    for one in lacking:
+        table = table.append_column(one, pa.nulls(len(table), one.type))
+    return table.select(SUSPECTS.names).cast(SUSPECTS)
+
+
 def _rows(
     group: str,
     images: pa.Table,
@@ -181,7 +198,7 @@ def _rows(
     *,
     left_out: bool,
 ) -> list[dict[str, object]]:
-    names = ("image_id", "source_path", "source_row", "part_id")
+    names = ("image_id", "source_path", "source_row", "part_id", "sha256")
     places = images.select(names).take(pa.array(numbers, pa.int64())).to_pylist()
     return [
         {

@@ -65,7 +65,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Photos:
-    """The images of a score table."""
+    """The images of a score table, or of an images table that nothing was scored of."""
 
     images: Folder
     settings: Settings
@@ -103,6 +103,11 @@ class Photos:
         settings = records[0].settings if records else Settings()
         settings = settings.model_copy(update={"storage": storage})
         return cls(found, settings, table, records) if _is_there(found) else None
+
+    @classmethod
+    def of_table(cls, images: Folder, settings: Settings) -> "Photos":
+        """Return the images of an images table, as its files are now."""
+        return cls(images, settings, images, ())
 
     def read(self, places: Sequence[Place], side: int) -> list[Photo]:
         """Return a photo of each place, in their order.

@@ -1,6 +1,7 @@
 """What the records say: of the runs that made the rows, of the models, and of their suspects."""
 
 import logging
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,18 +10,20 @@ import pyarrow.compute as pc
 
 from patchlake.pipeline.config import StorageSettings
 from patchlake.pipeline.errors import ConfigError, ModelError, StorageError
+from patchlake.pipeline.groups.suspects import as_listed
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.record.runs import RunRecord
 from patchlake.pipeline.shown import without_secrets
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.storage.owned import parquet_table, reading
-from patchlake.pipeline.tables import SUSPECTS
 
 log = logging.getLogger(__name__)
 
 _SUSPECTS_FILE = "suspects.parquet"
 # Of suspects that are listed.
 _LISTED = 60
+# Bytes of a picture; one has some 5 KB.
+_LARGEST = 100_000
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Suspect:
     score: float
     deviation: float
     left_out: bool
+    # A small JPEG as a `data:` URI.
+    picture: str | None
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,12 @@ def _model(root: str, storage: StorageSettings) -> Model:
     try:
         with reading(folder.path(_SUSPECTS_FILE), "fit again", ModelError):
             table = parquet_table(folder.read(_SUSPECTS_FILE))
-            listed = _listed(table)
+            table = as_listed(table)
     except FileNotFoundError:
         return Model(root, folder, manifest, no_suspects="the model has no list of suspects")
     except (ConfigError, ModelError, StorageError, OSError) as error:
         return Model(root, folder, manifest, no_suspects=without_secrets(str(error)))
-    return Model(root, folder, manifest, None, listed, _suspicious(table).num_rows)
+    return Model(root, folder, manifest, None, _listed(table), _suspicious(table).num_rows)
 
 
 def _suspicious(table: pa.Table) -> pa.Table:
@@ -103,9 +108,17 @@ def _suspicious(table: pa.Table) -> pa.Table:
 
 
 def _listed(table: pa.Table) -> list[Suspect]:
-    if not table.schema.equals(SUSPECTS):
-        raise ValueError(f"its columns are {', '.join(table.column_names)}")
     order = [("deviation", "descending"), ("group", "ascending"), ("image_id", "ascending")]
     order += [("source_path", "ascending"), ("source_row", "ascending")]
     first = _suspicious(table).sort_by(order).slice(0, _LISTED).to_pylist()
-    return [Suspect(**{name: row[name] for name in Suspect.__dataclass_fields__}) for row in first]
+    names = [name for name in Suspect.__dataclass_fields__ if name != "picture"]
+    return [
+        Suspect(**{name: row[name] for name in names}, picture=_as_uri(row["picture"]))
+        for row in first
+    ]
+
+
+def _as_uri(jpeg: bytes | None) -> str | None:
+    if jpeg is None or len(jpeg) > _LARGEST:
+        return None
+    return f"data:image/jpeg;base64,{b64encode(jpeg).decode()}"

@@ -1,6 +1,7 @@
 """Bad images among the good: they are listed, and a robust fit is one without them."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,61 @@ def test_the_list_follows_updates_and_withdrawals(lake: Path, tmp_path: Path):
     assert named(model, "is_suspect") == set(BAD)
     withdraw.run(str(model), Withdrawal(BAD[:1], group="plates"), settings_of("dn2"), LOCAL)
     assert BAD[0] not in {row["image_id"] for row in suspects(model)}
+
+
+def pixels_of(content: object) -> np.ndarray:
+    assert isinstance(content, bytes)
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float64)
+
+
+def test_a_suspect_is_shown(lake: Path, tmp_path: Path):
+    """By the file that it was fitted on: what lies in its place now may be another image."""
+    images, model = tmp_path / "images", tmp_path / "model"
+    shutil.copytree(lake, images)
+    fit.run(str(images), str(model), settings_of("dn2"), LOCAL)
+    table = ds.dataset(lake, partitioning=None).to_table().to_pylist()
+    files = {row["image_id"]: row["image"] for row in table}
+    listed = suspects(model)
+    assert len(listed) == 18
+    for row in listed:
+        picture, original = pixels_of(row["picture"]), pixels_of(files[row["image_id"]])
+        assert picture.shape == original.shape, "it is smaller than a picture may be"
+        assert np.abs(picture - original).mean() < (40 if row["image_id"] == BAD[0] else 8)
+
+    # Another image lies in the place of the last one, and the first file is gone.
+    (images / "0.parquet").unlink()
+    rows = pq.read_table(images / "1.parquet").to_pylist()
+    gone = rows[-1]["image_id"]
+    rows[-1]["image"] = rows[0]["image"]
+    other = pa.Table.from_pylist(rows, pq.read_schema(lake / "1.parquet"))
+    pq.write_table(other, images / "1.parquet")
+    (model / "suspects.parquet").unlink()
+    withdraw.run(str(model), Withdrawal(BAD[:1]), settings_of("dn2"), LOCAL)
+    shown = {row["image_id"]: row["picture"] is not None for row in suspects(model)}
+    of_second = {row["image_id"] for row in rows} - {gone}
+    assert {name for name, there in shown.items() if there} == of_second
+
+
+def test_pictures_stay_where_images_do_not(lake: Path, tmp_path: Path):
+    images, model = tmp_path / "images", tmp_path / "model"
+    shutil.copytree(lake, images)
+    fit.run(str(images), str(model), settings_of("dn2"), LOCAL)
+    before = {row["image_id"]: row["picture"] for row in suspects(model)}
+    shutil.rmtree(images)
+    withdraw.run(str(model), Withdrawal(BAD[:1]), settings_of("dn2"), LOCAL)
+    after = {row["image_id"]: row["picture"] for row in suspects(model)}
+    assert after == {name: jpeg for name, jpeg in before.items() if name != BAD[0]}
+
+
+def test_a_list_of_before_there_were_pictures(lake: Path, tmp_path: Path):
+    fit.run(str(lake), str(tmp_path), settings_of("dn2"), LOCAL)
+    file = tmp_path / "suspects.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["sha256", "picture"]), file)
+    withdraw.run(str(tmp_path), Withdrawal(BAD[:1]), settings_of("dn2"), LOCAL)
+    assert all(row["picture"] for row in suspects(tmp_path))
+    pq.write_table(pq.read_table(file).drop_columns(["score"]), file)
+    with pytest.raises(ModelError, match="its columns are group, image_id"):
+        withdraw.run(str(tmp_path), Withdrawal(BAD[1:]), settings_of("dn2"), LOCAL)
 
 
 def test_a_damaged_list_is_named(lake: Path, tmp_path: Path):
