@@ -31,6 +31,7 @@ from patchlake.pipeline.groups.fit import calibrator_of, judged_by
 from patchlake.pipeline.groups.gallery import write_gallery
 from patchlake.pipeline.groups.membership import Membership
 from patchlake.pipeline.groups.parts import judged_of
+from patchlake.pipeline.images.appearance import appearance
 from patchlake.pipeline.images.thumbnails import thumbnail
 from patchlake.pipeline.maths.likeness import look_alikes
 from patchlake.pipeline.methods import build
@@ -124,7 +125,9 @@ class _Member:
         for fragment, path in zip(fragments, files, strict=True):
             if not (work / "embedded" / f"{fragment.key}.embeddings.arrow").exists():
                 stage = stage or embedder.start(1)
-                stage(_batch(fragment, path).to_arrow())
+                (result,) = stage(_batch(fragment, path).to_arrow()).to_pylist()
+                if result["failure"]:
+                    raise SystemExit(f"{path}: {result['failure']}")
         backbone = load_backbone(network, seed=0)
         identity = Identity(
             method=name,
@@ -168,14 +171,19 @@ class _Member:
 
 
 def _batch(fragment: Fragment, path: Path) -> FragmentBatch:
+    pixels = _pixels(path)
+    looks = appearance(pixels)
     rows = {
         "image_id": pa.array([path.name]),
         "source_row": pa.array([0], pa.int64()),
         "part_id": pa.array([None], pa.string()),
         "sha256": pa.array([f"{int(fragment.key):064x}"[::-1]]),
         "status": pa.array(["ok"]),
+        "brightness": pa.array([looks.brightness]),
+        "sharpness": pa.array([looks.sharpness]),
+        "thumbnail": pa.array([looks.thumbnail]),
     }
-    return FragmentBatch(fragment, pa.table(rows), _pixels(path)[None])
+    return FragmentBatch(fragment, pa.table(rows), pixels[None])
 
 
 def _pixels(path: Path) -> np.ndarray:
