@@ -54,10 +54,9 @@ from patchlake.pipeline.methods.shared.correspondence import (
     CoresetPixels,
     Pixels,
     RetrievedPixels,
-    layer_names,
-    mean_on_finest_grid,
     order_by_overlap,
 )
+from patchlake.pipeline.methods.shared.maps import layer_names, mean_on_finest_grid
 from patchlake.pipeline.methods.shared.selection import Selector, gather_rows
 
 Dtype = Literal["float16", "float32"]

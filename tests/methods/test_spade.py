@@ -10,7 +10,8 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.maths.resampling import bilinear_matrix
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.bank import OwnPart
-from patchlake.pipeline.methods.shared.correspondence import mean_on_finest_grid, order_by_overlap
+from patchlake.pipeline.methods.shared.correspondence import order_by_overlap
+from patchlake.pipeline.methods.shared.maps import mean_on_finest_grid
 from patchlake.pipeline.methods.spade import SPADE, SPADEDetector
 from tests.methods.corpus import FakeCorpus, FakeGroup, split
 
