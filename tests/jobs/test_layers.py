@@ -81,6 +81,7 @@ def test_batches_and_threads_change_no_byte(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_on_ray_the_same_bytes(images: Path, apart: Path, apart_scores: Path, tmp_path: Path):
     ray = Execution("ray", None)
