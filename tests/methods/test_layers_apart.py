@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.groups.loading import LoadedGroup
+from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.patchcore import PatchCore
 from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart
@@ -189,6 +191,18 @@ def test_an_image_scores_the_same_among_any_others():
         np.testing.assert_array_equal(batch.anomaly_maps[number], alone.anomaly_maps[0])
     none = detector.score(taken(test, []))
     assert (none.image_scores.shape, none.anomaly_maps.shape) == ((0,), (0, 4, 6))
+
+
+@pytest.mark.parametrize("radius", [None, 1])
+def test_rows_that_workers_of_a_node_have_in_common_are_only_read(radius):
+    method = method_of(position_radius=radius)
+    found, test = fitted(method, images(9)), images(3, seed=1)
+    expected = scored(method, found, test)
+    found.bank.rows.setflags(write=False)
+    shared = LoadedGroup(found.state, ExactSearch.over(found.bank.rows), None, 1)
+    np.testing.assert_array_equal(
+        method.prepare(shared).score(test).anomaly_maps, expected.anomaly_maps
+    )
 
 
 def test_an_image_with_all_rows_of_one_layer_cannot_be_scored_as_new():
