@@ -28,7 +28,8 @@ from patchlake.pipeline.groups.loading import LoadedGroup
 from patchlake.pipeline.images.formats import Limits
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.images.masks import decode_mask
-from patchlake.pipeline.methods.patchcore import PatchCore, PatchCoreDetector
+from patchlake.pipeline.methods.patchcore import PatchCore
+from patchlake.pipeline.methods.shared.contract import GroupDetector
 from patchlake.pipeline.methods.shared.corpus import Arrays
 from patchlake.pipeline.stages.compare import FRAME
 
@@ -41,7 +42,7 @@ _FRAGMENT, _TOGETHER = 256, 4
 class Embedded:
     """A corpus in the memory of this process, which alone works on it."""
 
-    patches: np.ndarray
+    arrays: Arrays
     processes: int = 1
     memory_budget: int = 2**40
     threads: int = 1
@@ -49,17 +50,18 @@ class Embedded:
     @property
     def images(self) -> int:
         """Number of images."""
-        return len(self.patches)
+        return len(next(iter(self.arrays.values())))
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of one image's arrays, by name."""
-        return {"patches": self.patches.shape[1:]}
+        return {name: array.shape[1:] for name, array in self.arrays.items()}
 
     def embeddings(self) -> Iterator[Arrays]:
         """Yield the fragments."""
         for first in range(0, self.images, _FRAGMENT):
-            yield {"patches": self.patches[first : first + _FRAGMENT]}
+            last = first + _FRAGMENT
+            yield {name: array[first:last] for name, array in self.arrays.items()}
 
     def each(self, work: Callable[[Arrays, int], T]) -> Iterator[T]:
         """Yield the results of `work` on each fragment."""
@@ -81,8 +83,8 @@ def main() -> None:
     extractor = extractor_of(PatchCore(), arguments.backbone, arguments.weights)
     train = files_below(arguments.folder / "train" / "good")[:: arguments.every]
     files = files_below(arguments.folder / "test")[:: arguments.every]
-    corpus = Embedded(embedded(extractor, train)["patches"])
-    test = embedded(extractor, files)["patches"]
+    corpus = Embedded(embedded(extractor, train))
+    test = embedded(extractor, files)
     print(f"{len(train)} images to fit, {len(files)} to test, {corpus.shapes['patches']}")
     print("| radius | rows | covering radius | image AUROC | pixel AUROC | AUPRO | fit s | ms |")
     print("|---|---|---|---|---|---|---|---|")
@@ -93,8 +95,8 @@ def main() -> None:
         fit = time.process_time() - begin
         assert found.bank is not None
         searched = method.prepare(LoadedGroup(found.state, found.bank.rows, None, 1))
-        scores, maps, pace = _scored(searched, test)
-        metrics = _metrics(arguments.folder, files, scores, maps)
+        scores, maps, pace = scored(searched, test)
+        metrics = metrics_of(arguments.folder, files, scores, maps)
         told = " | ".join(f"{value:.3f}" for value in metrics)
         print(
             f"| {radius} | {len(found.bank.rows)} | {found.facts['covering_radius']:.2f} | {told} "
@@ -103,20 +105,20 @@ def main() -> None:
         )
 
 
-def _scored(detector: PatchCoreDetector, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def scored(detector: GroupDetector, test: Arrays) -> tuple[np.ndarray, np.ndarray, float]:
     """Return scores, maps, and the median milliseconds of an image."""
     parts, paces = [], []
-    for first in range(0, len(test), _TOGETHER):
-        some = test[first : first + _TOGETHER]
+    for first in range(0, len(next(iter(test.values()))), _TOGETHER):
+        some = {name: array[first : first + _TOGETHER] for name, array in test.items()}
         begin = time.process_time()
-        parts.append(detector.score({"patches": some}))
-        paces.append((time.process_time() - begin) / len(some) * 1000)
+        parts.append(detector.score(some))
+        paces.append((time.process_time() - begin) / len(parts[-1].image_scores) * 1000)
     maps = [part.anomaly_maps for part in parts if part.anomaly_maps is not None]
     scores = np.concatenate([part.image_scores for part in parts])
     return scores, np.concatenate(maps), float(np.median(paces))
 
 
-def _metrics(
+def metrics_of(
     folder: Path, files: list[Path], scores: np.ndarray, maps: np.ndarray
 ) -> tuple[float, float, float]:
     """Return image AUROC, pixel AUROC and AUPRO."""

@@ -65,4 +65,43 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
             "image_score": "mean_top",
         },
     },
+    # Zhang et al., ICML 2026 (arXiv 2601.22763), as github.com/longkukuhi/RAD at 59847f4 runs it on
+    # MVTec AD: 512 x 512, of which 448 are cut out; blocks 3, 6, 9 and 11 of DINOv3 ViT-B/16 behind
+    # the final norm, 150 images, radius 1, all layers alike, the largest 1 %.
+    "rad_paper": {
+        "image": {"resize": [512, 512], "crop": 448},
+        "backbone": {"name": "vit_base_patch16_dinov3.lvd1689m", "layers": [3, 6, 9, 11]},
+        "method": {
+            "name": "spade",
+            "retrieved": 150,
+            "pixel_layers": 4,
+            "gallery": "same_location",
+            "location_radius": 1,
+            "distance": "cosine",
+            "image_score": "mean_top",
+            "top_fraction": 0.01,
+        },
+    },
+    # Roming et al., 2026 (arXiv 2605.14808), as github.com/LukasRoom/SuperADD at 44cf251: blocks 7,
+    # 15, 23 and 31 of DINOv3 ViT-H+/16, a bank of 100,000 rows for each, on tiles of 640 pixels, of
+    # which by Eq. 1 two overlap by 2 * 128 at least. They resize each photo by 0.625, which no
+    # setting says here: 2 megapixels at most. The image score is of anomalib 2.7.0; they have none.
+    "superadd_paper": {
+        "image": {
+            "resize": "auto",
+            "pixels": 2_000_000,
+            "tile": {"size": 640, "overlap": 256},
+        },
+        "backbone": {"name": "vit_huge_plus_patch16_dinov3.lvd1689m", "layers": [7, 15, 23, 31]},
+        "method": {
+            "name": "patchcore",
+            "embedding": "concat",
+            "neighbourhood": 1,
+            "layers_apart": True,
+            "coreset_fraction": 1.0,
+            "max_bank_rows": 100_000,
+            "image_score": "mean_top",
+            "top_fraction": 0.001,
+        },
+    },
 }

@@ -211,6 +211,11 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
             f"of method '{settings.method.name}' is trained on all of them together; fit without "
             "--robust (robust=false), or with another method"
         )
+    if settings.index.kind != "exact" and settings.method.options().get("layers_apart"):
+        raise ConfigError(
+            f"index.kind={settings.index.kind} is of one bank, and method.layers_apart=true makes "
+            "one for each layer; use index.kind=exact"
+        )
     settings = _with_pixels(_with_layers(settings, method))
     plan = plan_fragments(lake, settings, where).sound()
     # Where each group has its own, it is not known before its photos are.

@@ -20,6 +20,7 @@ from patchlake.pipeline.groups.banks import (
 from patchlake.pipeline.groups.files import load_calibration
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.methods.shared.nearness import POSITION_RADIUS
+from patchlake.pipeline.methods.shared.stacked import LAYERS_APART
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import require_whole
 from patchlake.pipeline.reading.fragments import Fragments
@@ -203,7 +204,8 @@ def place_large_banks(
     loads the others when it comes to them.
 
     Raises:
-        ConfigError: if a bank beyond `memory_budget` is searched near places, and so whole.
+        ConfigError: if a bank beyond `memory_budget` is searched near places or layer by layer, and
+            so whole.
     """
     sharing = runner.sharing()
     left = min(memory_budget, sharing.bytes) if sharing else 0
@@ -217,11 +219,12 @@ def place_large_banks(
                 continue
             size = searched_bytes(record)
             starts = shard_starts(member.model, record, memory_budget)
-            if starts and POSITION_RADIUS in record.facts:
+            whole = [name for name in (LAYERS_APART, POSITION_RADIUS) if name in record.facts]
+            if starts and whole:
                 raise ConfigError(
                     f"the bank of group '{group}' takes {size / 2**20:.3g} MiB with its search, "
                     f"memory_budget is {memory_budget / 2**20:.3g} MiB, and a bank with "
-                    "method.position_radius is not split over processes: raise memory_budget, or "
+                    f"method.{whole[0]} is not split over processes: raise memory_budget, or "
                     "fit with a smaller method.max_bank_rows"
                 )
             if starts:

@@ -47,7 +47,7 @@ class Calibrator:
         while batch := list(islice(some, at_once)):
             images = [before + image for image, _ in batch]
             own = OwnPart.of(images, bank)
-            if bank is None or len(own.rows) < len(bank.rows):
+            if bank is None or bank.has_others(own.rows):
                 embeddings = _joined([arrays for _, arrays in batch])
                 # Images that the fit has not seen have no part in the model.
                 is_new = self.result.unseen is not None

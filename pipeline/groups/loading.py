@@ -166,8 +166,9 @@ class LoadedGroup:
             return self.bank.bank
         if not isinstance(self.bank, np.ndarray):
             raise ConfigError(
-                f"a bank in a {type(self.bank).__name__} is not searched near places "
-                "(method.position_radius); use index.kind=exact, and a memory_budget that holds it"
+                f"a bank in a {type(self.bank).__name__} is not searched near places or layer by "
+                "layer (method.position_radius, method.layers_apart); use index.kind=exact, and a "
+                "memory_budget that holds it"
             )
         return self.bank
 

@@ -143,7 +143,7 @@ class PartCalibrator:
         bank = result.bank
         if bank is not None:
             own = OwnPart.of(every.tolist(), bank, together=True)
-            is_whole = bank.origin is None or len(own.rows) == len(bank.rows)
+            is_whole = bank.origin is None or not bank.has_others(own.rows)
             return [] if is_whole else self._each(images, own)
         others = len(self.parts) - len(every)
         # The Gaussian of one image knows no spread.

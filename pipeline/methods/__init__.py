@@ -34,17 +34,18 @@ def build(name: str, options: Mapping[str, Scalar]) -> "Method":
     if name not in names():
         raise ConfigError(f"method.name '{name}' is unknown{nearest_name(name, names())}")
     kind = importlib.import_module(f"{__name__}.{name}").METHOD
-    known = [field.name for field in fields(kind)]
+    known = {field.name: field.type for field in fields(kind)}
     for option, value in options.items():
         if option not in known:
             raise ConfigError(
                 f"setting 'method.{option}' is unknown{nearest_name(option, [*known, 'name'])}"
             )
-        # No setting of a method is a switch, and pydantic takes true for 1.
-        if isinstance(value, bool):
-            raise ConfigError(
-                f"setting 'method.{option}' is {str(value).lower()}; give a number or a name"
-            )
+        # pydantic takes true for 1, and 1 for true.
+        is_switch = known[option] is bool
+        if isinstance(value, bool) != is_switch:
+            given = str(value).lower() if isinstance(value, bool) else repr(value)
+            wanted = "true or false" if is_switch else "a number or a name"
+            raise ConfigError(f"setting 'method.{option}' is {given}; give {wanted}")
     try:
         return cast("Method", TypeAdapter(kind).validate_python(dict(options)))
     except ValidationError as error:

@@ -18,12 +18,19 @@ Deliberate differences from the paper:
   place, and the coreset is selected in that distance (`pipeline.maths.near_coreset`), so that a row
   is near each place;
 * layers are joined by concatenation unless they have the 512 and 1024 channels for which the
-  authors' 1024 dimensions are defined (`pipeline.features.patches`).
+  authors' 1024 dimensions are defined (`pipeline.features.patches`);
+* with `layers_apart`, each layer has a memory bank of its own, on its own grid, and the maps are
+  joined instead: the mean over the layers, brought bilinearly to the finest grid, as RAD (Zhang et
+  al., ICML 2026, arXiv 2601.22763) and SuperADD (Roming et al., 2026, arXiv 2605.14808) have it. L2
+  distances are divided by the dimensions of their layer before, as in SuperADD's code; those by
+  cosine are not, as in RAD's. In both all layers have one grid and as many dimensions, being blocks
+  of a vision transformer. `superadd_paper` is the preset.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -35,11 +42,11 @@ from torch.nn import functional
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.features import patches
+from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.positioned import PositionedSearch
 from patchlake.pipeline.index.search import DeviceSearch, Search
-from patchlake.pipeline.maths.projection import projected
-from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart, nearest_others, others
+from patchlake.pipeline.methods.shared.bank import OwnPart, nearest_others, others
 from patchlake.pipeline.methods.shared.contract import (
     EarlierModel,
     FitResult,
@@ -49,9 +56,18 @@ from patchlake.pipeline.methods.shared.contract import (
     Updatable,
 )
 from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
-from patchlake.pipeline.methods.shared.near_selection import NearSelector
+from patchlake.pipeline.methods.shared.layers import Layer, LayersDetector
+from patchlake.pipeline.methods.shared.maps import layer_names, mean_of_largest
 from patchlake.pipeline.methods.shared.nearness import Nearness
-from patchlake.pipeline.methods.shared.selection import Projection, Selector, Strategy, gather_rows
+from patchlake.pipeline.methods.shared.patch_bank import PatchBank
+from patchlake.pipeline.methods.shared.selection import Projection, Selector, Strategy
+from patchlake.pipeline.methods.shared.stacked import (
+    named,
+    parts_of,
+    rows_of,
+    stacked,
+    unstacked,
+)
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +101,9 @@ class PatchCore:
     top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     # cosine: patch embeddings have length 1, and distances are 1 - cos.
     distance: Literal["l2", "cosine"] = "l2"
+    # A memory bank for each layer, on its own grid; their maps are joined. False: one bank of
+    # patches with the features of all layers.
+    layers_apart: bool = False
     # How many patches above, below, left and right of a patch the rows may come from that it is
     # compared with; 0 is its own place alone. None: from anywhere.
     position_radius: Annotated[int, Field(ge=0)] | None = None
@@ -94,65 +113,62 @@ class PatchCore:
             raise ValueError("the official embedding is defined for neighbourhood 3")
         if self.image_score == "reweighted" and self.distance == "cosine":
             raise ValueError("Eq. 7 is of L2 distances; use image_score max or mean_top")
+        if self.layers_apart and self.embedding == "official":
+            raise ValueError("the official embedding joins layers; use embedding concat")
+        if self.layers_apart and self.image_score == "reweighted":
+            raise ValueError("Eq. 7 is of one memory bank; use image_score max or mean_top")
         if self.position_radius is not None and self.coreset == "distributed":
             raise ValueError(
                 "workers hold no rows by place; use coreset auto, driver or partitioned"
             )
 
     def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return patch embeddings (images, rows, columns, dim)."""
+        """Return patch embeddings (images, rows, columns, dim), of each layer or of all."""
+        if self.layers_apart:
+            return {
+                f"layer{number}": self._of_length_1(
+                    patches.concat_embedding([maps], self.neighbourhood)
+                )
+                for number, maps in enumerate(feature_maps)
+            }
         channels = tuple(maps.shape[1] for maps in feature_maps)
         is_official = channels == patches.OFFICIAL_CHANNELS and self.neighbourhood == 3  # noqa: PLR2004
         if self.embedding == "official" or (self.embedding is None and is_official):
             embedded = patches.official_embedding(feature_maps)
         else:
             embedded = patches.concat_embedding(feature_maps, self.neighbourhood)
-        if self.distance == "cosine":
-            embedded = functional.normalize(embedded, dim=-1)
-        return {"patches": embedded}
+        return {"patches": self._of_length_1(embedded)}
+
+    def _of_length_1(self, embedded: Tensor) -> Tensor:
+        return functional.normalize(embedded, dim=-1) if self.distance == "cosine" else embedded
 
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:
         """Return the coreset of all patches (algorithm 1) and where each row is from."""
-        height, width, _ = corpus.shapes["patches"]
-        size = self._size(corpus.images * height * width)
-        nearness = Nearness.on((height, width), self.position_radius)
-        if nearness is None:
-            selection = self._selector(seed).select(corpus, size, progress)
-        else:
-            near = NearSelector(self._selector(seed), nearness.radius, self.max_bank_rows)
-            selection = near.select(corpus, size, progress=progress)
-        return _result(_bank(corpus, selection.indices), selection.facts, nearness)
+        if not self.layers_apart:
+            return self._bank(seed).fit(corpus, progress)
+        names = layer_names(corpus.shapes)
+        told = _each_in_turn(progress, len(names))
+        return stacked(
+            {
+                name: self._bank(seed, name).fit(corpus, of_layer)
+                for name, of_layer in zip(names, told, strict=True)
+            }
+        )
 
     def update(
         self, earlier: EarlierModel, corpus: Corpus, *, seed: int, progress: Progress | None = None
     ) -> FitResult:
-        """Return the bank and the patches of the corpus that greedy picks after it.
-
-        The bank grows to the coreset's share of all patches. `radius_bound` is proven for all
-        images: earlier ones were covered by the bank, which only grows.
-        """
-        assert earlier.bank is not None
-        height, width, _ = corpus.shapes["patches"]
-        patches_ = float(earlier.facts["patches"]) + corpus.images * height * width
-        more = max(0, self._size(int(patches_)) - len(earlier.bank.rows))
-        nearness = Nearness.stored(earlier.state, self.position_radius)
-        if nearness is None:
-            selection = self._selector(seed).extend(corpus, earlier.bank.rows, more, progress)
-        else:
-            near = NearSelector(self._selector(seed), nearness.radius, self.max_bank_rows)
-            selection = near.select(corpus, more, earlier.bank, progress)
-        bank = earlier.bank.joined(_bank(corpus, selection.indices), earlier.images)
-        added = float(selection.facts["covering_radius"])
-        bound = _radius_bound(earlier)
-        facts: dict[str, float | str] = {
-            "patches": patches_,
-            "coreset": selection.facts["coreset"],
-            "added_images_radius": added,
-        }
-        # Patches of places that had lost all rows nearby have other rows now than were measured.
-        if bound is not None and not earlier.facts.get("uncovered_places"):
-            facts["radius_bound"] = max(bound, added)
-        return _result(bank, facts, nearness)
+        """Return the bank and the patches of the corpus that greedy picks after it."""
+        if not self.layers_apart:
+            return self._bank(seed).update(earlier, corpus, progress)
+        apart = unstacked(earlier)
+        told = _each_in_turn(progress, len(apart))
+        return stacked(
+            {
+                name: self._bank(seed, name).update(of_layer, corpus, progress)
+                for (name, of_layer), progress in zip(apart.items(), told, strict=True)
+            }
+        )
 
     def withdraw(
         self,
@@ -162,51 +178,78 @@ class PatchCore:
         *,
         seed: int,
     ) -> FitResult:
-        """Return the bank without the images' rows; nothing takes their place.
+        """Return the bank without the images' rows; nothing takes their place."""
+        if not self.layers_apart:
+            return self._bank(seed).withdraw(earlier, images)
+        return stacked(
+            {
+                name: self._bank(seed, name).withdraw(of_layer, images)
+                for name, of_layer in unstacked(earlier).items()
+            }
+        )
 
-        What a row covered is within the old radius of it, and so within that and its distance to
-        the nearest row that stays: the new `radius_bound`.
-        """
-        assert earlier.bank is not None
-        assert earlier.bank.origin is not None
-        bank = earlier.bank.without(images)
-        is_gone = np.isin(earlier.bank.origin[:, 0], images)
-        left, gone = bank.rows, earlier.bank.rows[is_gone]
-        # The radius is of the space that the rows were selected in.
-        projection = self._selector(seed).project(left.shape[1])
-        if projection is not None:
-            left, gone = projected(left, projection), projected(gone, projection)
-        nearness = Nearness.stored(earlier.state, self.position_radius)
-        if nearness is None:
-            farther = float(ExactSearch.over(left).nearest(gone, 1)[0].max(initial=0))
-        else:
-            places = earlier.bank.origin[:, 1:]
-            farther = nearness.farthest(gone, places, np.flatnonzero(is_gone), left)
-        patches_ = float(earlier.facts["patches"])
-        facts: dict[str, float | str] = {
-            "patches": patches_ - round(patches_ / earlier.images) * len(images),
-            "coreset": earlier.facts["coreset"],
-        }
-        bound = _radius_bound(earlier)
-        if bound is not None:
-            facts["radius_bound"] = bound + farther
-        return _result(bank, facts, nearness)
+    def _bank(self, seed: int, embedding: str = "patches") -> PatchBank:
+        return PatchBank(
+            selector=Selector(self.coreset, self.projection, seed, embedding),
+            coreset_fraction=self.coreset_fraction,
+            max_bank_rows=self.max_bank_rows,
+            position_radius=self.position_radius,
+        )
 
-    def _size(self, patches_: int) -> int:
-        return min(max(1, int(patches_ * self.coreset_fraction)), self.max_bank_rows)
-
-    def _selector(self, seed: int) -> Selector:
-        return Selector(self.coreset, self.projection, seed)
-
-    def prepare(self, group: FittedGroup) -> "PatchCoreDetector":
-        """Return the search among the patches of the coreset."""
+    def prepare(self, group: FittedGroup) -> "PatchCoreDetector | LayersDetector":
+        """Return the search among the patches of the coreset, or one for each layer."""
         state = group.state()
-        nearness = Nearness.stored(state, self.position_radius)
-        if nearness is None:
+        if self.layers_apart:
+            _on_processors("layers_apart")
+            # What each layer has to give is its map; image scores are of the joined one.
+            alone, rows = replace(self, image_score="max"), rows_of(group.rows(), state)
+            layers = [
+                Layer(
+                    _detector(alone, rows[name], named(state, name)),
+                    part,
+                    1 if self.distance == "cosine" else dim,
+                )
+                for name, part, dim in parts_of(state)
+            ]
+            return LayersDetector(layers, self._of_maps)
+        if Nearness.stored(state, self.position_radius) is None:
             return PatchCoreDetector(self, group.search())
-        if torch.cuda.is_available():
-            log.info("method.position_radius: the bank is searched on the CPU, not on the GPU")
-        return PatchCoreDetector(self, nearness.search(group.rows(), state))
+        _on_processors("position_radius")
+        return _detector(self, group.rows(), state)
+
+    def _of_maps(
+        self, maps: Float32[np.ndarray, "images rows columns"]
+    ) -> Float32[np.ndarray, " images"]:
+        if self.image_score == "mean_top":
+            return mean_of_largest(maps, self.top_fraction)
+        farthest: np.ndarray = maps.max(axis=(1, 2))
+        return farthest
+
+
+def _detector(
+    method: PatchCore, rows: Float32[np.ndarray, "bank dim"], state: Arrays
+) -> "PatchCoreDetector":
+    """Return a search over rows that are in this process."""
+    nearness = Nearness.stored(state, method.position_radius)
+    if nearness is None:
+        return PatchCoreDetector(method, search_over(ExactSearch.over(rows)))
+    return PatchCoreDetector(method, nearness.search(rows, state))
+
+
+def _on_processors(setting: str) -> None:
+    if torch.cuda.is_available():
+        log.info("method.%s: the bank is searched on the CPU, not on the GPU", setting)
+
+
+def _each_in_turn(progress: Progress | None, count: int) -> list[Progress | None]:
+    """Return what tells the progress of each of so many selections as a share of all."""
+    if progress is None:
+        return [None] * count
+
+    def told(number: int, done: int, total: int) -> None:
+        progress(number * total + done, count * total)
+
+    return [partial(told, number) for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -314,41 +357,6 @@ class _Farthest:
     patches: Float32[np.ndarray, "images dim"]
     rows: Int64[np.ndarray, " images"]
     distances: Float32[np.ndarray, " images"]
-
-
-def _result(
-    bank: MemoryBank, facts: dict[str, float | str], nearness: Nearness | None
-) -> FitResult:
-    """Return what is stored of a bank, and what is told of it."""
-    facts = facts | {"bank_rows": float(len(bank.rows))}
-    if nearness is None:
-        return FitResult(facts, bank=bank)
-    return FitResult(facts | nearness.facts(bank), nearness.state(bank), bank)
-
-
-def _bank(corpus: Corpus, indices: Int64[np.ndarray, " size"]) -> MemoryBank:
-    """Return the rows of these numbers, with the image and the place that each is of."""
-    height, width, _ = corpus.shapes["patches"]
-    grid = (corpus.images, height, width)
-    origin = np.stack(np.unravel_index(indices, grid), axis=1)
-    return MemoryBank(gather_rows(corpus, indices), origin=origin)
-
-
-def _radius_bound(earlier: EarlierModel) -> float | None:
-    """Return the covering radius as it was measured, or a bound of it; None where none is known."""
-    found = earlier.facts.get("covering_radius", earlier.facts.get("radius_bound"))
-    return None if found is None else float(found)
-
-
-def mean_of_largest(
-    maps: Float32[np.ndarray, "images rows columns"], fraction: float
-) -> Float32[np.ndarray, " images"]:
-    """Return the mean of each map's largest values: the fraction rounded down, one at least."""
-    flat = maps.reshape(len(maps), -1)
-    count = max(1, int(flat.shape[1] * fraction))
-    largest = np.sort(flat, axis=1)[:, -count:]
-    mean: np.ndarray = largest.mean(axis=1, dtype=np.float64)
-    return mean.astype(np.float32)
 
 
 METHOD: type[Updatable] = PatchCore

@@ -20,7 +20,14 @@ Deliberate differences from the paper and its implementations:
   layers up, here the mean is taken of them as well. With `location_radius`, pixels near that place
   are compared, too;
 * `gallery: coreset` compares the pixels of all images with one greedy coreset of all training
-  pixels for each layer. It is of no paper.
+  pixels for each layer. It is of no paper;
+* `distance: cosine` and `image_score: mean_top` are those of RAD (Zhang et al., "Is Task-Specific
+  Training Necessary for Anomaly Detection?", ICML 2026, arXiv 2601.22763), whose recipe is the
+  preset `rad_paper`: images are retrieved by a global feature, each layer's patches are compared
+  with those within a radius of their place, 1 - cos, and the image score is the mean of the largest
+  1 % of the map. It differs: the global feature is the mean of the last block's patch tokens, not
+  its class token; images of a group are retrieved, not those of all products together; the mean is
+  over patches of the map, not over pixels of the smoothed picture.
 
 A search is 2 K P^2 dim operations a layer of P pixels: for K = 50 at 224 x 224, 72 GFLOP with
 ResNet-18 and 287 with WideResNet-50, of which `pipeline.index.galleries` does a part.
@@ -32,9 +39,10 @@ from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Float64, Int64
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from patchlake.pipeline.config import Layers
 from patchlake.pipeline.errors import ConfigError
@@ -54,9 +62,12 @@ from patchlake.pipeline.methods.shared.correspondence import (
     CoresetPixels,
     Pixels,
     RetrievedPixels,
-    layer_names,
-    mean_on_finest_grid,
     order_by_overlap,
+)
+from patchlake.pipeline.methods.shared.maps import (
+    layer_names,
+    mean_of_largest,
+    mean_on_finest_grid,
 )
 from patchlake.pipeline.methods.shared.selection import Selector, gather_rows
 
@@ -87,6 +98,12 @@ class SPADE:
     # a pixel's place, count as the same location.
     location_radius: Annotated[int, Field(ge=0)] = 0
     gallery_dtype: Dtype = "float16"
+    # cosine: features have length 1, and distances are 1 - cos.
+    distance: Literal["l2", "cosine"] = "l2"
+    # retrieved: the mean squared distance to the images retrieved. mean_top: that of the map's
+    # largest values, of this share of its patches.
+    image_score: Literal["retrieved", "mean_top"] = "retrieved"
+    top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     # Of gallery=coreset: the share of each layer's training pixels (layer1 has four times as many
     # as PatchCore's patches), and what caps it.
     coreset_fraction: Annotated[float, Field(gt=0, le=1)] = 0.001
@@ -105,7 +122,10 @@ class SPADE:
             f"layer{number}": maps.permute(0, 2, 3, 1)
             for number, maps in enumerate(feature_maps[: self.pixel_layers])
         }
-        return embedded | {"pooled": pooled(feature_maps[-1])}
+        embedded["pooled"] = pooled(feature_maps[-1])
+        if self.distance == "cosine":
+            return {name: functional.normalize(some, dim=-1) for name, some in embedded.items()}
+        return embedded
 
     def fit(self, corpus: Corpus, *, seed: int, progress: Progress | None = None) -> FitResult:
         """Return the pooled features of all images as the bank, and their maps as the gallery.
@@ -227,27 +247,41 @@ class SPADEDetector:
     def score(self, embeddings: Arrays, own: OwnPart | None = None) -> Scores:
         """Return the mean squared distance of the images retrieved, and the distances of pixels.
 
+        With `image_score: mean_top` the former is of the map.
+
         Of fewer training images than `retrieved`, all count; of fewer pixels than `neighbours`
         too. A training image (`own`) retrieves others only.
         """
         distances, retrieved = nearest_others(
             self.images, embeddings["pooled"], self.method.retrieved, own
         )
-        image_scores = np.square(distances, dtype=np.float64).mean(axis=1).astype(np.float32)
         maps: dict[int, np.ndarray] = {}
         for image in order_by_overlap(retrieved):
             layers = [embeddings[name][image] for name in layer_names(embeddings)]
             rows = [np.ascontiguousarray(layer.reshape(-1, layer.shape[-1])) for layer in layers]
             found = self.pixels.nearest(rows, retrieved[image].tolist(), own)
-            means = [one.mean(axis=1, dtype=np.float64) for one in found]
+            means = [self._of_pixels(one) for one in found]
             maps[image] = mean_on_finest_grid(
                 [one.reshape(layer.shape[:2]) for one, layer in zip(means, layers, strict=True)]
             )
         grid = embeddings["layer0"].shape[1:3]
         in_order = [maps[image] for image in range(len(retrieved))]
-        return Scores(
-            image_scores, np.stack(in_order) if maps else np.empty((0, *grid), np.float32)
-        )
+        joined = np.stack(in_order) if maps else np.empty((0, *grid), np.float32)
+        if self.method.image_score == "mean_top":
+            return Scores(mean_of_largest(joined, self.method.top_fraction), joined)
+        squared = np.square(distances, dtype=np.float64).mean(axis=1)
+        halved = squared / 2 if self.method.distance == "cosine" else squared
+        return Scores(halved.astype(np.float32), joined)
+
+    def _of_pixels(
+        self, distances: Float32[np.ndarray, "pixels k"]
+    ) -> Float64[np.ndarray, " pixels"]:
+        """Return the mean distance of each pixel of a layer to its neighbours."""
+        if self.method.distance == "cosine":
+            # Of features of length 1, half the squared distance is 1 - cos.
+            distances = distances.astype(np.float64) ** 2 / 2
+        found: np.ndarray = distances.mean(axis=1, dtype=np.float64)
+        return found
 
 
 def _gflop(shape: Sequence[int], compared: int) -> float:

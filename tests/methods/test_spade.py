@@ -10,7 +10,8 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.maths.resampling import bilinear_matrix
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.bank import OwnPart
-from patchlake.pipeline.methods.shared.correspondence import mean_on_finest_grid, order_by_overlap
+from patchlake.pipeline.methods.shared.correspondence import order_by_overlap
+from patchlake.pipeline.methods.shared.maps import mean_on_finest_grid
 from patchlake.pipeline.methods.spade import SPADE, SPADEDetector
 from tests.methods.corpus import FakeCorpus, FakeGroup, split
 
@@ -127,6 +128,55 @@ def test_the_same_location_may_be_some_pixels_away(radius, count, kappa):
         np.testing.assert_array_equal(found.anomaly_maps, anywhere.anomaly_maps)
     else:
         assert (found.anomaly_maps >= anywhere.anomaly_maps).all()
+
+
+def of_length_1(embeddings):
+    return {
+        name: array / np.linalg.norm(array, axis=-1, keepdims=True)
+        for name, array in embeddings.items()
+    }
+
+
+@pytest.mark.parametrize("image_score", ["retrieved", "mean_top"])
+def test_by_cosine_maps_and_scores_are_those_of_rad(image_score):
+    """As RAD has it: 1 - cos to the most similar patch, the mean of the layers and of the top."""
+    train, test = of_length_1(images(9)), of_length_1(images(5, seed=1))
+    method = SPADE(
+        retrieved=4,
+        gallery="same_location",
+        location_radius=1,
+        gallery_dtype="float32",
+        distance="cosine",
+        image_score=image_score,
+        top_fraction=0.2,
+    )
+    found = fitted(method, train, 4).score(test)
+    for number in range(5):
+        likeness = train["pooled"].astype(np.float64) @ test["pooled"][number]
+        chosen = np.argsort(-likeness)[:4]
+        layers = []
+        for name, (rows, columns, _) in GRIDS.items():
+            grid = np.empty((rows, columns))
+            for y, x in np.ndindex(rows, columns):
+                near = train[name][chosen, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+                grid[y, x] = 1 - (near.astype(np.float64) @ test[name][number, y, x]).max()
+            layers.append(bilinear_matrix(4, rows) @ grid @ bilinear_matrix(4, columns).T)
+        wanted = np.mean(layers, axis=0)
+        np.testing.assert_allclose(found.anomaly_maps[number], wanted, rtol=1e-4, atol=1e-6)
+        # A fifth of 16.
+        largest = np.sort(wanted.ravel())[-3:].mean()
+        expected = largest if image_score == "mean_top" else 1 - likeness[chosen].mean()
+        assert found.image_scores[number] == pytest.approx(expected, rel=1e-4)
+
+
+def test_by_cosine_features_have_length_1():
+    maps = [torch.randn(2, 6, 4, 4), torch.randn(2, 9, 2, 2)]
+    found = SPADE(distance="cosine").embed(maps, seed=0)
+    assert set(found) == {"layer0", "layer1", "pooled"}
+    for array in found.values():
+        torch.testing.assert_close(array.norm(dim=-1), torch.ones(array.shape[:-1]))
+    mean = maps[1].mean(dim=(2, 3))
+    torch.testing.assert_close(found["pooled"], torch.nn.functional.normalize(mean, dim=-1))
 
 
 def test_a_radius_is_of_the_same_location():

@@ -21,6 +21,14 @@ class MemoryBank:
     # the patch grid. None: rows are not of single images.
     embedding: str = "patches"
     origin: Int64[np.ndarray, "bank 3"] | None = None
+    # Where several banks are below one another (`stacked`), the rows of each. None: it is one.
+    sizes: tuple[int, ...] | None = None
+
+    def has_others(self, rows: Int64[np.ndarray, " some"]) -> bool:
+        """Return whether these rows are not all that there are, be it of one of several banks."""
+        sizes = np.array([len(self.rows)] if self.sizes is None else self.sizes)
+        bank = np.searchsorted(sizes.cumsum(), rows, side="right")
+        return bool((np.bincount(bank, minlength=len(sizes)) < sizes).all())
 
     @classmethod
     def of_images(cls, corpus: Corpus, embedding: str) -> "MemoryBank":

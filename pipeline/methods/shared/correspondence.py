@@ -4,7 +4,7 @@ Cohen, Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences", 
 (arXiv 2005.02357).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -17,10 +17,10 @@ from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.galleries import Galleries
 from patchlake.pipeline.index.positioned import places_near
 from patchlake.pipeline.index.search import Search
-from patchlake.pipeline.maths.resampling import bilinear_matrix
 from patchlake.pipeline.methods.shared.bank import OwnPart, nearest_others
 from patchlake.pipeline.methods.shared.contract import Gallery
 from patchlake.pipeline.methods.shared.corpus import Arrays
+from patchlake.pipeline.methods.shared.maps import layer_names
 
 
 @runtime_checkable
@@ -131,24 +131,6 @@ def order_by_overlap(retrieved: Int64[np.ndarray, "images k"]) -> list[int]:
         order.append(max(left, key=lambda image: len(last & sets[image])))
         del left[order[-1]]
     return order
-
-
-def mean_on_finest_grid(grids: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows columns"]:
-    """Return the mean of float64 maps (y, x) on the finest of their grids, bilinearly."""
-    rows, columns = max((grid.shape for grid in grids), key=lambda shape: shape[0] * shape[1])
-    total = np.zeros((rows, columns))
-    for grid in grids:
-        # Without BLAS, whose last bits can depend on the number of threads.
-        tall = np.einsum("yr,rc->yc", bilinear_matrix(rows, grid.shape[0]), grid)
-        total += np.einsum("yc,xc->yx", tall, bilinear_matrix(columns, grid.shape[1]))
-    mean: np.ndarray = (total / len(grids)).astype(np.float32)
-    return mean
-
-
-def layer_names(arrays: Mapping[str, object]) -> list[str]:
-    """Return the names of the pixel layers, the finest first."""
-    # Numbered without a gap; what else there is has other names.
-    return [name for name in (f"layer{number}" for number in range(len(arrays))) if name in arrays]
 
 
 def _load(gallery: Gallery, number: int) -> list[Float32[np.ndarray, "_pixels _dim"]]:
