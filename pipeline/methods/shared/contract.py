@@ -117,7 +117,7 @@ class DeviceDetector(GroupDetector, Protocol):
 
 @runtime_checkable
 class MutualDetector(GroupDetector, Protocol):
-    """A detector that leaves out what its model has of an image, and of its part, by their marks."""
+    """A detector that leaves out what its model has of an image and of its part, by marks."""
 
     def score_apart(self, embeddings: Arrays, marks: Marks) -> Scores:
         """Return the scores of images, in the model or not, as if they and their parts were new."""
