@@ -1,5 +1,6 @@
 """A night's images are compared with one another: one command, no label, no fit beforehand."""
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from patchlake.pipeline.config import load_settings
 from patchlake.pipeline.driver import evaluate, fit, mutual, score, status, withdraw
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.withdraw import Withdrawal
 from patchlake.pipeline.errors import ConfigError, FragmentsFailed
+from patchlake.pipeline.lake.changed import GONE
 from patchlake.pipeline.model_store.models import read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files, read_scores
@@ -245,3 +248,54 @@ def test_ray_and_local_write_the_same_bytes(
 ):
     compare(images, tmp_path, Execution("ray", None), workers=2)
     assert output_files(tmp_path / "scores") == output_files(done / "scores")
+
+
+@pytest.fixture
+def cloth(images: Path, tmp_path: Path) -> Path:
+    """A lake of one file of 22 images."""
+    root = tmp_path / "lake"
+    root.mkdir()
+    shutil.copy(next(images.glob("g=woven_cloth/*.parquet")), root / "cloth.parquet")
+    return root
+
+
+def test_a_label_that_changes_is_no_matter_and_an_image_that_goes_is(cloth: Path, tmp_path: Path):
+    compare(cloth, tmp_path)
+    table = pq.ParquetFile(cloth / "cloth.parquet").read()
+    at = table.column_names.index("label")
+    bad = table.set_column(at, "label", pa.array(["scratch"] * len(table)))
+    pq.write_table(bad, cloth / "cloth.parquet")
+    found = status.with_changed(
+        Folder(str(tmp_path / "model")), status.read(str(tmp_path / "model"))
+    )
+    assert [state.changed for state in found] == [{}]
+    pq.write_table(bad.slice(1), cloth / "cloth.parquet")
+    found = status.with_changed(
+        Folder(str(tmp_path / "model")), status.read(str(tmp_path / "model"))
+    )
+    (gone,) = found[0].changed["woven_cloth"].items()
+    assert gone == (table["image_id"][0].as_py(), GONE)
+
+
+def test_images_that_stand_out_are_not_judged_by(cloth: Path, tmp_path: Path):
+    """Else the worst of them would set the threshold that it is held against."""
+    table = pq.ParquetFile(cloth / "cloth.parquet").read()
+    pictures = table["image"].to_pylist()
+    odd = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    sink = io.BytesIO()
+    odd.save(sink, "png")
+    table = table.drop_columns(["sha256"]).set_column(
+        table.column_names.index("image"), "image", pa.array([sink.getvalue(), *pictures[1:]])
+    )
+    pq.write_table(table, cloth / "cloth.parquet")
+    compare(cloth, tmp_path)
+    (record,) = read_manifest(Folder(str(tmp_path / "model"))).groups.values()
+    suspects = pq.read_table(tmp_path / "model" / "suspects.parquet").to_pylist()
+    named = {row["image_id"] for row in suspects if row["is_suspect"]}
+    worst = table["image_id"][0].as_py()
+    assert worst in named
+    assert record.facts["judged_images"] == 22 - len(named)
+    rows = {row["image_id"]: row for row in read_scores(tmp_path / "scores").to_pylist()}
+    assert rows[worst]["is_anomalous"]
+    assert rows[worst]["p_value"] == min(row["p_value"] for row in rows.values())
+    assert rows[worst]["p_value"] == pytest.approx(record.facts["smallest_false_alarm_rate"])

@@ -91,7 +91,7 @@ class Marks:
         are_named = (mine != _NO_PART) & (theirs != _NO_PART)
         alike = alike_pairs(self.thumbnails, others.thumbnails, float(limit[0]))
         same = self.contents[:, np.newaxis] == others.contents[np.newaxis]
-        return same | np.where(are_named, mine == theirs, alike)
+        return np.asarray(same | np.where(are_named, mine == theirs, alike))
 
 
 def _number(part_id: str | None) -> int:
