@@ -51,7 +51,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "backbone": {"name": "resnet101.tv_in1k", "layers": [4]},
         "method": {"name": "dn2", "neighbours": 2},
     },
-    # Li et al., ICLR 2024, as the authors' code is configured: blocks 5, 11, 17 and 23, counted from
+    # Li et al., ICLR 2024, as the authors' code is configured: blocks 5, 11, 17, 23, counted from
     # one, of 518 pixels, for which timm resamples the positions.
     "musc_paper": {
         "image": {"resize": [518, 518]},
