@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--defective", type=int, default=20)
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--references", nargs="+", type=int, default=[100])
+    parser.add_argument("--references", nargs="+", type=int, default=[50])
     parser.add_argument("--backbone", default="lite0")
     parser.add_argument("--weights")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the method: name=value")
