@@ -11,8 +11,8 @@ largest value. A fit learns nothing: it keeps images to compare with, the *refer
 
 Deliberate differences from the paper and the authors' code:
 
-* an image is compared with at most `references` images of its group, those whose files have the
-  lowest SHA-256, and not with all: so time grows with the night and not with its square, memory
+* an image is compared with at most `references` images of its group, those whose thumbnails have
+  the lowest SHA-256, and not with all: so time grows with the night and not with its square, memory
   with neither, and what is chosen hangs on no order. The authors divide a set into subsets;
 * an image is not compared with other shots of its part either, of which a defect shows in all;
 * of fewer than four others one counts, where the authors' code finds 30 % of them to be none;
@@ -110,7 +110,7 @@ class MuSc:
             ConfigError: if there are fewer than five different images.
         """
         marks = corpus.marks()
-        chosen = _lowest(marks.contents, self.references)
+        chosen = marks.lowest(self.references)
         _require_enough(len(chosen), corpus.images)
         return self._result(_References.of(corpus, marks, chosen, 0), marks.limit)
 
@@ -127,12 +127,12 @@ class MuSc:
         They are those that a fit of all images would have, unless references were withdrawn.
         """
         marks = corpus.marks()
-        new = _lowest(marks.contents, self.references)
+        new = marks.lowest(self.references)
         every = _References.from_state(earlier.state).joined(
             _References.of(corpus, marks, new, earlier.images)
         )
         limit = every.marks.limit
-        return self._result(every.take(_lowest(every.marks.contents, self.references)), limit)
+        return self._result(every.take(every.marks.lowest(self.references)), limit)
 
     def withdraw(
         self,
@@ -167,7 +167,7 @@ class MuSc:
 
 @dataclass(frozen=True)
 class _References:
-    """Images that others are compared with, in the order of their contents."""
+    """Images that others are compared with, in the order of their digests."""
 
     # In the model, as they joined it.
     numbers: Int64[np.ndarray, " references"]
@@ -272,13 +272,6 @@ def _some(embeddings: Arrays, first: int, *, chosen: Int64[np.ndarray, " chosen"
     count = len(next(iter(embeddings.values())))
     at = chosen[(chosen >= first) & (chosen < first + count)] - first
     return {name: array[at].astype(np.float16) for name, array in embeddings.items()}
-
-
-def _lowest(contents: np.ndarray, at_most: int) -> Int64[np.ndarray, " chosen"]:
-    """Return the numbers of the images of the lowest contents, rising; of equal ones the first."""
-    _, first = np.unique(contents, return_index=True)
-    chosen: np.ndarray = first[:at_most].astype(np.int64)
-    return chosen
 
 
 def _require_enough(different: int, images: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8, UInt64
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 
 from patchlake.pipeline.maths.likeness import alike_limit, alike_pairs
 
@@ -19,7 +19,7 @@ _PREFIX = "marks."
 class Marks:
     """Of images, in some order: which file, which part, and how it looks from afar."""
 
-    # The first 8 bytes of the SHA-256 of each file.
+    # The first 8 bytes of the SHA-256 of each file; 0 where it was not kept.
     contents: UInt64[np.ndarray, " images"]
     # Of `part_id`, likewise; 0: it has none.
     parts: UInt64[np.ndarray, " images"]
@@ -44,13 +44,16 @@ class Marks:
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> "Marks":
         """Return those that `to_state` gave."""
-        names = ("contents", "parts", "thumbnails")
-        return cls(*(state[f"{_PREFIX}{name}"] for name in names))
+        parts, thumbnails = (state[f"{_PREFIX}{name}"] for name in ("parts", "thumbnails"))
+        return cls(np.zeros(len(parts), np.uint64), parts, thumbnails)
 
     def to_state(self) -> dict[str, np.ndarray]:
-        """Return them as arrays by name, for a model's state."""
+        """Return them as arrays by name, for a model's state.
+
+        But for the contents: what is outside of a region of interest changes them, and nothing
+        else, and an image that is there again looks as it did.
+        """
         return {
-            f"{_PREFIX}contents": self.contents,
             f"{_PREFIX}parts": self.parts,
             f"{_PREFIX}thumbnails": self.thumbnails,
         }
@@ -71,6 +74,22 @@ class Marks:
             np.concatenate([self.thumbnails, others.thumbnails]),
         )
 
+    def lowest(self, at_most: int) -> Int64[np.ndarray, " chosen"]:
+        """Return the numbers of images, a sample that hangs on what they show alone.
+
+        They are those of the lowest SHA-256 of thumbnail and part, in its order; of images of which
+        both are equal, the one of the lowest content.
+        """
+        digests = (
+            hashlib.sha256(looks.tobytes() + part.tobytes()).digest()[:_BYTES]
+            for looks, part in zip(self.thumbnails, self.parts, strict=True)
+        )
+        keys = np.array([int.from_bytes(one, "big") for one in digests], np.uint64)
+        order = np.lexsort((self.contents, keys))
+        _, first = np.unique(keys[order], return_index=True)
+        chosen: np.ndarray = order[first[:at_most]].astype(np.int64)
+        return chosen
+
     @property
     def limit(self) -> Float32[np.ndarray, " one"]:
         """What `own` takes: up to which difference these images look alike."""
@@ -81,7 +100,7 @@ class Marks:
     ) -> Bool[np.ndarray, "images others"]:
         """Return which others are each image itself, or another shot of its part.
 
-        By content; by `part_id` where both have one; else by how they look (`maths.likeness`).
+        By `part_id` where both have one, else by how they look (`maths.likeness`).
 
         Args:
             others: The images that these are compared with.
@@ -90,8 +109,7 @@ class Marks:
         mine, theirs = self.parts[:, np.newaxis], others.parts[np.newaxis]
         are_named = (mine != _NO_PART) & (theirs != _NO_PART)
         alike = alike_pairs(self.thumbnails, others.thumbnails, float(limit[0]))
-        same = self.contents[:, np.newaxis] == others.contents[np.newaxis]
-        return np.asarray(same | np.where(are_named, mine == theirs, alike))
+        return np.asarray(np.where(are_named, mine == theirs, alike))
 
 
 def _number(part_id: str | None) -> int:
