@@ -10,8 +10,10 @@ from patchlake.pipeline.errors import FragmentsFailed
 from patchlake.pipeline.shown import counted
 
 if TYPE_CHECKING:
+    from patchlake.pipeline.config import Settings
     from patchlake.pipeline.driver.preview import Preview
     from patchlake.pipeline.model_store.models import Manifest
+    from patchlake.pipeline.record.runs import Summary
 
 R = TypeVar("R")
 
@@ -49,6 +51,20 @@ def show_model(root: str, manifest: "Manifest") -> None:
 
 def _fact(name: str, fact: float | str) -> str:
     return f"{name} {fact}" if isinstance(fact, str) else f"{name} {fact:.6g}"
+
+
+def show_scored(scores: str, settings: "Settings", summary: "Summary") -> None:
+    """Print how many images were scored, and where their rows are."""
+    from patchlake.pipeline.storage.folder import Folder
+
+    rows = [[status, str(count)] for status, count in summary.statuses.items()]
+    show_table(
+        f"scored {sum(summary.statuses.values())} of {summary.images} images",
+        ["status", "images"],
+        rows,
+    )
+    version = summary.parts[0].partition("/")[0] if summary.parts else "version=*"
+    say(f"{Folder.at(scores, settings.storage).path(version)}/**/*.parquet")
 
 
 def show_preview(found: "Preview", *, as_json: bool) -> None:

@@ -3,18 +3,14 @@
 import sys
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from patchlake.jobs import options
-from patchlake.jobs.console import say, say_reading, show_table
-from patchlake.jobs.results import and_show, show_preview
+from patchlake.jobs.console import say_reading
+from patchlake.jobs.results import and_show, show_preview, show_scored
 from patchlake.pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    from patchlake.pipeline.config import Settings
-    from patchlake.pipeline.record.runs import Summary
 
 
 def score(
@@ -107,7 +103,7 @@ def score(
         restore=restore,
         confirm=_confirm if may_ask else None,
     )
-    and_show(run, partial(_show, scores, settings))
+    and_show(run, partial(show_scored, scores, settings))
 
 
 def _confirm(what: str) -> bool:
@@ -116,16 +112,3 @@ def _confirm(what: str) -> bool:
     except typer.Abort:
         # The end of what is typed.
         return False
-
-
-def _show(scores: str, settings: "Settings", summary: "Summary") -> None:
-    from patchlake.pipeline.storage.folder import Folder
-
-    counted = [[status, str(count)] for status, count in summary.statuses.items()]
-    show_table(
-        f"scored {sum(summary.statuses.values())} of {summary.images} images",
-        ["status", "images"],
-        counted,
-    )
-    version = summary.parts[0].partition("/")[0] if summary.parts else "version=*"
-    say(f"{Folder.at(scores, settings.storage).path(version)}/**/*.parquet")

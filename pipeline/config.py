@@ -371,6 +371,9 @@ class Settings(_Frozen):
     seed: int = 0
     # Whether a fit leaves out the training images that look anomalous themselves.
     robust: bool = False
+    # Which rows a fit and its updates take: `good`: those labelled so, not of a split to test on;
+    # `all`: every row, whatever its label and split.
+    fit_on: Literal["good", "all"] = "good"
     fragment_images: PositiveInt = 256
     # Inference workers on Ray; None: what the cluster has.
     workers: PositiveInt | None = None

@@ -51,6 +51,16 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "backbone": {"name": "resnet101.tv_in1k", "layers": [4]},
         "method": {"name": "dn2", "neighbours": 2},
     },
+    # Li et al., ICLR 2024, as the authors' code is configured: blocks 5, 11, 17, 23, counted from
+    # one, of 518 pixels, for which timm resamples the positions.
+    "musc_paper": {
+        "image": {"resize": [518, 518]},
+        "backbone": {
+            "name": "vit_large_patch14_clip_quickgelu_336.openai",
+            "layers": [4, 10, 16, 22],
+        },
+        "method": {"name": "musc", "neighbourhood": 5, "nearest_share": 0.3},
+    },
     # Damm et al., WACV 2025, full-shot: all tokens of the last block of DINOv2 ViT-S/14.
     "anomalydino_paper": {
         "image": {"resize": [448, 448]},

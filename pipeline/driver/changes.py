@@ -14,7 +14,7 @@ from patchlake.pipeline.config import ColumnSettings
 from patchlake.pipeline.errors import PatchlakeError
 from patchlake.pipeline.groups.files import load_images
 from patchlake.pipeline.groups.membership import Membership, with_roots
-from patchlake.pipeline.lake.changed import changed_images
+from patchlake.pipeline.lake.changed import GONE, changed_images
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.contract import Updatable
 from patchlake.pipeline.model_store import models
@@ -57,7 +57,11 @@ def say_changed(
             _say_unread(model, root, error)
             continue
         for group, fates in found.items():
-            changed.setdefault(group, {}).update(fates)
+            # Where labels and splits were not read, another one is no matter.
+            every = manifest.settings.fit_on == "all"
+            left = {one: fate for one, fate in fates.items() if not every or fate == GONE}
+            if left:
+                changed.setdefault(group, {}).update(left)
     if changed:
         # Not before: a method brings torch, which most models' status does without.
         method = build(manifest.method, manifest.method_options)

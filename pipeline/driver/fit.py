@@ -221,7 +221,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     # Where each group has its own, it is not known before its photos are.
     geometry = geometry_of(settings.image.resize, settings.image.crop, {})
     source = Source(lake, settings.columns, settings.image, geometry, read_where(where))
-    selections = choose_rows(source, plan.kept)
+    selections = choose_rows(source, plan.kept, settings.fit_on)
     backbone = load_backbone(settings.backbone, seed=settings.seed, storage=lake.storage)
     # From here on it is what it was found to be, in every worker.
     precise = settings.backbone.model_copy(update={"precision": backbone.precision})
@@ -260,6 +260,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     output, vocabulary = output_digest(settings), settings.columns.vocabulary
     covered = {**identity.covered(), **regions.covered()}
     covered |= {"shapes": shapes} if shapes else {}
+    covered |= {"fit_on": "all"} if settings.fit_on == "all" else {}
     version = digest({**covered, "output": output, "vocabulary": vocabulary})
     plan = plan.keyed({}, otherwise=version)
     record = runs.RunRecord(

@@ -38,6 +38,7 @@ from patchlake.pipeline.driver import evaluate as _evaluate
 from patchlake.pipeline.driver import fit as _fit
 from patchlake.pipeline.driver import ingest as _ingest
 from patchlake.pipeline.driver import learning as _learning
+from patchlake.pipeline.driver import mutual as _mutual
 from patchlake.pipeline.driver import parts as _parts
 from patchlake.pipeline.driver import picture as _picture
 from patchlake.pipeline.driver import review as _review
@@ -289,6 +290,50 @@ def score(
         since=since,
         expire=expire,
         restore=restore,
+    )
+
+
+def mutual(
+    images: Uri,
+    model: Uri,
+    scores: Uri,
+    *,
+    where: str | None = None,
+    settings: Settings | None = None,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> Summary:
+    """Compare images with one another, and score each: no label is read, and nothing is fitted.
+
+    It takes five images of a group at least, most of them good (docs/methods.md).
+
+    Args:
+        images: The images table.
+        model: Folder of the images that are compared with: made of these images; where it is there,
+            of an earlier night, they join.
+        scores: Folder of the score table.
+        where: Which rows join and are scored: "dt = '2026-11-20'".
+        settings: See above; the method is "musc".
+        runner: See above.
+        address: See above.
+        observer: See above.
+
+    Raises:
+        ConfigError: if the model is of another method, or no group has five images.
+        FragmentsFailed: as of `score`: rows of a group with too few images are errors.
+
+    >>> without = {name: quick[name] for name in ("image", "backbone")}
+    >>> summary = patchlake.mutual(
+    ...     "images", "night", "mutual", settings=patchlake.settings(**without)
+    ... )
+    >>> summary.images, summary.statuses
+    (44, {'ok': 44})
+    """
+    return _mutual.run(
+        *(_uri(images), _uri(model), _uri(scores), _effective(settings)),
+        _execution(runner, address, observer),
+        where=where,
     )
 
 

@@ -108,6 +108,7 @@ def open_base(target: Folder, settings: Settings) -> PublishedModel:
         "preset": fitted.preset,
         "seed": fitted.seed,
         "robust": fitted.robust,
+        "fit_on": fitted.fit_on,
         "image": settings.image.model_copy(
             update={
                 **manifest.geometry.settings,

@@ -182,7 +182,7 @@ def announce_cost(members: Sequence[Member], pending: Fragments, scored: Contain
                 images = pending.of_group(group).images
                 log.info(
                     "%s on group '%s': %.4g GFLOP of search an image, %.4g TFLOP for %d images "
-                    "(a core does 50 to 200 GFLOP a second; most of it can be pruned)",
+                    "(a core does 50 to 200 GFLOP a second; SPADE can prune most of its own)",
                     member.manifest.method,
                     group,
                     cost,

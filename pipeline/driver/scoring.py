@@ -236,5 +236,10 @@ def pipeline_of(
         *(work.source, without, threads, geometries, attempts, pictures),
         interests=work.regions.interests,
         grids=work.regions.grids,
+        reasons={
+            group: reason
+            for member in work.members
+            for group, reason in member.manifest.failed_groups.items()
+        },
     )
     return Pipeline(decode, scorer, publish)

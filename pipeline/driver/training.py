@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Literal
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.lake.selection import Selection
@@ -13,13 +14,18 @@ log = logging.getLogger(__name__)
 
 
 def choose_rows(
-    source: Source, fragments: Fragments, *, is_update: bool = False
+    source: Source,
+    fragments: Fragments,
+    fit_on: Literal["good", "all"] = "good",
+    *,
+    is_update: bool = False,
 ) -> Mapping[str, Selection]:
     """Return which rows of each group are trained on, after saying which.
 
     Args:
         source: The lake.
         fragments: Of the groups in question.
+        fit_on: The setting; with `all`, labels and splits are not read.
         is_update: Whether a group may bring nothing new.
 
     Raises:
@@ -27,6 +33,9 @@ def choose_rows(
             is nowhere, or, of a fit, no label of a group means good, or its labels are numbers in
             some files and words in others.
     """
+    if fit_on == "all":
+        log.info("every image is taken, whatever its label and split (fit_on=all)")
+        return dict.fromkeys(fragments.groups, "all")
     found = survey(source, fragments)
     found.require_named(source, fragments)
     found.require_splits(source.images.root)

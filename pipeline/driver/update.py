@@ -141,7 +141,7 @@ def _choose(
             log.warning("%s has no group '%s': it is left out; fit it", base.target.root, group)
     known_groups = pc.is_in(kept.table.column("group"), value_set=pa.array(list(fitted)))
     fragments = kept.only(known_groups)
-    selections = {} if wanted else choose_rows(source, fragments, is_update=True)
+    selections = {} if wanted else choose_rows(source, fragments, settings.fit_on, is_update=True)
     select = partial(_selected, selections, source, wanted)
     roots = [step.images for step in base.manifest.lineage]
     known = {group: one.members.known(roots, lake.root) for group, one in fitted.items()}

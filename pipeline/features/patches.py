@@ -29,7 +29,7 @@ def concat_embedding(feature_maps: Sequence[Tensor], neighbourhood: int = 3) -> 
         neighbourhood: Side p of the averaged square, odd.
     """
     grid = feature_maps[0].shape[-2:]
-    pooled = [_pool(maps, neighbourhood) for maps in feature_maps]
+    pooled = [mean_of_square(maps, neighbourhood) for maps in feature_maps]
     return torch.cat([_resample(maps, grid) for maps in pooled], dim=1).permute(0, 2, 3, 1)
 
 
@@ -61,7 +61,7 @@ def official_embedding(feature_maps: Sequence[Tensor]) -> Tensor:
     kernel[1, 1] = 0.2
     weights = kernel.expand(channels[0], 1, 3, 3)
     near = functional.conv2d(fine, weights, padding=1, groups=channels[0])
-    pooled = _pool(coarse, 3)
+    pooled = mean_of_square(coarse, 3)
     pairs = (pooled[:, 0::2] + pooled[:, 1::2]) / 2
     return torch.cat([near, _resample(pairs, fine.shape[-2:])], dim=1).permute(0, 2, 3, 1)
 
@@ -71,7 +71,15 @@ def pooled(feature_map: Tensor) -> Tensor:
     return feature_map.mean(dim=(-2, -1))
 
 
-def _pool(maps: Tensor, neighbourhood: int) -> Tensor:
+def mean_of_square(maps: Tensor, neighbourhood: int) -> Tensor:
+    """Return maps (images, channels, rows, columns) whose values are means over a square.
+
+    Beyond the border are zeros, which count.
+
+    Args:
+        maps: The same shape.
+        neighbourhood: Side of the square, odd.
+    """
     return functional.avg_pool2d(maps, neighbourhood, stride=1, padding=neighbourhood // 2)
 
 

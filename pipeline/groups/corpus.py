@@ -24,6 +24,7 @@ from patchlake.pipeline.groups.partials import (
 )
 from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods.shared.corpus import Arrays, EmbeddingReader, Fold, Notes, S
+from patchlake.pipeline.methods.shared.marks import Marks
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.storage.folder import Folder
@@ -146,6 +147,17 @@ class StoredCorpus:
                 for image in wanted:
                     at = image - int(self._firsts[number])
                     yield image, stored.read(range(at, at + 1))
+
+    def marks(self) -> Marks:
+        """Return what the images are known by, by number."""
+        sha256s: list[str] = []
+        part_ids: list[str | None] = []
+        thumbnails: list[bytes] = []
+        for _, images in self.embedded_images():
+            sha256s += images.sha256s
+            part_ids += images.part_ids
+            thumbnails += map(b64decode, images.thumbnails)
+        return Marks.of(sha256s, part_ids, thumbnails)
 
     def each(self, work: Callable[[Arrays, int], T]) -> Iterator[T]:
         """Yield the results of `work` on each fragment, in order."""

@@ -18,7 +18,12 @@ from patchlake.pipeline.groups.loading import MEASURED_PATCHES, bank_files, meas
 from patchlake.pipeline.groups.membership import Membership
 from patchlake.pipeline.groups.parts import JUDGED, judged, judged_of, told_by
 from patchlake.pipeline.groups.roi import write_roi
-from patchlake.pipeline.groups.suspects import CleanCorpus, listed, without_suspects
+from patchlake.pipeline.groups.suspects import (
+    CleanCorpus,
+    listed,
+    without_suspects,
+    without_their_samples,
+)
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.index.choose import search_over
 from patchlake.pipeline.index.exact import ExactSearch
@@ -156,7 +161,9 @@ def store(
     result, membership = contents.result, contents.membership
     origin = None if result.bank is None else result.bank.origin
     measured = Calibration.of(membership.samples(), result.threshold)
-    calibration = replace(measured, judged=judged_of(membership))
+    # Where nobody said which images are good, those that look bad are not judged by.
+    good = membership if settings.fit_on == "good" else without_their_samples(membership)
+    calibration = replace(measured, judged=judged_of(good))
     accounts = Accounts(
         calibration=calibration,
         images=membership.table,

@@ -10,6 +10,8 @@ from patchlake.pipeline.groups.banks import Holders, SharedBank, searched_bytes,
 from patchlake.pipeline.groups.loading import held_bytes
 from patchlake.pipeline.images.geometry import Geometries, Geometry, geometry_of
 from patchlake.pipeline.index.search import Search
+from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods.shared.contract import Mutual
 from patchlake.pipeline.model_store.models import Manifest
 from patchlake.pipeline.storage.folder import Folder
 
@@ -48,6 +50,11 @@ class Member:
         fixed = self.manifest.geometry
         shapes, is_cut = self.manifest.shapes, fixed.tile is not None
         return geometry_of(fixed.resize, fixed.crop, shapes, is_cut=is_cut)
+
+    @property
+    def is_mutual(self) -> bool:
+        """Whether images that the model has are scored as if they were new to it."""
+        return isinstance(build(self.manifest.method, self.manifest.method_options), Mutual)
 
     def backbone(self, layers: Layers) -> Backbone:
         """Return the network with these layers."""

@@ -65,6 +65,14 @@ def suspicions(samples: Sequence[Sample]) -> dict[int, Suspicion]:
     }
 
 
+def without_their_samples(members: Membership) -> Membership:
+    """Return the members of a model without the samples by part of those that are suspect."""
+    samples = members.part_samples()
+    found = suspicions(samples)
+    kept = [one for one in samples if one.image not in found or not found[one.image].is_suspect]
+    return members.judged(members.present.column("part").to_pylist(), kept)
+
+
 @dataclass(frozen=True)
 class CleanCorpus:
     """A corpus, and those of its images that a robust fit leaves out, by number."""

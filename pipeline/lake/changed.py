@@ -25,7 +25,8 @@ from patchlake.pipeline.storage.stores import Entry
 # Narrow columns are small, behind the latency of an object store.
 _FILES_AT_ONCE = 16
 _ASKED = ("image_id", "group", "split", "label")
-_GONE = "gone, or replaced by another picture"
+# What has become of an image that is not there any more.
+GONE = "gone, or replaced by another picture"
 
 Row = Mapping[str, object]
 
@@ -142,7 +143,7 @@ def _fate(image: Row, rows: _Rows, now: set[tuple[str, str]], *, is_labelled: bo
     if is_in_place:
         return ""
     if not found:
-        return _GONE
+        return GONE
     trained = [row for row in found if row["split_means"] not in ("test", "other")]
     if not trained:
         return f"its split is now '{found[0]['split']}'"

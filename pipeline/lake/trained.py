@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from patchlake.pipeline.groups.member import Member
 
 _FOLDER, _LIST = "_models", ".arrow"
+# Of a list whose images were scored as new ones by a model that has them.
+_APART = {b"scored_apart": b"true"}
 _LOOKS = ("brightness", "sharpness", "embedding", "thumbnail")
 # Not in lists of before they were kept.
 _COMPARED = ("part", "part_score", *_LOOKS)
@@ -53,6 +55,7 @@ def write_trained(
         ModelError: if a list of images is damaged, also where its copy is there.
     """
     there = set(scores.names(_FOLDER))
+    are_mutual = all(member.is_mutual for member in members)
     wanted = {digests[group] for group in groups if group in digests}
 
     def write(digest: str) -> None:
@@ -66,8 +69,10 @@ def write_trained(
         if _name(digest) not in there and all(table is not None for table in tables):
             sink = pa.BufferOutputStream()
             options = pa.ipc.IpcWriteOptions(compression="zstd")
-            with pa.ipc.new_file(sink, TRAINED, options=options) as writer:
-                writer.write_table(pa.concat_tables(tables).combine_chunks())
+            listed = pa.concat_tables(tables).combine_chunks()
+            listed = listed.replace_schema_metadata(_APART if are_mutual else None)
+            with pa.ipc.new_file(sink, listed.schema, options=options) as writer:
+                writer.write_table(listed)
             scores.write(_name(digest), sink.getvalue().to_pybytes())
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -112,6 +117,9 @@ def _as_trained(images: pa.Table) -> pa.Table:
 def read_trained(scores: Folder, model_id: str, lake: str) -> Known | None:
     """Return what tells the images that a model was trained on; None where that was not kept.
 
+    They are none where each was scored as if it were new to the model (`methods.shared.contract`,
+    `Mutual`).
+
     Args:
         scores: The score table.
         model_id: As in its rows.
@@ -121,7 +129,9 @@ def read_trained(scores: Folder, model_id: str, lake: str) -> Known | None:
         ConfigError: if the list is damaged.
     """
     found = trained_images(scores, model_id)
-    return None if found is None else Known.of(found, lake)
+    if found is None:
+        return None
+    return Known.of(found[:0] if found.schema.metadata == _APART else found, lake)
 
 
 def trained_images(scores: Folder, model_id: str) -> pa.Table | None:
@@ -138,7 +148,8 @@ def trained_images(scores: Folder, model_id: str) -> pa.Table | None:
     try:
         table = pa.ipc.open_file(scores.read(name)).read_all()
         table.validate(full=True)
-        return _as_trained(table)
+        metadata = _APART if (table.schema.metadata or {}).items() >= _APART.items() else None
+        return _as_trained(table).replace_schema_metadata(metadata)
     except FileNotFoundError:
         return None
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:

@@ -14,7 +14,7 @@ night may be of one part.
 """
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -33,6 +33,19 @@ _BLOCKS_AHEAD = 8
 def alike_limit(thumbnails: UInt8[np.ndarray, "images cells"]) -> float:
     """Return up to which squared difference photos of a group are taken for shots of one part."""
     return _limit(_standardised(thumbnails))
+
+
+def alike_pairs(
+    one: UInt8[np.ndarray, "a cells"], other: UInt8[np.ndarray, "b cells"], limit: float
+) -> Bool[np.ndarray, "a b"]:
+    """Return which photos, of each two, are taken for shots of one part; what links them is not.
+
+    Args:
+        one: Thumbnails of some photos.
+        other: Of others.
+        limit: `alike_limit` of the group.
+    """
+    return np.asarray(_squared(_standardised(one), _standardised(other)) <= limit)
 
 
 def look_alikes(

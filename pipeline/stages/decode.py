@@ -52,6 +52,8 @@ class Decode:
     interests: Mapping[str, Interest] = field(default_factory=dict)
     # Group -> grids of patches, of which one at least must be inside.
     grids: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    # Group -> why the model does not have it, where that is known.
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
@@ -70,7 +72,10 @@ class Decode:
             taken = pa.array(self.chosen[batch.fragment.key], pa.int64())
             rows = rows.filter(pc.is_in(rows.column("source_row"), value_set=taken))
         if selection == "none":
-            reason = f"the model has no group '{batch.fragment.group}'"
+            why = self.reasons.get(batch.fragment.group)
+            reason = f"the model has no group '{batch.fragment.group}'" + (
+                f": {why}" if why else ""
+            )
             outcomes: list[_Outcome] = [_Outcome.failed("no_model", reason)] * len(rows)
         else:
             passed = Passed("decode", batch.fragment.key)

@@ -34,8 +34,11 @@ from patchlake.pipeline.methods.shared.contract import (
     DeviceDetector,
     GroupDetector,
     Method,
+    Mutual,
+    MutualDetector,
     Scores,
 )
+from patchlake.pipeline.methods.shared.marks import Marks
 from patchlake.pipeline.model_store.models import MANIFEST
 from patchlake.pipeline.scores.calibration import Calibration
 from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
@@ -59,6 +62,8 @@ _SHOWN = 6
 _Embeddings = TypeVar("_Embeddings")
 # Images as decode makes them, and what of each counts.
 _Piece = tuple[np.ndarray, Sequence[Interior]]
+# What some images are known by; None: nobody says, and they are taken for new ones.
+_Known = Marks | None
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,8 @@ class Infer:
         embeddings: list[list[float]] = []
         if len(batch.array):
             passed = Passed("infer", batch.fragment.key)
-            found = self.seen(batch.array, batch.fragment.group, passed, batch.interiors())
+            group, marks = batch.fragment.group, self._marks(batch)
+            found = self.seen(batch.array, group, passed, batch.interiors(), marks)
             scores, grids = found.scores.image_scores, found.scores.anomaly_maps
             maps = np.empty((len(scores), 0, 0), np.float32) if grids is None else grids
             embeddings = embedding_of(found.summaries).tolist()
@@ -204,6 +210,15 @@ class Infer:
         each = iter(embeddings)
         whole = pa.array([next(each) if ok else None for ok in is_ok], pa.list_(pa.float32()))
         return replace(batch, rows=rows.append_column("embedding", whole), array=maps)
+
+    def _marks(self, batch: FragmentBatch) -> _Known:
+        """Return what the ok images are known by, where a method asks for it."""
+        if not any(isinstance(method, Mutual) for method in self._methods):
+            return None
+        is_ok = pa.array([status == "ok" for status in batch.statuses()], pa.bool_())
+        images = batch.rows.filter(is_ok)
+        names = ("sha256", "part_id", "thumbnail")
+        return Marks.of(*(images.column(name).to_pylist() for name in names))
 
     def score(
         self,
@@ -221,6 +236,7 @@ class Infer:
         group: str,
         passed: Passed,
         interiors: Sequence[Interior] = (),
+        marks: _Known = None,
     ) -> Seen:
         """Return the scores and summaries of images as decode makes them, at least one.
 
@@ -231,6 +247,7 @@ class Infer:
             group: Whose model it is.
             passed: Is told of images as they are scored.
             interiors: What of each image counts; none where all does.
+            marks: What the images are known by. Without, all are new, also to a model of them.
         """
         detectors, calibrations = self._models.get(group)
         size = self._piece(group)
@@ -246,28 +263,33 @@ class Infer:
             ]
             return found[0] if len(found) == 1 else _together(found, calibrations)
 
-        def of_piece(piece: _Piece) -> Seen:
+        def of_piece(piece: tuple[_Piece, _Known]) -> Seen:
+            images, known = piece
             with self._trunks[0].extractor.own_queue():
-                members = self._embed(piece, group)
+                members = self._embed(images, group)
                 summary = {SUMMARY: members[0].pop(SUMMARY)}
-                scores = of_detectors(_scored, members)
+                scores = of_detectors(partial(_scored, known), members)
                 # Last, so that nothing waits for the device before.
                 found = Seen(scores, on_host(summary)[SUMMARY])
-            passed(len(piece[0]))
+            passed(len(images[0]))
             return found
 
-        def of_some(members: list[dict[str, np.ndarray]]) -> Seen:
+        def of_some(members: list[dict[str, np.ndarray]], known: _Known) -> Seen:
             summaries = members[0].pop(SUMMARY)
-            found = of_detectors(lambda detector, arrays: detector.score(arrays), members)
-            return Seen(found, summaries)
+            return Seen(of_detectors(partial(_scored_on_host, known), members), summaries)
 
         # Products of numpy's BLAS are made in each thread, side by side.
         with on_one_thread():
             if any(method.scored_together for method in self._methods):
                 some = self._embedded(pixels, interiors, passed, group)
-                parts = [of_some(one) for one in some]
+                parts = [
+                    of_some(one, _between(marks, first, first + count))
+                    for first, count, one in some
+                ]
             else:
-                parts = self._threads.map(of_piece, in_pieces(pixels, interiors, size))
+                pieces = in_pieces(pixels, interiors, size)
+                known = [_between(marks, at, at + size) for at in range(0, len(pixels), size)]
+                parts = self._threads.map(of_piece, list(zip(pieces, known, strict=True)))
         found = [part.scores for part in parts]
         grids = [one.anomaly_maps for one in found if one.anomaly_maps is not None]
         maps = np.concatenate(grids) if grids else None
@@ -286,15 +308,18 @@ class Infer:
 
     def _embedded(
         self, pixels: np.ndarray, interiors: Sequence[Interior], passed: Passed, group: str
-    ) -> Iterator[list[dict[str, np.ndarray]]]:
-        """Yield each member's embeddings of as many images as are scored together."""
+    ) -> Iterator[tuple[int, int, list[dict[str, np.ndarray]]]]:
+        """Yield each member's embeddings of as many images as are scored together.
+
+        Before them stand the number of the first of these images, and how many they are.
+        """
         piece = self._piece(group)
         begin, size = 0, piece
         while begin < len(pixels):
             some, own = pixels[begin : begin + size], interiors[begin : begin + size]
             arrays = partial(self._arrays, group)
             pieces = self._threads.map(arrays, in_pieces(some, own, piece))
-            yield [joined(parts) for parts in zip(*pieces, strict=True)]
+            yield begin, len(some), [joined(parts) for parts in zip(*pieces, strict=True)]
             passed(len(some))
             begin += size
             if begin == size:
@@ -346,10 +371,22 @@ class Infer:
         return detectors, [load_calibration(m.model, m.manifest.groups[group]) for m in joined]
 
 
-def _scored(detector: GroupDetector, embeddings: dict[str, Tensor]) -> Scores:
+def _scored(known: _Known, detector: GroupDetector, embeddings: dict[str, Tensor]) -> Scores:
     if isinstance(detector, DeviceDetector) and detector.is_on_device:
         return detector.score_on_device(embeddings)
-    return detector.score(on_host(embeddings))
+    return _scored_on_host(known, detector, on_host(embeddings))
+
+
+def _scored_on_host(
+    known: _Known, detector: GroupDetector, embeddings: dict[str, np.ndarray]
+) -> Scores:
+    if known is not None and isinstance(detector, MutualDetector):
+        return detector.score_apart(embeddings, known)
+    return detector.score(embeddings)
+
+
+def _between(marks: _Known, begin: int, end: int) -> _Known:
+    return None if marks is None else marks.take(slice(begin, end))
 
 
 @contextmanager

@@ -97,6 +97,7 @@ __all__ = [
     "ingest",
     "load",
     "load_settings",
+    "mutual",
     "open_scores",
     "parts",
     "picture",
@@ -111,8 +112,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact drift evaluate fit ingest load open_scores parts picture report review score settings "
-    "status update withdraw worst"
+    "compact drift evaluate fit ingest load mutual open_scores parts picture report review score "
+    "settings status update withdraw worst"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "

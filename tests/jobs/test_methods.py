@@ -23,6 +23,7 @@ HAS_MAP = {
     "cfa": True,
     "dn2": False,
     "mahalanobis": False,
+    "musc": True,
     "padim": True,
     "patchcore": True,
     "spade": True,

@@ -1,5 +1,6 @@
 """A corpus and a fitted group in memory, for tests of methods."""
 
+import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -9,6 +10,7 @@ import numpy as np
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.methods.shared.bank import OwnPart
 from patchlake.pipeline.methods.shared.contract import FitResult
+from patchlake.pipeline.methods.shared.marks import Marks
 from patchlake.pipeline.model_store.arrays import from_bytes, to_bytes
 
 
@@ -62,6 +64,15 @@ class FakeCorpus:
     memory_budget: int = 2**30
     threads: int = 1
     notes: FakeNotes = field(default_factory=FakeNotes)
+    # Of the images; without, all are of different files and parts.
+    known: Marks | None = None
+
+    def marks(self):
+        if self.known is not None:
+            return self.known
+        digests = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(self.images)]
+        looks = [np.random.default_rng(n).bytes(256) for n in range(self.images)]
+        return Marks.of(digests, [None] * self.images, looks)
 
     @property
     def images(self):

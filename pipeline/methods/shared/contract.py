@@ -11,6 +11,7 @@ from patchlake.pipeline.config import Layers
 from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart
 from patchlake.pipeline.methods.shared.corpus import Arrays, Corpus
+from patchlake.pipeline.methods.shared.marks import Marks
 
 if TYPE_CHECKING:
     # It imports torch, 3 s of a process that only reads or writes tables.
@@ -115,6 +116,14 @@ class DeviceDetector(GroupDetector, Protocol):
 
 
 @runtime_checkable
+class MutualDetector(GroupDetector, Protocol):
+    """A detector that leaves out what its model has of an image and of its part, by marks."""
+
+    def score_apart(self, embeddings: Arrays, marks: Marks) -> Scores:
+        """Return the scores of images, in the model or not, as if they and their parts were new."""
+
+
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of settings; one module of `pipeline.methods` each, found by its name."""
 
@@ -137,6 +146,17 @@ class Method(Protocol):
 
     def prepare(self, group: FittedGroup) -> GroupDetector:
         """Return what scores images of a group, with all that can be derived once."""
+
+
+@runtime_checkable
+class Mutual(Method, Protocol):
+    """A method by which images are compared with one another: its detectors are `MutualDetector`.
+
+    So an image that is in the model is scored as a new one, and may be evaluated.
+    """
+
+    # True: a method without it is another one.
+    is_mutual: ClassVar[bool]
 
 
 @runtime_checkable

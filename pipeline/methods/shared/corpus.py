@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from patchlake.pipeline.methods.shared.marks import Marks
 from patchlake.pipeline.methods.shared.workers import Held, M, Peers, T
 
 # Arrays by name. Of embeddings, the first axis of each is images.
@@ -73,6 +74,9 @@ class Corpus(Protocol):
 
     def embeddings(self) -> Iterator[Arrays]:
         """Yield each fragment's embeddings; may be called again."""
+
+    def marks(self) -> Marks:
+        """Return what the images are known by, by number: some 300 bytes each."""
 
     def each(self, work: Callable[[Arrays, int], T]) -> Iterator[T]:
         """Yield the results of `work` on each fragment, done by the workers, in order.
