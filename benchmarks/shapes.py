@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shutil.rmtree(arguments.work, ignore_errors=True)
     lake = arguments.work / "lake"
-    _share(arguments.folder, arguments.work / "photos", arguments.every)
+    share_of(arguments.folder, arguments.work / "photos", arguments.every)
     patchlake.ingest(arguments.work / "photos", lake, group=arguments.folder.name)
     name, _, weights = arguments.backbone.partition("=")
     print("| image | inputs | image AUROC | pixel AUROC | AUPRO | AUPRO 5 % | images/s | MiB |")
@@ -66,7 +66,7 @@ def _line(text: str, lake: Path, work: Path, settings: patchlake.Settings) -> No
     print(f"| `{text}` | {width} x {height} | {told} | {pace:.1f} | {size:.1f} |", flush=True)
 
 
-def _share(folder: Path, target: Path, every: int) -> None:
+def share_of(folder: Path, target: Path, every: int) -> None:
     """Link one photo of so many, of each folder by itself, and the masks of those taken."""
     for label in sorted(folder.glob("t*/*")):
         for photo in sorted(label.iterdir())[::every]:
