@@ -71,7 +71,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Comparison:
     """The candidates, from the cheapest to the dearest, and the one that is recommended."""
 
     trials: Sequence[Trial]
@@ -85,7 +85,7 @@ def run(
     *,
     where: str | None = None,
     seeds: Sequence[int] | None = None,
-) -> Choice:
+) -> Comparison:
     """Fit and score each candidate on good photos and flawed ones; return what they found.
 
     Args:
@@ -119,7 +119,7 @@ def run(
             for name, image in CANDIDATES.items():
                 found[name].append(_trial(name, image, folder, settings, execution))
     trials = [_mean(some) for some in found.values()]
-    return Choice(trials, recommended(trials))
+    return Comparison(trials, recommended(trials))
 
 
 def recommended(trials: Sequence[Trial]) -> Trial:
