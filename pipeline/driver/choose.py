@@ -9,32 +9,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import yaml
 
 from patchlake.pipeline.config import ImageSettings, Settings
 from patchlake.pipeline.driver import evaluate, fit, score
 from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.flawed import write_flawed
 from patchlake.pipeline.driver.training import choose_rows
-from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.images.geometry import Geometry
 from patchlake.pipeline.lake.plan import plan_fragments
 from patchlake.pipeline.lake.source import Source
 from patchlake.pipeline.reading.listing import open_lake
+from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.disk import scratch
-from patchlake.pipeline.storage.folder import Folder
+from patchlake.pipeline.storage.folder import Folder, split_uri
 from patchlake.pipeline.storage.preflight import Preflight
 from patchlake.pipeline.storage.roles import Use
 from patchlake.pipeline.where.condition import read_where
 
 log = logging.getLogger(__name__)
 
-# Settings under `image`, from the cheapest to the dearest.
+# Settings under `image`, from the cheapest to the dearest. A photo is never enlarged to have its own
+# shape, so of small ones some of these make the same inputs.
 _SQUARE = 224 * 224
 CANDIDATES: Mapping[str, Mapping[str, object]] = {
     "square": {"resize": (224, 224)},
     "own shape": {"resize": "auto", "pixels": _SQUARE},
-    "own shape, 2 x": {"resize": "auto", "pixels": 2 * _SQUARE},
+    "square, 2 x": {"resize": (320, 320)},
     "own shape, 4 x": {"resize": "auto", "pixels": 4 * _SQUARE},
+    "square, 4 x": {"resize": (448, 448)},
     "tiles, 16 x": {
         "resize": "auto",
         "pixels": 16 * _SQUARE,
@@ -61,7 +65,7 @@ class Trial:
     # NaN of methods without a map.
     pixel_auroc: float
     aupro: float
-    # Of processor time in the stages of a score, with heatmaps of none.
+    # In the stages of a score, one after the other, without pictures. Other work beside it counts.
     seconds_per_image: float
 
     @property
@@ -76,6 +80,26 @@ class Comparison:
 
     trials: Sequence[Trial]
     recommended: Trial
+
+    def words(self) -> str:
+        """Return what is recommended, and why, as a sentence."""
+        first, best = self.trials[0], self.recommended
+        if best is first:
+            return (
+                f"Recommended: {first.name}. Nothing dearer finds synthetic defects better by "
+                f"{MARGIN:g} in the mean of the metrics."
+            )
+        slower = best.seconds_per_image / first.seconds_per_image
+        return (
+            f"Recommended: {best.name}. It finds synthetic defects better than {first.name} by "
+            f"{best.merit - first.merit:.3f} in the mean of the metrics, and takes {slower:.1f} "
+            "times as long."
+        )
+
+    def settings(self) -> str:
+        """Return the recommended settings as a YAML file, for `--config`."""
+        image = {name: _plain(value) for name, value in self.recommended.image.items()}
+        return yaml.safe_dump({"image": image}, sort_keys=False)
 
 
 def run(
@@ -120,6 +144,41 @@ def run(
                 found[name].append(_trial(name, image, folder, settings, execution))
     trials = [_mean(some) for some in found.values()]
     return Comparison(trials, recommended(trials))
+
+
+def write(found: Comparison, out: str, settings: Settings) -> str:
+    """Write the recommended settings, in one atomic put; return the file's full path.
+
+    Args:
+        found: What `run` returned.
+        out: Path or URI of the file; what is there is replaced.
+        settings: Of which `storage` counts.
+
+    Raises:
+        ConfigError: as `require_out`, or if storage refuses.
+    """
+    folder, name = _file(out, settings)
+    try:
+        folder.write(name, found.settings().encode())
+    except StorageRefused as error:
+        raise ConfigError(str(error)) from None
+    return folder.path(name)
+
+
+def require_out(out: str, settings: Settings) -> None:
+    """Raise `ConfigError` if `out` is no name of a YAML file."""
+    _file(out, settings)
+
+
+def _file(out: str, settings: Settings) -> tuple[Folder, str]:
+    folder, name = split_uri(out, settings.storage)
+    if not name.lower().endswith((".yaml", ".yml")):
+        raise ConfigError(f"{shown(out)} is not the name of a YAML file; end it with .yaml")
+    return folder, name
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def recommended(trials: Sequence[Trial]) -> Trial:

@@ -195,7 +195,7 @@ def _distance(rows: int, columns: int, points: np.ndarray) -> Float64[np.ndarray
             1e-12, (y1 - y0) ** 2 + (x1 - x0) ** 2
         )
         along = np.clip(along, 0, 1)
-        nearest = np.minimum(
+        nearest[:] = np.minimum(
             nearest, np.hypot(y - y0 - along * (y1 - y0), x - x0 - along * (x1 - x0))
         )
     return nearest

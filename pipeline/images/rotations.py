@@ -74,7 +74,7 @@ def _bilinear(
 def mirrored(places: np.ndarray, count: int) -> Int64[np.ndarray, " places"]:
     """Return which of `count` pixels of a side is at a place, where the side is mirrored on."""
     within = places.astype(np.int64) % (2 * count)
-    return np.minimum(within, 2 * count - 1 - within)
+    return np.asarray(np.minimum(within, 2 * count - 1 - within))
 
 
 def _cos_sin(degrees: float) -> tuple[float, float]:
