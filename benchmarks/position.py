@@ -94,7 +94,7 @@ def main() -> None:
         assert found.bank is not None
         searched = method.prepare(LoadedGroup(found.state, found.bank.rows, None, 1))
         scores, maps, pace = _scored(searched, test)
-        metrics = _metrics(arguments.folder, files, scores, maps)
+        metrics = metrics_of(arguments.folder, files, scores, maps)
         told = " | ".join(f"{value:.3f}" for value in metrics)
         print(
             f"| {radius} | {len(found.bank.rows)} | {found.facts['covering_radius']:.2f} | {told} "
@@ -116,7 +116,7 @@ def _scored(detector: PatchCoreDetector, test: np.ndarray) -> tuple[np.ndarray, 
     return scores, np.concatenate(maps), float(np.median(paces))
 
 
-def _metrics(
+def metrics_of(
     folder: Path, files: list[Path], scores: np.ndarray, maps: np.ndarray
 ) -> tuple[float, float, float]:
     """Return image AUROC, pixel AUROC and AUPRO."""

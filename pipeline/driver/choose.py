@@ -30,8 +30,8 @@ from patchlake.pipeline.where.condition import read_where
 
 log = logging.getLogger(__name__)
 
-# Settings under `image`, from the cheapest to the dearest. A photo is never enlarged to have its own
-# shape, so of small ones some of these make the same inputs.
+# Settings under `image`, from the cheapest to the dearest. A photo is never enlarged to have its
+# own shape, so of small ones some of these make the same inputs.
 _SQUARE = 224 * 224
 CANDIDATES: Mapping[str, Mapping[str, object]] = {
     "square": {"resize": (224, 224)},
