@@ -1,4 +1,4 @@
-r"""Few images, turned or not: metrics of PatchCore by 1 to 16 images, and by what is beyond borders.
+r"""Few images, turned or not: metrics of PatchCore by 1 to 16 images, and by what borders become.
 
     python benchmarks/rotations.py FOLDER --pool 32 --draws 10 --every 8 --borders mirror black edge
 
