@@ -139,8 +139,9 @@ def run(
         with scratch("patchlake-choose-") as folder:
             target = Folder.at(f"{folder}/images", settings.storage)
             count = write_flawed(source, selections, plan.kept, target, seed)
-            log.info("%d good photos of %s, a quarter of them held out", count, lake.root)
-            for name, image in CANDIDATES.items():
+            log.info("%d good photos of %s, some of them held out", count, lake.root)
+            for number, (name, image) in enumerate(CANDIDATES.items(), 1):
+                log.info("candidate %d of %d: %s", number, len(CANDIDATES), name)
                 found[name].append(_trial(name, image, folder, settings, execution))
     trials = [_mean(some) for some in found.values()]
     return Comparison(trials, recommended(trials))

@@ -178,7 +178,8 @@ def perlin(
 
     def of_corner(below: int, right: int) -> np.ndarray:
         angle = angles[top + below][:, left + right]
-        return np.sin(angle) * (down - below) + np.cos(angle) * (across - right)
+        found: np.ndarray = np.sin(angle) * (down - below) + np.cos(angle) * (across - right)
+        return found
 
     fade_down, fade_across = (t**3 * (6 * t**2 - 15 * t + 10) for t in (down, across))
     upper = of_corner(0, 0) * (1 - fade_across) + of_corner(0, 1) * fade_across

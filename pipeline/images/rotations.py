@@ -68,7 +68,8 @@ def _bilinear(
     left_column, right_column = (mirrored(left + more, shape[1]) for more in (0, 1))
     upper = flat[above_row + left_column] * (1 - right) + flat[above_row + right_column] * right
     lower = flat[below_row + left_column] * (1 - right) + flat[below_row + right_column] * right
-    return np.rint(upper * (1 - below) + lower * below).astype(np.uint8)
+    found: np.ndarray = np.rint(upper * (1 - below) + lower * below).astype(np.uint8)
+    return found
 
 
 def mirrored(places: np.ndarray, count: int) -> Int64[np.ndarray, " places"]:
