@@ -22,6 +22,8 @@ VERBS = {
     "evaluate": "Print image AUROC, pixel AUROC and AUPRO of the labelled images that are not for "
     "training.",
     "mutual": "Compare images of IMAGES with one another, and score each; no label is read.",
+    "choose": "Compare sizes of the model's input by synthetic defects on good photos, and "
+    "recommend one.",
     "withdraw": "Take images out of a model, without fitting it again.",
     "compact": "Write the rows of SCORES into fewer, larger, sorted files of DEST.",
     "parts": "Give one verdict for each part_id of SCORES, from all its images.",

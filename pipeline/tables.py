@@ -179,7 +179,7 @@ PROVENANCE = pa.schema(
         _field("image_id", pa.string(), "training image that the patch is from"),
         _field("source_path", pa.string(), "Parquet file of that image, relative to IMAGES"),
         _field("source_row", pa.int64(), "row in that file, from 0"),
-        _field("y", pa.int32(), "row in the patch grid"),
+        _field("y", pa.int32(), "row in the patch grid; grids of turned copies lie below it"),
         _field("x", pa.int32(), "column in the patch grid"),
         _optional("source_version", pa.string(), "etag, or size and time, of that file"),
     ]

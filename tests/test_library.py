@@ -34,12 +34,30 @@ def chosen() -> Settings:
 
 def test_the_names_are_these():
     assert patchlake.__all__ == [
-        *("ConfigError", "Detection", "Detector", "DiskFull", "FileDamaged", "FragmentsFailed"),
-        *("Ingested", "InputChanged", "Manifest", "Metrics", "ModelError", "Observer"),
+        *("Comparison", "ConfigError", "Detection", "Detector", "DiskFull", "FileDamaged"),
+        *(
+            "FragmentsFailed",
+            "Ingested",
+            "InputChanged",
+            "Manifest",
+            "Metrics",
+            "ModelError",
+            "Observer",
+        ),
         *("PatchlakeError", "Report", "Reviewed", "RunStatus", "ScoredImage", "Settings"),
         *("StorageError", "StorageRefused", "Summary", "TableError", "WorkersLost", "Worst"),
-        *("compact", "drift", "evaluate", "fit", "ingest", "load", "load_settings", "open_scores"),
-        *("parts", "picture", "report", "review", "score", "settings", "status", "update"),
+        *("choose", "compact", "drift", "evaluate", "fit", "ingest", "load", "load_settings"),
+        *(
+            "open_scores",
+            "parts",
+            "picture",
+            "report",
+            "review",
+            "score",
+            "settings",
+            "status",
+            "update",
+        ),
         *("withdraw", "worst"),
     ]
     assert dir(patchlake) == patchlake.__all__

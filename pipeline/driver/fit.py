@@ -32,7 +32,7 @@ from patchlake.pipeline.images.geometry import geometry_of
 from patchlake.pipeline.lake.plan import output_digest, plan_fragments
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
-from patchlake.pipeline.methods import build, options_of
+from patchlake.pipeline.methods import build, options_of, rotations_of
 from patchlake.pipeline.methods.shared.contract import Method, Updatable
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity
@@ -167,12 +167,14 @@ def _pipeline(work: FitWork, target: Folder, partials: str, threads: int) -> Pip
         method=settings.method.name,
         method_options=work.identity.method_options,
         seed=settings.seed,
+        rotations=rotations_of(work.identity.method_options),
     )
     decode = Decode(
         *(work.source, work.selections, threads),
         attempts=settings.fragment_attempts,
         interests=work.regions.interests,
         grids=work.regions.grids,
+        rotations=embedder.rotations,
     )
     return Pipeline(decode, embedder)
 
@@ -216,6 +218,8 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
             f"index.kind={settings.index.kind} is of one bank, and method.layers_apart=true makes "
             "one for each layer; use index.kind=exact"
         )
+    rotations = rotations_of(options_of(method))
+    _require_whole_pictures(settings, rotations)
     settings = _with_pixels(_with_layers(settings, method))
     plan = plan_fragments(lake, settings, where).sound()
     # Where each group has its own, it is not known before its photos are.
@@ -230,7 +234,7 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
     if settings.image.resize == "auto":
         shapes = asked_shapes(source, selections, plan.kept, settings, stride_of(backbone))
         source = replace(source, geometry=geometry_of("auto", None, shapes))
-    bounded = fitting_fragments(settings, [source.geometry], plan.groups)
+    bounded = fitting_fragments(settings, [source.geometry], plan.groups, rotations)
     if bounded != settings:
         settings, plan = bounded, plan_fragments(lake, bounded, where).sound()
     embed = partial(method.embed, seed=settings.seed)
@@ -280,6 +284,16 @@ def _plan(lake: Folder, target: Folder, settings: Settings, where: str | None) -
         target.root,
     )
     return FitWork(plan, source, record, selections, method, identity, regions)
+
+
+def _require_whole_pictures(settings: Settings, rotations: int) -> None:
+    """Refuse regions of interest of photos that are turned. Raises `ConfigError`."""
+    regions = "image.roi" if settings.image.roi else "columns.roi" if settings.columns.roi else ""
+    if rotations > 1 and regions:
+        raise ConfigError(
+            f"{regions} says what of a picture counts, and method.rotations={rotations} turns the "
+            "part out of that region: leave one of the two out"
+        )
 
 
 def _with_layers(settings: Settings, method: Method) -> Settings:

@@ -15,6 +15,7 @@ from patchlake.pipeline.errors import ConfigError, PatchlakeError, WorkersLost
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.fit import FittedModel, fit_group
 from patchlake.pipeline.groups.partials import embedded_bytes
+from patchlake.pipeline.methods import rotations_of
 from patchlake.pipeline.methods.shared.contract import Method, Progress
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.reading.fragments import Fragments
@@ -54,6 +55,7 @@ class GroupFits:
             memory_budget=self.memory_budget,
             threads=self.threads[0],
             roi=self.rois.get(fragments[0].group),
+            rotations=rotations_of(self.identity.method_options),
         )
 
     def alone(self, corpus: StoredCorpus) -> StoredCorpus:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from patchlake.pipeline.config import Settings, load_settings
+from patchlake.pipeline.driver import choose as _choose
 from patchlake.pipeline.driver import compact as _compact
 from patchlake.pipeline.driver import detector as _detector
 from patchlake.pipeline.driver import drift as _drift
@@ -47,6 +48,7 @@ from patchlake.pipeline.driver import status as _status
 from patchlake.pipeline.driver import update as _update
 from patchlake.pipeline.driver import withdraw as _withdraw
 from patchlake.pipeline.driver import worst as _worst
+from patchlake.pipeline.driver.choose import Comparison
 from patchlake.pipeline.driver.chosen import Choice
 from patchlake.pipeline.driver.dataset import ScoreDataset, open_table
 from patchlake.pipeline.driver.desk import Reviewed
@@ -160,6 +162,48 @@ def fit(
         *(_uri(images), _uri(model), _effective(settings), execution),
         where=where,
         overwrite=overwrite,
+    )
+
+
+def choose(
+    images: Uri,
+    *,
+    where: str | None = None,
+    repeat: int = 2,
+    settings: Settings | None = None,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> Comparison:
+    """Compare sizes of the model's input by synthetic defects on good photos, and recommend one.
+
+    Up to 120 good photos of each group are read. Most of them are trained on, those of some parts
+    are held out, and each candidate (`driver.choose.CANDIDATES`) scores these as they are and with
+    defects drawn on them (`images.flaws`). It takes two fits and scores of that many photos for
+    each candidate, the dearest with 16 times the pixels of the first. Whether real defects are
+    found as synthetic ones are, nobody can say beforehand.
+
+    Args:
+        images: The images table; only good rows to train on are read.
+        where: Which rows count.
+        repeat: How often held-out parts and defects are drawn, from `settings.seed` on.
+        settings: See above; of `image` the candidates have their own.
+        runner: See above.
+        address: See above.
+        observer: See above.
+
+    Raises:
+        ConfigError: if photos are too few or of one part, or settings name regions of interest.
+
+    >>> found = patchlake.choose("images", settings=chosen)  # doctest: +SKIP
+    >>> found.recommended.name  # doctest: +SKIP
+    'square'
+    """
+    asked = _effective(settings)
+    return _choose.run(
+        *(_uri(images), asked, _execution(runner, address, observer)),
+        where=where,
+        seeds=range(asked.seed, asked.seed + repeat),
     )
 
 

@@ -25,7 +25,7 @@ from patchlake.pipeline.groups.update import PublishedGroup, updatable
 from patchlake.pipeline.images.geometry import Geometries, Geometry
 from patchlake.pipeline.lake.selection import Selection
 from patchlake.pipeline.lake.source import Source
-from patchlake.pipeline.methods import build
+from patchlake.pipeline.methods import build, rotations_of
 from patchlake.pipeline.methods.shared.contract import Updatable
 from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity, require_whole
@@ -83,7 +83,13 @@ class PublishedModel:
             workers=runner,
             memory_budget=self.settings.memory_budget or half_of_memory(),
             threads=os.cpu_count() or 1,
+            rotations=self.rotations,
         )
+
+    @property
+    def rotations(self) -> int:
+        """Inputs of each image that joins: it, and copies that are turned."""
+        return rotations_of(self.manifest.method_options)
 
 
 def open_base(target: Folder, settings: Settings) -> PublishedModel:
@@ -157,6 +163,7 @@ def embed(
         method=base.manifest.method,
         method_options=base.manifest.method_options,
         seed=settings.seed,
+        rotations=base.rotations,
     )
     regions = Regions.of([base.member], rows.fragments.groups)
     decode = Decode(
@@ -167,6 +174,7 @@ def embed(
         chosen=rows.rows,
         interests=regions.interests,
         grids=regions.grids,
+        rotations=base.rotations,
     )
     return drive(heart, runner, pending, Pipeline(decode, embedder), execution.observer)
 

@@ -121,31 +121,37 @@ def _sizes_in(
 
 
 def fitting_fragments(
-    settings: Settings, geometries: Sequence[Geometry | Geometries], groups: Iterable[str]
+    settings: Settings,
+    geometries: Sequence[Geometry | Geometries],
+    groups: Iterable[str],
+    rotations: int = 1,
 ) -> Settings:
     """Return settings whose fragments hold no more pixels than memory is planned for.
 
-    Only where photos keep their shape, or are cut into tiles: `fragment_images` is what the user
-    has set, or as many images as have 128 MiB of inputs, whichever is smaller. It depends on the
-    models alone.
+    Only where photos keep their shape, are cut into tiles, or turned: `fragment_images` is what the
+    user has set, or as many images as have 128 MiB of inputs, whichever is smaller. It depends on
+    the models alone.
 
     Args:
         settings: Those of the job.
         geometries: Of its models.
         groups: That all models have.
+        rotations: Inputs that a fit makes of each image.
     """
-    if settings.image.tile is None and not any(isinstance(g, Geometries) for g in geometries):
+    is_usual = settings.image.tile is None and rotations == 1
+    if is_usual and not any(isinstance(g, Geometries) for g in geometries):
         return settings
-    bytes_ = [
+    inputs = [
         sum(3 * one.input_size[0] * one.input_size[1] for one in inputs_of(geometries, group))
         for group in groups
     ]
-    most = max(1, _FRAGMENT_BYTES // max(bytes_, default=1))
+    largest = rotations * max(inputs, default=1)
+    most = max(1, _FRAGMENT_BYTES // largest)
     if settings.fragment_images <= most:
         return settings
     log.info(
         "a fragment has %d images, and not fragment_images=%d: the inputs of an image are "
         "%.3g MiB, and those of a fragment at most %d MiB",
-        *(most, settings.fragment_images, max(bytes_) / 2**20, _FRAGMENT_BYTES // 2**20),
+        *(most, settings.fragment_images, largest / 2**20, _FRAGMENT_BYTES // 2**20),
     )
     return settings.model_copy(update={"fragment_images": most})

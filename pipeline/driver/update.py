@@ -29,6 +29,7 @@ from patchlake.pipeline.driver.lineage import (
 )
 from patchlake.pipeline.driver.observer import Observer, fraction
 from patchlake.pipeline.driver.settings import weight_files
+from patchlake.pipeline.driver.shapes import fitting_fragments
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.membership import Known
@@ -129,7 +130,7 @@ def _choose(
     wanted: Wanted | None,
 ) -> RowsToEmbed:
     """Return the fragments that hold images which the model does not know, and those images."""
-    settings = base.settings
+    settings = fitting_fragments(base.settings, [base.geometry], list(fitted), base.rotations)
     source = Source(lake, settings.columns, settings.image, base.geometry, read_where(where))
     plan = plan_fragments(lake, settings, where).sound()
     kept = plan.kept

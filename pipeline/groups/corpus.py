@@ -65,6 +65,9 @@ class StoredCorpus:
     threads: int
     # What of the group's pictures counts, as a model keeps it (`groups.roi`); None: all.
     roi: bytes | None = None
+    # How many grids of patches an image's arrays have below one another: its own, and those of
+    # copies of it that were turned. A method learns from all of them.
+    rotations: int = 1
 
     @property
     def group(self) -> str:
@@ -140,13 +143,23 @@ class StoredCorpus:
             yield load(self.model, [name])
 
     def some(self, images: Iterable[int]) -> Iterator[tuple[int, Arrays]]:
-        """Yield these images' numbers and arrays, one image at a time; reads nothing else."""
+        """Yield these images' numbers and arrays, one image at a time; reads nothing else.
+
+        They are what a score would be given of these images: without copies that were turned.
+        """
         for number, wanted in self._by_fragment(images).items():
             name = f"{self.partials}{self.fragments[number].key}{EMBEDDINGS}"
             with opened(self.model, name) as stored:
                 for image in wanted:
                     at = image - int(self._firsts[number])
-                    yield image, stored.read(range(at, at + 1))
+                    yield image, self._unturned(stored.read(range(at, at + 1)))
+
+    def _unturned(self, arrays: Arrays) -> Arrays:
+        if self.rotations == 1:
+            return arrays
+        return {
+            name: array[:, : array.shape[1] // self.rotations] for name, array in arrays.items()
+        }
 
     def marks(self) -> Marks:
         """Return what the images are known by, by number."""

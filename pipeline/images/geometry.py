@@ -1,5 +1,6 @@
 """From the whole image to the model's input, and where that input lies in the image."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -10,10 +11,16 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
 from patchlake.pipeline.errors import ConfigError, ImageError
+from patchlake.pipeline.images.rotations import rotated
 
 # Of the resized image, before its crop: a strip of 1 x 100000 pixels whose shorter side becomes 256
 # would take 20 GB.
 _MAX_RESIZED_PIXELS = 100_000_000
+
+# How much finer than the input a photo is turned, along each side, where it is: bilinear values of
+# the input's own pixels would be a blur that no photo has. Of inputs for which that would be more
+# than `_MOST_TURNED` pixels, it is the input's own sides.
+_FINER, _MOST_TURNED = 3, 2**24
 
 # Every paper here smooths the anomaly map with this sigma, in pixels of the model's input.
 MAP_SIGMA = 4.0
@@ -48,6 +55,8 @@ class Geometry:
     # Whether a frame that is much coarser than the input shows the highest value of each of its
     # pixels, and not that at its centre. Two geometries that differ in it make the same inputs.
     keeps_peaks: bool = field(default=False, compare=False)
+    # By which the photo is turned within its own frame before it is resized, counter-clockwise.
+    degrees: float = 0.0
 
     def __post_init__(self) -> None:
         smaller = self.resize if isinstance(self.resize, int) else min(self.resize)
@@ -89,11 +98,25 @@ class Geometry:
                 f"{extent.size[0]}x{extent.size[1]} pixels become {width}x{height} with "
                 f"image.resize {self.resize}; at most {_MAX_RESIZED_PIXELS} are resized",
             )
+        if self.degrees:
+            image, extent = self._turned(image, extent)
         resized = image.resize((width, height), Image.Resampling.BILINEAR, extent.box)
         if self.crop is not None:
             top, left = crop_offset(height, self.crop), crop_offset(width, self.crop)
             resized = resized.crop((left, top, left + self.crop, top + self.crop))
         return np.asarray(resized.convert("RGB"))
+
+    def _turned(self, image: Image.Image, extent: Extent) -> tuple[Image.Image, Extent]:
+        """Return the photo turned, at most `_FINER` times as fine as it will be resized to."""
+        height, width = self.resized(*extent.size)
+        finer = _FINER if height * width * _FINER**2 <= _MOST_TURNED else 1
+        left, top, right, bottom = extent.box
+        # No larger than it is.
+        columns = max(1, min(math.ceil(right - left), finer * width))
+        rows = max(1, min(math.ceil(bottom - top), finer * height))
+        small = image.resize((columns, rows), Image.Resampling.BILINEAR, extent.box)
+        turned = rotated(np.asarray(small), extent.size, self.degrees)
+        return Image.fromarray(turned), Extent(extent.size, (0, 0, columns, rows))
 
     def to_frame(
         self,
@@ -202,6 +225,11 @@ def geometry_of(
 def inputs_of(geometries: Sequence[Geometry | Geometries], group: str) -> tuple[Geometry, ...]:
     """Return the inputs that are made of a group's photo for several models, each of them once."""
     return tuple(dict.fromkeys(one.of(group) for one in geometries))
+
+
+def turned_inputs(geometry: Geometry, count: int) -> tuple[Geometry, ...]:
+    """Return the inputs of a photo and of its copies, turned by 1, 2, ... parts of a full turn."""
+    return tuple(replace(geometry, degrees=360 * number / count) for number in range(count))
 
 
 def join_inputs(

@@ -149,7 +149,11 @@ def parse_options(text: bytes) -> Options:
     limits = fields["limits"]
     limits["formats"] = tuple(limits["formats"])
     geometries = [
-        Geometry(tuple(g["resize"]) if isinstance(g["resize"], list) else g["resize"], g["crop"])
+        Geometry(
+            tuple(g["resize"]) if isinstance(g["resize"], list) else g["resize"],
+            g["crop"],
+            degrees=g["degrees"],
+        )
         for g in fields["geometries"]
     ]
     return Options(

@@ -34,12 +34,14 @@ def build(name: str, options: Mapping[str, Scalar]) -> "Method":
     if name not in names():
         raise ConfigError(f"method.name '{name}' is unknown{nearest_name(name, names())}")
     kind = importlib.import_module(f"{__name__}.{name}").METHOD
-    known = {field.name: field.type for field in fields(kind)}
+    known = _settings_of(name)
     for option, value in options.items():
         if option not in known:
-            raise ConfigError(
-                f"setting 'method.{option}' is unknown{nearest_name(option, [*known, 'name'])}"
-            )
+            having = [other for other in names() if option in _settings_of(other)]
+            hint = nearest_name(option, [*known, "name"])
+            if having:
+                hint = f" to method '{name}'; it is a setting of {', '.join(having)}"
+            raise ConfigError(f"setting 'method.{option}' is unknown{hint}")
         # pydantic takes true for 1, and 1 for true.
         is_switch = known[option] is bool
         if isinstance(value, bool) != is_switch:
@@ -56,6 +58,21 @@ def build(name: str, options: Mapping[str, Scalar]) -> "Method":
         raise ConfigError("; ".join(faults)) from None
 
 
+def _settings_of(name: str) -> dict[str, object]:
+    """Return the settings of a method, and the type of each."""
+    kind = importlib.import_module(f"{__name__}.{name}").METHOD
+    return {field.name: field.type for field in fields(kind)}
+
+
 def options_of(method: "Method") -> dict[str, Scalar]:
     """Return all settings of a method, defaults included."""
     return asdict(method)  # type: ignore[call-overload, no-any-return]
+
+
+def rotations_of(options: Mapping[str, Scalar]) -> int:
+    """Return how many inputs are made of each training image: it, and copies that are turned.
+
+    Args:
+        options: All settings of a method; those that only learn images as they are have no such.
+    """
+    return int(options.get("rotations") or 1)

@@ -11,8 +11,9 @@ Deliberate differences from the paper:
   state b, 9 is what others use;
 * `image_score: mean_top` and `distance: cosine` are those of AnomalyDINO (Damm et al., WACV 2025,
   arXiv 2405.14529), whose recipe is the preset `anomalydino_paper`; its masking of the background
-  and its rotations of few training images are left out, and images are made square, where the
-  recipe keeps their shape;
+  is left out, and images are made square, where the recipe keeps their shape;
+* `rotations` are its rotations of few training images (`pipeline.images.rotations`): the coreset is
+  then selected of the patches of all copies of an image, which count as its own;
 * `max_bank_rows` caps what `coreset_fraction` asks for;
 * with `position_radius`, a patch is compared only with rows from within so many patches of its own
   place, and the coreset is selected in that distance (`pipeline.maths.near_coreset`), so that a row
@@ -107,6 +108,9 @@ class PatchCore:
     # How many patches above, below, left and right of a patch the rows may come from that it is
     # compared with; 0 is its own place alone. None: from anywhere.
     position_radius: Annotated[int, Field(ge=0)] | None = None
+    # A training image is learned from in so many positions, turned by equal parts of a full turn.
+    # Images that are scored are never turned.
+    rotations: Literal[1, 2, 4, 8] = 1
 
     def __post_init__(self) -> None:
         if self.embedding == "official" and self.neighbourhood != 3:  # noqa: PLR2004
@@ -117,6 +121,11 @@ class PatchCore:
             raise ValueError("the official embedding joins layers; use embedding concat")
         if self.layers_apart and self.image_score == "reweighted":
             raise ValueError("Eq. 7 is of one memory bank; use image_score max or mean_top")
+        if self.position_radius is not None and self.rotations > 1:
+            raise ValueError(
+                f"position_radius={self.position_radius} keeps patches to their places, and "
+                f"rotations={self.rotations} brings them to others; leave one of the two out"
+            )
         if self.position_radius is not None and self.coreset == "distributed":
             raise ValueError(
                 "workers hold no rows by place; use coreset auto, driver or partitioned"

@@ -20,6 +20,7 @@ from patchlake.pipeline.images.geometry import (
     input_shape,
     inputs_of,
     split_inputs,
+    turned_inputs,
 )
 from patchlake.pipeline.images.interest import Interest, Painted, confine
 from patchlake.pipeline.images.pictures import Picture
@@ -54,6 +55,9 @@ class Decode:
     grids: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     # Group -> why the model does not have it, where that is known.
     reasons: Mapping[str, str] = field(default_factory=dict)
+    # How many inputs are made of a photo to be learned from: itself, and copies of it that are
+    # turned. Pixels of more than one have their axis behind that of the images.
+    rotations: int = 1
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the batch with rows and pixels, of each image what `join_inputs` makes of it.
@@ -89,10 +93,13 @@ class Decode:
         geometries = () if selection == "none" else self._inputs(batch.fragment.group)
         shape = input_shape(geometries)
         array = np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8)
+        if self.rotations > 1:
+            array = array.reshape(len(array), self.rotations, *geometries[0].input_size, 3)
         return replace(batch, rows=_described(rows, outcomes), array=array)
 
     def _inputs(self, group: str) -> Sequence[Geometry]:
-        return inputs_of(self.geometries or (self.source.geometry,), group)
+        inputs = inputs_of(self.geometries or (self.source.geometry,), group)
+        return inputs if self.rotations == 1 else turned_inputs(inputs[0], self.rotations)
 
     def _decode_row(self, passed: Passed, group: str, row: pa.Table) -> "_Outcome":
         try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchlake.pipeline.config import BackboneSettings, Scalar, TileSettings
 from patchlake.pipeline.features.backbone import load_backbone
-from patchlake.pipeline.features.extractor import Extractor, in_pieces
+from patchlake.pipeline.features.extractor import Extractor, in_pieces, joined
 from patchlake.pipeline.features.summary import SUMMARY, embedding_of, summary_of
 from patchlake.pipeline.groups.partials import EMBEDDINGS, EmbeddedImages
 from patchlake.pipeline.headway import Passed, listener
@@ -43,6 +43,8 @@ class Embedder:
     seed: int
     # How large inputs are cut.
     tile: TileSettings | None = None
+    # Inputs of an image: itself, and copies that are turned.
+    rotations: int = 1
 
     def start(self, threads: int) -> "Embed":
         """Return the stage, with the backbone loaded. It works in so many threads."""
@@ -110,13 +112,33 @@ class Embed:
 
     def _embedded(self, batch: FragmentBatch, passed: Passed) -> Iterator[dict[str, np.ndarray]]:
         pixels, interiors = batch.array, batch.interiors()
-        size = self._extractor.at_once(pixels.shape[1:3])
-        few = min(_SLICE, _SLICE_PIXELS // max(1, int(np.prod(pixels.shape[1:3]))))
+        *_, height, width, _ = pixels.shape
+        copies, size = self._settings.rotations, self._extractor.at_once((height, width))
+        few = min(_SLICE, _SLICE_PIXELS // max(1, height * width))
         # Each thread gets at least one batch of a slice.
         slice_ = max(few, size * self._threads.count)
-        for some, own in in_pieces(pixels, interiors, slice_):
-            yield from self._threads.map(self._of_batch, in_pieces(some, own, size))
+        for some, own in in_pieces(pixels, interiors, max(1, slice_ // copies)):
+            # Copies of one image stand behind one another.
+            inputs = some.reshape(-1, height, width, 3)
+            embedded = self._threads.map(self._of_batch, in_pieces(inputs, own, size))
+            yield from embedded if copies == 1 else (_with_copies(joined(embedded), copies),)
             passed(len(some))
 
     def _of_batch(self, batch: tuple[np.ndarray, Sequence[Interior]]) -> dict[str, np.ndarray]:
         return self._extractor(*batch)
+
+
+def _with_copies(embedded: dict[str, np.ndarray], copies: int) -> dict[str, np.ndarray]:
+    """Return the embeddings of images of which each has copies, itself first.
+
+    Grids of patches (rows, columns, dim) of an image's copies lie below one another, as one of
+    (copies * rows, columns, dim). What an image looks like as a whole is of itself alone.
+    """
+    found = {}
+    for name, array in embedded.items():
+        if name == SUMMARY:
+            found[name] = array[::copies]
+        else:
+            inputs, rows, columns, dim = array.shape
+            found[name] = array.reshape(inputs // copies, copies * rows, columns, dim)
+    return found

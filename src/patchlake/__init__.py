@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from patchlake.pipeline.config import Settings, load_settings
+    from patchlake.pipeline.driver.choose import Comparison
     from patchlake.pipeline.driver.desk import Reviewed
     from patchlake.pipeline.driver.detector import Detection, Detector
     from patchlake.pipeline.driver.evaluate import Metrics
     from patchlake.pipeline.driver.ingest import Ingested
     from patchlake.pipeline.driver.library import (
+        choose,
         compact,
         drift,
         evaluate,
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from patchlake.pipeline.score_table.scored import ScoredImage
 
 __all__ = [
+    "Comparison",
     "ConfigError",
     "Detection",
     "Detector",
@@ -90,6 +93,7 @@ __all__ = [
     "TableError",
     "WorkersLost",
     "Worst",
+    "choose",
     "compact",
     "drift",
     "evaluate",
@@ -112,8 +116,8 @@ __all__ = [
 ]
 
 _VERBS = (
-    "compact drift evaluate fit ingest load mutual open_scores parts picture report review score "
-    "settings status update withdraw worst"
+    "choose compact drift evaluate fit ingest load mutual open_scores parts picture report review "
+    "score settings status update withdraw worst"
 )
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
@@ -123,6 +127,7 @@ _HOMES = {
     "driver.library": _VERBS,
     "errors": _ERRORS,
     "config": "Settings load_settings",
+    "driver.choose": "Comparison",
     "driver.desk": "Reviewed",
     "driver.detector": "Detection Detector",
     "driver.evaluate": "Metrics",

@@ -1,0 +1,67 @@
+"""Which candidate is recommended, and that candidates really are fitted and scored."""
+
+import math
+
+import pytest
+
+from patchlake.pipeline.config import load_settings
+from patchlake.pipeline.driver import choose
+from patchlake.pipeline.driver.choose import MARGIN, Trial, recommended
+from patchlake.pipeline.errors import ConfigError
+from tests.conftest import LOCAL, TINY
+
+
+def trial(name: str, merit: float) -> Trial:
+    return Trial(name, {}, (224, 224), merit, merit, merit, 0.01)
+
+
+def test_a_dearer_candidate_has_to_be_better_by_the_margin():
+    cheap, close, best = (
+        trial("cheap", 0.8),
+        trial("close", 0.8 + MARGIN * 0.9),
+        trial("best", 0.8 + MARGIN * 1.5),
+    )
+    assert recommended([cheap]) is cheap
+    assert recommended([cheap, close]) is cheap
+    # Beside the cheap one, and not beside the close one.
+    assert recommended([cheap, close, best]) is best
+    assert recommended([best, close, cheap]) is best
+
+
+def test_a_method_without_maps_is_judged_by_images_alone():
+    one = Trial("one", {}, (224, 224), 0.75, math.nan, math.nan, 0.01)
+    assert one.merit == 0.75
+
+
+def test_candidates_are_fitted_and_scored(images, monkeypatch, tmp_path):
+    few = {
+        "square": {"resize": (64, 64)},
+        "own shape": {"resize": "auto", "pixels": 96 * 96},
+        "tiles": {"resize": "auto", "pixels": 160**2, "tile": {"size": 96, "overlap": 32}},
+    }
+    monkeypatch.setattr(choose, "CANDIDATES", few)
+    flags = {name: value for name, value in TINY.items() if name != "image"}
+    settings = load_settings(flags=flags)
+    found = choose.run(str(images), settings, LOCAL)
+    assert [one.name for one in found.trials] == list(few)
+    assert [one.inputs for one in found.trials] == [(64, 64), (96, 96), (160, 160)]
+    for one in found.trials:
+        # An untrained network.
+        assert 0.3 < one.image_auroc <= 1
+        assert 0.3 < one.pixel_auroc <= 1
+        assert 0 < one.aupro <= 1
+        assert one.seconds_per_image > 0
+    assert found.recommended in found.trials
+    again = choose.run(str(images), settings, LOCAL)
+    for one, other in zip(found.trials, again.trials, strict=True):
+        assert (one.image_auroc, one.pixel_auroc, one.aupro) == (
+            other.image_auroc,
+            other.pixel_auroc,
+            other.aupro,
+        )
+
+
+@pytest.mark.parametrize("changed", [{"columns": {"roi": "m"}}, {"image": {"roi": {"a": "m.png"}}}])
+def test_regions_of_interest_are_refused(images, changed):
+    with pytest.raises(ConfigError, match=r"choose without image\.roi and columns\.roi"):
+        choose.run(str(images), load_settings(flags=changed), LOCAL)
