@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from shapes import share_of
 
 LITE, RESNET, DENSENET = "lite0", "resnet18.tv_in1k", "densenet169.tv_in1k"
 
@@ -98,7 +99,8 @@ def main() -> None:
         return
     if arguments.every > 1:
         share = arguments.work / "share" / arguments.folder.name
-        _share(arguments.folder, share, arguments.every)
+        shutil.rmtree(share, ignore_errors=True)
+        share_of(arguments.folder, share, arguments.every)
         arguments.folder = share
     lakes = _lakes(arguments)
     rows: list[Row] = []
@@ -126,18 +128,6 @@ def _lakes(arguments: argparse.Namespace) -> tuple[Path, Path]:
             named = {"images": str(lake), "group": folder.name}
             _run_child({"verb": "ingest", "source": str(source)} | named)
     return every, test
-
-
-def _share(folder: Path, target: Path, every: int) -> None:
-    """Link one photo of so many, of each label by itself, and the masks of those taken."""
-    shutil.rmtree(target, ignore_errors=True)
-    for label in sorted(folder.glob("t*/*")):
-        for photo in sorted(label.iterdir())[::every]:
-            masks = (folder / "ground_truth" / label.name).glob(f"{photo.stem}*")
-            for file in (photo, *(masks if label.parent.name == "test" else ())):
-                link = target / file.relative_to(folder)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file.resolve())
 
 
 def _ours(name: str, lakes: tuple[Path, Path], arguments: argparse.Namespace) -> list[Row]:
