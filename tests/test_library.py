@@ -38,7 +38,17 @@ def test_the_names_are_these():
         *("Ingested", "InputChanged", "Manifest", "Metrics", "ModelError", "Observer"),
         *("PatchlakeError", "Report", "Reviewed", "RunStatus", "ScoredImage", "Settings"),
         *("StorageError", "StorageRefused", "Summary", "TableError", "WorkersLost", "Worst"),
-        *("compact", "drift", "evaluate", "fit", "ingest", "load", "load_settings", "open_scores"),
+        *(
+            "compact",
+            "drift",
+            "evaluate",
+            "fit",
+            "ingest",
+            "load",
+            "load_settings",
+            "mutual",
+            "open_scores",
+        ),
         *("parts", "picture", "report", "review", "score", "settings", "status", "update"),
         *("withdraw", "worst"),
     ]
@@ -262,7 +272,7 @@ def test_every_function_has_an_example():
     functions = {n for n in patchlake.__all__ if inspect.isfunction(getattr(library, n, None))}
     named = {one.name.rpartition(".")[2] for one in examples()}
     assert named == functions - {"load_settings"}
-    assert len(named) == 17
+    assert len(named) == 18
 
 
 @pytest.mark.slow
