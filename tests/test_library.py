@@ -47,18 +47,8 @@ def test_the_names_are_these():
         *("PatchlakeError", "Report", "Reviewed", "RunStatus", "ScoredImage", "Settings"),
         *("StorageError", "StorageRefused", "Summary", "TableError", "WorkersLost", "Worst"),
         *("choose", "compact", "drift", "evaluate", "fit", "ingest", "load", "load_settings"),
-        *(
-            "open_scores",
-            "parts",
-            "picture",
-            "report",
-            "review",
-            "score",
-            "settings",
-            "status",
-            "update",
-        ),
-        *("withdraw", "worst"),
+        *("mutual", "open_scores", "parts", "picture", "report", "review", "score", "settings"),
+        *("status", "update", "withdraw", "worst"),
     ]
     assert dir(patchlake) == patchlake.__all__
     for name in patchlake.__all__:
@@ -280,7 +270,7 @@ def test_every_function_has_an_example():
     functions = {n for n in patchlake.__all__ if inspect.isfunction(getattr(library, n, None))}
     named = {one.name.rpartition(".")[2] for one in examples()}
     assert named == functions - {"load_settings"}
-    assert len(named) == 17
+    assert len(named) == 19
 
 
 @pytest.mark.slow
