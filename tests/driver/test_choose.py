@@ -33,6 +33,7 @@ def test_a_method_without_maps_is_judged_by_images_alone():
     assert one.merit == 0.75
 
 
+@pytest.mark.slow
 def test_candidates_are_fitted_and_scored(images, monkeypatch, tmp_path):
     few = {
         "square": {"resize": (64, 64)},

@@ -109,6 +109,7 @@ def test_the_same_command_again_does_nothing(done: Path, images: Path, tmp_path:
     assert len(read_manifest(Folder(str(tmp_path / "again" / "model"))).lineage) == 1
 
 
+@pytest.mark.slow
 def test_neither_fragments_nor_the_cut_of_files_change_a_score(
     done: Path, images: Path, tmp_path: Path
 ):
@@ -133,6 +134,7 @@ def test_neither_fragments_nor_the_cut_of_files_change_a_score(
     }
 
 
+@pytest.mark.slow
 def test_shots_of_one_part_are_not_compared(images: Path, tmp_path: Path):
     """The same night, whose images are told to be of parts in pairs: a defect shows in both."""
     found = {}

@@ -78,6 +78,7 @@ def test_a_radius_over_the_whole_grid_scores_as_none(images: Path, scores: Path,
             assert row[name] == anywhere[place][name]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_on_ray_the_same_bytes(images: Path, near: Path, near_scores: Path, tmp_path: Path):

@@ -193,6 +193,7 @@ def test_bytes_do_not_depend_on_fragments(tables, turning, tmp_path):
     assert file_of(tmp_path, "images").read_bytes() == file_of(turning, "images").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_on_ray_the_same_bytes(tables, turning, turning_scores, tmp_path):

@@ -145,6 +145,7 @@ def test_scores_of_a_group_that_the_model_has_not_are_said_to_be_so(photos, own,
     assert {row["status"] for row in by_place(tmp_path / "s").values()} == {"no_model"}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_both_runners_give_the_same_bytes(lake, own, scored, local_ray, tmp_path):
     on_ray = Execution("ray", "local")

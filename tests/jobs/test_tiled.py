@@ -125,6 +125,7 @@ def test_a_pair_is_cut_as_a_shape_of_the_photo_s_own(lake, tiled, tmp_path):
     assert found.groups["cloth"].digest == read_manifest(Folder(str(tiled))).groups["cloth"].digest
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_both_runners_give_the_same_bytes(lake, tiled, scored, local_ray, tmp_path):
     on_ray = Execution("ray", "local")
