@@ -145,7 +145,11 @@ class MuSc:
         """Return the references that stay; no other image takes the place of one that left."""
         every = _References.from_state(earlier.state)
         left = every.take(np.flatnonzero(~np.isin(every.numbers, images)))
-        _require_enough(len(left.numbers), earlier.images - len(images))
+        remaining = earlier.images - len(images)
+        # Where not all images are references, fewer of these will do: two, since none is compared
+        # with itself.
+        is_all = len(every.numbers) == earlier.images
+        _require_enough(len(left.numbers), remaining, _LEAST if is_all else 2)
         renumbered = _References(closed_up(left.numbers, images), left.marks, left.maps)
         return self._result(renumbered, earlier.state[_LIMIT])
 
@@ -274,11 +278,11 @@ def _some(embeddings: Arrays, first: int, *, chosen: Int64[np.ndarray, " chosen"
     return {name: array[at].astype(np.float16) for name, array in embeddings.items()}
 
 
-def _require_enough(different: int, images: int) -> None:
-    if different < _LEAST:
+def _require_enough(different: int, images: int, least: int = _LEAST) -> None:
+    if different < least:
         raise ConfigError(
             f"{different} different images of {images} are too few to be compared with one "
-            f"another, which takes {_LEAST}: add images of the group, of this night or of earlier "
+            f"another, which takes {least}: add images of the group, of this night or of earlier "
             "ones, and fit anew"
         )
 
