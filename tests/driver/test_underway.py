@@ -105,7 +105,7 @@ class _Task:
             self._notes.add(self._note())
 
 
-@pytest.mark.parametrize("runner", ["local", "ray"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_job_tells_images_before_a_fragment_is_done(
     images: Path, tmp_path: Path, tiny: Settings, runner: str, local_ray: None
 ):

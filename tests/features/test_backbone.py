@@ -371,8 +371,8 @@ def test_layers_are_numbers_or_names_and_survive_json():
     [
         ("vit_tiny_patch16_224", 16, 1),
         ("deit_tiny_distilled_patch16_224", 16, 2),
-        ("vit_small_patch14_dinov2.lvd142m", 14, 1),
-        ("vit_small_patch14_reg4_dinov2.lvd142m", 14, 5),
+        pytest.param("vit_small_patch14_dinov2.lvd142m", 14, 1, marks=pytest.mark.slow),
+        pytest.param("vit_small_patch14_reg4_dinov2.lvd142m", 14, 5, marks=pytest.mark.slow),
         ("vit_small_patch16_dinov3.lvd1689m", 16, 5),
     ],
 )

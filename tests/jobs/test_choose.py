@@ -31,6 +31,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "CANDIDATES", FEW)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_what_is_recommended_is_printed_written_and_fitted_with(patchlake, images, tmp_path):
     out = tmp_path / "chosen.yaml"
@@ -53,6 +54,7 @@ def test_what_is_recommended_is_printed_written_and_fitted_with(patchlake, image
     assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_without_a_file_the_settings_are_printed(patchlake, images):
     done = patchlake("choose", images, "--repeat", 1, *FLAGS)
@@ -68,6 +70,7 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_read(patchlake, tm
     assert "is not the name of a YAML file; end it with .yaml" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_the_library_gives_the_same(images: Path, tiny):
     settings = tiny.model_copy(update={"image": load_settings().image})

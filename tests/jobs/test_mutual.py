@@ -75,6 +75,7 @@ def test_every_row_has_a_score_a_map_and_a_rank(done: Path):
     assert [group.facts["references"] for group in manifest.groups.values()] == [22, 22]
 
 
+@pytest.mark.slow
 def test_an_image_is_scored_as_by_the_others_alone(done: Path, images: Path, tmp_path: Path):
     """It is taken out of the model, which then has never seen it: the same score, to the bit."""
     shutil.copytree(done / "model", tmp_path / "model")
@@ -100,6 +101,7 @@ def test_calibration_measures_what_the_score_table_says(done: Path):
         assert measured == {one: told[one] for one in measured}, name
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_nothing(done: Path, images: Path, tmp_path: Path):
     shutil.copytree(done, tmp_path / "again")
     before = output_files(tmp_path / "again" / "scores")
@@ -159,6 +161,7 @@ def test_shots_of_one_part_are_not_compared(images: Path, tmp_path: Path):
     assert all(found["alone"][one] < found["pairs"][one] for one in found["pairs"])
 
 
+@pytest.mark.slow
 def test_a_group_with_too_few_images_has_rows_that_say_so(nights: Path, tmp_path: Path, caplog):
     with pytest.raises(FragmentsFailed, match=r"2 of 13 .*no_model") as failed:
         compare(nights, tmp_path, where=f"dt = '{NIGHTS[0]}'")
@@ -179,6 +182,7 @@ def test_where_no_group_has_enough_images_nothing_is_scored(nights: Path, tmp_pa
     assert not (tmp_path / "scores").exists()
 
 
+@pytest.mark.slow
 def test_a_second_night_joins_or_is_scored_by_the_first_alone(nights: Path, tmp_path: Path):
     first, second = (f"dt = '{night}' AND \"group\" = 'woven_cloth'" for night in NIGHTS)
     compare(nights, tmp_path, where=first)
@@ -202,6 +206,7 @@ def test_a_second_night_joins_or_is_scored_by_the_first_alone(nights: Path, tmp_
         assert row["anomaly_map"] != alone[place]["anomaly_map"]
 
 
+@pytest.mark.slow
 def test_labels_are_read_by_evaluate_alone(done: Path, images: Path):
     """Images of the model are compared: none was scored by what the model has of it."""
     for metrics in evaluate.run(str(images), str(done / "scores")).values():
@@ -227,6 +232,7 @@ def test_a_model_of_another_kind_is_refused(images: Path, model: Path, tmp_path:
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_the_command_and_its_dry_run(patchlake, images: Path, done: Path, tmp_path: Path):
     asked = ("mutual", images, tmp_path / "model", tmp_path / "scores", *FLAGS)
     shown = patchlake(*asked, "--dry-run")
@@ -261,6 +267,7 @@ def cloth(images: Path, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_label_that_changes_is_no_matter_and_an_image_that_goes_is(cloth: Path, tmp_path: Path):
     compare(cloth, tmp_path)
     table = pq.ParquetFile(cloth / "cloth.parquet").read()
@@ -279,6 +286,7 @@ def test_a_label_that_changes_is_no_matter_and_an_image_that_goes_is(cloth: Path
     assert gone == (table["image_id"][0].as_py(), GONE)
 
 
+@pytest.mark.slow
 def test_images_that_stand_out_are_not_judged_by(cloth: Path, tmp_path: Path):
     """Else the worst of them would set the threshold that it is held against."""
     table = pq.ParquetFile(cloth / "cloth.parquet").read()

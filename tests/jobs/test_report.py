@@ -57,7 +57,9 @@ class Parsed(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
     def pictures(self) -> int:
-        return self.count("img")
+        """Photos and heatmaps; suspects of the training set have small ones of their own."""
+        is_small = [attrs.get("class") == "small" for name, attrs in self.tags if name == "img"]
+        return is_small.count(False)
 
 
 def _page(scores: Path, tmp_path: Path, **given: object) -> Parsed:

@@ -140,6 +140,7 @@ def test_the_bank_is_that_of_a_table_with_the_copies_made_by_hand(turning, by_ha
     assert len(np.unique(found, axis=0)) > 9 * PATCHES * 3
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_that_table(tables, turning_scores, by_hand, tmp_path):
     score.run(str(tables.photos), str(by_hand), str(tmp_path), scoring(), LOCAL)
     found, expected = by_place(turning_scores), by_place(tmp_path)
@@ -186,6 +187,7 @@ def test_provenance_says_of_which_copy_a_row_is(turning):
     ]
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_fragments(tables, turning, tmp_path):
     settings = settings_of(fragment_images=2)
     found = fit.run(str(tables.photos), str(tmp_path), settings, LOCAL)
@@ -204,6 +206,7 @@ def test_on_ray_the_same_bytes(tables, turning, turning_scores, tmp_path):
     assert output_files(tmp_path / "scores") == output_files(turning_scores)
 
 
+@pytest.mark.slow
 def test_digests_cover_them(tables, turning, tmp_path):
     model = read_manifest(Folder(str(turning)))
     assert model.method_options["rotations"] == COUNT
@@ -214,6 +217,7 @@ def test_digests_cover_them(tables, turning, tmp_path):
     assert len(bank_of(tmp_path / "two")) == 9 * 2 * PATCHES
 
 
+@pytest.mark.slow
 def test_images_join_with_their_copies_and_leave_with_them(tables, turning, tmp_path):
     model = tmp_path / "model"
     few = "image_id < 'plate/train/good/5'"
@@ -232,6 +236,7 @@ def test_images_join_with_their_copies_and_leave_with_them(tables, turning, tmp_
     assert group_of(model).facts["patches"] == 8 * COUNT * PATCHES
 
 
+@pytest.mark.slow
 def test_a_robust_fit_and_an_approximate_index_know_of_copies(tables, tmp_path):
     settings = settings_of(robust=True, index={"kind": "hnsw", "min_recall": 0.5})
     found = fit.run(str(tables.photos), str(tmp_path / "model"), settings, LOCAL)
@@ -241,6 +246,7 @@ def test_a_robust_fit_and_an_approximate_index_know_of_copies(tables, tmp_path):
     assert {row["status"] for row in by_place(tmp_path / "s").values()} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_copies_cost(tables, tmp_path):
     def stored(rotations: int) -> int:
         settings = settings_of(rotations)
@@ -249,6 +255,7 @@ def test_a_dry_run_tells_what_copies_cost(tables, tmp_path):
     assert 0.9 < stored(8) / stored(1) / 8 < 1.1
 
 
+@pytest.mark.slow
 def test_fragments_are_bounded_by_the_copies(tables, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("patchlake.pipeline.driver.shapes._FRAGMENT_BYTES", 3 * 64 * 64 * 10)
     with caplog.at_level(logging.INFO, "patchlake"):
@@ -257,6 +264,7 @@ def test_fragments_are_bounded_by_the_copies(tables, tmp_path, caplog, monkeypat
     assert found.settings.fragment_images == 2
 
 
+@pytest.mark.slow
 def test_inputs_of_the_photos_own_shape_and_tiles_are_turned_too(tables, tmp_path):
     image = {"resize": "auto", "pixels": 96 * 96, "tile": {"size": 64, "overlap": 32}}
     settings = settings_of(image=image, method={"rotations": COUNT, "coreset_fraction": 0.1})

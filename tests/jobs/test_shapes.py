@@ -96,6 +96,7 @@ def test_a_model_keeps_the_shape_of_each_group(own):
     assert (manifest.geometry.resize, manifest.geometry.pixels) == ("auto", PIXELS)
 
 
+@pytest.mark.slow
 def test_a_group_is_what_it_would_be_with_its_shape_set(lake, own, scored, tmp_path):
     """The same files, the same digest, and the same scores to the bit."""
     record = read_manifest(Folder(str(own))).groups["wide"]
@@ -130,12 +131,14 @@ def test_maps_regions_and_heatmaps_are_of_the_photo(scored):
     assert found_one
 
 
+@pytest.mark.slow
 def test_defects_are_found_where_they_are(lake, scored):
     for metrics in evaluate.run(str(lake), str(scored)).values():
         assert metrics["image_auroc"] == 1
         assert metrics["pixel_auroc"] > 0.9
 
 
+@pytest.mark.slow
 def test_scores_of_a_group_that_the_model_has_not_are_said_to_be_so(photos, own, tmp_path):
     for number in range(2):
         save(tmp_path / "p" / "new" / "train" / "good" / f"{number}.png", (80, 80), number)
@@ -155,6 +158,7 @@ def test_both_runners_give_the_same_bytes(lake, own, scored, local_ray, tmp_path
     assert output_files(tmp_path / "s") == output_files(scored)
 
 
+@pytest.mark.slow
 def test_images_join_and_leave_at_the_shape_of_their_group(lake, photos, tmp_path):
     model = tmp_path / "m"
     fit.run(str(lake), str(model), settings_of(), LOCAL)
@@ -173,6 +177,7 @@ def test_images_join_and_leave_at_the_shape_of_their_group(lake, photos, tmp_pat
     score.run(str(lake), str(model), str(tmp_path / "s"), scoring(), LOCAL)
 
 
+@pytest.mark.slow
 def test_an_ensemble_has_members_of_other_shapes(lake, own, scored, tmp_path):
     """One of a pair for all groups: there are two inputs, and a map is the finer one each way."""
     fit.run(str(lake), str(tmp_path / "pair"), settings_of(resize=[64, 64]), LOCAL)
@@ -185,6 +190,7 @@ def test_an_ensemble_has_members_of_other_shapes(lake, own, scored, tmp_path):
         assert metrics["image_auroc"] == 1
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_gives_the_scores_of_the_table(photos, own, scored):
     detector = patchlake.load(str(own))
     for group in PHOTOS:
@@ -200,6 +206,7 @@ def test_a_model_in_memory_gives_the_scores_of_the_table(photos, own, scored):
         assert found.heatmap().width == max(171, PHOTOS[group][0])
 
 
+@pytest.mark.slow
 def test_a_region_of_interest_is_of_the_photo(lake, tmp_path):
     left = {"wide": [[[0, 0], [0.6, 0], [0.6, 1], [0, 1]]]}
     image = {"resize": "auto", "pixels": PIXELS, "roi": left}
@@ -211,6 +218,7 @@ def test_a_region_of_interest_is_of_the_photo(lake, tmp_path):
             assert (grid[:, 10:] == grid.min()).all()
 
 
+@pytest.mark.slow
 def test_photos_of_other_shapes_are_counted_and_squashed(photos, tmp_path, caplog):
     mixed = tmp_path / "p"
     for number in range(6):
@@ -225,6 +233,7 @@ def test_photos_of_other_shapes_are_counted_and_squashed(photos, tmp_path, caplo
     assert "inputs of 128 x 48 pixels (width x height) for photos of some 300 x 100" in caplog.text
 
 
+@pytest.mark.slow
 def test_photos_that_cannot_be_read_do_not_decide(lake, tmp_path, caplog):
     folder = tmp_path / "p" / "wide" / "train" / "good"
     save(folder / "0.png", (300, 100), 0)
@@ -235,6 +244,7 @@ def test_photos_that_cannot_be_read_do_not_decide(lake, tmp_path, caplog):
     assert found.shapes == {"wide": SHAPES["wide"]}
 
 
+@pytest.mark.slow
 def test_fragments_of_large_inputs_have_fewer_images(lake, own, scored, tmp_path, monkeypatch):
     """Memory is bounded by the inputs, and no score hangs on it."""
     # Three of the larger inputs.
@@ -278,6 +288,7 @@ def test_a_score_that_asks_for_another_shape_is_refused(lake, own, tmp_path, ima
         score.run(str(lake), str(own), str(tmp_path / "s"), scoring(image=image), LOCAL)
 
 
+@pytest.mark.slow
 def test_a_model_whose_shape_was_changed_by_hand_is_refused(lake, own, tmp_path):
     import json
     import shutil
@@ -291,6 +302,7 @@ def test_a_model_whose_shape_was_changed_by_hand_is_refused(lake, own, tmp_path)
         score.run(str(lake), str(tmp_path / "m"), str(tmp_path / "s"), scoring(), LOCAL)
 
 
+@pytest.mark.slow
 def test_without_own_shapes_digests_cover_what_they_did(tiny: Settings, model: Path):
     image = tiny.image.model_dump(mode="json", exclude={"roi", "pixels", "tile"})
     covered = {
@@ -310,6 +322,7 @@ def test_without_own_shapes_digests_cover_what_they_did(tiny: Settings, model: P
     assert identity.covered()["geometry"] == {"resize": (64, 64), "crop": None}
 
 
+@pytest.mark.slow
 def test_a_model_of_before_there_were_shapes_is_read(model: Path, tmp_path: Path):
     import json
     import shutil
@@ -326,6 +339,7 @@ def test_a_model_of_before_there_were_shapes_is_read(model: Path, tmp_path: Path
     assert read_manifest(folder) == read_manifest(Folder(str(model)))
 
 
+@pytest.mark.slow
 def test_a_jpeg_on_its_side_is_asked_for_its_upright_shape(tmp_path):
     turned = Image.Exif()
     turned[274] = 6

@@ -111,6 +111,7 @@ def test_maps_and_regions_are_of_the_whole_photo(lake, scored):
     assert metrics["pixel_auroc"] > 0.95
 
 
+@pytest.mark.slow
 def test_tiles_are_in_the_digest_and_change_scores(lake, tiled, tmp_path):
     plain = load_settings(flags=TINY | {"image": {"resize": "auto", "pixels": SIZE[0] * SIZE[1]}})
     found = fit.run(str(lake), str(tmp_path / "m"), plain, LOCAL)
@@ -118,6 +119,7 @@ def test_tiles_are_in_the_digest_and_change_scores(lake, tiled, tmp_path):
     assert found.groups["cloth"].digest != read_manifest(Folder(str(tiled))).groups["cloth"].digest
 
 
+@pytest.mark.slow
 def test_a_pair_is_cut_as_a_shape_of_the_photo_s_own(lake, tiled, tmp_path):
     pair = settings_of(resize=list(SIZE[::-1]))
     found = fit.run(str(lake), str(tmp_path / "m"), pair, LOCAL)
@@ -136,6 +138,7 @@ def test_both_runners_give_the_same_bytes(lake, tiled, scored, local_ray, tmp_pa
     assert output_files(tmp_path / "s") == output_files(scored)
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_and_an_update_cut_as_the_fit_did(photos, lake, scored, tmp_path):
     fit.run(str(lake), str(tmp_path / "m"), settings_of(), LOCAL)
     detector = patchlake.load(str(tmp_path / "m"))
@@ -172,6 +175,7 @@ def test_tiles_that_cut_nothing_or_all_are_refused(image, said):
         settings_of(**image)
 
 
+@pytest.mark.slow
 def test_tiles_that_do_not_fit_the_network_are_refused_before_anything(lake, tmp_path):
     settings = settings_of(tile={"size": 72, "overlap": 32})
     with pytest.raises(ConfigError, match=r"image\.tile\.size is 72 pixels.*64 or 80"):

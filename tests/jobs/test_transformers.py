@@ -60,6 +60,7 @@ def done(
     return Done(request.param, root / "model", root / "scores", manifest)
 
 
+@pytest.mark.slow
 def test_each_image_has_a_map_of_its_patches(done: Done):
     side = SIDE[done.preset]
     for row in by_place(done.scores).values():
@@ -73,6 +74,7 @@ def test_each_image_has_a_map_of_its_patches(done: Done):
             assert 0 <= min(row["anomaly_map"]) <= row["image_score"] <= 2
 
 
+@pytest.mark.slow
 def test_each_block_has_its_bank_or_its_part_of_the_gallery(done: Done):
     for group in done.manifest.groups.values():
         if done.preset == "superadd_paper":
@@ -84,6 +86,7 @@ def test_each_block_has_its_bank_or_its_part_of_the_gallery(done: Done):
             assert group.facts["bank_rows"] == 12
 
 
+@pytest.mark.slow
 def test_batches_and_threads_change_no_byte(
     done: Done, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
