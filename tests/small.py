@@ -1,5 +1,7 @@
 """The methods, found by their names, with settings that make each small enough for a second."""
 
+import pytest
+
 from patchlake.pipeline.config import Scalar
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.methods import build, names, options_of
@@ -35,4 +37,8 @@ def _is_allowed(name: str, option: str, value: Scalar) -> bool:
 
 
 SMALL = {name: small(name) for name in names()}
+# For tests of every method. MuSc compares each image with each, which takes the longest.
+EVERY = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "musc" else name for name in sorted(SMALL)
+]
 UPDATABLE = [name for name in SMALL if isinstance(build(name, {}), Updatable)]

@@ -26,7 +26,7 @@ from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
 from tests.jobs.conftest import GROUP, TRAINING_IMAGES, WHERE, FittedBy
 from tests.jobs.test_methods import settings_of
-from tests.small import SMALL
+from tests.small import EVERY, SMALL
 
 # In whose models an image has no part that can be left out: they are trained on all at once.
 KNOWS_NO_IMAGE = {"cfa"}
@@ -99,7 +99,7 @@ def assert_stored(row: Row, found: Scores) -> None:
         assert (row["patch_mean"], row["patch_std"]) == (exact.mean(), exact.std())
 
 
-@pytest.mark.parametrize("method", sorted(SMALL))
+@pytest.mark.parametrize("method", EVERY)
 def test_a_stored_score_is_that_of_the_image_without_its_own_part_in_the_model(
     method: str, images: Path, fitted_by: FittedBy
 ):
@@ -121,7 +121,7 @@ def test_a_stored_score_is_that_of_the_image_without_its_own_part_in_the_model(
     assert (max(differences) > 0) == (method not in KNOWS_NO_IMAGE)
 
 
-@pytest.mark.parametrize("method", sorted(SMALL))
+@pytest.mark.parametrize("method", EVERY)
 def test_the_unit_of_scores_is_the_spread_of_those_stored(
     method: str, images: Path, fitted_by: FittedBy
 ):
@@ -215,7 +215,7 @@ def test_a_stored_score_is_close_to_that_by_a_model_fitted_without_the_image(
         assert low - 1e-4 <= mean / row["patch_mean"] <= high + 1e-4
 
 
-@pytest.mark.parametrize("method", sorted(SMALL))
+@pytest.mark.parametrize("method", EVERY)
 def test_what_verdicts_go_by_is_measured_without_all_images_of_a_part(
     method: str, images: Path, fitted_by: FittedBy, tmp_path: Path
 ):

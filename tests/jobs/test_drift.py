@@ -224,6 +224,7 @@ def test_embeddings_that_are_not_ours_are_named(table: Path, tmp_path: Path):
         library.drift(odd)
 
 
+@pytest.mark.slow
 def test_an_update_keeps_what_nights_are_compared_with(lake: Path, tmp_path: Path):
     settings, model = _settings(), tmp_path / "model"
     ids = sorted(
@@ -248,6 +249,7 @@ def test_an_update_keeps_what_nights_are_compared_with(lake: Path, tmp_path: Pat
     assert sorted(counts.values()) == [19, 20]
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_compared_by_its_first_member(lake: Path, tmp_path: Path):
     """Members of other networks and sizes: embeddings are the first's, scores are not compared."""
     members = []
@@ -264,6 +266,7 @@ def test_an_ensemble_is_compared_by_its_first_member(lake: Path, tmp_path: Path)
         assert all("scores" not in row for row in found.column("signals").to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dn2", "spade"])
 def test_methods_that_score_otherwise_are_compared_as_well(lake: Path, tmp_path: Path, method: str):
     """DN2 has no maps, and SPADE scores many images together."""
@@ -281,6 +284,7 @@ def test_ray_and_local_write_the_same_bytes(
     assert library.drift(again).equals(library.drift(table))
 
 
+@pytest.mark.slow
 def test_what_is_measured_of_an_image_hangs_on_it_alone(lake: Path, table: Path, tmp_path: Path):
     """Other fragments, and so other images beside it, and more threads change no bit."""
     settings = _settings(fragment_images=7, workers=3)

@@ -152,6 +152,7 @@ def test_ray_and_local_write_the_same_bytes(
     assert output_files(tmp_path / "scores") == output_files(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_packs_several_files(pictures: Path, tmp_path: Path, local_ray: None, tiny: Settings):
     written = ingest.run(

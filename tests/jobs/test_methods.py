@@ -16,7 +16,7 @@ from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.presets import PRESETS
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, by_place, output_files, soak
-from tests.small import SMALL
+from tests.small import EVERY, SMALL
 
 # Whether a paper has an anomaly map. Of a method that is not here, images have maps, or none has.
 HAS_MAP = {
@@ -54,7 +54,7 @@ class Done:
         return next(iter(by_place(self.scores).values()))["anomaly_map"] is not None
 
 
-@pytest.fixture(scope="module", params=sorted(SMALL))
+@pytest.fixture(scope="module", params=EVERY)
 def done(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Done:

@@ -91,6 +91,7 @@ def _require_one_line(result, path: Path) -> None:
         assert path.name in told[-1], told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", QUICK)
 def test_a_damaged_record_of_a_score_table_is_named_or_made_again(
     damage, scored_once, images, fitted_by, tmp_path, patchlake

@@ -268,6 +268,7 @@ class Pressing:
         return answer.status_code == 200
 
 
+@pytest.mark.slow
 def test_nothing_that_was_confirmed_is_lost_by_a_kill(scores: Path, tmp_path: Path) -> None:
     """Two servers at once on one folder; one is killed in the middle of its decisions."""
     reviews = tmp_path / "reviews"

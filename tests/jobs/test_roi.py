@@ -23,7 +23,7 @@ from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, soak
-from tests.small import SMALL, UPDATABLE
+from tests.small import EVERY, SMALL, UPDATABLE
 
 GROUPS = ("brushed_plate", "woven_cloth")
 CORNERS = [[0.3, 0.1], [0.95, 0.25], [0.8, 0.9], [0.1, 0.7]]
@@ -128,7 +128,7 @@ class Done:
     manifest: Manifest
 
 
-@pytest.fixture(scope="module", params=sorted(SMALL))
+@pytest.fixture(scope="module", params=EVERY)
 def done(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Done:

@@ -18,7 +18,7 @@ from patchlake.pipeline.model_store.models import read_manifest, write_files
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY
 from tests.jobs.conftest import GROUP, TRAINING_IMAGES, WHERE, FittedBy
-from tests.small import SMALL
+from tests.small import EVERY, SMALL
 
 Row = dict[str, object]
 RATE = 0.1
@@ -51,7 +51,7 @@ def p_value(rows: list[Row], new: float) -> float:
     return (1 + sum(np.mean(one) for one in shares.values())) / (len(shares) + 1)
 
 
-@pytest.mark.parametrize("method", sorted(SMALL))
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_says_whether_how_sure_and_where(
     method: str, images: Path, fitted_by: FittedBy, tmp_path: Path
 ):

@@ -63,6 +63,7 @@ def test_the_level_is_held_however_few_parts_and_however_alike_their_shots(night
         assert (p_values <= level).sum() <= binom.isf(1e-4, repeats, level)
 
 
+@pytest.mark.slow
 def test_of_many_nights_that_share_their_training_images_hardly_any_table_has_a_false_one():
     rng = np.random.default_rng(0)
     tables = 40
