@@ -126,6 +126,7 @@ def test_a_job_tells_images_before_a_fragment_is_done(
         assert any("written" in note for note in heard.notes["score"])
 
 
+@pytest.mark.slow
 def test_what_workers_tell_reaches_the_driver_within_seconds(local_ray: None):
     told: list[int] = []
     underway = Underway()
