@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError, UserCodeException
+from ray.exceptions import GetTimeoutError, RayError, UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patchlake.pipeline.cluster.runner import Poison, Stage
@@ -153,12 +153,20 @@ class Attempts:
             thread.join()
 
     def _relay(self, to: Listener, ended: threading.Event) -> None:
+        asked: Any = None
         while not ended.wait(_NEWS_S):
+            # The register forgets what it tells. So an answer that is late, as the first one is
+            # where the register is still being started, is waited for and not asked for again.
+            asked = asked or self.register.news.remote()
             try:
-                awaited, passed = ray.get(self.register.news.remote(), timeout=_NEWS_S)
+                awaited, passed = ray.get(asked, timeout=_NEWS_S)
+            except GetTimeoutError:
+                continue
             except RayError:
                 # It is being started again, or the cluster is gone, which the job itself finds out.
+                asked = None
                 continue
+            asked = None
             for what in awaited:
                 to.waits(what)
             for (stage, key), images in passed.items():

@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
-from patchlake.pipeline.cluster.attempts import Attempts, Reporter
+from patchlake.pipeline.cluster.attempts import Attempts, Reporter, _Register
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import fit, score
 from patchlake.pipeline.driver.execution import Execution
@@ -148,6 +150,24 @@ def test_what_workers_tell_reaches_the_driver_within_seconds(local_ray: None):
     reporter.flush()
     # Nobody asks any more.
     assert underway.images == 5
+
+
+class _SlowToStart(_Register):
+    """A register whose process takes as long as one does on a busy node."""
+
+    def __init__(self) -> None:
+        time.sleep(3)
+        super().__init__()
+
+
+@pytest.mark.slow
+def test_what_is_told_before_the_register_has_started_is_not_lost(local_ray: None):
+    underway = Underway()
+    kind: Any = ray.remote(_SlowToStart)
+    attempts = Attempts(kind.remote())
+    with attempts.relaying(underway):
+        Reporter(attempts).passed("infer", "a", 2)
+        _until(lambda: underway.images == 2)
 
 
 def _until(holds: Callable[[], bool]) -> None:
