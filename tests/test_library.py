@@ -21,6 +21,7 @@ from PIL import Image
 import patchlake
 from patchlake.pipeline.config import Settings
 from patchlake.pipeline.driver import library
+from patchlake.pipeline.driver.library import models, scores, verdicts
 from patchlake.pipeline.scores.heatmap import to_jpeg
 from tests.conftest import TINY, by_place, read_scores
 
@@ -249,9 +250,10 @@ def here(pictures: Path, tmp_path: Path, chosen: Settings, monkeypatch: pytest.M
 
 
 def examples() -> list[doctest.DocTest]:
-    """Of the functions: the module's own only says what the others begin with."""
-    found = doctest.DocTestFinder().find(library, globs={"patchlake": patchlake})
-    return [one for one in found if one.examples and one.name != library.__name__]
+    """Of the functions."""
+    finder, names = doctest.DocTestFinder(), {"patchlake": patchlake}
+    found = [one for home in (models, scores, verdicts) for one in finder.find(home, globs=names)]
+    return [one for one in found if one.examples]
 
 
 def test_the_examples_are_true(here: Path):
@@ -267,7 +269,7 @@ def test_the_examples_are_true(here: Path):
 
 
 def test_every_function_has_an_example():
-    functions = {n for n in patchlake.__all__ if inspect.isfunction(getattr(library, n, None))}
+    functions = {n for n in patchlake.__all__ if inspect.isfunction(getattr(patchlake, n))}
     named = {one.name.rpartition(".")[2] for one in examples()}
     assert named == functions - {"load_settings"}
     assert len(named) == 19

@@ -259,7 +259,7 @@ def _queries_outside(
     corpus: StoredCorpus, bank: MemoryBank, before: int
 ) -> Float32[np.ndarray, "queries dim"] | None:
     """Return normal patches that are not in the bank, evenly spread; None if all are in it."""
-    assert bank.origin is not None, "the method is not approximable"
+    assert bank.origin is not None, "the method is searched exactly: `exact_because`"
     *grid, _ = corpus.shapes[bank.embedding]
     height, width = grid or (1, 1)
     patches = corpus.images * height * width

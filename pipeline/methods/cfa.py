@@ -43,6 +43,7 @@ from patchlake.pipeline.index.search import Search
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
 from patchlake.pipeline.methods.shared.bank import MemoryBank, OwnPart
 from patchlake.pipeline.methods.shared.contract import (
+    NO_BANK,
     FitResult,
     FittedGroup,
     Method,
@@ -71,7 +72,7 @@ class CFA:
 
     layers: ClassVar[Layers] = (1, 2, 3)
     calibration_images: ClassVar[int] = 200
-    approximable: ClassVar[bool] = False
+    exact_because: ClassVar[str] = NO_BANK
     scored_together: ClassVar[bool] = False
 
     # The channels of all layers, and the locations, are divided by these: dimensions, centres.

@@ -40,7 +40,7 @@ class DN2:
 
     layers: ClassVar[Layers] = (4,)
     calibration_images: ClassVar[int] = 200
-    approximable: ClassVar[bool] = True
+    exact_because: ClassVar[str] = ""
     scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = False
 

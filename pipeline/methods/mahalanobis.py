@@ -44,6 +44,7 @@ from patchlake.pipeline.maths.gaussian import (
 from patchlake.pipeline.maths.shrinkage import Powers, ledoit_wolf, oas
 from patchlake.pipeline.methods.shared.bank import OwnPart
 from patchlake.pipeline.methods.shared.contract import (
+    NO_BANK,
     EarlierModel,
     FitResult,
     FittedGroup,
@@ -64,7 +65,7 @@ class Mahalanobis:
 
     layers: ClassVar[Layers] = (0, 1, 2, 3, 4)
     calibration_images: ClassVar[int] = 200
-    approximable: ClassVar[bool] = False
+    exact_because: ClassVar[str] = NO_BANK
     scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = True
 

@@ -44,6 +44,7 @@ from patchlake.pipeline.maths.blas import on_one_thread
 from patchlake.pipeline.maths.mutual import asking, compared, mean_of_lowest, nearest_distances
 from patchlake.pipeline.methods.shared.bank import OwnPart, closed_up
 from patchlake.pipeline.methods.shared.contract import (
+    NO_BANK,
     EarlierModel,
     FitResult,
     FittedGroup,
@@ -67,7 +68,7 @@ class MuSc:
     layers: ClassVar[Layers] = (2, 3)
     # Each is as dear as scoring an image.
     calibration_images: ClassVar[int] = 20
-    approximable: ClassVar[bool] = False
+    exact_because: ClassVar[str] = NO_BANK
     scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = False
     is_mutual: ClassVar[bool] = True

@@ -53,6 +53,7 @@ from patchlake.pipeline.maths.gaussian import (
 from patchlake.pipeline.maths.smoothing import smoothed_peaks
 from patchlake.pipeline.methods.shared.bank import OwnPart
 from patchlake.pipeline.methods.shared.contract import (
+    NO_BANK,
     EarlierModel,
     FitResult,
     FittedGroup,
@@ -86,7 +87,7 @@ class PaDiM:
 
     layers: ClassVar[Layers] = (1, 2, 3)
     calibration_images: ClassVar[int] = 200
-    approximable: ClassVar[bool] = False
+    exact_because: ClassVar[str] = NO_BANK
     scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = True
 

@@ -80,7 +80,6 @@ class PatchCore:
     layers: ClassVar[Layers] = (2, 3)
     # A 95 % quantile of 200 rests on 10 images above it.
     calibration_images: ClassVar[int] = 200
-    approximable: ClassVar[bool] = True
     scored_together: ClassVar[bool] = False
     leaves_by_embedding: ClassVar[bool] = False
 
@@ -130,6 +129,18 @@ class PatchCore:
             raise ValueError(
                 "workers hold no rows by place; use coreset auto, driver or partitioned"
             )
+
+    @property
+    def exact_because(self) -> str:
+        """See `Method`."""
+        if self.position_radius is not None:
+            return (
+                "an approximate index finds rows from any place, and "
+                f"method.position_radius={self.position_radius} asks for those near a patch"
+            )
+        if self.layers_apart:
+            return "an index is of one bank, and method.layers_apart=true makes one for each layer"
+        return ""
 
     def embed(self, feature_maps: Sequence[Tensor], *, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return patch embeddings (images, rows, columns, dim), of each layer or of all."""

@@ -82,7 +82,7 @@ class SPADE:
     layers: ClassVar[Layers] = (1, 2, 3, 4)
     # Each is as dear as scoring an image.
     calibration_images: ClassVar[int] = 40
-    approximable: ClassVar[bool] = True
+    exact_because: ClassVar[str] = ""
     scored_together: ClassVar[bool] = True
     leaves_by_embedding: ClassVar[bool] = False
 

@@ -5,23 +5,17 @@ and references to what others hold, which are all that travels to it. One model 
 ensemble): members with the same backbone share its feature maps.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 from torch import Tensor
 
-from patchlake.pipeline.config import Layers
-from patchlake.pipeline.errors import ModelError
-from patchlake.pipeline.features.extractor import Extractor, in_pieces, joined, on_host
-from patchlake.pipeline.features.summary import SUMMARY, embedding_of, summary_of
-from patchlake.pipeline.groups.files import load_calibration
-from patchlake.pipeline.groups.loading import load_group
+from patchlake.pipeline.features.extractor import in_pieces, joined, on_host
+from patchlake.pipeline.features.summary import SUMMARY, embedding_of
 from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.groups.recent import Recent
 from patchlake.pipeline.headway import Passed, listener
@@ -31,19 +25,14 @@ from patchlake.pipeline.maths.blas import on_one_thread
 from patchlake.pipeline.maths.interior import Interior
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.shared.contract import (
-    DeviceDetector,
-    GroupDetector,
     Method,
     Mutual,
-    MutualDetector,
     Scores,
 )
 from patchlake.pipeline.methods.shared.marks import Marks
-from patchlake.pipeline.model_store.models import MANIFEST
-from patchlake.pipeline.scores.calibration import Calibration
-from patchlake.pipeline.scores.ensemble import ensemble_maps, ensemble_scores
 from patchlake.pipeline.stages.batch import FragmentBatch, advance
-from patchlake.pipeline.storage.owned import one_line
+from patchlake.pipeline.stages.judges import Judges, Known, between
+from patchlake.pipeline.stages.trunks import Trunk, trunks_of
 
 # Images that a thread embeds and scores before it takes the next ones. Their embeddings (0.5 MB an
 # image with lite0, 1.2 with ResNet-18) then stay in the processor's caches.
@@ -55,15 +44,8 @@ _PIECE_PIXELS = _PIECE * 1024 * 1024
 _EMBEDDED_BYTES = 256 * 2**20
 # Never more, so that whoever watches sees them pass.
 _TOGETHER = 64
-# What arrays of other shapes raise. Not `RuntimeError`: that is torch's for a device's faults.
-_MISFITS = (ValueError, TypeError, LookupError, ArithmeticError)
-# Files that are named, of a gallery's many.
-_SHOWN = 6
-_Embeddings = TypeVar("_Embeddings")
 # Images as decode makes them, and what of each counts.
 _Piece = tuple[np.ndarray, Sequence[Interior]]
-# What some images are known by; None: nobody says, and they are taken for new ones.
-_Known = Marks | None
 
 
 @dataclass(frozen=True)
@@ -81,89 +63,10 @@ class Scorer:
         names = dict.fromkeys(member.manifest.backbone.name for member in self.members)
         listener().waits(f"the weights of {', '.join(names)}")
         methods = [build(m.manifest.method, m.manifest.method_options) for m in self.members]
-        shared: dict[tuple[object, ...], list[int]] = {}
-        for number, member in enumerate(self.members):
-            shared.setdefault(self._network(member), []).append(number)
-        trunks = [self._trunk(numbers, methods) for numbers in shared.values()]
+        trunks = trunks_of(self.members, methods)
         listener().waits("")
         # All networks are on the same device.
         return Infer(self, methods, trunks, trunks[0].extractor.threads(threads))
-
-    def _network(self, member: Member) -> tuple[object, ...]:
-        """Return what members must have in common to share feature maps."""
-        network = member.manifest.backbone
-        # Layers by number can be read together; by name they are shared if they are the same.
-        named = network.layers if isinstance(network.layers[0], str) else ()
-        tile = member.manifest.geometry.tile
-        return network.name, network.precision, member.weights, named, member.geometry, tile
-
-    def _trunk(self, numbers: Sequence[int], methods: Sequence[Method]) -> "_Trunk":
-        members = [self.members[number] for number in numbers]
-        layers = joined_layers([member.manifest.backbone.layers for member in members])
-        if len(members) == 1:
-            backbone = members[0].checked_backbone()
-        else:
-            # The digest is over the layers in use: each member's own are checked by themselves.
-            for member in members:
-                member.checked_backbone()
-            backbone = members[0].backbone(layers)
-        embeds = {
-            number: _Embed(
-                methods[number],
-                sorted(layers.index(layer) for layer in member.manifest.backbone.layers),
-                member.manifest.settings.seed,
-                number == 0,
-            )
-            for number, member in zip(numbers, members, strict=True)
-        }
-        extractor = Extractor(backbone, _EmbedAll(embeds), members[0].manifest.geometry.tile)
-        return _Trunk(extractor, members[0].geometry, list(numbers))
-
-
-def joined_layers(layers: Sequence[Layers]) -> Layers:
-    """Return all layers that are named, each once: numbers rising, names as they come."""
-    every = dict.fromkeys(layer for some in layers for layer in some)
-    numbers = sorted(layer for layer in every if isinstance(layer, int))
-    return tuple(numbers) if numbers else tuple(str(layer) for layer in every)
-
-
-@dataclass(frozen=True)
-class _Embed:
-    method: Method
-    # Which of the trunk's feature maps are this member's.
-    positions: Sequence[int]
-    seed: int
-
-    # Whether it is the first of all members, by whose maps nights are compared.
-    is_first: bool
-
-    def __call__(self, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        own = [feature_maps[position] for position in self.positions]
-        embedded = self.method.embed(own, seed=self.seed)
-        return {**embedded, SUMMARY: summary_of(own)} if self.is_first else embedded
-
-
-@dataclass(frozen=True)
-class _EmbedAll:
-    """The embeddings of several members, each name behind the member's number."""
-
-    embeds: Mapping[int, _Embed]
-
-    def __call__(self, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {
-            f"{number}/{name}": tensor
-            for number, embed in self.embeds.items()
-            for name, tensor in embed(feature_maps).items()
-        }
-
-
-@dataclass(frozen=True)
-class _Trunk:
-    """A backbone, the inputs that it takes, and the members that it serves."""
-
-    extractor: Extractor
-    geometry: Geometry | Geometries
-    members: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -179,7 +82,7 @@ class Infer:
     """Stage: adds `image_score` and `embedding` to the rows; replaces pixels by anomaly maps."""
 
     def __init__(
-        self, scorer: Scorer, methods: Sequence[Method], trunks: Sequence[_Trunk], threads: int
+        self, scorer: Scorer, methods: Sequence[Method], trunks: Sequence[Trunk], threads: int
     ) -> None:
         self._scorer = scorer
         self._methods = methods
@@ -211,7 +114,7 @@ class Infer:
         whole = pa.array([next(each) if ok else None for ok in is_ok], pa.list_(pa.float32()))
         return replace(batch, rows=rows.append_column("embedding", whole), array=maps)
 
-    def _marks(self, batch: FragmentBatch) -> _Known:
+    def _marks(self, batch: FragmentBatch) -> Known:
         """Return what the ok images are known by, where a method asks for it."""
         if not any(isinstance(method, Mutual) for method in self._methods):
             return None
@@ -236,7 +139,7 @@ class Infer:
         group: str,
         passed: Passed,
         interiors: Sequence[Interior] = (),
-        marks: _Known = None,
+        marks: Known = None,
     ) -> Seen:
         """Return the scores and summaries of images as decode makes them, at least one.
 
@@ -249,47 +152,13 @@ class Infer:
             interiors: What of each image counts; none where all does.
             marks: What the images are known by. Without, all are new, also to a model of them.
         """
-        detectors, calibrations = self._models.get(group)
-        size = self._piece(group)
-
-        def of_detectors(
-            score: Callable[[GroupDetector, _Embeddings], Scores], members: Sequence[_Embeddings]
-        ) -> Scores:
-            found = [
-                self._score(number, group, partial(score, detector, embeddings))
-                for number, (detector, embeddings) in enumerate(
-                    zip(detectors, members, strict=True)
-                )
-            ]
-            return found[0] if len(found) == 1 else _together(found, calibrations)
-
-        def of_piece(piece: tuple[_Piece, _Known]) -> Seen:
-            images, known = piece
-            with self._trunks[0].extractor.own_queue():
-                members = self._embed(images, group)
-                summary = {SUMMARY: members[0].pop(SUMMARY)}
-                scores = of_detectors(partial(_scored, known), members)
-                # Last, so that nothing waits for the device before.
-                found = Seen(scores, on_host(summary)[SUMMARY])
-            passed(len(images[0]))
-            return found
-
-        def of_some(members: list[dict[str, np.ndarray]], known: _Known) -> Seen:
-            summaries = members[0].pop(SUMMARY)
-            return Seen(of_detectors(partial(_scored_on_host, known), members), summaries)
-
+        judges = self._models.get(group)
         # Products of numpy's BLAS are made in each thread, side by side.
         with on_one_thread():
             if any(method.scored_together for method in self._methods):
-                some = self._embedded(pixels, interiors, passed, group)
-                parts = [
-                    of_some(one, _between(marks, first, first + count))
-                    for first, count, one in some
-                ]
+                parts = self._many_together(pixels, judges, passed, interiors, marks)
             else:
-                pieces = in_pieces(pixels, interiors, size)
-                known = [_between(marks, at, at + size) for at in range(0, len(pixels), size)]
-                parts = self._threads.map(of_piece, list(zip(pieces, known, strict=True)))
+                parts = self._few_by_few(pixels, judges, passed, interiors, marks)
         found = [part.scores for part in parts]
         grids = [one.anomaly_maps for one in found if one.anomaly_maps is not None]
         maps = np.concatenate(grids) if grids else None
@@ -297,6 +166,48 @@ class Infer:
             maps = np.stack([one.within(grid) for one, grid in zip(interiors, maps, strict=True)])
         scores = Scores(np.concatenate([one.image_scores for one in found]), maps)
         return Seen(scores, np.concatenate([part.summaries for part in parts]))
+
+    def _few_by_few(
+        self,
+        pixels: np.ndarray,
+        judges: Judges,
+        passed: Passed,
+        interiors: Sequence[Interior],
+        marks: Known,
+    ) -> list[Seen]:
+        """Embed and score some images in each thread, and then the next ones."""
+        size = self._piece(judges.group)
+
+        def of_piece(piece: tuple[_Piece, Known]) -> Seen:
+            images, known = piece
+            with self._trunks[0].extractor.own_queue():
+                members = self._embed(images, judges.group)
+                summary = {SUMMARY: members[0].pop(SUMMARY)}
+                scores = judges.scores(members, known)
+                # Last, so that nothing waits for the device before.
+                found = Seen(scores, on_host(summary)[SUMMARY])
+            passed(len(images[0]))
+            return found
+
+        pieces = in_pieces(pixels, interiors, size)
+        known = [between(marks, at, at + size) for at in range(0, len(pixels), size)]
+        return self._threads.map(of_piece, list(zip(pieces, known, strict=True)))
+
+    def _many_together(
+        self,
+        pixels: np.ndarray,
+        judges: Judges,
+        passed: Passed,
+        interiors: Sequence[Interior],
+        marks: Known,
+    ) -> list[Seen]:
+        """Embed as many images as memory is planned for, and then score them together."""
+        found = []
+        for first, count, members in self._embedded(pixels, interiors, passed, judges.group):
+            summaries = members[0].pop(SUMMARY)
+            scores = judges.scores_on_host(members, between(marks, first, first + count))
+            found.append(Seen(scores, summaries))
+        return found
 
     def _piece(self, group: str) -> int:
         """Return how many images of a group a thread embeds and scores before the next ones."""
@@ -345,69 +256,8 @@ class Infer:
                 embeddings[int(number)][of_member] = tensor
         return embeddings
 
-    def _score(self, number: int, group: str, score: Callable[[], Scores]) -> Scores:
-        """Return one member's scores. Raises `ModelError`."""
-        with _fitting(self._scorer.members[number], group):
-            found = score()
-            if not np.isfinite(found.image_scores).all():
-                raise ValueError("the scores are not finite")
-        return found
-
     def _held_bytes(self, group: str) -> int:
         return sum(member.own_bytes(group) for member in self._scorer.members)
 
-    def _load_group(self, group: str) -> tuple[Sequence[GroupDetector], Sequence[Calibration]]:
-        listener().waits(f"the model of group '{group}'")
-        detectors = []
-        for method, member in zip(self._methods, self._scorer.members, strict=True):
-            record, threads = member.manifest.groups[group], self._threads.count
-            loaded = load_group(member.model, record, threads, member.bank(group))
-            with _fitting(member, group):
-                detectors.append(method.prepare(loaded))
-        listener().waits("")
-        members = self._scorer.members
-        # One model's scores are in no need of a common unit.
-        joined = members if len(members) > 1 else ()
-        return detectors, [load_calibration(m.model, m.manifest.groups[group]) for m in joined]
-
-
-def _scored(known: _Known, detector: GroupDetector, embeddings: dict[str, Tensor]) -> Scores:
-    if isinstance(detector, DeviceDetector) and detector.is_on_device:
-        return detector.score_on_device(embeddings)
-    return _scored_on_host(known, detector, on_host(embeddings))
-
-
-def _scored_on_host(
-    known: _Known, detector: GroupDetector, embeddings: dict[str, np.ndarray]
-) -> Scores:
-    if known is not None and isinstance(detector, MutualDetector):
-        return detector.score_apart(embeddings, known)
-    return detector.score(embeddings)
-
-
-def _between(marks: _Known, begin: int, end: int) -> _Known:
-    return None if marks is None else marks.take(slice(begin, end))
-
-
-@contextmanager
-def _fitting(member: Member, group: str) -> Iterator[None]:
-    """Say of arrays whose shapes or numbers are not those of the network where they are from.
-
-    Raises:
-        ModelError: if the block fails on them: they were changed, and their digests with them.
-    """
-    try:
-        yield
-    except _MISFITS as error:
-        files = ", ".join(file.name for file in member.manifest.groups[group].files[:_SHOWN])
-        raise ModelError(
-            f"{member.model.path(MANIFEST)}: the files of group '{group}' ({files}) do not fit "
-            f"its network: {one_line(error)}; restore them, or fit again"
-        ) from error
-
-
-def _together(found: Sequence[Scores], calibrations: Sequence[Calibration]) -> Scores:
-    return Scores(
-        ensemble_scores([one.image_scores for one in found], calibrations),
-        ensemble_maps([one.anomaly_maps for one in found], calibrations),
-    )
+    def _load_group(self, group: str) -> Judges:
+        return Judges.loaded(self._scorer.members, self._methods, group, self._threads.count)

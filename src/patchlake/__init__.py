@@ -26,24 +26,29 @@ if TYPE_CHECKING:
     from patchlake.pipeline.driver.detector import Detection, Detector
     from patchlake.pipeline.driver.evaluate import Metrics
     from patchlake.pipeline.driver.ingest import Ingested
-    from patchlake.pipeline.driver.library import (
+    from patchlake.pipeline.driver.library.models import (
         choose,
-        compact,
-        drift,
-        evaluate,
         fit,
         ingest,
         load,
+        settings,
+        update,
+        withdraw,
+    )
+    from patchlake.pipeline.driver.library.scores import (
+        compact,
+        evaluate,
+        mutual,
         open_scores,
+        score,
+        status,
+    )
+    from patchlake.pipeline.driver.library.verdicts import (
+        drift,
         parts,
         picture,
         report,
         review,
-        score,
-        settings,
-        status,
-        update,
-        withdraw,
         worst,
     )
     from patchlake.pipeline.driver.observer import Observer
@@ -115,16 +120,14 @@ __all__ = [
     "worst",
 ]
 
-_VERBS = (
-    "choose compact drift evaluate fit ingest load mutual open_scores parts picture report review "
-    "score settings status update withdraw worst"
-)
 _ERRORS = (
     "ConfigError DiskFull FileDamaged FragmentsFailed InputChanged ModelError PatchlakeError "
     "StorageError StorageRefused TableError WorkersLost"
 )
 _HOMES = {
-    "driver.library": _VERBS,
+    "driver.library.models": "choose fit ingest load settings update withdraw",
+    "driver.library.scores": "compact evaluate mutual open_scores score status",
+    "driver.library.verdicts": "drift parts picture report review worst",
     "errors": _ERRORS,
     "config": "Settings load_settings",
     "driver.choose": "Comparison",

@@ -16,8 +16,9 @@ from patchlake.pipeline.groups.member import Member
 from patchlake.pipeline.index.approximate import ApproximateSearch, measure
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.shards import Kind, load_shards
+from patchlake.pipeline.methods import build
 from patchlake.pipeline.model_store.models import GroupRecord, read_manifest
-from patchlake.pipeline.stages.infer import Scorer
+from patchlake.pipeline.stages.judges import Judges
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files
 
@@ -209,8 +210,8 @@ def test_a_worker_searches_the_bank_that_is_held_for_it_and_loads_one_that_is_lo
     alone = Member(folder, manifest, "untrained")
     for held, rows in ((Held(others), others.bank), (Held(None), stored)):
         member = replace(alone, banks={group: held})
-        infer = Scorer([member], [member.geometry], 2**30).start(1)
-        ((found,), _) = infer._load_group(group)
+        judges = Judges.loaded([member], [build(manifest.method, {})], group, 1)
+        (found,) = judges.detectors
         np.testing.assert_array_equal(found.search.vectors(np.arange(len(rows))), rows)
     # Its rows and their centred copy are not the worker's; what prunes the search is.
     assert alone.own_bytes(group) - member.own_bytes(group) == searched_bytes(record) // 2

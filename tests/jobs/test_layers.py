@@ -150,7 +150,7 @@ def test_images_leave_each_layer(images: Path, apart: Path, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_an_approximate_index_is_refused(kind: str, images: Path, tmp_path: Path):
     settings = settings_of(index={"kind": kind})
-    with pytest.raises(ConfigError, match=rf"index\.kind={kind} .*layers_apart=true .*=exact"):
+    with pytest.raises(ConfigError, match=rf"index\.kind={kind}: .*layers_apart=true .*=exact"):
         fit.run(str(images), str(tmp_path), settings, LOCAL)
     assert not list(tmp_path.iterdir())
 

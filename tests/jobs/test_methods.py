@@ -68,7 +68,7 @@ def done(
 
 @pytest.mark.parametrize("method", sorted(SMALL))
 @pytest.mark.parametrize(
-    "name", ["layers", "calibration_images", "approximable", "scored_together"]
+    "name", ["layers", "calibration_images", "exact_because", "scored_together"]
 )
 def test_what_a_method_says_of_itself_cannot_be_set(method: str, name: str):
     with pytest.raises(ConfigError, match=rf"setting 'method\.{name}' is unknown") as error:
@@ -76,12 +76,12 @@ def test_what_a_method_says_of_itself_cannot_be_set(method: str, name: str):
     assert name not in str(error.value).partition("known:")[2]
 
 
-@pytest.mark.parametrize("method", [n for n in sorted(SMALL) if not build(n, {}).approximable])
+@pytest.mark.parametrize("method", [n for n in sorted(SMALL) if build(n, {}).exact_because])
 def test_an_approximate_index_is_refused_at_once_where_there_is_nothing_to_measure_it_with(
     method: str, images: Path, tmp_path: Path
 ):
     settings = settings_of(method, index={"kind": "hnsw"})
-    with pytest.raises(ConfigError, match=rf"'{method}' has no .*index\.kind=hnsw.*use .*exact"):
+    with pytest.raises(ConfigError, match=rf"{method}.*hnsw: it has no .*; use .*=exact"):
         fit.run(str(images), str(tmp_path), settings, LOCAL)
     assert not list(tmp_path.iterdir())
 

@@ -152,7 +152,7 @@ def test_places_that_do_not_fit_the_bank_are_named(images: Path, near: Path, tmp
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_an_approximate_index_is_refused(kind: str, images: Path, tmp_path: Path):
     settings = settings_of(index={"kind": kind})
-    with pytest.raises(ConfigError, match=rf"index\.kind={kind} .*position_radius=1 .*=exact"):
+    with pytest.raises(ConfigError, match=rf"index\.kind={kind}: .*position_radius=1 .*=exact"):
         fit.run(str(images), str(tmp_path), settings, LOCAL)
     assert not list(tmp_path.iterdir())
 

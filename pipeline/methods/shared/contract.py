@@ -123,6 +123,10 @@ class MutualDetector(GroupDetector, Protocol):
         """Return the scores of images, in the model or not, as if they and their parts were new."""
 
 
+# See `Method.exact_because`.
+NO_BANK = "it has no memory bank that an approximate index could be measured on"
+
+
 @runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of settings; one module of `pipeline.methods` each, found by its name."""
@@ -131,12 +135,17 @@ class Method(Protocol):
     layers: ClassVar[Layers]
     # Training images that scores are calibrated on, at most.
     calibration_images: ClassVar[int]
-    # Whether `index.kind` may be other than exact: there is a memory bank with rows of images, and
-    # so others of their images to measure an approximate index with.
-    approximable: ClassVar[bool]
     # Whether images are best scored many at a time, because what is read for one serves others.
     # Else threads score a few images each.
     scored_together: ClassVar[bool]
+
+    @property
+    def exact_because(self) -> str:
+        """Why `index.kind` can only be exact; "" where it may be another one.
+
+        That takes a memory bank with rows of images, and so others of their images to measure an
+        approximate index with; methods without one say `NO_BANK`.
+        """
 
     def embed(self, feature_maps: "Sequence[Tensor]", *, seed: int) -> "dict[str, Tensor]":
         """Return what is kept of each image, by name, from the backbone's feature maps."""
