@@ -41,4 +41,9 @@ SMALL = {name: small(name) for name in names()}
 EVERY = [
     pytest.param(name, marks=pytest.mark.slow) if name == "musc" else name for name in sorted(SMALL)
 ]
+# For tests that take seconds with each: a memory bank and a Gaussian at once, the others slowly.
+FEW = [
+    name if name in ("patchcore", "padim") else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(SMALL)
+]
 UPDATABLE = [name for name in SMALL if isinstance(build(name, {}), Updatable)]

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import patchlake as library
 from patchlake.pipeline.config import Settings, load_settings
-from patchlake.pipeline.driver import compact, library, score
+from patchlake.pipeline.driver import compact, score
 from tests.conftest import LOCAL, TINY, read_scores, write_part
 from tests.guide import PYTHON, SQL, ask, ask_duckdb
 

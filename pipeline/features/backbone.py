@@ -84,6 +84,13 @@ def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device) * 255
 
 
+@lru_cache(maxsize=1)
+def _timm_names() -> frozenset[str]:
+    """Return the 3,000 names that timm knows, which it sorts anew each time that it is asked."""
+    timm = import_timm()
+    return frozenset(timm.list_models(pretrained=True) + timm.list_models())
+
+
 def load_backbone(
     settings: BackboneSettings, *, seed: int = 0, storage: StorageSettings | None = None
 ) -> Backbone:
@@ -126,7 +133,7 @@ def _in_float32(
     packaged = settings.name if settings.name in PACKAGED else None
     if packaged:
         settings = settings.model_copy(update={"name": PACKAGED[packaged].timm_name})
-    if settings.name not in timm.list_models(pretrained=True) + timm.list_models():
+    if settings.name not in _timm_names():
         family = timm.list_models(f"{settings.name[:4].lower()}*", pretrained=True)
         near = nearest(settings.name, family) if family else ""
         raise ConfigError(

@@ -25,6 +25,7 @@ def alone(label: str) -> list[dict[str, Any]]:
     return [{"NodeID": "a", "Resources": resources, "Labels": {"ray.io/node-group": label}}]
 
 
+@pytest.mark.slow
 def test_one_machine_offers_what_it_has():
     assert nodes.offered("CPU") == nodes.present("CPU") == 3
     assert nodes.offered("GPU") == nodes.offered(nodes.DECODE) == 0

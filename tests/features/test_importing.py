@@ -23,6 +23,7 @@ print(double(torch.ones(1)).item(), torch._dynamo.__file__ is not None)
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported_and_works_afterwards():
     assert _run(WITHOUT).split() == ["False", "True", "2.0", "True"]
 

@@ -48,6 +48,7 @@ def digests(model: Path) -> dict[str, str]:
     return {group: record.digest for group, record in groups.items()}
 
 
+@pytest.mark.slow
 def test_a_group_fitted_alone_in_a_worker_is_the_one_fitted_by_all(
     fleet_images: Path, fleet_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

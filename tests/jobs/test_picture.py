@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import patchlake as library
 from patchlake.pipeline.config import VOCABULARY, Settings, digest, load_settings
-from patchlake.pipeline.driver import compact, library, score, status
+from patchlake.pipeline.driver import compact, score, status
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.lake.plan import output_digest
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, output_files, read_scores

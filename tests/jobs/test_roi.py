@@ -23,7 +23,7 @@ from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.model_store.models import Manifest, read_manifest
 from patchlake.pipeline.storage.folder import Folder
 from tests.conftest import LOCAL, TINY, TINY_FLAGS, by_place, soak
-from tests.small import EVERY, SMALL, UPDATABLE
+from tests.small import FEW, SMALL, UPDATABLE
 
 GROUPS = ("brushed_plate", "woven_cloth")
 CORNERS = [[0.3, 0.1], [0.95, 0.25], [0.8, 0.9], [0.1, 0.7]]
@@ -128,7 +128,7 @@ class Done:
     manifest: Manifest
 
 
-@pytest.fixture(scope="module", params=EVERY)
+@pytest.fixture(scope="module", params=FEW)
 def done(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Done:
@@ -209,6 +209,7 @@ def test_without_a_region_pixels_outside_count(images: Path, model: Path, outsid
     assert all(one[place]["image_score"] != other[place]["image_score"] for place in one)
 
 
+@pytest.mark.slow
 def test_a_region_of_everything_changes_no_score_and_no_array(images: Path, model: Path, tmp_path):
     whole = {group: [[[0, 0], [1, 0], [1, 1], [0, 1]]] for group in GROUPS}
     fit.run(str(images), str(tmp_path / "model"), with_region(region=whole), LOCAL)
@@ -477,6 +478,7 @@ def test_a_score_has_the_models_region_and_refuses_another(
         library.load(model, settings=with_region())
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_have_one_region(
     patchcore: Path, model: Path, images: Path, outside: Path, tmp_path: Path
 ):

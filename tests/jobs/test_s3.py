@@ -16,8 +16,9 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+import patchlake as library
 from patchlake.pipeline.config import Settings
-from patchlake.pipeline.driver import fit, library, score
+from patchlake.pipeline.driver import fit, score
 from patchlake.pipeline.reading import apart
 from patchlake.pipeline.record.runs import Summary
 from patchlake.pipeline.score_table.packed import pack

@@ -77,7 +77,8 @@ def test_so_are_those_of_the_precision_that_it_chooses(tiles: Path):
     settings = load_settings(flags=CHOSEN)
     lake, model = str(tiles / "images"), str(tiles / "model-chosen")
     fit.run(lake, model, settings, LOCAL)
-    score.run(lake, model, str(tiles / "scores-chosen"), settings, LOCAL)
+    where = "split = 'test'"  # images of the model are not evaluated
+    score.run(lake, model, str(tiles / "scores-chosen"), settings, LOCAL, where=where)
     _require_independent(metrics(tiles, "scores-chosen"))
 
 
@@ -106,9 +107,10 @@ def test_random_weights_see_nothing(tiles: Path, tmp_path: Path):
     # 64 px: a twelfth of the work, and the same nothing.
     flags = FLAGS | {"backbone": backbone, "image": {"resize": [64, 64]}}
     settings = load_settings(flags=flags)
-    fit.run(str(tiles / "images"), str(tmp_path / "model"), settings, LOCAL)
-    score.run(
-        str(tiles / "images"), str(tmp_path / "model"), str(tmp_path / "scores"), settings, LOCAL
+    lake, model, scores = (
+        str(path) for path in (tiles / "images", tmp_path / "model", tmp_path / "scores")
     )
-    values = evaluate.run(str(tiles / "images"), str(tmp_path / "scores"))["magnetic_tile"]
+    fit.run(lake, model, settings, LOCAL)
+    score.run(lake, model, scores, settings, LOCAL, where="split = 'test'")
+    values = evaluate.run(lake, scores)["magnetic_tile"]
     assert 0.42 < float(values["image_auroc"] or 0) < 0.58

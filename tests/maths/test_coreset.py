@@ -299,6 +299,7 @@ def test_the_radius_is_at_most_twice_the_smallest_possible(seed, kind, count, si
     st.data(),
 )
 @settings(max_examples=40)
+@pytest.mark.slow
 def test_neither_the_cut_into_shards_nor_the_pool_changes_the_selection(selection, pool, data):
     rows, size, start = selection
     cuts = sorted(data.draw(st.sets(st.integers(1, len(rows) - 1), max_size=4)))
