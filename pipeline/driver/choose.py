@@ -5,8 +5,9 @@ docs/benchmarks.md, "Choosing by synthetic defects", has both beside each other.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import yaml
@@ -14,7 +15,9 @@ import yaml
 from patchlake.pipeline.config import ImageSettings, Settings
 from patchlake.pipeline.driver import evaluate, fit, score
 from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.driver.fitting import plan_fit
 from patchlake.pipeline.driver.flawed import write_flawed
+from patchlake.pipeline.driver.observer import Silent
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.images.geometry import Geometry
@@ -135,16 +138,22 @@ def run(
     )
     selections = choose_rows(source, plan.kept)
     found: dict[str, list[Trial]] = {name: [] for name in CANDIDATES}
-    for seed in seeds or [settings.seed]:
-        with scratch("patchlake-choose-") as folder:
-            target = Folder.at(f"{folder}/images", settings.storage)
-            count = write_flawed(source, selections, plan.kept, target, seed)
-            log.info("%d good photos of %s, some of them held out", count, lake.root)
-            for number, (name, image) in enumerate(CANDIDATES.items(), 1):
-                log.info("candidate %d of %d: %s", number, len(CANDIDATES), name)
-                found[name].append(_trial(name, image, folder, settings, execution))
-    trials = [_mean(some) for some in found.values()]
-    return Comparison(trials, recommended(trials))
+    seeds, at_hand = seeds or [settings.seed], ""
+    total = len(seeds) * len(CANDIDATES)
+    observed = execution.observer.task("choose", total, "candidates", lambda: at_hand)
+    with observed as advance:
+        for seed in seeds:
+            with scratch("patchlake-choose-") as folder:
+                target = Folder.at(f"{folder}/images", settings.storage)
+                count = write_flawed(source, selections, plan.kept, target, seed)
+                log.info("%d good photos of %s, some of them held out", count, lake.root)
+                trials = _Trials(folder, settings, replace(execution, observer=Silent()))
+                for name, image in CANDIDATES.items():
+                    at_hand = name
+                    found[name].append(trials.of(name, image))
+                    advance(1)
+    means = [_mean(some) for some in found.values()]
+    return Comparison(means, recommended(means))
 
 
 def write(found: Comparison, out: str, settings: Settings) -> str:
@@ -191,38 +200,86 @@ def recommended(trials: Sequence[Trial]) -> Trial:
     return best
 
 
-def _trial(
-    name: str,
-    image: Mapping[str, object],
-    folder: str,
-    settings: Settings,
-    execution: Execution,
-) -> Trial:
-    given = settings.image.model_dump(exclude_unset=True, exclude=set(_OF_CANDIDATES))
-    changed = {
-        "image": ImageSettings.model_validate(given | dict(image)),
-        # The small lake has our own columns.
-        "columns": Settings().columns,
-        "score": settings.score.model_copy(update={"heatmaps": "none", "iceberg_table": None}),
-        "preset": None,
-    }
-    settings = settings.model_copy(update=changed)
-    lake, model, scores = (
-        f"{folder}/{part}" for part in ("images", f"model {name}", f"scores {name}")
-    )
-    manifest = fit.run(lake, model, settings, execution)
-    summary = score.run(lake, [model], scores, settings, execution, where="split = 'test'")
-    metrics = evaluate.run(lake, scores, settings=settings).values()
-    shape = next(iter(manifest.shapes.values()), settings.image.resize)
-    assert isinstance(shape, tuple)
+@dataclass
+class _Trials:
+    """The trials of one lake of good and flawed photos, in a folder that is going to vanish."""
 
-    def mean(metric: str) -> float:
-        values = [one[metric] for one in metrics]  # type: ignore[literal-required]
+    folder: str
+    settings: Settings
+    execution: Execution
+    # What is made of the photos -> the first candidate that makes it.
+    known: dict[object, Trial] = field(default_factory=dict)
+
+    def of(self, name: str, image: Mapping[str, object]) -> Trial:
+        """Fit and score a candidate, if no earlier one makes the same inputs."""
+        settings = self._settings(image)
+        lake, model, scores = (
+            f"{self.folder}/{part}" for part in ("images", f"model {name}", f"scores {name}")
+        )
+        with _quiet():
+            inputs = _inputs(lake, settings)
+            if inputs in self.known:
+                return replace(self.known[inputs], name=name, image=image)
+            manifest = fit.run(lake, model, settings, self.execution)
+            summary = score.run(
+                lake, [model], scores, settings, self.execution, where="split = 'test'"
+            )
+            metrics = list(evaluate.run(lake, scores, settings=settings).values())
+        shape = next(iter(manifest.shapes.values()), settings.image.resize)
+        assert isinstance(shape, tuple)
+        spent = sum(summary.stage_seconds.values()) / max(1, summary.images)
+        trial = Trial(name, image, shape, *_means(metrics), spent)
+        self.known[inputs] = trial
+        return trial
+
+    def _settings(self, image: Mapping[str, object]) -> Settings:
+        given = self.settings.image.model_dump(exclude_unset=True, exclude=set(_OF_CANDIDATES))
+        off = {"heatmaps": "none", "iceberg_table": None}
+        changed = {
+            "image": ImageSettings.model_validate(given | dict(image)),
+            # The small lake has our own columns.
+            "columns": Settings().columns,
+            "score": self.settings.score.model_copy(update=off),
+            "preset": None,
+        }
+        return self.settings.model_copy(update=changed)
+
+
+def _inputs(lake: str, settings: Settings) -> object:
+    """Return what tells the inputs that a fit makes of photos from others."""
+    folder = open_lake(lake, settings.storage)
+    work = plan_fit(folder, folder, settings, None)
+    sizes = {group: work.source.geometry.of(group).input_size for group in work.plan.groups}
+    tile = settings.image.tile
+    # Of inputs that are no larger than a tile there is one.
+    is_cut = tile is not None and any(max(size) > tile.size for size in sizes.values())
+    return tuple(sizes.items()), tile if is_cut else None
+
+
+def _means(metrics: Sequence[evaluate.Metrics]) -> tuple[float, float, float]:
+    """Return image AUROC, pixel AUROC and AUPRO, means over the groups; NaN where no group has."""
+
+    def mean(values: Iterable[float | None]) -> float:
         known = [float(value) for value in values if value is not None]
         return float(np.mean(known)) if known else float("nan")
 
-    spent = sum(summary.stage_seconds.values()) / max(1, summary.images)
-    return Trial(name, image, shape, mean("image_auroc"), mean("pixel_auroc"), mean("aupro"), spent)
+    return (
+        mean(one["image_auroc"] for one in metrics),
+        mean(one["pixel_auroc"] for one in metrics),
+        mean(one["aupro"] for one in metrics),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what fits and scores say of files that are going to vanish."""
+    ours = logging.getLogger("patchlake")
+    before = ours.level
+    ours.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
 
 
 def _mean(trials: Sequence[Trial]) -> Trial:

@@ -1,14 +1,30 @@
 """Which candidate is recommended, and that candidates really are fitted and scored."""
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
 from patchlake.pipeline.config import load_settings
 from patchlake.pipeline.driver import choose
 from patchlake.pipeline.driver.choose import MARGIN, Trial, recommended
+from patchlake.pipeline.driver.execution import Execution
+from patchlake.pipeline.driver.observer import Note, no_note
 from patchlake.pipeline.errors import ConfigError
 from tests.conftest import LOCAL, TINY
+
+
+class Counting:
+    """An observer that keeps the steps of each task."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[int]] = {}
+
+    def task(self, what: str, total: int, unit: str, note: Note = no_note):
+        assert (total, unit) == (5, "candidates")
+        assert note() == ""
+        return nullcontext(self.steps.setdefault(what, []).append)
 
 
 def trial(name: str, merit: float) -> Trial:
@@ -34,18 +50,34 @@ def test_a_method_without_maps_is_judged_by_images_alone():
 
 
 @pytest.mark.slow
-def test_candidates_are_fitted_and_scored(images, monkeypatch, tmp_path):
+def test_candidates_are_fitted_and_scored(images, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="patchlake")
     few = {
         "square": {"resize": (64, 64)},
+        "the same": {"resize": "auto", "pixels": 64 * 64},
         "own shape": {"resize": "auto", "pixels": 96 * 96},
+        "the same in a tile": {
+            "resize": "auto",
+            "pixels": 96 * 96,
+            "tile": {"size": 96, "overlap": 0},
+        },
         "tiles": {"resize": "auto", "pixels": 160**2, "tile": {"size": 96, "overlap": 32}},
     }
     monkeypatch.setattr(choose, "CANDIDATES", few)
     flags = {name: value for name, value in TINY.items() if name != "image"}
     settings = load_settings(flags=flags)
-    found = choose.run(str(images), settings, LOCAL)
+    observer, fits, fit = Counting(), [], choose.fit.run
+    monkeypatch.setattr(choose.fit, "run", lambda *given: fits.append(1) or fit(*given))
+    found = choose.run(str(images), settings, Execution("local", observer=observer))
     assert [one.name for one in found.trials] == list(few)
-    assert [one.inputs for one in found.trials] == [(64, 64), (96, 96), (160, 160)]
+    sides = [64, 64, 96, 96, 160]
+    assert [one.inputs for one in found.trials] == [(side, side) for side in sides]
+    # What makes the same inputs is fitted once, and nothing is said of files that are gone.
+    assert len(fits) == 3
+    assert replace(found.trials[1], name="square", image=few["square"]) == found.trials[0]
+    assert observer.steps == {"choose": [1] * 5}
+    assert "/images, into " not in caplog.text
+    assert "good photos of" in caplog.text
     for one in found.trials:
         # An untrained network.
         assert 0.3 < one.image_auroc <= 1

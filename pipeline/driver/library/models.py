@@ -127,9 +127,10 @@ def choose(
 
     Up to 120 good photos of each group are read. Most of them are trained on, those of some parts
     are held out, and each candidate (`driver.choose.CANDIDATES`) scores these as they are and with
-    defects drawn on them (`images.flaws`). It takes two fits and scores of that many photos for
-    each candidate, the dearest with 16 times the pixels of the first. Whether real defects are
-    found as synthetic ones are, nobody can say beforehand.
+    defects drawn on them (`images.flaws`). It takes `repeat` fits and scores of that many photos
+    for each candidate whose inputs are not those of another one, the dearest with 16 times the
+    pixels of the first. Whether real defects are found as synthetic ones are, nobody can say
+    beforehand.
 
     Args:
         images: The images table; only good rows to train on are read.
