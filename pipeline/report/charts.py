@@ -215,7 +215,8 @@ def _spots() -> _Chart:
                 "n:Q",
                 scale=alt.Scale(scheme="cividis", domainMin=0),
                 title="defects",
-                legend=alt.Legend(tickMinStep=1, format="d"),
+                # A gradient has ticks at halves, too, of which there are no defects.
+                legend=alt.Legend(format="d", labelExpr="datum.value % 1 ? '' : datum.label"),
             ),
             tooltip=[
                 alt.Tooltip("n:Q", title="defects"),
