@@ -46,9 +46,9 @@ def run(
         where: Which rows join, and which fragments are scored.
 
     Raises:
-        ConfigError: if the model is of another method or of good images alone, or if no group has
-            enough images.
-        FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors.
+        ConfigError: if the model is of another method or of good images alone.
+        FragmentsFailed: if a fragment failed, or more rows than `max_failed` are errors; without a
+            `result` if no group has enough images, and nothing is scored.
     """
     settings = settings_of(settings)
     try:
@@ -59,7 +59,8 @@ def run(
     except FragmentsFailed as failed:
         found = failed.result
         if not isinstance(found, models.Manifest) or not found.groups:
-            raise
+            # Nothing is scored: what the fit came to is not what this verb returns.
+            raise FragmentsFailed(str(failed)) from failed
         # Said once more by the rows, or by the score: the other groups are to be scored.
         log.warning("%s", failed)
     return scoring.run(images, model, scores, settings, execution, where=where)

@@ -58,9 +58,13 @@ def fit_group(
         ConfigError: if no image of the group can be used, or its index is below the recall asked.
     """
     if corpus.images == 0:
+        which = (
+            " training image (label good, split not test)"
+            if settings.fit_on == "good"
+            else " image"
+        )
         raise ConfigError(
-            f"group '{corpus.group}' has no usable training image (label good, split not test); "
-            f"unusable: {corpus.unusable or 'none'}"
+            f"group '{corpus.group}' has no usable{which}; unusable: {corpus.unusable or 'none'}"
         )
     clean = CleanCorpus(corpus)
     if settings.robust:

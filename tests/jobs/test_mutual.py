@@ -175,11 +175,19 @@ def test_a_group_with_too_few_images_has_rows_that_say_so(nights: Path, tmp_path
     assert "brushed_plate: 2 different images of 2 are too few" in caplog.text
 
 
-def test_where_no_group_has_enough_images_nothing_is_scored(nights: Path, tmp_path: Path):
+def test_where_no_group_has_enough_images_nothing_is_scored(
+    nights: Path, tmp_path: Path, patchlake
+):
     where = f"\"group\" = 'brushed_plate' AND dt = '{NIGHTS[0]}'"
-    with pytest.raises(FragmentsFailed, match=r"brushed_plate: 2 different images of 2"):
+    said = "brushed_plate: 2 different images of 2"
+    with pytest.raises(FragmentsFailed, match=said) as failed:
         compare(nights, tmp_path, where=where)
-    assert not (tmp_path / "scores").exists()
+    assert failed.value.result is None
+    model, scores = tmp_path / "model", tmp_path / "scores"
+    done = patchlake("mutual", nights, model, scores, "--where", where, *FLAGS)
+    assert done.code == 3
+    assert said in done.err
+    assert not scores.exists()
 
 
 @pytest.mark.slow

@@ -96,8 +96,9 @@ def mutual(
         observer: See above.
 
     Raises:
-        ConfigError: if the model is of another method, or no group has five images.
-        FragmentsFailed: as of `score`: rows of a group with too few images are errors.
+        ConfigError: if the model is of another method.
+        FragmentsFailed: as of `score`: rows of a group with too few images are errors. Where no
+            group has five images nothing is scored, and there is no `result`.
 
     >>> without = {name: quick[name] for name in ("image", "backbone")}
     >>> summary = patchlake.mutual(
