@@ -29,7 +29,7 @@ from pydantic import (
 
 from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.presets import PRESETS
-from patchlake.pipeline.shown import shown, value_shown, without_secrets
+from patchlake.pipeline.shown import refused, shown, value_shown, without_secrets
 from patchlake.pipeline.words import plain
 
 Scalar = bool | int | float | str | None
@@ -578,8 +578,11 @@ def _describe(raw: Raw, fault: Mapping[str, object]) -> str:
     for part in parts:
         value = value.get(part) if isinstance(value, Mapping) else value
     if name == "storage.endpoint":  # somebody may have put a password into it
-        return f"setting '{name}': {fault['msg']}"
-    wanted = "write a list, [A, B]" if fault["type"] == "tuple_type" else fault["msg"]
+        return f"setting '{name}': {refused(str(fault['msg']))}"
+    said = refused(str(fault["msg"]))
+    wanted = "write a list, [A, B]" if fault["type"] == "tuple_type" else said
+    if fault["type"] == "missing":
+        wanted = f"it needs '{location[-1]}', too"
     return f"setting '{name}' is {value_shown(value)}: {wanted}"
 
 

@@ -40,6 +40,11 @@ def value_shown(value: object) -> str:
     return repr(value)
 
 
+def refused(message: str) -> str:
+    """Return what pydantic says of a value, without its name for an error that a check raised."""
+    return message.removeprefix("Value error, ")
+
+
 def counted(number: int, things: str) -> str:
     """Return "1 image" or "2 images", by the plural."""
     return f"{number} {things.removesuffix('s') if number == 1 else things}"

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from patchlake.pipeline.config import Scalar
 from patchlake.pipeline.config import nearest as nearest_name
 from patchlake.pipeline.errors import ConfigError
+from patchlake.pipeline.shown import refused, value_shown
 
 if TYPE_CHECKING:
     # It imports torch, which a worker that only decodes or writes never needs.
@@ -51,11 +52,18 @@ def build(name: str, options: Mapping[str, Scalar]) -> "Method":
     try:
         return cast("Method", TypeAdapter(kind).validate_python(dict(options)))
     except ValidationError as error:
-        faults = (
-            f"setting 'method.{'.'.join(map(str, fault['loc'][:1]))}': {fault['msg']}"
-            for fault in error.errors()
-        )
+        faults = (_refused(name, fault["loc"], fault["msg"], options) for fault in error.errors())
         raise ConfigError("; ".join(faults)) from None
+
+
+def _refused(
+    method: str, place: tuple[int | str, ...], message: str, options: Mapping[str, Scalar]
+) -> str:
+    # A check of several settings has no place.
+    if not place:
+        return f"method '{method}': {refused(message)}"
+    option = str(place[0])
+    return f"setting 'method.{option}' is {value_shown(options[option])}: {refused(message)}"
 
 
 def _settings_of(name: str) -> dict[str, object]:

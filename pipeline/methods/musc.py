@@ -284,7 +284,7 @@ def _require_enough(different: int, images: int, least: int = _LEAST) -> None:
         raise ConfigError(
             f"{different} different images of {images} are too few to be compared with one "
             f"another, which takes {least}: add images of the group, of this night or of earlier "
-            "ones, and fit anew"
+            "ones, and run it again"
         )
 
 

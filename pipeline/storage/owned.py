@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 from patchlake.pipeline.errors import ConfigError, PatchlakeError, StorageError, TableError
+from patchlake.pipeline.shown import refused
 from patchlake.pipeline.storage.folder import Folder
 
 M = TypeVar("M", bound=BaseModel)
@@ -72,7 +73,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        text = f"{place}: {first['msg']}" if place else first["msg"]
+        text = f"{place}: {refused(first['msg'])}" if place else refused(first["msg"])
     else:
         text = str(error) or type(error).__name__
     line = " ".join(text.split())

@@ -163,7 +163,8 @@ def test_a_score_that_asks_for_other_tiles_is_refused(lake, tiled, tmp_path):
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ({"tile": {"size": 64, "overlap": 40}}, "40 is more than half of a tile's 64 pixels"),
+        ({"tile": {"size": 64, "overlap": 40}}, "}: 40 is more than half of a tile's 64 pixels"),
+        ({"tile": {"size": 64}}, "'image.tile' is {'size': 64}: it needs 'overlap', too"),
         ({"tile": {"size": 64}}, "image.tile"),
         ({"resize": [64, 64]}, "no larger than a tile of 80 pixels"),
         ({"resize": 96, "crop": 64}, "no larger than a tile of 80 pixels"),
