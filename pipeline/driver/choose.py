@@ -249,11 +249,11 @@ def _inputs(lake: str, settings: Settings) -> object:
     """Return what tells the inputs that a fit makes of photos from others."""
     folder = open_lake(lake, settings.storage)
     work = plan_fit(folder, folder, settings, None)
-    sizes = {group: work.source.geometry.of(group).input_size for group in work.plan.groups}
+    geometries = tuple((group, work.source.geometry.of(group)) for group in work.plan.groups)
     tile = settings.image.tile
-    # Of inputs that are no larger than a tile there is one.
-    is_cut = tile is not None and any(max(size) > tile.size for size in sizes.values())
-    return tuple(sizes.items()), tile if is_cut else None
+    # An input that is no larger than a tile is not cut.
+    is_cut = tile is not None and any(max(g.input_size) > tile.size for _, g in geometries)
+    return geometries, tile if is_cut else None
 
 
 def _means(metrics: Sequence[evaluate.Metrics]) -> tuple[float, float, float]:
