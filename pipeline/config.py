@@ -579,9 +579,10 @@ def _describe(raw: Raw, fault: Mapping[str, object]) -> str:
         value = value.get(part) if isinstance(value, Mapping) else value
     if name == "storage.endpoint":  # somebody may have put a password into it
         return f"setting '{name}': {refused(str(fault['msg']))}"
-    said = refused(str(fault["msg"]))
-    wanted = "write a list, [A, B]" if fault["type"] == "tuple_type" else said
-    if fault["type"] == "missing":
+    wanted = refused(str(fault["msg"]))
+    if fault["type"] == "tuple_type":
+        wanted = "write a list, [A, B]"
+    elif fault["type"] == "missing":
         wanted = f"it needs '{location[-1]}', too"
     return f"setting '{name}' is {value_shown(value)}: {wanted}"
 

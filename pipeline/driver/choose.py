@@ -247,8 +247,7 @@ class _Trials:
 
 def _inputs(lake: str, settings: Settings) -> object:
     """Return what tells the inputs that a fit makes of photos from others."""
-    folder = open_lake(lake, settings.storage)
-    work = plan_fit(folder, folder, settings, None)
+    work = plan_fit(open_lake(lake, settings.storage), settings, None)
     geometries = tuple((group, work.source.geometry.of(group)) for group in work.plan.groups)
     tile = settings.image.tile
     # An input that is no larger than a tile is not cut.
@@ -272,7 +271,10 @@ def _means(metrics: Sequence[evaluate.Metrics]) -> tuple[float, float, float]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what fits and scores say of files that are going to vanish."""
+    """Leave out what fits and scores say of files that are going to vanish.
+
+    The level is the process's, so that other jobs in it say nothing below an error meanwhile.
+    """
     ours = logging.getLogger("patchlake")
     before = ours.level
     ours.setLevel(logging.ERROR)

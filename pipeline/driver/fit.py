@@ -11,9 +11,7 @@ from patchlake.pipeline.driver.execution import Execution
 from patchlake.pipeline.driver.fitting import FitWork, plan_fit
 from patchlake.pipeline.driver.fleet import GroupFits, fit_groups
 from patchlake.pipeline.driver.heartbeat import beating
-from patchlake.pipeline.driver.interests import (
-    as_stored,
-)
+from patchlake.pipeline.driver.interests import as_stored
 from patchlake.pipeline.driver.preview import Preview, measure
 from patchlake.pipeline.driver.preview import preview as preview_of
 from patchlake.pipeline.driver.publishing import publish
@@ -25,6 +23,7 @@ from patchlake.pipeline.model_store import models
 from patchlake.pipeline.reading.listing import open_lake
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.record.runs import Run
+from patchlake.pipeline.shown import counted
 from patchlake.pipeline.stages.decode import Decode
 from patchlake.pipeline.stages.embed import Embedder
 from patchlake.pipeline.storage.disk import scratch
@@ -55,7 +54,8 @@ def run(
     preflight = Preflight([lake], [target], weights, _roles(lake, target))
     preflight.here()
     target.sweep()
-    work = plan_fit(lake, target, settings, where)
+    work = plan_fit(lake, settings, where)
+    _say(work, target)
     settings = work.record.settings
     published = _published(target, work, overwrite=overwrite)
     if published is not None:
@@ -107,7 +107,8 @@ def preview(
     lake, target = open_lake(images, storage), Folder.at(model, storage)
     weights = weight_files(settings.backbone.weights, storage)
     Preflight([lake, target], [], weights, _roles(lake, target)).here()
-    work = plan_fit(lake, target, settings, where)
+    work = plan_fit(lake, settings, where)
+    _say(work, target)
     kept = work.plan.kept
     partials = f"_runs/{work.record.run}/partials/"
     if _published(target, work, overwrite=overwrite) is None:
@@ -119,6 +120,15 @@ def preview(
         folder = Folder.at(path, storage)
         sample = measure(pending, _pipeline(work, folder, partials, 1), folder, partials)
     return preview_of("fit", (lake, target), work.plan, pending, sample, place)
+
+
+def _say(work: FitWork, target: Folder) -> None:
+    groups, fragments = len(work.plan.groups), len(work.plan.kept)
+    log.info(
+        "fit of %s: %s in %s, into %s",
+        *(work.source.images.root, counted(groups, "groups"), counted(fragments, "fragments")),
+        target.root,
+    )
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:

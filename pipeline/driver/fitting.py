@@ -1,15 +1,11 @@
 """What a fit is going to do: all that can be wrong with the command, and how the work is cut."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 from patchlake.pipeline.config import Settings, digest
-from patchlake.pipeline.driver.interests import (
-    Regions,
-    asked_regions,
-)
+from patchlake.pipeline.driver.interests import Regions, asked_regions
 from patchlake.pipeline.driver.shapes import asked_shapes, fitting_fragments
 from patchlake.pipeline.driver.training import choose_rows
 from patchlake.pipeline.errors import ConfigError
@@ -25,11 +21,8 @@ from patchlake.pipeline.model_store import models
 from patchlake.pipeline.model_store.identity import Identity
 from patchlake.pipeline.reading.planning import Plan
 from patchlake.pipeline.record import runs
-from patchlake.pipeline.shown import counted
 from patchlake.pipeline.storage.folder import Folder
 from patchlake.pipeline.where.condition import read_where
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class FitWork:
     regions: Regions
 
 
-def plan_fit(lake: Folder, target: Folder, settings: Settings, where: str | None) -> FitWork:
+def plan_fit(lake: Folder, settings: Settings, where: str | None) -> FitWork:
     """Check everything that can be wrong with the command, then cut the work.
 
     Raises:
@@ -91,13 +84,6 @@ def plan_fit(lake: Folder, target: Folder, settings: Settings, where: str | None
         version=version[:12],
         started_at=runs.now(),
         settings=settings,
-    )
-    log.info(
-        "fit of %s: %s in %s, into %s",
-        lake.root,
-        counted(len(plan.groups), "groups"),
-        counted(len(plan.kept), "fragments"),
-        target.root,
     )
     return FitWork(plan, source, record, selections, method, identity, regions)
 

@@ -78,6 +78,16 @@ class Seen:
     summaries: Float32[np.ndarray, "images channels"]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Images to score, as `Infer.seen` is given them."""
+
+    pixels: np.ndarray
+    interiors: Sequence[Interior]
+    marks: Known
+    passed: Passed
+
+
 class Infer:
     """Stage: adds `image_score` and `embedding` to the rows; replaces pixels by anomaly maps."""
 
@@ -152,13 +162,13 @@ class Infer:
             interiors: What of each image counts; none where all does.
             marks: What the images are known by. Without, all are new, also to a model of them.
         """
-        judges = self._models.get(group)
+        asked, judges = _Asked(pixels, interiors, marks, passed), self._models.get(group)
         # Products of numpy's BLAS are made in each thread, side by side.
         with on_one_thread():
             if any(method.scored_together for method in self._methods):
-                parts = self._many_together(pixels, judges, passed, interiors, marks)
+                parts = self._many_together(asked, judges)
             else:
-                parts = self._few_by_few(pixels, judges, passed, interiors, marks)
+                parts = self._few_by_few(asked, judges)
         found = [part.scores for part in parts]
         grids = [one.anomaly_maps for one in found if one.anomaly_maps is not None]
         maps = np.concatenate(grids) if grids else None
@@ -167,14 +177,7 @@ class Infer:
         scores = Scores(np.concatenate([one.image_scores for one in found]), maps)
         return Seen(scores, np.concatenate([part.summaries for part in parts]))
 
-    def _few_by_few(
-        self,
-        pixels: np.ndarray,
-        judges: Judges,
-        passed: Passed,
-        interiors: Sequence[Interior],
-        marks: Known,
-    ) -> list[Seen]:
+    def _few_by_few(self, asked: _Asked, judges: Judges) -> list[Seen]:
         """Embed and score some images in each thread, and then the next ones."""
         size = self._piece(judges.group)
 
@@ -186,26 +189,20 @@ class Infer:
                 scores = judges.scores(members, known)
                 # Last, so that nothing waits for the device before.
                 found = Seen(scores, on_host(summary)[SUMMARY])
-            passed(len(images[0]))
+            asked.passed(len(images[0]))
             return found
 
-        pieces = in_pieces(pixels, interiors, size)
-        known = [between(marks, at, at + size) for at in range(0, len(pixels), size)]
+        pieces = in_pieces(asked.pixels, asked.interiors, size)
+        starts = range(0, len(asked.pixels), size)
+        known = [between(asked.marks, start, start + size) for start in starts]
         return self._threads.map(of_piece, list(zip(pieces, known, strict=True)))
 
-    def _many_together(
-        self,
-        pixels: np.ndarray,
-        judges: Judges,
-        passed: Passed,
-        interiors: Sequence[Interior],
-        marks: Known,
-    ) -> list[Seen]:
+    def _many_together(self, asked: _Asked, judges: Judges) -> list[Seen]:
         """Embed as many images as memory is planned for, and then score them together."""
         found = []
-        for first, count, members in self._embedded(pixels, interiors, passed, judges.group):
+        for first, count, members in self._embedded(asked, judges.group):
             summaries = members[0].pop(SUMMARY)
-            scores = judges.scores_on_host(members, between(marks, first, first + count))
+            scores = judges.scores_on_host(members, between(asked.marks, first, first + count))
             found.append(Seen(scores, summaries))
         return found
 
@@ -218,7 +215,7 @@ class Infer:
         return batch * max(1, few // batch)
 
     def _embedded(
-        self, pixels: np.ndarray, interiors: Sequence[Interior], passed: Passed, group: str
+        self, asked: _Asked, group: str
     ) -> Iterator[tuple[int, int, list[dict[str, np.ndarray]]]]:
         """Yield each member's embeddings of as many images as are scored together.
 
@@ -226,12 +223,13 @@ class Infer:
         """
         piece = self._piece(group)
         begin, size = 0, piece
-        while begin < len(pixels):
-            some, own = pixels[begin : begin + size], interiors[begin : begin + size]
+        while begin < len(asked.pixels):
+            some = asked.pixels[begin : begin + size]
+            own = asked.interiors[begin : begin + size]
             arrays = partial(self._arrays, group)
             pieces = self._threads.map(arrays, in_pieces(some, own, piece))
             yield begin, len(some), [joined(parts) for parts in zip(*pieces, strict=True)]
-            passed(len(some))
+            asked.passed(len(some))
             begin += size
             if begin == size:
                 # The first ones have shown how large their embeddings are.

@@ -168,6 +168,7 @@ def test_what_is_told_before_the_register_has_started_is_not_lost(local_ray: Non
     with attempts.relaying(underway):
         Reporter(attempts).passed("infer", "a", 2)
         _until(lambda: underway.images == 2)
+    assert underway.images == 2
 
 
 def _until(holds: Callable[[], bool]) -> None:

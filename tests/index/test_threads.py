@@ -85,7 +85,9 @@ def test_after_a_signal_no_more_blocks_begin():
             signal.pthread_kill(main_thread().ident, signal.SIGINT)
         sleep(0.1)
 
-    with pytest.raises(KeyboardInterrupt):
-        BlockThreads(2).map(block, range(100))
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            BlockThreads(2).map(block, range(100))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(begun) < 20

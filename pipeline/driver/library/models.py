@@ -129,7 +129,8 @@ def choose(
     are held out, and each candidate (`driver.choose.CANDIDATES`) scores these as they are and with
     defects drawn on them (`images.flaws`). It takes `repeat` fits and scores of that many photos
     for each candidate whose inputs are not those of another one, the dearest with 16 times the
-    pixels of the first. Whether real defects are found as synthetic ones are, nobody can say
+    pixels of the first. Meanwhile nothing below an error is logged, of other jobs in the
+    process neither. Whether real defects are found as synthetic ones are, nobody can say
     beforehand.
 
     Args:
