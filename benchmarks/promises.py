@@ -8,8 +8,8 @@ own, so that a fit is a choice of fragments, and is otherwise the one of `patchl
 calibration. Parts are told by look-alikes of all images, which stand for the truth; those that a
 fit tells are told of its own images. Of each part two images at most are fitted on, and one is
 judged. Printed are the shares of fresh parts called anomalous beside three rates, the standard
-error over the splits, and how many parts were measured. Splits are written to WORK as they are
-done, and an interrupted run goes on.
+error over the splits, and how many parts were measured: of each method and, of several, of their
+ensemble. Splits are written to WORK as they are done, and an interrupted run goes on.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import pyarrow as pa
 from PIL import Image
 
 from patchlake.pipeline.cluster.local import LocalRunner
-from patchlake.pipeline.config import BackboneSettings, Settings
+from patchlake.pipeline.config import BackboneSettings, ImageSettings
 from patchlake.pipeline.features.backbone import load_backbone
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.fit import calibrator_of, judged_by
@@ -47,6 +47,7 @@ from patchlake.pipeline.stages.embed import Embedder
 from patchlake.pipeline.storage.folder import Folder
 
 _RATES = (0.01, 0.05, 0.1)
+# Of the images by whose looks parts are told, and of the network's input as it is by itself.
 _SIDE = 224
 _BUDGET = 4 * 2**30
 
@@ -57,10 +58,10 @@ def main(words: Sequence[str] | None = None) -> None:
     files = [path for folder in arguments.folders for path in sorted(folder.iterdir())]
     options = [{k: json.loads(v) for k, v in one} for one in _by_method(arguments)]
     members = [
-        _Member.embedded(arguments.work / name, name, given, files)
+        _Member.embedded(arguments.work / name, name, given, (files, arguments.side))
         for name, given in zip(arguments.method, options, strict=True)
     ]
-    grey = np.stack([thumbnail(_pixels(path)).ravel() for path in files])
+    grey = np.stack([thumbnail(_pixels(path, _SIDE)).ravel() for path in files])
     parts = look_alikes(grey)
     kept = arguments.work / f"{'-'.join(arguments.method)}.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
@@ -70,11 +71,11 @@ def main(words: Sequence[str] | None = None) -> None:
         with kept.open("a") as handle:
             handle.write(json.dumps(found) + "\n")
         if (number + 1) % 10 == 0 or number + 1 == arguments.splits:
-            print(f"{number + 1:>4} splits  {_words(done)}", flush=True)
+            print(_words(done), flush=True)
 
 
 def _judged(members: Sequence["_Member"], parts: np.ndarray, count: int, number: int) -> dict:
-    """Return the shares of fresh parts called anomalous at each rate, and the parts measured."""
+    """Return what each member, and the ensemble of several, calls anomalous of the fresh parts."""
     rng = np.random.default_rng(number)
     names = rng.permutation(np.unique(parts))
     shots = {name: rng.permutation(np.flatnonzero(parts == name)) for name in names}
@@ -83,16 +84,25 @@ def _judged(members: Sequence["_Member"], parts: np.ndarray, count: int, number:
     fits = [member.fit(chosen) for member in members]
     scores = [member.scores(one, fresh) for member, one in zip(members, fits, strict=True)]
     calibrations = [one.calibration for one in fits]
-    judged = scores[0] if len(members) == 1 else ensemble_scores(scores, calibrations)
+    shutil.rmtree(members[0].model.path("groups"), ignore_errors=True)
+    found = {
+        member.identity.method: _shares(score, [calibration])
+        for member, score, calibration in zip(members, scores, calibrations, strict=True)
+    }
+    if len(members) > 1:
+        found["ensemble"] = _shares(ensemble_scores(scores, calibrations), calibrations)
+    return {"found": found, "fresh": len(fresh)}
+
+
+def _shares(scores: np.ndarray, calibrations: Sequence[Calibration]) -> dict:
+    """Return the shares of these scores called at each rate, and the parts measured."""
     verdict = Verdict.of(calibrations, _RATES[0])
     assert verdict is not None
     assert verdict.calibration is not None
-    p_values = verdict.p_values(judged)
-    shutil.rmtree(members[0].model.path("groups"), ignore_errors=True)
+    p_values = verdict.p_values(scores)
     return {
         "shares": [float(np.mean(p_values <= rate)) for rate in _RATES],
         "measured": verdict.calibration.parts,
-        "fresh": len(fresh),
     }
 
 
@@ -112,8 +122,14 @@ class _Member:
     fragments: Sequence[Fragment]
 
     @classmethod
-    def embedded(cls, work: Path, name: str, options: dict, files: Sequence[Path]) -> "_Member":
-        """Return the method with the embeddings, which are made where they are not there."""
+    def embedded(
+        cls, work: Path, name: str, options: dict, inputs: tuple[Sequence[Path], int]
+    ) -> "_Member":
+        """Return the method with the embeddings, which are made where they are not there.
+
+        `inputs` are the images' files, and the pixels of a side of what the network is given.
+        """
+        files, side = inputs
         method = build(name, options)
         network = BackboneSettings(layers=method.layers)
         embedder = Embedder(Folder.at(str(work)), "embedded/", network, name, options, 0)
@@ -125,14 +141,14 @@ class _Member:
         for fragment, path in zip(fragments, files, strict=True):
             if not (work / "embedded" / f"{fragment.key}.embeddings.arrow").exists():
                 stage = stage or embedder.start(1)
-                (result,) = stage(_batch(fragment, path).to_arrow()).to_pylist()
+                (result,) = stage(_batch(fragment, _pixels(path, side)).to_arrow()).to_pylist()
                 if result["failure"]:
                     raise SystemExit(f"{path}: {result['failure']}")
         backbone = load_backbone(network, seed=0)
         identity = Identity(
             method=name,
             method_options=options,
-            geometry=GeometryRecord.of(Settings().image),
+            geometry=GeometryRecord.of(ImageSettings(resize=(side, side))),
             network=Network(
                 name=network.name,
                 layers=method.layers,
@@ -170,11 +186,10 @@ class _Member:
         return StoredCorpus(self.model, "embedded/", some, LocalRunner(1), _BUDGET, 1)
 
 
-def _batch(fragment: Fragment, path: Path) -> FragmentBatch:
-    pixels = _pixels(path)
+def _batch(fragment: Fragment, pixels: np.ndarray) -> FragmentBatch:
     looks = appearance(pixels)
     rows = {
-        "image_id": pa.array([path.name]),
+        "image_id": pa.array([fragment.path]),
         "source_row": pa.array([0], pa.int64()),
         "part_id": pa.array([None], pa.string()),
         "sha256": pa.array([f"{int(fragment.key):064x}"[::-1]]),
@@ -186,21 +201,26 @@ def _batch(fragment: Fragment, path: Path) -> FragmentBatch:
     return FragmentBatch(fragment, pa.table(rows), pixels[None])
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _pixels(path: Path, side: int) -> np.ndarray:
     with Image.open(path) as image:
-        size = (_SIDE, _SIDE)
-        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+        small = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+        return np.asarray(small)
 
 
 def _words(done: Sequence[dict]) -> str:
-    shares = np.array([one["shares"] for one in done])
-    errors = shares.std(axis=0) / np.sqrt(len(done))
-    told = [
-        f"{rate:g}: {mean:.4f} +- {error:.4f}"
-        for rate, mean, error in zip(_RATES, shares.mean(axis=0), errors, strict=True)
-    ]
-    measured, fresh = (np.mean([one[name] for one in done]) for name in ("measured", "fresh"))
-    return f"{', '.join(told)}  ({measured:.0f} parts measured, {fresh:.0f} fresh)"
+    """Return a line for each method, and for the ensemble: means over the splits."""
+    fresh = np.mean([one["fresh"] for one in done])
+    lines = [f"{len(done):>4} splits, {fresh:.0f} fresh parts"]
+    for name in done[0]["found"]:
+        shares = np.array([one["found"][name]["shares"] for one in done])
+        errors = shares.std(axis=0) / np.sqrt(len(done))
+        told = [
+            f"{rate:g}: {mean:.4f} +- {error:.4f}"
+            for rate, mean, error in zip(_RATES, shares.mean(axis=0), errors, strict=True)
+        ]
+        measured = np.mean([one["found"][name]["measured"] for one in done])
+        lines.append(f"  {name:<12} {', '.join(told)}  ({measured:.0f} parts measured)")
+    return "\n".join(lines)
 
 
 def _by_method(arguments: argparse.Namespace) -> list[list[list[str]]]:
@@ -220,6 +240,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", default=["patchcore"])
     parser.add_argument("--option", nargs="*", default=[], help="METHOD.NAME=VALUE")
     parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--side", type=int, default=_SIDE, help="pixels of the network's input")
     parser.add_argument("--parts", type=int, default=110, help="fitted on")
     return parser.parse_args(words)
 

@@ -110,7 +110,6 @@ def _embed(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.nd
         arguments.backbone,
         arguments.weights,
         layers=tuple(arguments.layers),
-        threads=arguments.threads,
     )
 
     def embed(folders: list[Path], count: int) -> np.ndarray:

@@ -63,7 +63,6 @@ def _embed(arguments: argparse.Namespace) -> tuple[dict, dict]:
         arguments.backbone,
         arguments.weights,
         layers=tuple(arguments.layers),
-        threads=arguments.threads,
     )
     files = evenly(files_below(arguments.train), arguments.train_images)
     train = embedded(extractor, files)

@@ -20,14 +20,12 @@ How the distance |q - c| of two rows of dimension d is bounded from below:
 
 5. |b(q) - b(c)|^2 = |b(q)|^2 + |b(c)|^2 - 2 b(q).b(c), so one product of bytes bounds a whole block
    of queries against a whole block of bank rows. Such products are exact integers, and where the
-   processor has VNNI they run at 4 times the rate of float32: 400 against 95 GFLOP/s on a core of a
-   Zen 4.
+   processor has VNNI they run at 4 times the rate of float32 (`pipeline.index.products`).
 
 z is computed in floating point; what that can change is bounded for each row, too.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 import torch
@@ -254,34 +252,3 @@ def _as_bytes(numbers: Int32[np.ndarray, " rows"], offset: int) -> Int8[np.ndarr
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:
     """Return at most `count` of the rows, evenly spaced, as a view."""
     return rows[:: -(-len(rows) // count)]
-
-
-def multiply(
-    queries: Int8[np.ndarray, "queries coordinates"],
-    tile: Int8[np.ndarray, "tile coordinates"],
-    out: Int32[np.ndarray, "queries tile"],
-) -> None:
-    """Write queries @ tile.T to `out`, in exact integers."""
-    torch._int_mm(  # noqa: SLF001 - torch has no public product of bytes on a CPU
-        torch.from_numpy(queries), torch.from_numpy(tile).t(), out=torch.from_numpy(out)
-    )
-
-
-@cache
-def products_are_exact() -> bool:
-    """Return whether `multiply` works on this processor and with this torch, by trying it once.
-
-    torch does not publish the function, so it may be absent. And processors without VNNI add
-    products in pairs in 16 bits, which overflow: the trial has rows of the largest bytes for that.
-    """
-    generator = np.random.default_rng(0)
-    queries = generator.integers(-127, 128, (64, 129)).astype(np.int8)
-    tile = generator.integers(-127, 128, (512, 129)).astype(np.int8)
-    queries[:2], tile[:2] = 127, -127
-    queries[2:4], tile[2:4] = -127, 127
-    out = np.empty((64, 512), np.int32)
-    try:
-        multiply(queries, tile, out)
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    return bool((out == queries.astype(np.int32) @ tile.T.astype(np.int32)).all())

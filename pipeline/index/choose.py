@@ -13,7 +13,7 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from patchlake.pipeline.index.bounds import principal_directions, products_are_exact
+from patchlake.pipeline.index.bounds import principal_directions
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.pace import Pace
 from patchlake.pipeline.index.pruned import PrunedSearch
@@ -111,7 +111,7 @@ def search_over(
     """
     bank = dense.bank
     candidates = [count for count in COMPONENTS if count < bank.shape[1]]
-    if len(bank) < _FEWEST_ROWS or not candidates or not products_are_exact():
+    if len(bank) < _FEWEST_ROWS or not candidates:
         return ChosenSearch(dense, None)
     principal, _ = principal_directions(bank)
     best = _fastest_components(bank, sample, candidates, threads, principal)

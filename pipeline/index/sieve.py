@@ -15,7 +15,8 @@ import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
-from patchlake.pipeline.index.bounds import NEVER, BankCoordinates, Projection, multiply
+from patchlake.pipeline.index.bounds import NEVER, BankCoordinates, Projection
+from patchlake.pipeline.index.products import multiply
 
 # Queries of a block (an image of 28 x 28 patches has 784), and bank rows of a tile. With tiles of
 # half as many rows, a search among 10,000 rows takes 1.06 times as long.

@@ -15,7 +15,6 @@ from patchlake.pipeline.index.bounds import (
     BankCoordinates,
     Projection,
     principal_directions,
-    products_are_exact,
 )
 from patchlake.pipeline.index.exact import ExactSearch, measured
 from patchlake.pipeline.index.sieve import TILE, Block
@@ -209,14 +208,14 @@ class SlotSearch:
 
 
 def _projection(rows: Float32[np.ndarray, "rows dim"]) -> Projection | None:
-    """Return the projection for the rows, or None where no products of bytes can be used.
+    """Return the projection for the rows, or None where there are too few dimensions for one.
 
     Its bounds may rule out too little, and then single blocks of queries go to the dense search.
     With the 1280 channels of DenseNet-169, of whose variance 256 directions hold 95 %, all blocks
     of some images do, and none of others.
     """
     candidates = range(_STEP, min(_MOST + 1, rows.shape[1]), _STEP)
-    if not candidates or not products_are_exact():
+    if not candidates:
         return None
     directions, shares = principal_directions(rows)
     cumulated = np.cumsum(shares)

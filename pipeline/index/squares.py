@@ -4,8 +4,8 @@ Queries of the same square of the grid are compared together. The rows are kept 
 grid as wide as a square, and in each from above to below, so that what is near a square is one
 range of rows in each of a few columns. A row that is near one query of the square and not another
 is left out of the other's. The bounds of the pruned search (`pipeline.index.sieve`) rule most rows
-out; where they rule out too little, or this processor has no exact products of bytes, all that are
-near are ranked by a product of float32, as in `pipeline.index.exact`.
+out; where they rule out too little, or the rows have too few dimensions for them, all that are near
+are ranked by a product of float32, as in `pipeline.index.exact`.
 
 Bands over all rows of the grid, each with one range, take longer: what they leave out of each query
 costs more than the fewer products save.
@@ -22,7 +22,6 @@ from patchlake.pipeline.index.bounds import (
     BankCoordinates,
     Projection,
     principal_directions,
-    products_are_exact,
 )
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.sieve import QUERIES, TILE, Block
@@ -79,7 +78,7 @@ class Squares:
         begins = np.searchsorted(keys, np.arange(columns * grid[0] + 1))
         by_column = np.column_stack([begins[:-1].reshape(columns, -1), begins[grid[0] :: grid[0]]])
         rows, projection, coordinates = bank[order], None, None
-        if products_are_exact() and bank.shape[1] > _COMPONENTS:
+        if bank.shape[1] > _COMPONENTS:
             directions = principal_directions(bank)[0]
             projection = Projection.onto(bank, directions, _COMPONENTS)
             coordinates = projection.of_bank(rows).as_bank()

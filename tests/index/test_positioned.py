@@ -139,11 +139,10 @@ def test_the_ways_agree_on_a_large_bank_and_any_queries_beside_one(monkeypatch, 
         )
 
 
-def test_without_products_of_bytes_all_that_is_near_is_ranked(monkeypatch):
-    monkeypatch.setattr("patchlake.pipeline.index.squares.products_are_exact", lambda: False)
+def test_of_few_dimensions_all_that_is_near_is_ranked(monkeypatch):
     monkeypatch.setattr(positioned, "_SCANNED", -1)
     rng = np.random.default_rng(1)
-    bank, queries = random_bank(rng, 3000, 70, 0), random_bank(rng, 300, 70, 0)
+    bank, queries = random_bank(rng, 3000, 64, 0), random_bank(rng, 300, 64, 0)
     of_rows, places = placed(rng, (9, 30), 3000), placed(rng, (9, 30), 300)
     found = PositionedSearch.over(bank, of_rows, (9, 30), 2)
     assert isinstance(found._rows, Squares)

@@ -4,7 +4,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
-from pathlib import Path
 from time import process_time
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from patchlake.pipeline.index import bounds, choose, pruned, sieve
+from patchlake.pipeline.index import bounds, choose, products, pruned, sieve
 from patchlake.pipeline.index.bounds import Projection, principal_directions
 from patchlake.pipeline.index.choose import ChosenSearch, search_over
 from patchlake.pipeline.index.exact import ExactSearch
@@ -328,12 +327,6 @@ def test_a_choice_changes_no_result(kind):
     assert_same(search, queries_for(kind, rng, bank, 50), 1)
 
 
-def multiplies_bytes_fast() -> bool:
-    """Return whether this processor has VNNI: without, a product of floats may be the faster."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return bounds.products_are_exact() and cpuinfo.exists() and "vnni" in cpuinfo.read_text()
-
-
 @pytest.mark.slow
 def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.MonkeyPatch):
     # Processor seconds: other processes on the machine must not decide.
@@ -353,7 +346,8 @@ def test_what_prunes_is_chosen_and_what_does_not_is_not(monkeypatch: pytest.Monk
             searches["low"].nearest(low[:300] + np.float32(0.1), 1)
             searches["high"].nearest(new, 1)
     chosen = searches["low"]
-    if multiplies_bytes_fast():
+    # Without a fast product of bytes the dense search may be the faster one.
+    if products.pays(products.of_bytes):
         assert chosen.components > 0
         assert chosen._paces[1].prunes()
     chosen = searches["high"]
@@ -382,23 +376,6 @@ def test_small_banks_are_searched_densely(rows):
     assert (search.components, search.size) == (0, rows)
     assert_same(search, bank, 1)
     np.testing.assert_array_equal(search.vectors(np.array([[0]])), bank[[[0]]])
-
-
-def test_without_an_exact_product_of_bytes_the_search_is_dense(monkeypatch: pytest.MonkeyPatch):
-    def saturate(queries: np.ndarray, tile: np.ndarray, out: np.ndarray) -> None:
-        # As processors without VNNI: pairs of products in 16 bits.
-        pairs = queries.astype(np.int32)[:, None, :128] * tile.astype(np.int32)[None, :, :128]
-        pairs = pairs.reshape(*pairs.shape[:2], 64, 2).sum(axis=3)
-        out[:] = np.clip(pairs, -(2**15), 2**15 - 1).sum(axis=2)
-
-    monkeypatch.setattr(bounds, "multiply", saturate)
-    bounds.products_are_exact.cache_clear()
-    try:
-        assert not bounds.products_are_exact()
-        dense = ExactSearch.over(low_rank(np.random.default_rng(0), 1000))
-        assert search_over(dense).components == 0
-    finally:
-        bounds.products_are_exact.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +416,7 @@ def test_real_tiles_equal_the_dense_search_and_are_faster(tiles):
         for queries in (good, cracks):
             for k in (1, 9):
                 assert_same(search, queries, k)
-        if not multiplies_bytes_fast():
+        if not products.pays(products.of_bytes):
             pytest.skip("no fast product of bytes on this processor")
         # Processor seconds, in turns: other processes take time from both.
         ours, dense = [], []

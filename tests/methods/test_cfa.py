@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from patchlake.pipeline.errors import ConfigError
-from patchlake.pipeline.index.bounds import products_are_exact
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.methods import build
 from patchlake.pipeline.methods.cfa import CFA, compressed, held_out, softmin_scores
@@ -197,7 +196,7 @@ def test_the_search_among_many_centres_is_exact():
     mixing = rng.normal(size=(10, 140))
     centres, patches = ((rng.normal(size=(n, 10)) @ mixing).astype(np.float32) for n in (600, 90))
     pruned = search_among(centres, threads=1)
-    assert pruned.components == (128 if products_are_exact() else 0)
+    assert pruned.components == 128
     for found, expected in zip(
         pruned.nearest(patches, 5), ExactSearch.over(centres).nearest(patches, 5), strict=True
     ):

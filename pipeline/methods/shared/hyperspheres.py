@@ -17,7 +17,6 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from patchlake.pipeline.index.bounds import products_are_exact
 from patchlake.pipeline.index.exact import ExactSearch
 from patchlake.pipeline.index.pruned import PrunedSearch
 
@@ -195,6 +194,5 @@ def search_among(
         centres: The rows.
         threads: Blocks of queries at a time; None is as many as torch would use.
     """
-    is_pruned = len(centres) >= _FEWEST_PRUNED and products_are_exact()
-    components = _COMPONENTS if is_pruned else 0
+    components = _COMPONENTS if len(centres) >= _FEWEST_PRUNED else 0
     return PrunedSearch.over(ExactSearch.over(centres), components, threads=threads)
