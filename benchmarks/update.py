@@ -199,9 +199,7 @@ def _measured_radius(images: str, model: str) -> float:
     assert bank is not None
     member = Member(base.target, base.manifest, base.settings.backbone.weights)
     seed = base.settings.seed
-    extract = Extractor(
-        member.checked_backbone(), lambda maps: base.method.embed(maps, seed=seed), 32, 2
-    )
+    extract = Extractor(member.checked_backbone(), lambda maps: base.method.embed(maps, seed=seed))
     settings = base.settings
     source = Source(Folder.at(images), settings.columns, settings.image, base.geometry)
     decode = Decode(source, {group: "good"}, 2)
