@@ -10,6 +10,9 @@ fit tells are told of its own images. Of each part two images at most are fitted
 judged. Printed are the shares of fresh parts called anomalous beside three rates, the standard
 error over the splits, and how many parts were measured: of each method and, of several, of their
 ensemble. Splits are written to WORK as they are done, and an interrupted run goes on.
+
+A fit scores its images by the one model without what their part gave to it. With `--refit` they are
+scored by a model fitted without their part, which is what that stands for.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from PIL import Image
 from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.config import BackboneSettings, ImageSettings
 from patchlake.pipeline.features.backbone import load_backbone
+from patchlake.pipeline.groups.calibrate import Calibrator
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.fit import calibrator_of, judged_by
 from patchlake.pipeline.groups.gallery import write_gallery
@@ -58,12 +62,13 @@ def main(words: Sequence[str] | None = None) -> None:
     files = [path for folder in arguments.folders for path in sorted(folder.iterdir())]
     options = [{k: json.loads(v) for k, v in one} for one in _by_method(arguments)]
     members = [
-        _Member.embedded(arguments.work / name, name, given, (files, arguments.side))
+        _Member.embedded(name, given, files, arguments)
         for name, given in zip(arguments.method, options, strict=True)
     ]
     grey = np.stack([thumbnail(_pixels(path, _SIDE)).ravel() for path in files])
     parts = look_alikes(grey)
-    kept = arguments.work / f"{'-'.join(arguments.method)}.jsonl"
+    refit = "-refit" if arguments.refit else ""
+    kept = arguments.work / f"{'-'.join(arguments.method)}{refit}.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     for number in range(len(done), arguments.splits):
         found = _judged(members, parts, arguments.parts, number)
@@ -120,16 +125,14 @@ class _Member:
     method: Method
     identity: Identity
     fragments: Sequence[Fragment]
+    is_refitted: bool
 
     @classmethod
     def embedded(
-        cls, work: Path, name: str, options: dict, inputs: tuple[Sequence[Path], int]
+        cls, name: str, options: dict, files: Sequence[Path], arguments: argparse.Namespace
     ) -> "_Member":
-        """Return the method with the embeddings, which are made where they are not there.
-
-        `inputs` are the images' files, and the pixels of a side of what the network is given.
-        """
-        files, side = inputs
+        """Return the method with the embeddings, which are made where they are not there."""
+        work, side = arguments.work / name, arguments.side
         method = build(name, options)
         network = BackboneSettings(layers=method.layers)
         embedder = Embedder(Folder.at(str(work)), "embedded/", network, name, options, 0)
@@ -160,22 +163,38 @@ class _Member:
             seed=0,
             robust=False,
         )
-        return cls(Folder.at(str(work)), method, identity, fragments)
+        return cls(Folder.at(str(work)), method, identity, fragments, arguments.refit)
 
     def fit(self, chosen: np.ndarray) -> _Fitted:
         """Return what `patchlake fit` makes of these images, and how it is calibrated."""
         corpus = self._corpus(chosen)
-        result = self.method.fit(corpus, seed=0)
-        gallery = write_gallery(corpus, result.to_gallery, self.model) if result.to_gallery else []
-        calibrator = calibrator_of(self.method, self.model, result, gallery, self.identity)
+        calibrator = self._calibrator(corpus)
+        result = calibrator.result
         images = Membership.of(corpus, 0)
         candidates = np.arange(corpus.images) if result.unseen is None else result.unseen
         images = images.measured(list(calibrator.measure(corpus, candidates)))
         images = judged_by(self.method, calibrator, corpus, images)
         measured = Calibration.of(images.samples(), result.threshold)
-        return _Fitted(calibrator.detector, replace(measured, judged=judged_of(images)))
+        judged = judged_of(images)
+        if self.is_refitted and judged is not None:
+            judged = replace(judged, scores=self._refitted(chosen, np.array(judged.parts)))
+        return _Fitted(calibrator.detector, replace(measured, judged=judged))
 
-    def scores(self, fitted: _Fitted, images: np.ndarray) -> np.ndarray:
+    def _calibrator(self, corpus: StoredCorpus) -> Calibrator:
+        result = self.method.fit(corpus, seed=0)
+        gallery = write_gallery(corpus, result.to_gallery, self.model) if result.to_gallery else []
+        return calibrator_of(self.method, self.model, result, gallery, self.identity)
+
+    def _refitted(self, chosen: np.ndarray, parts: np.ndarray) -> tuple[float, ...]:
+        """Return the scores of training images by fits of all images but those of their part."""
+        assert len(parts) == len(chosen), "some image was not measured"
+        scores = np.empty(len(chosen))
+        for part in np.unique(parts):
+            own = parts == part
+            scores[own] = self.scores(self._calibrator(self._corpus(chosen[~own])), chosen[own])
+        return tuple(scores.tolist())
+
+    def scores(self, fitted: "_Fitted | Calibrator", images: np.ndarray) -> np.ndarray:
         """Return the scores of images that the model does not know."""
         arrays = (one for _, one in self._corpus(images).some(range(len(images))))
         found = [fitted.detector.score(one).image_scores for one in arrays]
@@ -241,6 +260,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--option", nargs="*", default=[], help="METHOD.NAME=VALUE")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--side", type=int, default=_SIDE, help="pixels of the network's input")
+    parser.add_argument("--refit", action="store_true", help="without each part in turn: slow")
     parser.add_argument("--parts", type=int, default=110, help="fitted on")
     return parser.parse_args(words)
 

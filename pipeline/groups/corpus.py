@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from patchlake.pipeline.config import digest
 from patchlake.pipeline.groups.partials import (
     EMBEDDINGS,
     READ_AT_ONCE,
@@ -217,7 +218,8 @@ class StoredCorpus:
         names = [name for name, _ in self._named]
         firsts = [first for _, first in self._named]
         reader = StoredReader(self.model, names, np.diff([*firsts, self.images]).tolist())
-        notes = RunNotes(self.model, f"{self.partials}{self.fragments[0].key}-")
+        # By all images that it is trained on: what was noted of others is no part of this training.
+        notes = RunNotes(self.model, f"{self.partials}{digest({'fragments': self._named})}-")
         self.workers.together(partial(_together, work, reader, notes), members)
         return notes
 

@@ -1,6 +1,7 @@
 """A corpus of stored embeddings: each image is folded once, in order, whatever a piece is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from patchlake.pipeline.cluster.local import LocalRunner
 from patchlake.pipeline.groups import corpus as module
 from patchlake.pipeline.groups.corpus import StoredCorpus
 from patchlake.pipeline.groups.partials import EMBEDDINGS
+from patchlake.pipeline.methods.shared.corpus import EmbeddingReader, Notes
+from patchlake.pipeline.methods.shared.workers import Peers
 from patchlake.pipeline.model_store.per_image import write_per_image
 from patchlake.pipeline.reading.fragments import Fragment
 from patchlake.pipeline.storage.folder import Folder
@@ -76,3 +79,21 @@ def test_counts_are_of_usable_images(corpus: StoredCorpus):
     assert corpus.shapes == {"x": (1,)}
     assert [n for n, _ in corpus.some([12, 0, 3, 0])] == [0, 3, 12]
     assert [arrays["x"].item() for _, arrays in corpus.some([12, 0, 3])] == [0, 3, 12]
+
+
+def test_a_training_goes_on_from_its_own_notes_and_not_from_those_of_other_images(
+    corpus: StoredCorpus,
+):
+    def counted(peers: Peers, reader: EmbeddingReader, notes: Notes) -> None:
+        earlier = notes.read("calls")
+        calls = 0 if earlier is None else earlier["calls"]
+        notes.write("calls", {"calls": np.array(calls + 1)})
+
+    def calls(one: StoredCorpus) -> int:
+        found = one.together(counted, 1).read("calls")
+        assert found is not None
+        return int(found["calls"])
+
+    # As of a run whose first start could not use the last fragment.
+    fewer = replace(corpus, fragments=corpus.fragments[:-1])
+    assert [calls(one) for one in (corpus, corpus, fewer, corpus)] == [1, 2, 1, 3]
