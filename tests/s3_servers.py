@@ -4,6 +4,7 @@ Swift checks signatures and stores what it is sent, on four loopback ports, with
 packages or memcached. moto, which is a mock, is there for what Swift lacks or has otherwise.
 """
 
+import fcntl
 import getpass
 import os
 import socket
@@ -70,6 +71,14 @@ def install(folder: Path) -> Path:
         RuntimeError: with the reason, where it cannot be made.
     """
     wanted = tomllib.loads(_PROJECT.read_text())["dependency-groups"]["s3-servers"]
+    # Two processes of tests begin at the same time: the second one waits for the first, and would
+    # otherwise replace files of programs that run.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _installed(folder, wanted)
+
+
+def _installed(folder: Path, wanted: list[str]) -> Path:
     environment, marker = folder / "environment", folder / "installed"
     if marker.is_file() and marker.read_text() == repr(wanted):
         return environment
