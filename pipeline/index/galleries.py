@@ -12,7 +12,7 @@ A block of queries goes through the slots of its images, tile by tile, as throug
 whatever else is in the slots.
 
 Among 50 images at 224 x 224 (benchmarks/spade.py), a search takes 0.25 to 0.3 s with ResNet-18, a
-quarter of what the dense product takes; to load an image takes 10 ms.
+quarter of what the dense product takes, on a processor with VNNI; to load an image takes 10 ms.
 """
 
 from collections import OrderedDict

@@ -54,7 +54,7 @@ def of_bytes(queries: np.ndarray, tile: np.ndarray, out: np.ndarray) -> None:
 def of_floats(queries: np.ndarray, tile: np.ndarray, out: np.ndarray) -> None:
     """Write the product by one of float32, exactly."""
     integers = torch.from_numpy(out)
-    # In the same memory, as 5 MB more take a fifth of the product's time in page faults.
+    # In the same memory: by an array of its own, of 5 MB, it took a quarter longer.
     floats = integers.view(torch.float32)
     torch.mm(torch.from_numpy(queries).float(), torch.from_numpy(tile).float().t(), out=floats)
     integers.copy_(floats)
