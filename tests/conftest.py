@@ -211,6 +211,15 @@ def local_ray() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.fixture
+def one_actor(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job on `local_ray` has one infer actor: for tests that are not about how many there are.
+
+    Each takes a core's 5 to 12 s to import torch and timm, and no other job uses it.
+    """
+    monkeypatch.setattr("patchlake.pipeline.cluster.on_ray.scoring_processes", lambda _cpus: 1)
+
+
 def output_files(scores: Path) -> dict[str, bytes]:
     """Everything a score table holds, but the record of its runs."""
     files = (path for path in scores.rglob("*") if path.is_file())

@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_for_its_memory(
 
 
 def test_a_fragment_that_kills_every_worker_is_given_up_and_the_others_are_not(
-    scoring, images: Path, oracle: Path, tmp_path: Path, faults, nodes
+    scoring, images: Path, model: Path, oracle: Path, tmp_path: Path, faults, start
 ):
     scores = tmp_path / "scores"
     faults.plan(stage="infer", place=_file(images, "woven_cloth", 3), do="kill")
@@ -97,9 +97,10 @@ def test_a_fragment_that_kills_every_worker_is_given_up_and_the_others_are_not(
     assert run.done == run.fragments - 1
     assert "infer: its worker died 3 times" in next(iter(run.failures.values()))
     check_what_is_there(scores, oracle)
-    # What killed them is mended: the same command does what is left.
+    # What killed them is mended: the same command does what is left, here in one process.
     faults.plan()
-    code, said = scoring().end()
+    command = ("score", images, model, scores, *FLAGS, *SCORED_AT, "--runner", "local")
+    code, said = start(*command).end()
     assert code == 0, said
     check_scores(scores, images, oracle)
 

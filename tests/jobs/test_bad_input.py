@@ -119,7 +119,7 @@ def test_a_bad_image_is_a_row_that_says_why(name: str, bad_scores: Path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_reports_bad_images_in_the_same_bytes(
-    model: Path, bad_scores: Path, tmp_path: Path, local_ray: None
+    model: Path, bad_scores: Path, tmp_path: Path, one_actor: None
 ):
     settings = load_settings(flags=TINY | {"max_failed": 1.0})
     lake = bad_scores.parent / "images"

@@ -277,7 +277,7 @@ def test_methods_that_score_otherwise_are_compared_as_well(lake: Path, tmp_path:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_and_local_write_the_same_bytes(
-    lake: Path, table: Path, tmp_path: Path, local_ray: None
+    lake: Path, table: Path, tmp_path: Path, one_actor: None
 ):
     again = _scored(lake, tmp_path, _settings(), Execution("ray", None))
     assert output_files(again) == output_files(table)

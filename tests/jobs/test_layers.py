@@ -82,7 +82,7 @@ def test_batches_and_threads_change_no_byte(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("one_actor")
 def test_on_ray_the_same_bytes(images: Path, apart: Path, apart_scores: Path, tmp_path: Path):
     ray = Execution("ray", None)
     fit.run(str(images), str(tmp_path / "model"), settings_of(), ray)

@@ -260,9 +260,9 @@ def test_the_command_and_its_dry_run(patchlake, images: Path, done: Path, tmp_pa
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_and_local_write_the_same_bytes(
-    done: Path, images: Path, tmp_path: Path, local_ray: None
+    done: Path, images: Path, tmp_path: Path, one_actor: None
 ):
-    compare(images, tmp_path, Execution("ray", None), workers=2)
+    compare(images, tmp_path, Execution("ray", None))
     assert output_files(tmp_path / "scores") == output_files(done / "scores")
 
 

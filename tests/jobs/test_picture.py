@@ -72,7 +72,7 @@ def test_threads_and_kills_change_no_byte(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ray_writes_the_same_zips(packed, images, model, tmp_path, settings, local_ray):
+def test_ray_writes_the_same_zips(packed, images, model, tmp_path, settings, one_actor):
     from patchlake.pipeline.driver.execution import Execution
 
     score.run(str(images), str(model), str(tmp_path), settings, Execution("ray", None))

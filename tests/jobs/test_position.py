@@ -80,7 +80,7 @@ def test_a_radius_over_the_whole_grid_scores_as_none(images: Path, scores: Path,
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("one_actor")
 def test_on_ray_the_same_bytes(images: Path, near: Path, near_scores: Path, tmp_path: Path):
     ray = Execution("ray", None)
     fit.run(str(images), str(tmp_path / "model"), settings_of(), ray)

@@ -368,7 +368,7 @@ def test_what_is_trained_on_all_images_refuses(first: Night, tmp_path: Path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ray_and_local_learn_the_same(night: Night, tmp_path: Path, local_ray: None):
+def test_ray_and_local_learn_the_same(night: Night, tmp_path: Path, one_actor: None):
     reviews = write(
         tmp_path / "reviews",
         night.review(night.false_alarms[0], "good"),

@@ -594,7 +594,7 @@ def test_a_command_line_takes_polygons(patchlake, images: Path, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_cluster_does_the_same(local_ray, images: Path, patchcore: Path, tmp_path: Path):
+def test_the_cluster_does_the_same(one_actor, images: Path, patchcore: Path, tmp_path: Path):
     from patchlake.pipeline.driver.execution import Execution
 
     local = scored(images, patchcore, tmp_path / "local")

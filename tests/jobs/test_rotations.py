@@ -197,7 +197,7 @@ def test_bytes_do_not_depend_on_fragments(tables, turning, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("one_actor")
 def test_on_ray_the_same_bytes(tables, turning, turning_scores, tmp_path):
     ray = Execution("ray", None)
     found = fit.run(str(tables.photos), str(tmp_path / "model"), settings_of(), ray)

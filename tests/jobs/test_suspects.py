@@ -293,7 +293,7 @@ def test_the_command(lake: Path, tmp_path: Path, patchlake):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
-def test_ray_leaves_out_the_same(method: str, lake: Path, tmp_path: Path, local_ray: None):
+def test_ray_leaves_out_the_same(method: str, lake: Path, tmp_path: Path, one_actor: None):
     models = {}
     for name in ("local", "ray"):
         execution = Execution(name, None)

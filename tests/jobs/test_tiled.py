@@ -129,7 +129,7 @@ def test_a_pair_is_cut_as_a_shape_of_the_photo_s_own(lake, tiled, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_both_runners_give_the_same_bytes(lake, tiled, scored, local_ray, tmp_path):
+def test_both_runners_give_the_same_bytes(lake, tiled, scored, one_actor, tmp_path):
     on_ray = Execution("ray", "local")
     again = fit.run(str(lake), str(tmp_path / "m"), settings_of(), on_ray)
     assert again.groups == read_manifest(Folder(str(tiled))).groups

@@ -99,9 +99,9 @@ def test_batches_and_threads_change_no_byte(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("one_actor")
 def test_ray_and_local_write_the_same_bytes(done: Done, images: Path, tmp_path: Path):
-    settings, on_ray = settings_of(done.preset, workers=2), Execution("ray", None)
+    settings, on_ray = settings_of(done.preset), Execution("ray", None)
     model, scores = tmp_path / "model", tmp_path / "scores"
     assert fit.run(str(images), str(model), settings, on_ray).groups == done.manifest.groups
     score.run(str(images), str(model), str(scores), settings, on_ray)

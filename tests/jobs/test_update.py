@@ -200,11 +200,11 @@ def test_a_withdrawn_image_does_not_come_back(grown: Grown, lakes: Lakes, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["patchcore", soak("padim")])
 def test_ray_and_local_write_the_same_model(
-    method: str, lakes: Lakes, tmp_path: Path, local_ray: None
+    method: str, lakes: Lakes, tmp_path: Path, one_actor: None
 ):
     found = []
     for name, execution in (("a", LOCAL), ("b", Execution("ray", None))):
-        model, settings = tmp_path / name, settings_of(method, workers=2, fragment_images=4)
+        model, settings = tmp_path / name, settings_of(method, fragment_images=4)
         fit.run(str(lakes.earlier), str(model), settings, LOCAL)
         update.run(str(lakes.whole), str(model), settings, execution)
         wanted = Withdrawal((GONE,), images=str(lakes.whole))
