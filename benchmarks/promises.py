@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> None:
     grey = np.stack([thumbnail(_pixels(path, _SIDE)).ravel() for path in files])
     parts = look_alikes(grey)
     refit = "-refit" if arguments.refit else ""
-    kept = arguments.work / f"{'-'.join(arguments.method)}{refit}.jsonl"
+    kept = arguments.work / f"{'-'.join(arguments.method)}-{arguments.side}{refit}.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     for number in range(len(done), arguments.splits):
         found = _judged(members, parts, arguments.parts, number)
@@ -132,7 +132,8 @@ class _Member:
         cls, name: str, options: dict, files: Sequence[Path], arguments: argparse.Namespace
     ) -> "_Member":
         """Return the method with the embeddings, which are made where they are not there."""
-        work, side = arguments.work / name, arguments.side
+        side = arguments.side
+        work = arguments.work / f"{name}-{side}"
         method = build(name, options)
         network = BackboneSettings(layers=method.layers)
         embedder = Embedder(Folder.at(str(work)), "embedded/", network, name, options, 0)

@@ -45,28 +45,28 @@ def score(
         str | None,
         typer.Option(
             metavar="CATALOG.NAMESPACE.TABLE",
-            help="Publish the parts in this Iceberg table. Sets score.iceberg_table.",
+            help="Publish the score files in this Iceberg table. Sets score.iceberg_table.",
         ),
     ] = None,
     expire: Annotated[
         str | None,
         typer.Option(
             metavar="AGE|EXPR",
-            help="Then remove parts, of all versions, and their heatmaps, that are older (90d, "
-            "since they were scored) or match (\"dt < '2026-08-27'\", of hive keys, group and "
-            "scored_at). They are not scored again. With --dry-run: list them.",
+            help="Then remove score files, of all versions, and their heatmaps, that are older "
+            "(90d, since they were scored) or match (\"dt < '2026-08-27'\", of hive keys, group "
+            "and scored_at). They are not scored again. With --dry-run: list them.",
         ),
     ] = None,
     restore: Annotated[
         str | None,
         typer.Option(
             metavar="all|EXPR",
-            help="First take parts that have expired (all, or those whose hive keys match) out of "
-            "the ledger: they are scored again.",
+            help="First take score files that have expired (all, or those whose hive keys match) "
+            "out of the ledger: they are scored again.",
         ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask before --expire removes every part.")
+        bool, typer.Option("--yes", help="Do not ask before --expire removes all score files.")
     ] = False,
     runner: options.RunnerChoice = "auto",
     address: options.Address = None,

@@ -10,15 +10,19 @@ from patchlake.pipeline.words import plain
 
 def _words(value: object) -> object:
     """Return a setting's words as text: a 0, true or a single word from YAML are words as well."""
-    values = value if isinstance(value, list | tuple | set) else [value]
-    return tuple(
-        str(one).lower() if isinstance(one, bool) else f"{one:g}" if _is_number(one) else one
-        for one in values
-    )
+    if isinstance(value, set | frozenset):
+        # Whose order is another one in another process.
+        return tuple(sorted(map(_word, value), key=str))
+    return tuple(map(_word, value if isinstance(value, list | tuple) else [value]))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _word(value: object) -> object:
+    """Return a number or a truth as a table's column of them is spelled."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else str(value)
+    return str(value) if isinstance(value, int) else value
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]

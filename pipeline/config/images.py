@@ -90,19 +90,27 @@ class ImageSettings(Frozen):
     def _cuts_something(
         cls, tile: TileSettings | None, info: ValidationInfo
     ) -> TileSettings | None:
-        resize = info.data.get("resize")
-        longest = max(resize) if isinstance(resize, tuple) else 0
-        if tile is not None and resize != "auto" and longest <= tile.size:
+        # Without it, what is wrong with it is said.
+        resize = info.data.get("resize", "auto")
+        if tile is None or resize == "auto":
+            return tile
+        if isinstance(resize, int):
+            raise ValueError(  # noqa: TRY004 - pydantic takes these
+                "tiles are cut of inputs of the photo's own shape or of a pair, and image.resize "
+                f"is {resize}; set image.resize=auto, or a pair of which a side is above "
+                f"{tile.size}"
+            )
+        if max(resize) <= tile.size:
             raise ValueError(
-                f"image.resize {resize} makes inputs that are no larger than a tile of {tile.size} "
-                "pixels; set image.resize=auto, or a larger pair"
+                f"image.resize {list(resize)} makes inputs that are no larger than a tile of "
+                f"{tile.size} pixels; set image.resize=auto, or a larger pair"
             )
         return tile
 
     @field_validator("pixels")
     @classmethod
     def _of_own_shapes(cls, pixels: int | None, info: ValidationInfo) -> int | None:
-        if pixels is not None and info.data.get("resize") != "auto":
+        if pixels is not None and info.data.get("resize", "auto") != "auto":
             raise ValueError(
                 f"image.resize says how large inputs are; {pixels} pixels bound those of the "
                 "photo's own shape: set image.resize=auto, too, or leave it out"

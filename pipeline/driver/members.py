@@ -120,8 +120,15 @@ def calibrations_of(members: Sequence[Member], group: str) -> list[Calibration]:
     return [load_calibration(m.model, m.manifest.groups[group]) for m in members]
 
 
-def announce_verdicts(verdicts: Mapping[str, Verdict | None]) -> None:
+def announce_verdicts(members: Sequence[Member], verdicts: Mapping[str, Verdict | None]) -> None:
     """Warn of groups without verdicts, and of those that promise less than was asked for."""
+    unlabelled = [one.model.root for one in members if one.manifest.settings.fit_on == "all"]
+    if unlabelled:
+        log.warning(
+            "nothing is promised of false alarms: %s was fitted on images of which nobody knows "
+            "whether they are good (fit_on=all), and a p_value is a rank among them",
+            ", ".join(unlabelled),
+        )
     for group, verdict in verdicts.items():
         if verdict is None:
             log.warning(
@@ -129,7 +136,7 @@ def announce_verdicts(verdicts: Mapping[str, Verdict | None]) -> None:
                 "model has measured (docs/verdicts.md), and models of before have measured none",
                 group,
             )
-        elif verdict.reservation:
+        elif verdict.reservation and not unlabelled:
             log.warning("group '%s': %s", group, verdict.reservation)
 
 

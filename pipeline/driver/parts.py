@@ -14,6 +14,7 @@ from patchlake.pipeline.errors import ConfigError, StorageRefused
 from patchlake.pipeline.record import runs
 from patchlake.pipeline.score_table import by_piece
 from patchlake.pipeline.score_table.parquet import Order, write_sorted
+from patchlake.pipeline.scores.conformal import parts_needed
 from patchlake.pipeline.shown import shown
 from patchlake.pipeline.storage.folder import Folder, split_uri
 
@@ -155,10 +156,11 @@ def _say_out_of_reach(parts: pa.Table, rate: float) -> None:
     beyond = by_piece.out_of_reach(parts, rate)
     for group, (pieces, fewest, floor) in list(beyond.items())[:_SHOWN]:
         log.warning(
-            "group %s: %d parts have %d images or more, and cannot be called anomalous: as far as "
-            "this table tells, no p_value of the group is below %g, and %d times that is above "
-            "verdict.false_alarm_rate, %g; fit on more parts, or raise the rate",
-            *(shown(group), pieces, fewest, floor, fewest, rate),
+            "group %s: none of %d parts of %d images or more is anomalous, nor can be by what this "
+            "table has: the smallest p_value of the group is %g, and %d times that is above "
+            "verdict.false_alarm_rate, %g; where judged_parts in model.json is below %d, fit on "
+            "more parts or raise the rate",
+            *(shown(group), pieces, fewest, floor, fewest, rate, parts_needed(rate / fewest)),
         )
     if len(beyond) > _SHOWN:
         log.warning("... and likewise %d more groups", len(beyond) - _SHOWN)

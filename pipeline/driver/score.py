@@ -186,7 +186,7 @@ def _announce(lake: Folder, target: Folder, work: ScoreWork, pending: Fragments)
         log.info("all %d images are done", work.plan.images)
     announce_cost(work.members, pending, work.digests)
     if pending:
-        announce_verdicts(work.verdicts)
+        announce_verdicts(work.members, work.verdicts)
 
 
 def _roles(lake: Folder, target: Folder) -> list[Use]:

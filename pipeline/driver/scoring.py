@@ -69,7 +69,7 @@ class ScoreWork:
 
     @cached_property
     def verdicts(self) -> Mapping[str, Verdict | None]:
-        """By group, what its scores are judged by; None where nothing is promised of it."""
+        """By group, what its scores are judged by; None where there is nothing."""
         rate = self.record.settings.verdict.false_alarm_rate
         return {
             group: Verdict.of(calibrations, rate)
@@ -90,18 +90,7 @@ def plan_score(
     members = read_members(folders, settings)
     for member in members:
         require_same_roi(settings, member.model, member.manifest)
-    # The first member's: heatmaps and metrics need one way from the map to the picture.
-    fixed = members[0].manifest.geometry
-    image = settings.image.model_copy(update=fixed.settings)
-    settings = settings.model_copy(
-        update={
-            "image": image,
-            "seed": members[0].manifest.settings.seed,
-            "verdict": settings.verdict.over(members[0].manifest.settings.verdict),
-            # No score hangs on it: an evaluation of them means what the fit meant.
-            "columns": settings.columns.meaning_as(members[0].manifest.settings.columns),
-        }
-    )
+    settings = _as_fitted(settings, members[0])
     for member in members:
         member.checked_backbone()
     digests = group_digests(members)
@@ -109,15 +98,10 @@ def plan_score(
     cuts = read_cuts(target, settings)
     plan = plan_fragments(lake, settings, where, cuts, since)
     for member in members:
-        of_member = member.manifest.groups
-        verify_groups(member.model, [of_member[g] for g in plan.groups if g in of_member])
-        for group in plan.groups:
-            if group not in of_member:
-                log.warning(
-                    "%s has no group '%s': its rows get status no_model", member.model.root, group
-                )
+        _verify_planned(member, plan.groups)
+    known = [group for group in plan.groups if group in digests]
     if len(members) > 1:
-        require_units(members, [group for group in plan.groups if group in digests])
+        require_units(members, known)
     version = parts.version_name(digest({"groups": digests, "output": output_digest(settings)}))
     plan = plan.keyed(*_key_digests(digests, settings))
     record = runs.RunRecord(
@@ -135,9 +119,34 @@ def plan_score(
     source = Source(
         *(lake, settings.columns, settings.image, members[0].geometry), labelled=False, extra=extra
     )
-    known = [group for group in plan.groups if group in digests]
     regions = Regions.of(members, known)
     return ScoreWork(plan, cuts, members, digests, source, record, regions)
+
+
+def _as_fitted(settings: Settings, first: Member) -> Settings:
+    """Return the settings with what the first member has fixed."""
+    manifest = first.manifest
+    return settings.model_copy(
+        update={
+            # Heatmaps and metrics need one way from the map to the picture.
+            "image": settings.image.model_copy(update=manifest.geometry.settings),
+            "seed": manifest.settings.seed,
+            "verdict": settings.verdict.over(manifest.settings.verdict),
+            # An evaluation means what the fit meant; and the region of interest is the model's.
+            "columns": settings.columns.meaning_as(manifest.settings.columns),
+        }
+    )
+
+
+def _verify_planned(member: Member, groups: Sequence[str]) -> None:
+    """Check a member's files of the groups that are planned, and say of which it has none."""
+    of_member = member.manifest.groups
+    verify_groups(member.model, [of_member[group] for group in groups if group in of_member])
+    for group in groups:
+        if group not in of_member:
+            log.warning(
+                "%s has no group '%s': its rows get status no_model", member.model.root, group
+            )
 
 
 def _key_digests(digests: Mapping[str, str], settings: Settings) -> tuple[dict[str, str], str]:

@@ -120,6 +120,6 @@ def _say(model: Folder, group: str, found: pa.Table) -> None:
     elif doubtful:
         log.warning(
             "group '%s': of the training images %s may be anomalous, see %s; withdraw what is, or "
-            "fit with --robust, which leaves such images out",
+            "fit again with --robust --overwrite, which leaves such images out",
             *(group, counted(doubtful, "images"), where),
         )

@@ -218,8 +218,10 @@ class StoredCorpus:
         names = [name for name, _ in self._named]
         firsts = [first for _, first in self._named]
         reader = StoredReader(self.model, names, np.diff([*firsts, self.images]).tolist())
-        # By all images that it is trained on: what was noted of others is no part of this training.
-        notes = RunNotes(self.model, f"{self.partials}{digest({'fragments': self._named})}-")
+        # What was noted of other images is no part of this training.
+        contents = [images.sha256s for _, images in self.embedded_images()]
+        trained = digest({"embeddings": names, "contents": contents})
+        notes = RunNotes(self.model, f"{self.partials}{trained}-")
         self.workers.together(partial(_together, work, reader, notes), members)
         return notes
 

@@ -75,6 +75,12 @@ class Membership:
         """Images in the model."""
         return len(self.present)
 
+    @property
+    def withdrawn(self) -> int:
+        """Images that were in the model, which those that a robust fit left out never were."""
+        left, joined = self.table.column("left"), self.table.column("joined")
+        return int(pc.sum(pc.greater(left, joined)).as_py() or 0)
+
     @cached_property
     def present(self) -> pa.Table:
         """The images in the model, in the order of their numbers."""

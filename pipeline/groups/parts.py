@@ -205,9 +205,9 @@ def judged_without(members: Membership, before: int | None = None) -> Membership
         before: How many of them may have samples; those that come after are no sample of good
             images, and a model that knows them is nearer to an image than it was.
     """
-    present, ever = members.count, len(members.table)
+    present = members.count
     parts = Parts.of(members)
-    if parts is None or ever - present > _MAY_LEAVE * ever:
+    if parts is None or members.withdrawn > _MAY_LEAVE * (present + members.withdrawn):
         return members.judged([None] * present, [])
     first = present if before is None else before
     return members.judged(parts.names, _unchanged(members, parts, first))

@@ -1,8 +1,9 @@
 """Suspects: training images that look anomalous themselves, and fits that leave them out.
 
 Each image is scored without all that its part gave to the model, as for verdicts. It is suspect
-where `maths.outliers.deviations` is above 3.5. A robust fit leaves suspects out and looks again,
-twice at the most: defects of one kind stand by one another until the first of them are gone.
+where `maths.outliers.deviations` is above 3.5. A robust fit leaves suspects out, looks again and
+leaves out what it sees then: defects of one kind stand by one another until the first of them are
+gone.
 
 SoftPatch (Jiang et al., "SoftPatch: Unsupervised Anomaly Detection with Noisy Data", NeurIPS 2022)
 weighs and drops single patches of PatchCore. Here whole images are dropped: that serves every
@@ -37,7 +38,7 @@ _SUSPECT = 3.5
 _FEWEST = 10
 # Images of a group that are listed at least, so that there is something to look at.
 _LISTED = 20
-# How often a robust fit looks again. Each time is a fit, and a score of all that is left.
+# How often a robust fit looks. Each time is a fit, and a score of all that is left.
 _ROUNDS = 2
 
 

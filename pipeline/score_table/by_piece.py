@@ -1,9 +1,10 @@
 """Rows of the score table by the piece that they are of (`part_id`): a verdict from all its views.
 
-A piece is anomalous if any of its images is. The p-value of that, from those of its `m` images, is
-`min(1, m * min p)`, Bonferroni's: it is valid however the images depend on one another, since for
-a good piece `P(min p <= a / m) <= sum P(p <= a / m) <= a`. Images of one piece depend on one
-another strongly, and then it is larger than it need be: that is its price, in power.
+A piece is defective if any of its views shows it. Its p-value, from those of its `m` images, is
+`min(1, m * min p)`, Bonferroni's, so that one anomalous image of many need not make it anomalous.
+It is valid however the images depend on one another, since for a good piece
+`P(min p <= a / m) <= sum P(p <= a / m) <= a`. Images of one piece depend on one another strongly,
+and then it is larger than it need be: that is its price, in power.
 (Vovk and Wang, "Combining p-values via averaging", Biometrika 107, 2020, compare others.)
 
 What is kept of the images that were read is one row a piece. Two such tables merge into one, in

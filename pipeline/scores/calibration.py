@@ -40,7 +40,7 @@ class MeanStd:
     @property
     def is_rounding(self) -> bool:
         """Whether the values are equal but for the rounding of float32."""
-        # `of` sets the deviation of equal values to 1; no other deviation is 1 to the bit.
+        # `of` sets the deviation of equal values to 1, which that of others is next to never.
         return self.std == 1.0 or self.std <= _ROUNDING * abs(self.mean)
 
     def standardise(self, values: Float32[np.ndarray, "*axes"]) -> Float32[np.ndarray, "*axes"]:
@@ -91,7 +91,7 @@ class Calibration:
     """The scores of training images, each measured without what that image gave to the model.
 
     `images` is their number, `scores` are theirs. `patches` and `scale` are those of the anomaly
-    maps; None where the method has none.
+    maps; None where the method has none and an image could be measured.
     """
 
     images: NonNegativeInt

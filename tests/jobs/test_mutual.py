@@ -173,6 +173,8 @@ def test_a_group_with_too_few_images_has_rows_that_say_so(nights: Path, tmp_path
     for error in errors:
         assert re.search(told, error)
     assert "brushed_plate: 2 different images of 2 are too few" in caplog.text
+    assert "nothing is promised of false alarms" in caplog.text
+    assert "is promised instead" not in caplog.text
 
 
 def test_where_no_group_has_enough_images_nothing_is_scored(

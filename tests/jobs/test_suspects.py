@@ -171,6 +171,18 @@ def test_an_update_does_not_bring_back_what_was_left_out(lake: Path, tmp_path: P
     assert named(model, "left_out") >= set(BAD)
 
 
+@pytest.mark.slow
+def test_what_was_left_out_has_not_left(lake: Path, tmp_path: Path):
+    """A model has no verdicts when a tenth of its images have left; these were never in it."""
+    model, kept = tmp_path / "model", lake / "0.parquet"
+    fitted = fit.run(str(lake), str(model), robust("patchcore"), LOCAL).groups["plates"]
+    assert fitted.unusable_images["suspect"] > 0.1 * 18
+    leaving = Withdrawal((pq.read_table(kept)["image_id"][0].as_py(),))
+    after = withdraw.run(str(model), leaving, settings_of("patchcore"), LOCAL).groups["plates"]
+    assert after.images == fitted.images - 1
+    assert after.facts["judged_parts"] == after.images
+
+
 def test_the_list_follows_updates_and_withdrawals(lake: Path, tmp_path: Path):
     model, half = tmp_path / "model", tmp_path / "half"
     half.mkdir()

@@ -70,6 +70,9 @@ def test_splits_by_default(split: str | None, meaning: str | None):
         ("good_labels=[true]", "true", "false"),
         ("good_labels=[1]", " 1", "-1"),  # of scikit-learn, -1 is an outlier
         ("good_labels=[10]", "10", "1.0"),
+        ("good_labels=[1234567]", "1234567", "1.23457e+06"),
+        ("good_labels=[1234567.0]", "1234567", "1"),
+        ("good_labels=[1234567.25]", "1234567.25", "1234567"),
         ("good_labels=[O.K.]", "ok", "ko"),
         ("good_labels=[_gut-teil_]", "Gut Teil", "gut"),
         ("good_labels=[\uff2f\uff2b]", "ok", "good"),
