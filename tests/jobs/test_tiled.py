@@ -167,7 +167,7 @@ def test_a_score_that_asks_for_other_tiles_is_refused(lake, tiled, tmp_path):
         ({"tile": {"size": 64}}, "'image.tile' is {'size': 64}: it needs 'overlap', too"),
         ({"tile": {"size": 64}}, "image.tile"),
         ({"resize": [64, 64]}, "no larger than a tile of 80 pixels"),
-        ({"resize": 96, "crop": 64}, "no larger than a tile of 80 pixels"),
+        ({"resize": 96, "crop": 64}, "or of a pair, and image.resize is 96; set image.resize=auto"),
         ({"pixels": 2**25 + 1}, "less than or equal to 33554432"),
     ],
 )
