@@ -23,6 +23,12 @@ def set_to(*assignments: str) -> ColumnSettings:
     return load_settings(assignments=[f"columns.{one}" for one in assignments]).columns
 
 
+def test_words_of_a_set_have_one_order():
+    """That of a set is another one in another process, and a model's name covers them."""
+    words = {"normal", "iO", "gut", "ok"}
+    assert ColumnSettings(good_labels=words).good_labels == ("gut", "iO", "normal", "ok")
+
+
 @pytest.mark.parametrize(
     ("label", "meaning"),
     [
