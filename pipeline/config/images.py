@@ -90,20 +90,14 @@ class ImageSettings(Frozen):
     def _cuts_something(
         cls, tile: TileSettings | None, info: ValidationInfo
     ) -> TileSettings | None:
-        # Without it, what is wrong with it is said.
+        # A `resize` that is no size at all is missing here, and has an error of its own.
         resize = info.data.get("resize", "auto")
-        if tile is None or resize == "auto":
-            return tile
-        if isinstance(resize, int):
-            raise ValueError(  # noqa: TRY004 - pydantic takes these
-                "tiles are cut of inputs of the photo's own shape or of a pair, and image.resize "
-                f"is {resize}; set image.resize=auto, or a pair of which a side is above "
-                f"{tile.size}"
-            )
-        if max(resize) <= tile.size:
+        longest = max(resize) if isinstance(resize, tuple) else 0
+        if tile is not None and resize != "auto" and longest <= tile.size:
             raise ValueError(
-                f"image.resize {list(resize)} makes inputs that are no larger than a tile of "
-                f"{tile.size} pixels; set image.resize=auto, or a larger pair"
+                f"image.resize is {resize}, and tiles of {tile.size} pixels are cut of inputs of "
+                "the photo's own shape or of a pair with a larger side; set image.resize=auto, or "
+                "such a pair"
             )
         return tile
 

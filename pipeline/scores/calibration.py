@@ -91,7 +91,7 @@ class Calibration:
     """The scores of training images, each measured without what that image gave to the model.
 
     `images` is their number, `scores` are theirs. `patches` and `scale` are those of the anomaly
-    maps; None where the method has none and an image could be measured.
+    maps; None where images were measured and the method has none.
     """
 
     images: NonNegativeInt

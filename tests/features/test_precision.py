@@ -13,7 +13,7 @@ from patchlake.pipeline.errors import ConfigError
 from patchlake.pipeline.features import backbone as loading
 from patchlake.pipeline.features.backbone import UNTRAINED, load_backbone
 from patchlake.pipeline.features.extractor import Extractor
-from patchlake.pipeline.features.precision import to_bfloat16
+from patchlake.pipeline.features.precision import multiplies_bfloat16, to_bfloat16
 from tests.conftest import ASSETS
 
 CPU = torch.device("cpu")
@@ -105,16 +105,17 @@ def _loaded(name):
 
 
 def test_coarse_layers_are_rounded_and_fine_ones_are_not():
-    """By their values: where bfloat16 is not multiplied, rounded ones are kept in float32."""
+    """Where bfloat16 is not multiplied, rounded weights are kept in float32."""
     network = load_backbone(settings_of("resnet10t.c3_in1k", "bfloat16")).network
-    is_rounded = {
-        name: torch.equal(module.weight.bfloat16().float(), module.weight.float())
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d)
-    }
-    stem = {rounded for name, rounded in is_rounded.items() if name.startswith("conv1")}
-    assert stem == {False}
-    assert {rounded for name, rounded in is_rounded.items() if name.startswith("layer")} == {True}
+    native = multiplies_bfloat16(torch.device("cpu"))
+    found = {"conv1": set(), "layer": set()}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight
+            is_rounded = torch.equal(weight.bfloat16().float(), weight.float())
+            found[name[:5]].add((weight.dtype, is_rounded))
+    assert found["conv1"] == {(torch.float32, False)}
+    assert found["layer"] == {(torch.bfloat16 if native else torch.float32, True)}
 
 
 def test_batchnorm_is_folded_where_it_takes_a_convolutions_result_and_only_there():

@@ -166,8 +166,8 @@ def test_a_score_that_asks_for_other_tiles_is_refused(lake, tiled, tmp_path):
         ({"tile": {"size": 64, "overlap": 40}}, "}: 40 is more than half of a tile's 64 pixels"),
         ({"tile": {"size": 64}}, "'image.tile' is {'size': 64}: it needs 'overlap', too"),
         ({"tile": {"size": 64}}, "image.tile"),
-        ({"resize": [64, 64]}, "no larger than a tile of 80 pixels"),
-        ({"resize": 96, "crop": 64}, "or of a pair, and image.resize is 96; set image.resize=auto"),
+        ({"resize": [64, 64]}, r"image.resize is \(64, 64\), and tiles of 80 pixels are cut of"),
+        ({"resize": 96, "crop": 64}, "image.resize is 96, and tiles of 80 pixels are cut of"),
         ({"pixels": 2**25 + 1}, "less than or equal to 33554432"),
     ],
 )
